@@ -1,0 +1,57 @@
+# Two commands that do all their own set-up on a fresh machine with python3 and nothing else:
+#   make demo   builds .venv and runs the main job on real X-rays (or on synthetic ones where there are none)
+#   make test   builds what it needs and runs every check
+PYTHON ?= python3
+# tflite-runtime 2.14 has no wheels above Python 3.11: its tests run with the first of these that is there.
+PYTHON_TFLITE ?= $(firstword $(foreach name,$(PYTHON) python3.11 python3.10,$(if \
+  $(shell $(name) -c "import sys; print(*['old enough'] * (sys.version_info < (3, 12)))" 2>/dev/null),$(name))))
+PIP = -m pip install --disable-pip-version-check --quiet
+BIN := .venv/bin
+SETUP := setup.cfg setup.py .ci/constraints.txt
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
+
+.PHONY: demo test lint clean
+
+demo: .venv/.train
+	$(BIN)/python experiments/demo.py
+
+test: lint .venv-litert/.device .venv-tflite/.device
+	@echo "== device code where only LiteRT is installed"
+	.venv-litert/bin/python $(DEVICE_TESTS)
+	@if [ -x .venv-tflite/bin/python ]; then \
+	  echo "== device code where only tflite-runtime 2.14 is installed" && .venv-tflite/bin/python $(DEVICE_TESTS); \
+	else echo "== SKIPPED tests with tflite-runtime 2.14: it needs a python3.11 or older on the PATH"; fi
+	@echo "== the whole package"
+	$(TESTS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/.train: $(SETUP)
+	@echo "building .venv (about a minute)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train]'
+	@touch $@
+
+.venv/.dev: .venv/.train
+	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev]'
+	@touch $@
+
+.venv-litert/.device: $(SETUP)
+	$(PYTHON) -m venv .venv-litert
+	.venv-litert/bin/python $(PIP) -c .ci/constraints.txt -e '.[litert]' pytest hypothesis
+	@touch $@
+
+.venv-tflite/.device: $(SETUP) .ci/constraints-tflite.txt
+	@mkdir -p .venv-tflite
+	@if [ -n "$(PYTHON_TFLITE)" ]; then \
+	  $(PYTHON_TFLITE) -m venv .venv-tflite && \
+	  .venv-tflite/bin/python $(PIP) -c .ci/constraints-tflite.txt -e '.[tflite]' pytest hypothesis; fi
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-litert .venv-tflite demo_run build *.egg-info

@@ -1,0 +1,34 @@
+"""The part that ships to the device: numpy, OpenCV, absl and a TFLite runtime; never TensorFlow.
+
+The names below load on first use, so that a command that needs only one of them starts fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Classifier": "classifier",
+    "Findings": "classifier",
+    "ImageGateWarning": "preprocess",
+    "INTENDED_USE": "modelinfo",
+    "Latency": "benchmark",
+    "ModelFile": "modelfile",
+    "ModelInfo": "modelinfo",
+    "PreprocessSpec": "spec",
+    "load_interpreter": "interpreter",
+    "measure_latency": "benchmark",
+    "measure_together": "benchmark",
+    "pack_model": "modelfile",
+    "read_model": "modelfile",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605 - resolved by __getattr__ below
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,173 @@
+"""From a chest X-ray file to findings, with a .tflite model that knows its own labels and preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.interpreter import load_interpreter
+from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
+from cxr_compress.device.preprocess import preprocess
+from cxr_compress.device.quantisation import TensorFormat
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import DataError, ModelFileError
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a model says about one image; every array is float32 (k,), one entry a label.
+
+    Attributes:
+        labels: the k findings.
+        logits: the model's output, dequantised.
+        probabilities: sigmoid(slope * logit + offset) with the calibration of the model file.
+        thresholds: on the probabilities.
+        positive: probability at or above its threshold.
+    """
+
+    labels: tuple[str, ...]
+    logits: np.ndarray
+    probabilities: np.ndarray
+    thresholds: np.ndarray
+    positive: tuple[bool, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the findings as JSON-ready values: {"findings": [{label, probability, threshold, positive, logit}]}."""
+        columns = zip(self.labels, self.probabilities, self.thresholds, self.positive, self.logits, strict=True)
+        return {
+            "findings": [
+                {
+                    "label": label,
+                    "probability": _short(probability),
+                    "threshold": _short(threshold),
+                    "positive": positive,
+                    "logit": _short(logit),
+                }
+                for label, probability, threshold, positive, logit in columns
+            ]
+        }
+
+
+class Classifier:
+    """Classify images with one model file; what is scored here is what ships.
+
+    One interpreter is built and reused, so a Classifier is cheap to call and not safe to share between threads. The
+    same image gives the same findings alone and in any batch: images run one by one.
+
+    Attributes:
+        info: what the model file says about itself.
+        labels: the findings, in the order of the logits.
+        spec: the preprocessing.
+        runtime: which TFLite runtime runs it, for instance "ai-edge-litert 2.3.0".
+        output_scale: one step (LSB) of the logits of a quantised output; None for a float output.
+    """
+
+    info: ModelInfo
+    labels: tuple[str, ...]
+    spec: PreprocessSpec
+    runtime: str
+    output_scale: float | None
+
+    def __init__(
+        self,
+        model: str | Path | ModelFile,
+        *,
+        num_threads: int = 1,
+        runtime: str = "auto",
+        gate: str = "error",
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: a path, or what `read_model` gave.
+            num_threads: threads of the TFLite kernels.
+            runtime: "auto", "litert" or "tflite-runtime".
+            gate: "error" refuses a colour image for a gray model; "off" warns (`ImageGateWarning`) and goes on.
+
+        Raises:
+            ModelFileError: the file is damaged, not ours, or its tensors contradict what it says about itself.
+            RuntimeUnavailableError: no TFLite runtime here can run it.
+        """
+        file = model if isinstance(model, ModelFile) else read_model(model)
+        loaded = load_interpreter(file.content, num_threads=num_threads, runtime=runtime)
+        self.info, self.runtime = file.info, loaded.runtime
+        self.labels, self.spec = file.info.labels, file.info.preprocess
+        self._gate = gate
+        self._interpreter = loaded.interpreter
+        self._input = _only_tensor(loaded.interpreter.get_input_details(), "input", (1, *self.spec.input_shape))
+        self._output = _only_tensor(loaded.interpreter.get_output_details(), "output", (1, len(self.labels)))
+        self.output_scale = self._output.scale
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """Run preprocessed images through the model.
+
+        Args:
+            batch: float32 (n, height, width, channels), as `device.preprocess.normalize` gives it; n may be 0.
+
+        Returns:
+            float32 (n, k), dequantised.
+
+        Raises:
+            DataError: another shape or dtype, or NaN or infinite values.
+        """
+        batch = np.asarray(batch)
+        if batch.dtype != np.float32 or batch.shape[1:] != self.spec.input_shape or batch.ndim != 4:  # noqa: PLR2004
+            raise DataError(f"expected float32 of shape (n, *{self.spec.input_shape}), got {batch.dtype} {batch.shape}")
+        out = np.empty((len(batch), len(self.labels)), np.float32)
+        for index, image in enumerate(batch):
+            if not np.isfinite(image).all():
+                raise DataError(f"expected finite pixels, image {index} of the batch holds NaN or infinity")
+            self._interpreter.set_tensor(self._input.index, self._input.encode(image[np.newaxis]))
+            self._interpreter.invoke()
+            out[index] = self._output.decode(self._interpreter.get_tensor(self._output.index))[0]
+        return out
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.
+
+        Raises:
+            DataError: the last axis does not hold one logit a label.
+        """
+        logits = np.asarray(logits)
+        if logits.shape[-1:] != (len(self.labels),):
+            raise DataError(f"expected logits of shape (..., {len(self.labels)}), got {logits.shape}")
+        z = logits.astype(np.float64) * self.info.logit_slope + np.asarray(self.info.logit_offset)
+        # exp of a negative number only: no overflow warning at extreme logits.
+        small = np.exp(-np.abs(z))
+        return (np.where(z >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
+
+    def predict(self, image: str | Path | np.ndarray) -> Findings:
+        """Classify one image: a PNG or JPEG file, or pixels as uint8 or uint16, (H, W) or (H, W, 3) RGB.
+
+        Raises:
+            DataError: the image is missing, damaged, or not what the model was trained on.
+        """
+        return self.decide(self.logits(preprocess(image, self.spec, self._gate)[np.newaxis])[0])
+
+    def decide(self, logits: np.ndarray) -> Findings:
+        """Give the findings that belong to the logits (k,) of one image."""
+        probabilities = self.probabilities(logits)
+        thresholds = np.asarray(self.info.thresholds, np.float32)
+        positive = tuple(bool(flag) for flag in probabilities >= thresholds)
+        return Findings(self.labels, np.asarray(logits, np.float32), probabilities, thresholds, positive)
+
+
+def _only_tensor(details: list[dict[str, Any]], role: str, shape: tuple[int, ...]) -> TensorFormat:
+    """Give the format of the model's single input or output after checking its shape."""
+    if len(details) != 1:
+        raise ModelFileError(f"expected a model with one {role}, got {len(details)}; convert it again")
+    found = tuple(int(size) for size in details[0]["shape"])
+    if found != shape:
+        raise ModelFileError(
+            f"the model's {role} has shape {found}, its own metadata says {shape}; the file was packed with the wrong "
+            "metadata, convert it again"
+        )
+    return TensorFormat.from_details(details[0])
+
+
+def _short(value: np.floating[Any]) -> float:
+    """Give a float32 as the shortest float that reads back as it, for JSON."""
+    return float(np.format_float_scientific(value, unique=True))

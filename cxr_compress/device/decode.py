@@ -1,0 +1,144 @@
+"""Decode PNG and JPEG files, and refuse what is damaged instead of guessing the missing pixels.
+
+OpenCV fills what a cut-off JPEG lacks with gray and says nothing: a clinic would get a finding for half a film. So the
+container is walked before its pixels are decoded: every PNG chunk and its checksum, every JPEG segment to the end mark.
+Other formats are refused, because nothing here could tell whether such a file is whole.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cxr_compress.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_START = b"\xff\xd8"
+_AGAIN = "copy or export it again"
+# A mark that ends entropy-coded data: not a stuffed zero, not a restart mark, not a fill byte (ITU-T T.81, B.1.1.5).
+_NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_EOI = 0xD9
+# Marks without a length field: TEM, RST0 to RST7, SOI (ITU-T T.81, table B.1).
+_BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+def decode_image(path: str | Path) -> np.ndarray:
+    """Read a PNG or JPEG file as it stores its pixels.
+
+    Palettes are resolved, an alpha channel is dropped, the EXIF orientation is not applied (scanners do not write it).
+    16-bit PNG stays 16-bit.
+
+    Returns:
+        uint8 or uint16, (H, W) for gray files, (H, W, 3) in RGB order for the others.
+
+    Raises:
+        DataError: the file is missing, empty, cut short, damaged or of another kind; the message starts with the path.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: not found; check the path") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: is a folder, expected an image file") from error
+    except OSError as error:
+        raise DataError(f"{path}: could not be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a NUL character
+        raise DataError(f"{str(path)!r}: is not a path: {error}") from error
+    try:
+        return decode_bytes(data)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def decode_bytes(data: bytes) -> np.ndarray:
+    """Decode the content of a PNG or JPEG file as `decode_image` does.
+
+    Raises:
+        DataError: as `decode_image`, without a path.
+    """
+    _check_container(data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # for instance above OpenCV's limit of 2**30 pixels
+        raise DataError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
+    if image is None:
+        raise DataError(f"is damaged: its pixels cannot be decoded; {_AGAIN}")
+    return _drop_alpha(np.asarray(image))
+
+
+def _drop_alpha(image: np.ndarray) -> np.ndarray:
+    """From OpenCV's (H, W), BGR or BGRA to (H, W) or RGB; 8- or 16-bit only."""
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"expected 8 or 16 bits a pixel, got {image.dtype}")
+    if image.ndim == 2:  # noqa: PLR2004
+        return image
+    if image.shape[2] < 3:  # noqa: PLR2004 - gray, or gray and alpha
+        return np.ascontiguousarray(image[..., 0])
+    return np.ascontiguousarray(image[..., 2::-1])
+
+
+def _check_container(data: bytes) -> None:
+    """Raise a DataError unless the bytes are one whole PNG or JPEG file."""
+    if not data:
+        raise DataError(f"is empty; {_AGAIN}")
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png(data)
+    elif data.startswith(_JPEG_START):
+        _check_jpeg(data)
+    elif data[128:132] == b"DICM":
+        raise DataError("is a DICOM file, which is not read here; export it as a 16-bit or 8-bit PNG first")
+    else:
+        raise DataError(f"is not a PNG or JPEG file (it starts with {data[:4].hex(' ')}); export it as PNG first")
+
+
+def _check_png(data: bytes) -> None:
+    """Walk the chunks of a PNG to its IEND and verify each checksum.
+
+    Source: W3C PNG specification, section 5.3 (length, type, data, CRC over type and data).
+    """
+    position = len(_PNG_SIGNATURE)
+    view = memoryview(data)
+    while position + 12 <= len(data):
+        length = int.from_bytes(view[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise DataError(f"is damaged: the checksum of PNG chunk {_printable(kind)} is wrong; {_AGAIN}")
+        if kind == b"IEND":
+            return
+        position = end + 4
+    raise DataError(f"is cut short: the PNG ends after {len(data)} bytes without its end mark (IEND); {_AGAIN}")
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Walk the segments of a JPEG to its end mark; bytes after it (padding, a second picture) do not matter.
+
+    A search for the end mark alone would be fooled by the thumbnail inside an EXIF segment, which has its own.
+    Source: ITU-T T.81, annex B.
+    """
+    position = len(_JPEG_START)
+    while True:
+        found = _NEXT_MARK.search(data, position)
+        if found is None:
+            break
+        mark, position = data[found.start() + 1], found.end()
+        if mark == _EOI:
+            return
+        if mark in _BARE_MARKS:
+            continue
+        # A segment says how long it is; entropy-coded data after a scan header does not, and is searched through.
+        position += int.from_bytes(data[position : position + 2], "big")
+    raise DataError(f"is cut short: the JPEG ends after {len(data)} bytes without its end mark (EOI); {_AGAIN}")
+
+
+def _printable(kind: bytes) -> str:
+    """Give a chunk type as text that is safe in a message."""
+    return kind.decode("ascii", "replace") if kind.isalpha() else kind.hex(" ")

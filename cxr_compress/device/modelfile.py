@@ -1,0 +1,176 @@
+"""What a .tflite file of ours carries about itself: labels, preprocessing, calibration, thresholds, origin.
+
+The file is the flatbuffer followed by a ZIP archive (the place where TFLite keeps associated files), so any TFLite
+runtime runs it and ``unzip model.tflite`` shows `labels.txt` and `cxr_compress.json`. The same input gives the same
+bytes: members are stored in fixed order with fixed times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
+from cxr_compress.device.modelinfo import INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
+from cxr_compress.errors import ModelFileError
+
+__all__ = ["INTENDED_USE", "MAX_METADATA_BYTES", "ModelFile", "ModelInfo", "pack_model", "read_model"]
+
+MAX_METADATA_BYTES = 64 * 1024
+
+_LABELS_NAME = "labels.txt"
+_ZIP_START = b"PK\x03\x04"
+_AGAIN = "copy or convert it again"
+# The earliest time a ZIP can hold: a real one would make equal models differ.
+_FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+# What zipfile raises on damaged archives, by Python version and place of the damage.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file, read and verified.
+
+    Attributes:
+        path: where it was read.
+        content: the flatbuffer alone, for a TFLite runtime.
+        info: what the file says about itself.
+        file_bytes: size of the whole file.
+        sha256: of the whole file, hexadecimal.
+    """
+
+    path: Path
+    content: bytes = field(repr=False)
+    info: ModelInfo
+    file_bytes: int
+    sha256: str
+
+
+def pack_model(flatbuffer: bytes, info: ModelInfo) -> bytes:
+    """Join a .tflite flatbuffer and what it says about itself into one file content; equal inputs give equal bytes.
+
+    Raises:
+        ModelFileError: `flatbuffer` is no TFLite flatbuffer or already packed, or the metadata exceeds 64 kB.
+    """
+    _check_identifier(flatbuffer, "the converted model")
+    if _open_zip(flatbuffer) is not None:
+        raise ModelFileError(
+            "the converted model already carries an archive; pack the bare flatbuffer (ModelFile.content)"
+        )
+    document = {
+        **info.to_dict(),
+        "flatbuffer_bytes": len(flatbuffer),
+        "flatbuffer_sha256": hashlib.sha256(flatbuffer).hexdigest(),
+    }
+    buffer = io.BytesIO()
+    buffer.write(flatbuffer)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
+        for name, text in ((JSON_NAME, dump_json(document)), (_LABELS_NAME, _labels_text(info))):
+            member = zipfile.ZipInfo(name, _FIXED_TIME)
+            member.create_system = 3  # Unix, on every machine, so that the bytes do not depend on it
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, text.encode("utf-8"))
+    packed = buffer.getvalue()
+    if len(packed) - len(flatbuffer) > MAX_METADATA_BYTES:
+        raise ModelFileError(
+            f"the metadata takes {len(packed) - len(flatbuffer)} bytes, at most {MAX_METADATA_BYTES} are allowed; "
+            "shorten the recipe"
+        )
+    return packed
+
+
+def read_model(path: str | Path) -> ModelFile:
+    """Read a model file and verify that it is whole and as it was written.
+
+    Raises:
+        ModelFileError: missing, not a .tflite, not one of ours, cut short, changed, or made by a newer version; the
+            message starts with the path.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such model file; check the path") from error
+    except IsADirectoryError as error:
+        raise ModelFileError(f"{path}: is a folder, expected a .tflite file") from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: could not be read: {error}") from error
+    _check_identifier(data, str(path))
+    try:
+        content, info = _unpack(data)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    return ModelFile(Path(path), content, info, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _unpack(data: bytes) -> tuple[bytes, ModelInfo]:
+    """Split a file content into flatbuffer and info, verified against each other."""
+    archive = _open_zip(data)
+    if archive is None:
+        if JSON_NAME.encode() in data:
+            raise ModelFileError(f"is cut short or damaged: the end of its archive is missing; {_AGAIN}")
+        raise ModelFileError(
+            f"not one of ours, or cut short: it has no {JSON_NAME} with labels and preprocessing; "
+            "convert it with cxr_convert, or copy it again"
+        )
+    with archive:
+        if JSON_NAME not in archive.namelist():
+            raise ModelFileError(f"not one of ours: its archive has no {JSON_NAME}; convert it with cxr_convert")
+        document = load_json(_read_member(archive, JSON_NAME))
+        labels = _read_member(archive, _LABELS_NAME)
+    size, digest = document.pop("flatbuffer_bytes", None), document.pop("flatbuffer_sha256", None)
+    info = ModelInfo.from_dict(document)
+    content = data[:size] if isinstance(size, int) and 0 < size < len(data) else b""
+    if data[len(content) : len(content) + 4] != _ZIP_START or hashlib.sha256(content).hexdigest() != digest:
+        raise ModelFileError(f"was changed or damaged: the model does not match its recorded sha256; {_AGAIN}")
+    if labels != _labels_text(info):
+        raise ModelFileError(f"was changed: {_LABELS_NAME} and {JSON_NAME} name different findings; {_AGAIN}")
+    return content, info
+
+
+def _open_zip(data: bytes) -> zipfile.ZipFile | None:
+    """Open the archive at the end of the bytes; None when there is none that can be read."""
+    try:
+        return zipfile.ZipFile(io.BytesIO(data))
+    except _ZIP_ERRORS:
+        return None
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> str:
+    """Read one small text member; zipfile verifies its checksum."""
+    try:
+        member = archive.getinfo(name)
+        if member.file_size > MAX_METADATA_BYTES or member.compress_type != zipfile.ZIP_STORED:
+            raise ModelFileError(f"is damaged: {name} should be stored in at most {MAX_METADATA_BYTES} bytes; {_AGAIN}")
+        return archive.read(member).decode("utf-8")
+    except _ZIP_ERRORS as error:
+        raise ModelFileError(f"is damaged: {name} cannot be read ({error}); {_AGAIN}") from error
+
+
+def _check_identifier(data: bytes, name: str) -> None:
+    """Raise a ModelFileError unless the bytes start as a TFLite flatbuffer does."""
+    if not data:
+        raise ModelFileError(f"{name}: is empty; {_AGAIN}")
+    if data[4:8] != FLATBUFFER_IDENTIFIER:
+        raise ModelFileError(
+            f"{name}: is not a .tflite file (bytes 4 to 8 are {data[4:8]!r}, expected {FLATBUFFER_IDENTIFIER!r})"
+        )
+
+
+def _labels_text(info: ModelInfo) -> str:
+    """One finding a line, in the order of the logits."""
+    return "".join(f"{label}\n" for label in info.labels)

@@ -1,0 +1,173 @@
+"""What a model file says about itself, and the JSON it is stored as."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import DataError, ModelFileError
+
+INTENDED_USE = "Research use only; not a medical device and not a diagnosis."
+FORMAT_VERSION = 1
+JSON_NAME = "cxr_compress.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says about itself; `k` is the number of findings.
+
+    Attributes:
+        model_name: decodes the recipe, for instance chexnet_m50_w70_int8.
+        labels: k findings in the order of the logits.
+        preprocess: how an image becomes the input.
+        logit_slope: k numbers; probability = sigmoid(slope * logit + offset).
+        logit_offset: k numbers; undo the weights of the training loss (log of pos_weight) and calibrate.
+        thresholds: k numbers in [0, 1] on that probability; a finding at or above it is positive.
+        threshold_source: how and on which set the thresholds were chosen.
+        quant_type: none, fp16, dynamic, int8, int8_float_io.
+        parents: earlier stage -> sha256 of what it made.
+        training_data: the data set, in words.
+        attribution: what its licence asks to be said.
+        synthetic: trained on drawn phantom images, so its findings say nothing about patients.
+        recipe: the recipe of the run, JSON-ready.
+        intended_use: the sentence every output carries.
+    """
+
+    model_name: str
+    labels: tuple[str, ...]
+    preprocess: PreprocessSpec
+    logit_slope: tuple[float, ...]
+    logit_offset: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    threshold_source: str
+    quant_type: str
+    parents: dict[str, str] = field(default_factory=dict)
+    training_data: str = ""
+    attribution: str = ""
+    synthetic: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)
+    intended_use: str = INTENDED_USE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", _checked_labels(self.labels))
+        for name in ("logit_slope", "logit_offset", "thresholds"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name), len(self.labels)))
+        if not all(0.0 <= value <= 1.0 for value in self.thresholds):
+            raise ModelFileError(f"expected thresholds from 0 to 1, got {self.thresholds}")
+        if not isinstance(self.preprocess, PreprocessSpec):
+            raise ModelFileError(f"expected preprocess as a PreprocessSpec, got {type(self.preprocess).__name__}")
+        for name in ("model_name", "threshold_source", "quant_type", "training_data", "attribution", "intended_use"):
+            _expect(name, getattr(self, name), str)
+        for name in ("parents", "recipe"):
+            _expect(name, getattr(self, name), dict)
+        _expect("synthetic", self.synthetic, bool)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields and `format_version` as JSON-ready values."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return {**fields, "preprocess": self.preprocess.to_dict(), "format_version": FORMAT_VERSION}
+
+    def to_json(self) -> str:
+        """Give the fields as JSON text: keys sorted, so equal infos give equal text."""
+        return dump_json(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelInfo:
+        """Build an info from what `to_dict` gave.
+
+        Raises:
+            ModelFileError: a newer format version, an unknown or missing key, a value of the wrong kind or length.
+        """
+        fields = dict(fields)
+        _check_version(fields.pop("format_version", None))
+        known = {item.name for item in dataclasses.fields(cls)}
+        if set(fields) != known:
+            unknown, missing = sorted(set(fields) - known), sorted(known - set(fields))
+            raise ModelFileError(
+                f"{JSON_NAME}: unknown keys {unknown}, missing keys {missing}; copy or convert the file again"
+            )
+        try:
+            spec = PreprocessSpec.from_dict(_expect("preprocess", fields["preprocess"], dict))
+        except DataError as error:
+            raise ModelFileError(f"{JSON_NAME}: {error}") from error
+        return cls(**{**fields, "preprocess": spec})
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelInfo:
+        """Build an info from what `to_json` gave.
+
+        Raises:
+            ModelFileError: not JSON, or as `from_dict`.
+        """
+        return cls.from_dict(load_json(text))
+
+
+def _check_version(version: Any) -> None:
+    """Raise a ModelFileError unless this code can read that format version."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ModelFileError(
+            f"{JSON_NAME}: expected format_version as a whole number, got {version!r}; copy or convert the file again"
+        )
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{JSON_NAME}: has format_version {version}, this cxr_compress reads up to {FORMAT_VERSION}; "
+            "upgrade cxr-compress on this machine"
+        )
+
+
+def _checked_labels(labels: Any) -> tuple[str, ...]:
+    """Give the labels as a tuple of distinct one-line texts, or raise a ModelFileError."""
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+        raise ModelFileError(f"expected labels as a list of texts, got {labels!r}")
+    labels = tuple(labels)
+    if (
+        not labels
+        or len(set(labels)) != len(labels)
+        or any(not label or label.splitlines() != [label] for label in labels)
+    ):
+        raise ModelFileError(f"expected at least one label, all different and of one line, got {labels!r}")
+    return labels
+
+
+def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    """Give `count` finite floats (NumPy scalars welcome), or raise a ModelFileError that names the field."""
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"expected {name} as {count} numbers, got {values!r}") from error
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise ModelFileError(f"expected {name} as {count} finite numbers (one a label), got {values!r}")
+    return numbers
+
+
+def _expect(name: str, value: Any, kind: type) -> Any:
+    """Give the value back if it is of that kind, else raise a ModelFileError that names the field."""
+    if not isinstance(value, kind):
+        raise ModelFileError(f"expected {name} as {kind.__name__}, got {value!r}")
+    return value
+
+
+def dump_json(document: dict[str, Any]) -> str:
+    """JSON text with sorted keys and no NaN, which JSON does not know."""
+    try:
+        return json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"the model's metadata is not JSON: {error}") from error
+
+
+def load_json(text: str) -> dict[str, Any]:
+    """Parse a JSON object, or raise a ModelFileError."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{JSON_NAME}: is not JSON: {error}; copy or convert the file again") from error
+    if not isinstance(document, dict):
+        raise ModelFileError(
+            f"{JSON_NAME}: expected a JSON object, got {type(document).__name__}; copy or convert the file again"
+        )
+    return document

@@ -1,0 +1,198 @@
+"""From an image file or array to the model's input: the only preprocessing in the project.
+
+Training, calibration, evaluation and the device all come through here, so that a model is scored on exactly what it
+will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resize to uint8 -> normalise to float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cxr_compress.device.decode import decode_image
+from cxr_compress.device.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from cxr_compress.errors import DataError
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageGateWarning",
+    "PreprocessSpec",
+    "coloured_share",
+    "decode_image",
+    "load_uint8",
+    "normalize",
+    "preprocess",
+    "resize_uint8",
+    "to_uint8",
+]
+
+# The gray check: a pixel is coloured when its largest and smallest channel differ by more than this many of 255 levels.
+# JPEG's chroma subsampling leaves at most 13 levels of a gray film with noise of 6 levels in each channel (qualities 30
+# to 95); a window frame, skin, a light box under a lamp or an old film gone yellow lie above.
+COLOUR_LEVELS = 16
+# At most this share of coloured pixels passes, so that a small coloured side marker or pen stroke does not stop a film.
+COLOURED_SHARE_LIMIT = 0.01
+
+GATES = ("error", "off")
+
+
+class ImageGateWarning(UserWarning):
+    """An image is not what the model was trained on, and the caller chose to go on (`gate="off"`)."""
+
+
+def to_uint8(image: np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
+    """Bring a decoded image to 8 bits and to the spec's colour; the argument is left unchanged.
+
+    A colour image for a gray model is weighed to luminance after the gray check; a gray image for an RGB model is
+    repeated in three channels.
+
+    Args:
+        image: uint8 or uint16, (H, W), (H, W, 1) or (H, W, 3) RGB.
+        spec: what the model expects.
+        gate: "error", or "off" to warn about a colour image (`ImageGateWarning`) and go on.
+
+    Returns:
+        uint8, (H, W) for gray, (H, W, 3) for rgb.
+
+    Raises:
+        DataError: another dtype or shape, an empty image, or a colour image for a gray model with gate="error".
+    """
+    if gate not in GATES:
+        raise DataError(f"expected a gate of {', '.join(GATES)}; got {gate!r}")
+    image = _checked(image)
+    if image.dtype == np.uint16:
+        image = _depth_table(spec.bit_depth)[image]
+    if spec.color == "rgb":
+        return image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)  # noqa: PLR2004
+    if image.ndim == 2:  # noqa: PLR2004
+        return image
+    _check_gray(image, gate)
+    # Fixed-point weights that sum to one: equal channels come through unchanged.
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY))
+
+
+def resize_uint8(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Resample a uint8 image (H, W[, 3]) by area to (height, width[, 3]); the aspect ratio is not kept."""
+    if image.shape[:2] == (spec.height, spec.width):
+        return np.ascontiguousarray(image)
+    size = (spec.width, spec.height)
+    return np.asarray(cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA))
+
+
+def load_uint8(path: str | Path, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
+    """Read a file as what caches hold: uint8, (height, width) for gray or (height, width, 3) for rgb.
+
+    Raises:
+        DataError: as `decode_image` and `to_uint8`; the message starts with the path.
+    """
+    image = decode_image(path)
+    try:
+        return resize_uint8(to_uint8(image, spec, gate), spec)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def normalize(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Turn uint8 pixels into the float32 the model takes: (pixel / 255 - mean) / std, per channel.
+
+    Every value comes out of one table of 256 numbers, so an image gives the same bits alone, in a batch and on any
+    machine.
+
+    Args:
+        image: uint8, (height, width) or (n, height, width) for gray; with a last axis of 3 for rgb.
+        spec: what the model expects.
+
+    Returns:
+        float32, (height, width, channels) or (n, height, width, channels), C-contiguous.
+
+    Raises:
+        DataError: another dtype or shape.
+    """
+    image = np.asarray(image)
+    tail = (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
+    if image.dtype != np.uint8 or image.shape[-len(tail) :] != tail or image.ndim - len(tail) not in (0, 1):
+        raise DataError(f"normalize: expected uint8 of shape {tail} or (n, *{tail}), got {image.dtype} {image.shape}")
+    table = _pixel_table(spec.mean, spec.std)
+    # mode="clip" skips the bounds check, three quarters of the time; a uint8 cannot leave a table of 256 rows.
+    if spec.color == "gray":
+        return np.take(table, image, axis=0, mode="clip")
+    out = np.empty(image.shape, np.float32)
+    for channel in range(spec.channels):
+        out[..., channel] = np.take(table[:, channel], image[..., channel], mode="clip")
+    return out
+
+
+def preprocess(source: str | Path | np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
+    """Turn one image file, or one decoded image, into one model input: float32 (height, width, channels).
+
+    Args:
+        source: a path, or an array as `to_uint8` takes it (RGB order, not BGR).
+        spec: what the model expects.
+        gate: as `to_uint8`.
+
+    Raises:
+        DataError: as `decode_image` and `to_uint8`.
+    """
+    if isinstance(source, np.ndarray):
+        return normalize(resize_uint8(to_uint8(source, spec, gate), spec), spec)
+    return normalize(load_uint8(source, spec, gate), spec)
+
+
+def coloured_share(image: np.ndarray) -> float:
+    """Give the share, in [0, 1], of pixels of a uint8 (H, W, 3) whose channels differ by more than `COLOUR_LEVELS`."""
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return float(np.count_nonzero(spread > COLOUR_LEVELS)) / spread.size
+
+
+def _check_gray(image: np.ndarray, gate: str) -> None:
+    """Raise or warn when a colour image (H, W, 3) is not a gray film saved in colour."""
+    share = coloured_share(image)
+    if share <= COLOURED_SHARE_LIMIT:
+        return
+    text = (
+        f"expected a gray image, got colour: the channels of {share:.1%} of the pixels differ by more than "
+        f"{COLOUR_LEVELS} of 255 levels (limit {COLOURED_SHARE_LIMIT:.0%})"
+    )
+    if gate == "error":
+        raise DataError(f"{text}; export the film itself, or go on at your own risk with --gate=off")
+    warnings.warn(f"{text}; it was turned to gray because the gate is off", ImageGateWarning, stacklevel=3)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    """Give the image as (H, W) or (H, W, 3), or raise a DataError."""
+    image = np.asarray(image)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"expected pixels as uint8 or uint16, got {image.dtype}; do not normalise beforehand")
+    if image.ndim == 3 and image.shape[2] == 1:  # noqa: PLR2004
+        image = image[..., 0]
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):  # noqa: PLR2004
+        raise DataError(f"expected an image of shape (H, W) or (H, W, 3), got {image.shape}")
+    if 0 in image.shape:
+        raise DataError(f"expected an image with pixels, got shape {image.shape}")
+    return image
+
+
+@functools.lru_cache(maxsize=16)
+def _depth_table(bit_depth: int) -> np.ndarray:
+    """Table (65536,) uint8: stored value -> round(value * 255 / (2**bit_depth - 1)), clipped."""
+    top = 2**bit_depth - 1
+    values = np.arange(65536, dtype=np.int64)
+    # Whole numbers only. `top` is odd, so no value lies halfway between two levels and every rounding rule agrees.
+    table = np.minimum((2 * 255 * values + top) // (2 * top), 255).astype(np.uint8)
+    table.setflags(write=False)
+    return table
+
+
+@functools.lru_cache(maxsize=16)
+def _pixel_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Table (256, channels) float32: pixel -> (pixel / 255 - mean) / std, computed in float64 and rounded once."""
+    pixels = np.arange(256, dtype=np.float64)[:, np.newaxis] / 255.0
+    table = ((pixels - np.asarray(mean, np.float64)) / np.asarray(std, np.float64)).astype(np.float32)
+    table.setflags(write=False)
+    return table

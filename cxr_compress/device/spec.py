@@ -1,0 +1,101 @@
+"""The preprocessing of one model as data: what a model file stores and every stage obeys."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.errors import DataError
+
+# Source: the ImageNet statistics that CheXNet (Rajpurkar et al. 2017, section 2.2) normalises with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How an image becomes the input of one model; stored inside the model file.
+
+    Attributes:
+        height: rows of the model input, pixels.
+        width: columns of the model input, pixels. The image is squashed to fit; its aspect ratio is not kept.
+        channels: channels of the model input; a gray image is repeated in each.
+        color: "gray" (a colour image is an error) or "rgb".
+        bit_depth: meaningful bits of files and arrays that store 16 bits; 2**bit_depth - 1 becomes 255.
+        resize: the resampling, always "area".
+        mean: per channel, of pixel / 255.
+        std: per channel, of pixel / 255.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    color: str = "gray"
+    bit_depth: int = 16
+    resize: str = "area"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "channels", "bit_depth"):
+            object.__setattr__(self, name, _positive_int(name, getattr(self, name)))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _floats(name, getattr(self, name), self.channels))
+        if self.color not in ("gray", "rgb"):
+            raise DataError(f"PreprocessSpec: expected color 'gray' or 'rgb', got {self.color!r}")
+        if self.color == "rgb" and self.channels != 3:  # noqa: PLR2004 - red, green, blue
+            raise DataError(f"PreprocessSpec: color 'rgb' needs channels=3, got {self.channels}")
+        if self.resize != "area":
+            raise DataError(f"PreprocessSpec: expected resize 'area', got {self.resize!r}")
+        if not 8 <= self.bit_depth <= 16:  # noqa: PLR2004 - what a uint16 can hold beyond a uint8
+            raise DataError(f"PreprocessSpec: expected a bit_depth from 8 to 16, got {self.bit_depth}")
+        if min(self.std) <= 0:
+            raise DataError(f"PreprocessSpec: expected every std above 0, got {self.std}")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one model input."""
+        return self.height, self.width, self.channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON-ready values."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> PreprocessSpec:
+        """Build a spec from what `to_dict` gave.
+
+        Raises:
+            DataError: an unknown or missing key, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise DataError(f"PreprocessSpec: unknown keys {unknown}; known are {sorted(known)}")
+        missing = sorted({"height", "width"} - set(fields))
+        if missing:
+            raise DataError(f"PreprocessSpec: missing keys {missing}")
+        return cls(**fields)
+
+
+def _positive_int(name: str, value: Any) -> int:
+    """Give a value of a spec as a positive int, or raise a DataError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise DataError(f"PreprocessSpec: expected {name} as a whole number above 0, got {value!r}")
+    return int(value)
+
+
+def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
+    """Give a value of a spec as `count` finite floats, or raise a DataError that names it."""
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"PreprocessSpec: expected {name} as {count} numbers, got {values!r}") from error
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"PreprocessSpec: expected {name} as {count} finite numbers (one a channel), got {values!r}")
+    return numbers

@@ -1,0 +1,9 @@
+"""The golden files of the device tests; make_golden.py makes them."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+INT8_MODEL = FOLDER / "tiny_int8.tflite"
+FLOAT_MODEL = FOLDER / "tiny_float.tflite"
+NEWER_OP_FLATBUFFER = FOLDER / "newer_op.tflite"
+EXPECTED = FOLDER / "expected.json"

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.errors import CompressionError
+
+
+def test_write_bytes_new_and_existing_file_holds_exactly_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    for data in (b"first, the longer one", b"second", b""):
+        write_bytes(path, data)
+        assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["model.tflite"]  # noqa: PTH208 - names only
+
+
+def test_write_text_non_ascii_is_utf8_with_the_line_ends_given(tmp_path: Path) -> None:
+    write_text(tmp_path / "labels.txt", "Epanchement pleural é\nb\r\n")
+    assert (tmp_path / "labels.txt").read_bytes() == "Epanchement pleural é\nb\r\n".encode()
+
+
+def test_write_bytes_new_file_follows_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0o022)
+    try:
+        write_bytes(tmp_path / "model.tflite", b"x")
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "model.tflite").stat().st_mode & 0o777 == 0o644
+
+
+def test_write_bytes_full_disk_keeps_the_old_file_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CompressionError, match=r"could not write .*model\.tflite: No space left.*free some space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_write_bytes_interrupted_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_write_bytes_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match=r"No such file or directory; create its folder first"):
+        write_bytes(tmp_path / "missing" / "model.tflite", b"x")
+
+
+def test_write_bytes_over_a_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CompressionError, match=r"could not write .*out: .*; a folder has that name"):
+        write_bytes(tmp_path / "out", b"x")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

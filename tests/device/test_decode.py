@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cxr_compress.device.decode import decode_bytes, decode_image
+from cxr_compress.errors import DataError
+from tests.device.films import colour_photo, draw_film
+from tests.device.images import chunk, handmade_png, jpeg, png
+
+FILM = draw_film(1)
+FILM16 = (draw_film(2).astype(np.uint16) << 8) + draw_film(3)
+PHOTO = colour_photo(20, 30)
+
+
+@pytest.mark.parametrize(
+    "image", [FILM, FILM16, PHOTO, PHOTO.astype(np.uint16) * 257], ids=["8", "16", "rgb8", "rgb16"]
+)
+def test_decode_lossless_png_gives_the_stored_pixels_in_rgb_order(image: np.ndarray) -> None:
+    decoded = decode_bytes(png(image))
+    assert decoded.dtype == image.dtype
+    np.testing.assert_array_equal(decoded, image)
+
+
+def test_decode_colour_order_control_bgr_would_differ() -> None:
+    assert not np.array_equal(decode_bytes(png(PHOTO)), PHOTO[..., ::-1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_decode_png_with_alpha_drops_alpha(dtype: type) -> None:
+    top = np.iinfo(dtype).max
+    rgba = np.concatenate([PHOTO.astype(dtype), np.full((20, 30, 1), top // 3, dtype)], axis=2)
+    np.testing.assert_array_equal(decode_bytes(png(rgba)), PHOTO)
+
+
+def test_decode_gray_alpha_png_gives_equal_channels_of_gray() -> None:
+    pairs = np.stack([FILM, 255 - FILM], axis=-1)
+    decoded = decode_bytes(handmade_png(pairs.reshape(len(FILM), -1), 4, width=FILM.shape[1]))
+    np.testing.assert_array_equal(decoded, np.repeat(FILM[..., np.newaxis], 3, axis=2))
+
+
+@pytest.mark.parametrize("transparency", [b"", chunk(b"tRNS", b"\x80\x00")], ids=["plain", "with_transparency"])
+def test_decode_palette_png_resolves_the_palette(transparency: bytes) -> None:
+    palette = np.arange(24 * 3, dtype=np.uint8).reshape(24, 3) * 3
+    codes = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    data = handmade_png(codes, 3, width=6, extra=chunk(b"PLTE", palette.tobytes()) + transparency)
+    np.testing.assert_array_equal(decode_bytes(data), palette[codes])
+
+
+def test_decode_one_bit_png_gives_black_and_white() -> None:
+    rows = np.array([[0b10101010], [0b11110000]], np.uint8)
+    expected = [[255, 0, 255, 0, 255, 0, 255, 0], [255, 255, 255, 255, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(decode_bytes(handmade_png(rows, 0, 1, width=8)), expected)
+
+
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
+@pytest.mark.parametrize("image", [FILM, np.repeat(FILM[..., None], 3, axis=2)], ids=["gray", "colour"])
+def test_decode_jpeg_of_every_layout_is_close_to_the_pixels(image: np.ndarray, options: tuple[int, ...]) -> None:
+    decoded = decode_bytes(jpeg(image, 100, *options))
+    assert decoded.shape == image.shape
+    # At quality 100 every coefficient is rounded by up to 0.5; the inverse transform of 64 such errors stays below 3.
+    assert np.abs(decoded.astype(int) - image).max() <= 3
+
+
+def test_decode_flat_blocks_jpeg_is_exact() -> None:
+    # Blocks of one value have a DC coefficient of 8 * (value - 128), a whole number, and no other: no loss at all.
+    blocks = np.kron(np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6), np.ones((8, 8), np.uint8))
+    np.testing.assert_array_equal(decode_bytes(jpeg(blocks, 100)), blocks)
+
+
+def test_decode_png_cut_at_every_byte_is_refused() -> None:
+    data = png(FILM)
+    for length in range(len(data)):
+        with pytest.raises(DataError, match=r"is cut short|is empty|is not a PNG"):
+            decode_bytes(data[:length])
+
+
+def test_decode_png_any_flipped_byte_is_refused() -> None:
+    data = png(FILM)
+    for position in range(len(data)):
+        broken = bytearray(data)
+        broken[position] ^= 0x41
+        with pytest.raises(DataError, match=r"is damaged|is cut short|is not a PNG"):
+            decode_bytes(bytes(broken))
+
+
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
+def test_decode_jpeg_cut_at_every_byte_is_refused(options: tuple[int, ...]) -> None:
+    data = jpeg(FILM, 90, *options)
+    for length in range(len(data)):
+        with pytest.raises(DataError, match=r"is cut short|is empty|is not a PNG or JPEG"):
+            decode_bytes(data[:length])
+
+
+def test_decode_cut_jpeg_control_opencv_alone_fills_the_rest() -> None:
+    # Why the container is walked: for OpenCV half a film is a film, its lower rows one flat gray.
+    data = jpeg(draw_film(1, 256, 256), 90)
+    ended = data[: len(data) // 2] + b"\xff\xd9"
+    decoded = cv2.imdecode(np.frombuffer(ended, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded.shape == (256, 256)
+    assert len(np.unique(decoded[-8:])) == 1
+
+
+def _with_exif(main: bytes, exif: bytes) -> bytes:
+    """Put an APP1 segment into a JPEG, as cameras do."""
+    segment = b"Exif\0\0" + exif
+    return main[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + main[2:]
+
+
+def test_decode_jpeg_with_thumbnail_reads_the_main_image() -> None:
+    data = _with_exif(jpeg(FILM), jpeg(FILM[::4, ::4]))
+    np.testing.assert_array_equal(decode_bytes(data), decode_bytes(jpeg(FILM)))
+
+
+def test_decode_cut_jpeg_with_whole_thumbnail_is_refused() -> None:
+    data = _with_exif(jpeg(FILM), jpeg(FILM[::4, ::4]))
+    assert b"\xff\xd9" in data[:-200]  # a search for the end mark alone would be content
+    with pytest.raises(DataError, match="without its end mark"):
+        decode_bytes(data[:-200])
+
+
+def test_decode_jpeg_with_exif_orientation_is_not_turned() -> None:
+    # One TIFF directory with one entry: orientation (0x0112), one SHORT, 6 = turn by 90 degrees to view.
+    turned = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    np.testing.assert_array_equal(decode_bytes(_with_exif(jpeg(FILM), turned)), decode_bytes(jpeg(FILM)))
+    control = cv2.imdecode(np.frombuffer(_with_exif(jpeg(FILM), turned), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert control.shape == FILM.shape[::-1]
+
+
+@pytest.mark.parametrize("padding", [b"\0", b"\0" * 512, b"\xff" * 7, b"\r\n", b"second picture"])
+@pytest.mark.parametrize("data", [jpeg(FILM), png(FILM)], ids=["jpeg", "png"])
+def test_decode_padding_after_the_end_is_ignored(data: bytes, padding: bytes) -> None:
+    np.testing.assert_array_equal(decode_bytes(data + padding), decode_bytes(data))
+
+
+def test_decode_missing_file_names_the_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.png: not found; check the path"):
+        decode_image(tmp_path / "nowhere.png")
+
+
+def test_decode_empty_file_says_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.png: is empty; copy or export it again"):
+        decode_image(tmp_path / "a.png")
+
+
+def test_decode_folder_says_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder, expected an image file"):
+        decode_image(tmp_path)
+
+
+def test_decode_path_with_nul_is_one_clear_error() -> None:
+    with pytest.raises(DataError, match="is not a path"):
+        decode_image("a\0b.png")
+
+
+def test_decode_dicom_says_what_to_do() -> None:
+    with pytest.raises(DataError, match="is a DICOM file, which is not read here; export it as a 16-bit or 8-bit PNG"):
+        decode_bytes(bytes(128) + b"DICM" + bytes(20))
+
+
+@pytest.mark.parametrize("data", [b"BM" + bytes(60), b"II*\0" + bytes(60), b"hello", b"\x89PNG\r\n\x1a"])
+def test_decode_other_formats_are_refused_by_their_first_bytes(data: bytes) -> None:
+    with pytest.raises(DataError, match="is not a PNG or JPEG file"):
+        decode_bytes(data)
+
+
+def test_decode_png_whole_but_undecodable_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    # Right checksums around data that is no zlib stream.
+    header = png(FILM)[8:33]
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"not a stream") + chunk(b"IEND", b"")
+    with pytest.raises(DataError, match="is damaged: its pixels cannot be decoded"):
+        decode_bytes(data)
+    capfd.readouterr()  # what libpng itself writes to stderr is not the point here
+
+
+def test_decode_path_that_is_not_ascii_works(tmp_path: Path) -> None:
+    path = tmp_path / "radiografía ü 胸.png"
+    path.write_bytes(png(FILM))
+    np.testing.assert_array_equal(decode_image(str(path)), FILM)
+
+
+def test_decode_real_films_are_all_whole(cxr_data: Path) -> None:
+    films = sorted((cxr_data / "kermany_fullres_sample").glob("*.jpeg"))
+    assert films
+    for film in films:
+        assert decode_image(film).ndim == 2

@@ -1,0 +1,92 @@
+"""Reads "Chest X-Ray Images (Pneumonia)": 5,856 films of children, one finding."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.splits import carve_dev
+from cxr_compress.errors import DataError
+
+ATTRIBUTION = (
+    'Kermany, Zhang, Goldbaum: "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for '
+    'Classification", Mendeley Data v2, doi:10.17632/rscbjbr9sj.2 (Cell 172(5), 2018), CC BY 4.0'
+)
+PATIENT_KEY = "personN_bacteria, personN_virus, IM-NNNN or NORMAL2-IM-NNNN in the file name"
+
+_IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+_CLASSES = {"NORMAL": 0.0, "PNEUMONIA": 1.0}
+# The bacterial and the viral series number their patients separately: person1_bacteria is not person1_virus.
+_PATIENT = re.compile(r"person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+")
+
+
+def load_kermany(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0) -> Dataset:
+    """The set with its official test split and a dev split carved out of its train patients.
+
+    The official val (16 films) is too small to choose anything on. It is left out of train, dev and test, so that
+    predictions can be shown on films that no model has seen.
+
+    Args:
+        data_dir: The folder with ``train/`` and ``test/``, each with ``NORMAL/`` and ``PNEUMONIA/``, or one that holds
+            it as ``images/`` or ``chest_xray/``.
+        dev_fraction: Share of train's patients for dev.
+        seed: Of the choice of those patients.
+
+    Raises:
+        DataError: A folder is missing or empty, a file name carries no patient, or the checks of every set fail.
+    """
+    root = _find_root(Path(data_dir))
+    train, dev = carve_dev(_read_split(root, "train"), fraction=dev_fraction, seed=seed)
+    dataset = Dataset("kermany", ("Pneumonia",), train, dev, _read_split(root, "test"), ATTRIBUTION)
+    return check_dataset(dataset, patient_key=PATIENT_KEY)
+
+
+def patient_of(file_name: str) -> str:
+    """The patient that a film's file name carries, e.g. "person1000_bacteria" of "person1000_bacteria_2931.jpeg".
+
+    Raises:
+        DataError: The name follows none of the set's patterns.
+    """
+    match = _PATIENT.match(file_name)
+    if match is None:
+        raise DataError(
+            f"kermany: expected a patient in the file name ({PATIENT_KEY}), got {file_name!r}; splits by patient need "
+            "the publisher's file names"
+        )
+    return match.group()
+
+
+def _find_root(data_dir: Path) -> Path:
+    """The folder that holds train/ and test/."""
+    if not data_dir.is_dir():
+        raise DataError(f"kermany: expected a folder, {data_dir} does not exist or is not one")
+    for root in (data_dir, data_dir / "images", data_dir / "chest_xray"):
+        if all((root / split).is_dir() for split in ("train", "test")):
+            return root
+    raise DataError(
+        f"kermany: expected train/ and test/ in {data_dir} (or in images/ or chest_xray/ there), found neither; "
+        "unpack the set there or point data_dir to it"
+    )
+
+
+def _read_split(root: Path, name: str) -> Split:
+    """All films of one official split, NORMAL first, by name."""
+    paths: list[Path] = []
+    labels: list[float] = []
+    for folder, label in _CLASSES.items():
+        found = _images(root / name / folder)
+        paths += found
+        labels += [label] * len(found)
+    patients = tuple(patient_of(path.name) for path in paths)
+    return Split(name, tuple(paths), np.array(labels, np.float32)[:, None], patients)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files of a class; what macOS leaves in ZIPs (.DS_Store, ._name.jpeg, __MACOSX) is passed over."""
+    found = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if not found:
+        raise DataError(f"kermany: expected JPEG or PNG films in {folder}, found none; is the set unpacked completely?")
+    return found

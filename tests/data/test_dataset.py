@@ -1,0 +1,68 @@
+"""Splits as data, and the checks that every set goes through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.errors import DataError
+
+
+def make_split(name: str, patients: str, positives: str = "01") -> Split:
+    labels = np.array([[int(positives[i % len(positives)])] for i in range(len(patients))], np.float32).reshape(-1, 1)
+    return Split(name, tuple(Path(f"{name}{i}") for i in range(len(patients))), labels, tuple(patients))
+
+
+def make_dataset(**changes: Split) -> Dataset:
+    splits = {"train": make_split("train", "abcd"), "dev": make_split("dev", "ef"), "test": make_split("test", "gh")}
+    return Dataset("toy", ("Cough",), **{**splits, **changes}, attribution="nobody")
+
+
+def test_check_dataset_sound_set_passes_unchanged() -> None:
+    dataset = make_dataset()
+    assert check_dataset(dataset, patient_key="the letter") is dataset
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dev": make_split("dev", "")}, "toy: the dev split has no films"),
+        (
+            {"test": make_split("test", "ghaa")},
+            r"1 patient\(s\) with 3 films are in both train and test \(the key is the le",
+        ),
+        ({"dev": make_split("dev", "ab")}, r"2 patient\(s\) with 4 films are in both train and dev"),
+        ({"test": make_split("test", "gefh")}, r"2 patient\(s\) with 4 films are in both dev and test"),
+        ({"dev": make_split("dev", "ef", "0")}, "with and without 'Cough' in dev, none of its 2 films is with it"),
+        (
+            {"test": make_split("test", "gh", "1")},
+            "with and without 'Cough' in test, none of its 2 films is without it",
+        ),
+    ],
+)
+def test_check_dataset_misleading_set_is_refused(changes, message) -> None:
+    with pytest.raises(DataError, match=message):
+        check_dataset(make_dataset(**changes), patient_key="the letter")
+
+
+def test_split_lengths_that_disagree_are_refused() -> None:
+    with pytest.raises(DataError, match=r"got 1 films, labels of shape \(2, 1\) and 1 patients"):
+        Split("train", (Path("a"),), np.zeros((2, 1), np.float32), ("p",))
+
+
+def test_split_labels_cannot_be_changed_from_outside() -> None:
+    mine = np.zeros((2, 1), np.float32)
+    split = Split("train", (Path("a"), Path("b")), mine, ("p", "q"))
+    mine[0] = 1
+    assert split.labels[0, 0] == 0
+    with pytest.raises(ValueError, match="read-only"):
+        split.labels[0, 0] = 1
+
+
+def test_split_take_keeps_films_labels_and_patients_together() -> None:
+    taken = make_split("train", "abcd").take([3, 0], "few")
+    assert (taken.name, taken.patients, taken.labels[:, 0].tolist()) == ("few", ("d", "a"), [1.0, 0.0])
+    assert [path.name for path in taken.paths] == ["train3", "train0"]

@@ -1,0 +1,86 @@
+"""The dev split: by patient, stratified, seeded, and blind to the order of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxr_compress.data.dataset import Split
+from cxr_compress.data.splits import carve_dev, choose_patients
+from cxr_compress.errors import DataError
+
+# (patient, labels of three findings) per film
+rows = st.lists(st.tuples(st.integers(0, 25), st.tuples(*[st.booleans()] * 3)), min_size=1, max_size=80)
+
+
+def make_split(drawn: list[tuple[int, tuple[bool, ...]]]) -> Split:
+    labels = np.array([flags for _, flags in drawn], np.float32)
+    paths = tuple(Path(f"{index}.png") for index in range(len(drawn)))
+    return Split("train", paths, labels, tuple(f"p{patient}" for patient, _ in drawn))
+
+
+def stratum(split: Split, patient: str) -> int:
+    """The patient's rarest finding counted in patients, the first of equally rare ones; -1 for none."""
+    counts, own = [], []
+    for finding in range(split.labels.shape[1]):
+        sick = {p for p, flags in zip(split.patients, split.labels, strict=True) if flags[finding]}
+        counts.append(len(sick))
+        own.append(patient in sick)
+    return min((k for k in range(len(counts)) if own[k]), key=lambda k: (counts[k], k), default=-1)
+
+
+@given(rows, st.floats(0.05, 0.6), st.integers(0, 3))
+def test_carve_dev_any_films_keeps_every_film_once_and_no_patient_in_both(drawn, fraction, seed) -> None:
+    films = make_split(drawn)
+    train, dev = carve_dev(films, fraction=fraction, seed=seed)
+    assert not set(train.patients) & set(dev.patients)
+    assert sorted(train.paths + dev.paths) == sorted(films.paths)
+    where = {path: index for index, path in enumerate(films.paths)}
+    for part in (train, dev):
+        assert [where[path] for path in part.paths] == sorted(where[path] for path in part.paths)
+        for index, path in enumerate(part.paths):
+            np.testing.assert_array_equal(part.labels[index], films.labels[where[path]])
+            assert part.patients[index] == films.patients[where[path]]
+
+
+@given(rows, st.floats(0.05, 0.6), st.integers(0, 3))
+def test_choose_patients_any_films_meets_the_fraction_within_one_patient_per_stratum(drawn, fraction, seed) -> None:
+    films = make_split(drawn)
+    chosen = choose_patients(films.patients, films.labels, fraction=fraction, seed=seed)
+    strata: dict[int, list[str]] = {}
+    for patient in sorted(set(films.patients)):
+        strata.setdefault(stratum(films, patient), []).append(patient)
+    for members in strata.values():
+        share = len(chosen & set(members))
+        assert abs(share - fraction * len(members)) <= 1.0
+        assert len(members) == 1 or 1 <= share < len(members)
+
+
+@given(rows, st.randoms(use_true_random=False))
+def test_choose_patients_order_of_films_changes_nothing(drawn, shuffler) -> None:
+    films = make_split(drawn)
+    shuffled = list(drawn)
+    shuffler.shuffle(shuffled)
+    other = make_split(shuffled)
+    options = {"fraction": 0.3, "seed": 7}
+    assert choose_patients(films.patients, films.labels, **options) == choose_patients(
+        other.patients, other.labels, **options
+    )
+
+
+def test_choose_patients_known_seed_gives_the_known_patients() -> None:
+    """Written out, so that another platform or NumPy that chose others would be noticed."""
+    patients = [f"p{number}" for number in range(20)]
+    labels = np.zeros((20, 1), np.float32)
+    assert choose_patients(patients, labels, fraction=0.1, seed=0) == {"p2", "p14"}
+    assert choose_patients(patients, labels, fraction=0.1, seed=1) != {"p2", "p14"}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_choose_patients_fraction_out_of_range_is_refused(fraction) -> None:
+    with pytest.raises(DataError, match="dev fraction between 0 and 1"):
+        choose_patients(["a", "b"], np.zeros((2, 1), np.float32), fraction=fraction, seed=0)

@@ -1,0 +1,110 @@
+"""Time .tflite models on this machine: the model alone, and from a PNG in memory to findings.
+
+    cxr_benchmark --model=model.tflite
+    cxr_benchmark --model=uncut.tflite,compressed.tflite --runs=100
+
+Several models are run turn by turn, so their ratios (to the first one) are fair even on a busy machine; the absolute
+numbers hold for this machine only. The peak memory is that of this process with all the models loaded. Exit code 2:
+wrong flag or model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from cxr_compress.cli.common import EXIT_OK, UsageError, print_error, run_command
+from cxr_compress.cli.output import write_results
+from cxr_compress.device.benchmark import (
+    Latency,
+    describe_machine,
+    measure_end_to_end,
+    measure_together,
+    peak_memory_bytes,
+)
+from cxr_compress.device.interpreter import RUNTIMES
+from cxr_compress.device.modelfile import INTENDED_USE, ModelFile, read_model
+
+NAME = "cxr_benchmark"
+_COLUMNS = (
+    "model",
+    "quant_type",
+    "file_bytes",
+    "model_p50_ms",
+    "model_p95_ms",
+    "ratio",
+    "end_to_end_p50_ms",
+    "end_to_end_p95_ms",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program name."""
+    return run_command(NAME, __doc__, _define_flags, _run, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    """Define the command's own flags."""
+    flags.DEFINE_list("model", None, "One or more .tflite files, separated by commas.", flag_values=values)
+    flags.DEFINE_integer("runs", 50, "Timed runs of each model.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("warmup", 5, "Untimed runs before them.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "image_size", 1024, "Height and width of the drawn PNG, pixels.", lower_bound=8, upper_bound=8192,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Time every model."""
+    if not values.model:
+        raise UsageError("expected --model=FILE[,FILE...], the .tflite files to time")
+    if arguments:
+        raise UsageError(f"expected no argument, got {arguments[0]!r}; several models go into --model, with commas")
+    # Numbers as names, so that one file may be given twice, which shows how far ratios can be trusted.
+    models = {str(number): read_model(path) for number, path in enumerate(values.model)}
+    options: dict[str, Any] = {name: values[name].value for name in ("runs", "warmup", "num_threads", "runtime")}
+    alone = measure_together({name: model.content for name, model in models.items()}, **options)
+    whole = measure_end_to_end(models, image_size=values.image_size, **options)
+    entries = [_entry(models[name], alone[name], whole[name], alone["0"]) for name in models]
+    _print(values.format, entries, options, alone["0"].runtime, values.image_size)
+    return EXIT_OK
+
+
+def _entry(model: ModelFile, alone: Latency, whole: Latency, first: Latency) -> dict[str, Any]:
+    """Give what is reported of one model."""
+    return {
+        "model": str(model.path),
+        "quant_type": model.info.quant_type,
+        "file_bytes": model.file_bytes,
+        "model_p50_ms": round(alone.p50_ms, 3),
+        "model_p95_ms": round(alone.p95_ms, 3),
+        "ratio": round(alone.p50_ms / first.p50_ms, 3),
+        "end_to_end_p50_ms": round(whole.p50_ms, 3),
+        "end_to_end_p95_ms": round(whole.p95_ms, 3),
+        "sha256": model.sha256,
+    }
+
+
+def _print(form: str, entries: list[dict[str, Any]], options: dict[str, Any], runtime: str, image_size: int) -> None:
+    """Print the report; what the numbers hold for is part of it."""
+    peak = peak_memory_bytes()
+    document = {
+        "machine": describe_machine(),
+        "note": "these numbers are for this machine, not for a Raspberry Pi unless it is one",
+        **options,
+        "runtime": runtime,
+        "image_size": image_size,
+        "peak_memory_bytes": peak,
+        "models": entries,
+    }
+    rows = [[entry[column] for column in _COLUMNS] for entry in entries]
+    write_results(form, document=document, headers=_COLUMNS, rows=rows, intended_use=INTENDED_USE)
+    if form == "json":
+        return
+    memory = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB"
+    print_error(NAME, f"{document['machine']}; {runtime}, {options['num_threads']} thread(s); peak memory {memory}")
+    print_error(NAME, f"{document['note']}; ratio is to the first model; PNG of {image_size} x {image_size} pixels")

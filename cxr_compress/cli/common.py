@@ -1,0 +1,158 @@
+"""What every command shares: flags of its own, one line per error, exit codes, and results as table, JSON or CSV.
+
+Exit codes: 0 done; 1 a batch went on after bad inputs and lists them; 2 wrong flag, file or model; 3 a safety gate is
+broken; 70 a bug; 130 Ctrl-C; 141 the reader of the output went away. Results go to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from cxr_compress.cli.help import SHARED_FLAGS, HelpKind, asked_help, help_text
+from cxr_compress.errors import CompressionError
+
+EXIT_OK = 0
+EXIT_SOME_INPUTS_BAD = 1
+EXIT_WRONG_INPUT = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
+
+DefineFlags = Callable[[flags.FlagValues], None]
+Run = Callable[[flags.FlagValues, list[str]], int]
+
+
+class UsageError(CompressionError):
+    """The command was called in a way it does not understand; the help is pointed to."""
+
+
+def run_command(
+    name: str, doc: str | None, define_flags: DefineFlags, run: Run, argv: Sequence[str] | None = None
+) -> int:
+    """Parse the flags, run the command and turn whatever happens into an exit code; never raises but SystemExit.
+
+    A console script is two lines: ``def main(argv=None) -> int: return run_command("cxr_x", __doc__, _define, _run,
+    argv)``. Every call has flags of its own, so several commands live in one process (absl's global FLAGS stay
+    untouched). The shared flags --format, --debug, --flagfile and --help are added here.
+
+    Args:
+        name: of the command, for messages.
+        doc: the module's docstring; the help starts with it.
+        define_flags: gets a FlagValues and calls ``flags.DEFINE_...(..., flag_values=values)`` on it.
+        run: gets the parsed flags and the arguments that are none (before, between or after the flags), prints results
+            and returns the exit code. A CompressionError or OSError it raises becomes one line and exit code 2.
+        argv: arguments without the program name; `sys.argv[1:]` when None.
+    """
+    values = _make_flags(define_flags)
+    try:
+        with _plain_warnings(name):
+            code = _parse_and_run(name, doc or "", values, run, list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
+    except (Exception, KeyboardInterrupt) as error:
+        if values.is_parsed() and values.debug:
+            traceback.print_exc()
+        return _report(name, error)
+
+
+def print_error(name: str, text: str) -> None:
+    """Write one line `name: text` to stderr, whatever line breaks or odd characters the text has."""
+    line = f"{name}: {' '.join(text.split())}\n"
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _make_flags(define_flags: DefineFlags) -> flags.FlagValues:
+    """Give a new FlagValues with the command's flags and the shared ones; flags may follow arguments."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    define_flags(values)
+    for flag_name, (kind, default, text) in SHARED_FLAGS.items():
+        if kind == "bool":
+            flags.DEFINE_boolean(flag_name, bool(default), text, flag_values=values)
+        elif kind == "string":
+            flags.DEFINE_string(flag_name, str(default), text, flag_values=values)
+        else:
+            flags.DEFINE_enum(flag_name, str(default), kind.split("|"), text, flag_values=values)
+    return values
+
+
+def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, arguments: list[str]) -> int:
+    """Show the help or run the command."""
+    _survive_odd_names(sys.stdout)
+    _survive_odd_names(sys.stderr)
+    kind = asked_help(arguments)
+    if kind is not HelpKind.NONE:
+        sys.stdout.write(help_text(name, doc, values, kind))
+        return EXIT_OK
+    rest = values([name, *arguments])[1:]
+    return run(values, rest)
+
+
+def _report(name: str, error: BaseException) -> int:
+    """Say in one line what happened and give the exit code; a broken pipe is no one's fault and says nothing."""
+    if isinstance(error, BrokenPipeError):
+        _forget_stdout()
+        return EXIT_BROKEN_PIPE
+    code, text = _explain(name, error)
+    print_error(name, text)
+    return code
+
+
+def _explain(name: str, error: BaseException) -> tuple[int, str]:
+    """Give the exit code and the line that belong to an error."""
+    if isinstance(error, flags.Error | UsageError):
+        return EXIT_WRONG_INPUT, f"{error} (see {name} --help)"
+    if isinstance(error, CompressionError):
+        return EXIT_WRONG_INPUT, str(error)
+    if isinstance(error, OSError):
+        return EXIT_WRONG_INPUT, _explain_os_error(error)
+    if isinstance(error, MemoryError):
+        return EXIT_WRONG_INPUT, "the machine ran out of memory; use smaller images or batches, or close other programs"
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, f"interrupted; {error}" if str(error) else "interrupted"
+    return EXIT_BUG, f"internal error, {type(error).__name__}: {error}; this is a bug, --debug shows where"
+
+
+def _explain_os_error(error: OSError) -> str:
+    """Give what the system said, about which file, and what to do where that is clear."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    text = f"{where}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}; free some space and run the same command again"
+    return text
+
+
+@contextlib.contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Show warnings as one line of text, without the source line that Python prints."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print_error(name, f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _survive_odd_names(stream: Any) -> None:
+    """Let a file name that is not valid text, or not in the terminal's alphabet, print as an escape, not crash."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_stdout() -> None:
+    """Point stdout at nothing, so that Python's own flush at exit does not complain about the broken pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,172 @@
+"""Read chest X-rays on the device and print the findings of a .tflite model.
+
+    cxr_predict --model=model.tflite chest.png
+    cxr_predict --model=model.tflite --format=csv folder/ more.jpg > findings.csv
+
+Each argument is a PNG or JPEG file, or a folder that is searched for them (sub-folders included, hidden files left
+out). Research use only; not a medical device and not a diagnosis.
+
+A batch (several arguments, or a folder) goes on after a bad file: one line on stderr for each, the list at the end and
+exit code 1. A wrong flag or model, a folder without images, or a bad file that is the only argument ends with one line
+and exit code 2. Exit code 0: every image was read. With --format=csv rows appear as soon as an image is done.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from cxr_compress.cli.common import EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
+from cxr_compress.cli.output import write_csv_rows, write_results
+from cxr_compress.device.classifier import Classifier, Findings
+from cxr_compress.device.decode import IMAGE_SUFFIXES
+from cxr_compress.device.interpreter import RUNTIMES
+from cxr_compress.device.modelfile import ModelFile, read_model
+from cxr_compress.device.preprocess import GATES, ImageGateWarning
+from cxr_compress.errors import DataError
+
+NAME = "cxr_predict"
+_COLUMNS = ("image", "label", "probability", "threshold", "positive", "logit", "milliseconds")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The findings of one image, which is named as the user passed it."""
+
+    image: str
+    findings: Findings
+    milliseconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"image": self.image, **self.findings.to_dict(), "milliseconds": self.milliseconds}
+
+    def rows(self) -> list[list[Any]]:
+        entries = self.findings.to_dict()["findings"]
+        return [[self.image, *(entry[key] for key in _COLUMNS[1:-1]), self.milliseconds] for entry in entries]
+
+
+@dataclass
+class _Batch:
+    """What came of the arguments so far; an error is (image, message)."""
+
+    results: list[_Result] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+    def fail(self, image: str, error: DataError) -> None:
+        print_error(NAME, str(error))
+        self.errors.append((image, str(error)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program name."""
+    return run_command(NAME, __doc__, _define_flags, _run, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    """Define the command's own flags."""
+    flags.DEFINE_string("model", None, "The .tflite file, made by cxr_compress or cxr_convert.", flag_values=values)
+    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
+    flags.DEFINE_enum(
+        "gate",
+        "error",
+        GATES,
+        "What to do with an image the model was not made for, such as a colour photograph: refuse it (error), or warn "
+        "and go on at your own risk (off).",
+        flag_values=values,
+    )
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Classify every image of the arguments."""
+    if not values.model:
+        raise UsageError("expected --model=FILE, the .tflite to use")
+    if not arguments:
+        raise UsageError("expected at least one image file or folder, got none")
+    model = read_model(values.model)
+    classifier = Classifier(model, num_threads=values.num_threads, runtime=values.runtime, gate=values.gate)
+    images, batch = _list_images(arguments)
+    _classify(classifier, images, batch, alone=images == arguments and len(images) == 1, form=values.format)
+    if values.format != "csv":
+        _print(values.format, model, classifier, batch)
+    if model.info.synthetic:
+        print_error(NAME, "warning: this model was trained on drawn images; its findings say nothing about patients")
+    if not batch.errors:
+        return EXIT_OK
+    bad = ", ".join(image for image, _ in batch.errors)
+    total = len(batch.results) + len(batch.errors)
+    print_error(NAME, f"{len(batch.errors)} of {total} could not be used: {bad}")
+    return EXIT_SOME_INPUTS_BAD
+
+
+def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
+    """Replace each folder by the images in it; a folder without any fails, for good when it is the only argument."""
+    images: list[str] = []
+    batch = _Batch()
+    for argument in arguments:
+        found = _in_folder(Path(argument)) if Path(argument).is_dir() else [argument]
+        if not found:
+            error = DataError(f"{argument}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the folder")
+            if len(arguments) == 1:
+                raise error
+            batch.fail(argument, error)
+        images += found
+    return images, batch
+
+
+def _in_folder(folder: Path) -> list[str]:
+    """Give the image files in a folder and its sub-folders, sorted by path."""
+    # Hidden ones are left out: macOS leaves "._name.png" beside every image it copies to a USB stick.
+    return sorted(
+        str(path)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _classify(classifier: Classifier, images: list[str], batch: _Batch, *, alone: bool, form: str) -> None:
+    """Classify image by image into the batch; a bad one that stands alone raises its DataError."""
+    if form == "csv":
+        write_csv_rows([_COLUMNS], intended_use=classifier.info.intended_use)
+    for image in images:
+        try:
+            result = _predict(classifier, image)
+        except DataError as error:
+            if alone:
+                raise
+            batch.fail(image, error)
+            continue
+        batch.results.append(result)
+        if form == "csv":
+            write_csv_rows(result.rows())
+
+
+def _predict(classifier: Classifier, image: str) -> _Result:
+    """Classify one image; a warning about it goes to stderr with its name."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ImageGateWarning)
+        start = time.perf_counter()
+        findings = classifier.predict(image)
+        milliseconds = round((time.perf_counter() - start) * 1e3, 2)
+    for warning in caught:
+        print_error(NAME, f"{image}: warning: {warning.message}")
+    return _Result(image, findings, milliseconds)
+
+
+def _print(form: str, model: ModelFile, classifier: Classifier, batch: _Batch) -> None:
+    """Print what came of the batch as a table or as JSON."""
+    info = model.info
+    about = {"name": info.model_name, "sha256": model.sha256, "quant_type": info.quant_type}
+    document = {
+        "model": {**about, "runtime": classifier.runtime, "synthetic": info.synthetic},
+        "images": [result.to_dict() for result in batch.results],
+        "errors": [{"image": image, "error": text} for image, text in batch.errors],
+    }
+    rows = [row for result in batch.results for row in result.rows()]
+    write_results(form, document=document, headers=_COLUMNS, rows=rows, intended_use=info.intended_use)

@@ -1,0 +1,67 @@
+"""What a second file does worse or better than a first one, on the same films."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.errors import DataError
+from cxr_compress.evaluate.score import Evaluation, interval_dict
+from cxr_compress.metrics import Interval, auroc_per_finding, auroc_samples, bootstrap_mean, interval
+
+
+@dataclass(frozen=True)
+class Difference:
+    """AUROC of a candidate minus that of its reference; below 0 is harm.
+
+    Attributes:
+        mean_auroc: Of the means over findings, with the paired interval.
+        per_finding: Finding -> difference with its paired interval.
+        decisions_changed: Share of the decisions (film and finding) that differ.
+    """
+
+    mean_auroc: Interval
+    per_finding: dict[str, Interval]
+    decisions_changed: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives JSON-ready values."""
+        return {
+            "mean_auroc": interval_dict(self.mean_auroc),
+            "findings": {finding: interval_dict(change) for finding, change in self.per_finding.items()},
+            "decisions_changed": self.decisions_changed,
+        }
+
+
+def auroc_difference(candidate: Evaluation, reference: Evaluation) -> Difference:
+    """Candidate minus reference, measured on the same resampled patients.
+
+    An interval that includes 0 does not show that nothing was lost: look at its lower end.
+
+    Args:
+        candidate: The compressed file, say.
+        reference: The uncut one, scored on the same films.
+
+    Raises:
+        DataError: The two were not scored on the same films and findings.
+    """
+    same = candidate.findings == reference.findings and candidate.patients == reference.patients
+    if not same or not np.array_equal(candidate.labels, reference.labels):
+        raise DataError(
+            f"a difference needs two files scored on the same films, got {len(candidate.labels)} and "
+            f"{len(reference.labels)} films that differ in findings, patients or labels; score both on one set"
+        )
+    values = auroc_per_finding(candidate.labels, candidate.logits) - auroc_per_finding(
+        reference.labels, reference.logits
+    )
+    drawn = _drawn(candidate, candidate) - _drawn(reference, candidate)
+    per_finding = {finding: interval(float(values[k]), drawn[:, k]) for k, finding in enumerate(candidate.findings)}
+    changed = float(np.mean(candidate.decisions != reference.decisions))
+    return Difference(bootstrap_mean(values, drawn), per_finding, changed)
+
+
+def _drawn(scored: Evaluation, options: Evaluation) -> np.ndarray:
+    """(samples, k) AUROCs on the resampled sets of ``options``."""
+    return auroc_samples(scored.labels, scored.logits, scored.patients, samples=options.samples, seed=options.seed)

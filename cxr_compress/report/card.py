@@ -1,0 +1,128 @@
+"""The model card of a delivered file, as Markdown: what it is, what it was measured on, and what it is not for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cxr_compress.device.modelfile import ModelFile
+from cxr_compress.errors import DataError
+from cxr_compress.report.table import render_findings, render_table
+
+_TEMPLATE = """\
+# {name}
+
+**{intended_use}** {synthetic}Never let it decide about a patient: it has been tested on one public data set only, its
+probabilities are rough, and its thresholds were chosen for that set.
+
+| | |
+|---|---|
+| file | `{file}`, {file_bytes:,} bytes |
+| sha256 | `{sha256}` |
+| findings | {labels} |
+| input | one frontal chest X-ray, resized to {height} x {width} (8-bit gray, area averaging), ImageNet mean and std |
+| output | one logit per finding; probability = sigmoid(slope * logit + offset), both in the file |
+| quantisation | {quant_type} |
+| trained on | {training_data}{population}: {counts} |
+| thresholds | {thresholds}; {threshold_source} |
+| licence | Apache-2.0 for the file; data: {attribution} |
+
+## What was measured
+
+Official test split, {test_films} films of {test_patients} patients, scored once through the code that runs on the
+device; 95 % intervals resample patients. The first row is the same network before compression.
+
+```
+{table}
+```
+
+Sensitivity and specificity at the thresholds in this file, on test:
+
+```
+{operating_points}
+```
+
+Latency is that of the machine the table was made on; compare rows, not machines. Zeroed weights make the file neither
+smaller nor faster as it lies on disk; they show in the deflated size alone.
+
+## Known limits
+
+- Labels come with the data set and were not checked again; a network learns their errors too.
+- Films from other hospitals, machines, ages or photographed from a screen were not tested and usually score worse.
+- Compression was judged on average and per finding, not per age, sex or machine: the data set does not say them.
+
+## Made with
+
+```json
+{recipe}
+```
+"""
+
+
+def render_card(report: Mapping[str, Any], model: ModelFile, *, population: str = "") -> str:
+    """The card of one file of a run.
+
+    Args:
+        report: what `read_report` gave.
+        model: the file; it must be one of the report's rows.
+        population: whose films these are, in words: what no one should have to guess.
+
+    Raises:
+        DataError: the report is of another run.
+    """
+    row = next((row for row in report["rows"] if row["name"] == model.info.model_name), None)
+    if row is None or model.sha256 not in report["facts"].get("sha256", {}).values():
+        raise DataError(
+            f"the report is not of the run that made {model.info.model_name}: give the report.json beside it"
+        )
+    info, test = model.info, report["dataset"]["splits"]["test"]
+    findings = report["dataset"]["findings"]
+    tables = [render_table(report["rows"], several=len(findings) > 1)]
+    if len(findings) > 1:
+        tables.append(render_findings(report["rows"], findings))
+    return _TEMPLATE.format(
+        name=info.model_name,
+        intended_use=info.intended_use,
+        synthetic="Trained on SYNTHETIC images: its findings say nothing about patients. " if info.synthetic else "",
+        file=row["file"],
+        file_bytes=model.file_bytes,
+        sha256=model.sha256,
+        labels=", ".join(info.labels),
+        height=info.preprocess.height,
+        width=info.preprocess.width,
+        quant_type=info.quant_type,
+        training_data=info.training_data,
+        population=f" ({population})" if population else "",
+        counts=_counts(report),
+        thresholds=", ".join(f"{label} {value:.4f}" for label, value in zip(info.labels, info.thresholds, strict=True)),
+        threshold_source=info.threshold_source,
+        attribution=info.attribution,
+        test_films=test["films"],
+        test_patients=test["patients"],
+        table="\n\n".join(tables),
+        operating_points=_operating_points(row),
+        recipe=json.dumps(info.recipe, indent=1),
+    )
+
+
+def _counts(report: Mapping[str, Any]) -> str:
+    splits = report["dataset"]["splits"]
+    return "; ".join(
+        f"{name} {splits[name]['films']:,} films of {splits[name]['patients']:,} patients" for name in ("train", "dev")
+    )
+
+
+def _operating_points(row: Mapping[str, Any]) -> str:
+    """One line per finding; what is undefined is "?"."""
+    lines = []
+    for finding, found in row["evaluation"]["findings"].items():
+        shown = {
+            key: "?" if found[key] is None else f"{found[key]:.3f}"
+            for key in ("sensitivity", "specificity", "threshold")
+        }
+        lines.append(
+            f"{finding}: sensitivity {shown['sensitivity']}, specificity {shown['specificity']} at threshold "
+            f"{shown['threshold']} ({found['positives']} films with, {found['negatives']} without)"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""Scoring a model file: the device's own numbers, what is undefined, and differences in pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.preprocess import PreprocessSpec, resize_uint8
+from cxr_compress.errors import DataError
+from cxr_compress.evaluate import auroc_difference, score_file, score_logits
+from cxr_compress.metrics import auroc, bootstrap_auroc, paired_auroc_difference
+from tests.device.films import draw_film
+from tests.device.golden.make_golden import FLOAT_MODEL, INT8_MODEL, LABELS
+
+FILMS = 70
+
+
+@pytest.fixture(scope="module")
+def films() -> np.ndarray:
+    spec = PreprocessSpec(32, 32)
+    return np.stack([resize_uint8(draw_film(seed), spec) for seed in range(FILMS)])
+
+
+@pytest.fixture(scope="module")
+def labels(films) -> np.ndarray:
+    """What the float model says, with a fifth of the labels turned: AUROCs well between 0.5 and 1."""
+    classifier = Classifier(FLOAT_MODEL)
+    logits = np.stack([classifier.predict(film).logits for film in films])
+    turned = np.random.default_rng(0).uniform(size=logits.shape) < 0.2
+    return ((logits > np.median(logits, axis=0)) ^ turned).astype(np.float32)
+
+
+PATIENTS = tuple(f"p{number // 2}" for number in range(FILMS))
+
+
+def test_score_file_int8_file_gives_the_numbers_of_the_device(films, labels) -> None:
+    found = score_file(INT8_MODEL, films, labels, PATIENTS, LABELS, samples=200, seed=5)
+    classifier = Classifier(INT8_MODEL)
+    alone = [classifier.predict(film) for film in films]
+    np.testing.assert_array_equal(found.logits, np.stack([one.logits for one in alone]))
+    np.testing.assert_array_equal(found.decisions, np.array([one.positive for one in alone]))
+    assert found.findings == LABELS
+    assert found.runtime == classifier.runtime
+    for k, score in enumerate(found.scores):
+        expected = bootstrap_auroc(labels[:, k], found.logits[:, k], PATIENTS, samples=200, seed=5)
+        assert score.auroc == expected
+        assert 0.55 < score.auroc.value < 0.99
+        assert (score.positives, score.negatives) == (labels[:, k].sum(), (1 - labels[:, k]).sum())
+        assert score.distinct_codes == len(np.unique(found.logits[:, k]))
+        assert score.distinct_codes < FILMS  # int8 outputs repeat
+        assert score.threshold == classifier.info.thresholds[k]
+        sick, called = labels[:, k] == 1, found.decisions[:, k]
+        assert score.sensitivity == called[sick].mean()
+        assert score.specificity == 1 - called[~sick].mean()
+    assert found.mean_auroc == bootstrap_auroc(labels, found.logits, PATIENTS, samples=200, seed=5)
+
+
+def test_score_file_progress_counts_all_films(films, labels) -> None:
+    seen: list[tuple[int, int]] = []
+    score_file(
+        INT8_MODEL, films, labels, PATIENTS, LABELS, samples=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (FILMS, FILMS)
+    assert seen == sorted(seen)
+
+
+def test_evaluation_to_dict_is_json_without_films_or_patients(films, labels) -> None:
+    found = score_file(INT8_MODEL, films, labels, PATIENTS, LABELS, samples=50).to_dict()
+    text = json.dumps(found, allow_nan=False)
+    assert not any(f'"{patient}"' in text for patient in PATIENTS)
+    assert found["films"] == FILMS
+    assert found["patients"] == FILMS // 2
+    assert set(found["findings"]) == set(LABELS)
+    assert "50 resamplings of patients" in found["interval"]
+
+
+def test_evaluation_to_dict_undefined_values_are_null_with_a_reason(films, labels) -> None:
+    lame = labels.copy()
+    lame[:, 0] = 1
+    found = score_file(INT8_MODEL, films, lame, PATIENTS, LABELS, samples=50).to_dict()
+    first, second = (found["findings"][label] for label in LABELS)
+    assert first["auroc"] == {"value": None, "low": None, "high": None}
+    assert first["specificity"] is None
+    assert first["sensitivity"] is not None
+    assert first["reason"] == "no film without the finding"
+    assert "reason" not in second
+    assert found["mean_auroc"]["value"] == second["auroc"]["value"]
+    nothing = score_file(INT8_MODEL, films, np.ones_like(labels), PATIENTS, LABELS, samples=50).to_dict()
+    assert nothing["mean_auroc"]["value"] is None
+    assert nothing["reason"] == "no finding has films with and without it"
+    json.dumps(nothing, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("findings", "rows", "message"),
+    [
+        (("large heart", "opacity"), FILMS, r"findings of the model file \(opacity, large heart\) in that order"),
+        (("Pneumonia",), FILMS, "the data set has Pneumonia"),
+        (LABELS, FILMS - 1, f"got {FILMS} films and {FILMS - 1} rows"),
+    ],
+)
+def test_score_file_set_of_another_kind_is_refused(films, labels, findings, rows, message) -> None:
+    with pytest.raises(DataError, match=message):
+        score_file(INT8_MODEL, films, labels[:rows], PATIENTS, findings)
+
+
+def test_score_file_films_of_another_size_are_refused(labels) -> None:
+    with pytest.raises(DataError, match=r"expected uint8 of shape \(32, 32\)"):
+        score_file(INT8_MODEL, np.zeros((FILMS, 40, 40), np.uint8), labels, PATIENTS, LABELS)
+
+
+def test_score_file_no_films_is_refused() -> None:
+    with pytest.raises(DataError, match="expected labels and scores"):
+        score_file(INT8_MODEL, np.zeros((0, 32, 32), np.uint8), np.zeros((0, 2), np.float32), (), LABELS)
+
+
+def test_score_logits_shapes_that_disagree_are_refused() -> None:
+    with pytest.raises(DataError, match=r"shape \(films, 2\) and as many thresholds, got .* and 1"):
+        score_logits(
+            np.zeros((3, 2)), np.zeros((3, 2)), "abc", LABELS, decisions=np.zeros((3, 2), bool), thresholds=(0.5,)
+        )
+
+
+def test_auroc_difference_is_candidate_minus_reference_in_pairs(films, labels) -> None:
+    options = {"samples": 200, "seed": 3}
+    reference = score_file(FLOAT_MODEL, films, labels, PATIENTS, LABELS, **options)
+    candidate = score_file(INT8_MODEL, films, labels, PATIENTS, LABELS, **options)
+    found = auroc_difference(candidate, reference)
+    assert found.mean_auroc == paired_auroc_difference(labels, candidate.logits, reference.logits, PATIENTS, **options)
+    for k, finding in enumerate(LABELS):
+        assert found.per_finding[finding].value == pytest.approx(
+            auroc(labels[:, k], candidate.logits[:, k]) - auroc(labels[:, k], reference.logits[:, k]), abs=1e-12
+        )
+    assert found.decisions_changed == (candidate.decisions != reference.decisions).mean()
+    assert found.mean_auroc.low < found.mean_auroc.value < found.mean_auroc.high
+    json.dumps(found.to_dict(), allow_nan=False)
+    none = auroc_difference(reference, reference)
+    assert (none.mean_auroc.value, none.mean_auroc.low, none.decisions_changed) == (0.0, 0.0, 0.0)
+
+
+def test_auroc_difference_other_films_are_refused(films, labels) -> None:
+    whole = score_file(INT8_MODEL, films, labels, PATIENTS, LABELS, samples=2)
+    part = score_file(INT8_MODEL, films[:40], labels[:40], PATIENTS[:40], LABELS, samples=2)
+    with pytest.raises(DataError, match="two files scored on the same films, got 40 and 70 films"):
+        auroc_difference(part, whole)
+    with pytest.raises(DataError, match="two files scored on the same films"):
+        auroc_difference(dataclasses.replace(whole, labels=1 - labels), whole)

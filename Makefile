@@ -38,7 +38,7 @@ lint: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.train
-	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev]'
+	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,report]'
 	@touch $@
 
 .venv-litert/.device: $(SETUP)

@@ -1,0 +1,140 @@
+"""Keras models on disk: ``.keras`` files with the same bytes for the same model, and loading that explains failures."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cxr_compress.device.atomic import write_bytes
+from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.keras2 import keras
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
+_METADATA = "metadata.json"
+_CONFIG = "config.json"
+_KERAS2 = "2."
+_KERAS_MODULES = ("keras", "tf_keras", "builtins")
+
+
+def save_model(model: Any, path: str | Path) -> None:
+    """Write a model as a ``.keras`` file that plain ``load_model`` reads: at once, and without time or place in it.
+
+    Optimiser and loss are left out (training keeps them in its run folder). Two models of equal layers and weights
+    give equal bytes, so files can be compared and cached by their hash.
+
+    Args:
+        model: Functional or Sequential; it is not changed.
+        path: Ends in ``.keras``; an older file there is replaced once the new one is complete.
+
+    Raises:
+        CompressionError: The name has another ending, or the disk is full or not writable.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise CompressionError(f"expected a file name that ends in .keras, got {path.name}: rename the output file")
+    with tempfile.TemporaryDirectory(prefix="cxr_compress_") as folder:
+        raw = Path(folder) / "model.keras"
+        _without_optimizer(model).save(raw, save_format="keras")
+        content = _normalised(raw)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
+
+
+def load_model(path: str | Path) -> Any:
+    """Load a ``.keras`` file of standard layers, uncompiled and with code execution (Lambda layers) switched off.
+
+    Args:
+        path: A file that Keras 2 (tf_keras) wrote.
+
+    Returns:
+        The ``keras.Model``.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, of another kind, or needs classes that Keras does not have.
+    """
+    path = Path(path)
+    _check_archive(path)
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
+        raise ModelFileError(
+            f"{path.name} could not be rebuilt: {_first_line(error)}; expected a functional or Sequential model of "
+            "standard Keras layers, saved by Keras 2 (tf_keras)"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Say early and plainly what is wrong with the container."""
+    if path.suffix != ".keras":
+        raise ModelFileError(
+            f"expected a .keras file, got {path.name}: load it with tf_keras and save it as .keras first"
+        )
+    if not path.is_file():
+        raise ModelFileError(f"the model file {path} does not exist: check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            metadata, config = json.loads(archive.read(_METADATA)), json.loads(archive.read(_CONFIG))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ModelFileError(
+            f"{path.name} is no complete .keras file ({_first_line(error)}): copy or export it again"
+        ) from error
+    if damaged:
+        raise ModelFileError(f"{path.name} is damaged (its part {damaged} fails its checksum): copy it again")
+    version = str(metadata.get("keras_version", "unknown"))
+    if not version.startswith(_KERAS2):
+        raise ModelFileError(
+            f"{path.name} was saved by Keras {version}, expected Keras 2: save it with tf_keras "
+            "(TF_USE_LEGACY_KERAS=1) and try again"
+        )
+    foreign = next(_foreign_classes(config), None)
+    if foreign:
+        # Keras would import whatever module the file names; a model file must not choose what code runs.
+        raise ModelFileError(
+            f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
+        )
+
+
+def _foreign_classes(config: Any) -> Iterator[str]:
+    """Yield the names of classes anywhere in a model's configuration that are not Keras's own."""
+    if isinstance(config, dict):
+        if isinstance(config.get("class_name"), str) and "module" in config:
+            root = str(config["module"]).partition(".")[0]
+            if root not in _KERAS_MODULES:
+                yield config["class_name"]
+        for value in config.values():
+            yield from _foreign_classes(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _foreign_classes(value)
+
+
+def _without_optimizer(model: Any) -> Any:
+    if getattr(model, "optimizer", None) is None:
+        return model
+    plain = keras.models.clone_model(model)
+    plain.set_weights(model.get_weights())
+    return plain
+
+
+def _normalised(raw: Path) -> bytes:
+    """The same archive with sorted entries, fixed times and no date of saving."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
+        for name in sorted(source.namelist()):
+            content = source.read(name)
+            if name == _METADATA:
+                version = json.loads(content)["keras_version"]
+                content = json.dumps({"keras_version": version}).encode()
+            target.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+    return buffer.getvalue()
+
+
+def _first_line(error: BaseException, limit: int = 200) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= limit else f"{line[:limit]}..."

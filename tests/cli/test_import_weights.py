@@ -1,0 +1,104 @@
+"""cxr_import_weights: a foreign archive becomes a model file, or one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr_compress.cli.import_weights import main
+
+
+def foreign(folder: Path, name: str = "weights.npz", **arrays) -> Path:
+    path = folder / name
+    np.savez(path, **arrays)
+    return path
+
+
+def error_line(capsys) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.densenet
+def test_import_weights_matching_archive_writes_the_model_and_reports_what_matched(tmp_path, capsys):
+    from cxr_compress.models import chexnet
+    from cxr_compress.models.keras_file import load_model
+
+    model = chexnet(2)
+    names = [variable.name.replace("logits/", "predictions/") for variable in model.weights]
+    halves = [weight.astype(np.float16) for weight in model.get_weights()]
+    arrays = {f"{index:03d}|{name}": half for index, (name, half) in enumerate(zip(names, halves, strict=True))}
+    source, target = foreign(tmp_path, **arrays), tmp_path / "model.keras"
+    flags = ["--from=npz", f"--input_file={source}", f"--output_file={target}", "--num_classes=2", "--input_size=64"]
+    assert main([*flags, "--format=json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["arrays"] == 606
+    assert report["parameters"] == 7_037_504 + 1024 * 2 + 2
+    assert report["stored_dtype"] == "float16"
+    assert report["renamed"] == {f"predictions/{name}:0": f"logits/{name}:0" for name in ("kernel", "bias")}
+    assert report["file_bytes"] == target.stat().st_size
+    assert "Research use only" in report["intended_use"]
+    loaded = load_model(target)
+    assert loaded.input_shape == (None, 64, 64, 3)
+    for weight, half in zip(loaded.get_weights(), halves, strict=True):
+        np.testing.assert_array_equal(weight, half.astype(np.float32))
+
+
+@pytest.mark.densenet
+def test_import_weights_archive_of_another_network_ends_with_2_and_writes_nothing(tmp_path, capsys):
+    source, target = foreign(tmp_path, weight=np.zeros(3, np.float32)), tmp_path / "model.keras"
+    assert main([f"--input_file={source}", f"--output_file={target}"]) == 2
+    assert "weights.npz holds 1 arrays, the model has 606 variables" in error_line(capsys)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "expected --input_file=FILE, got none"),
+        (["--input_file=w.npz"], "expected --output_file=FILE, got none"),
+        (["--input_file=w.npz", "--output_file=m.h5"], "expected an --output_file that ends in .keras, got 'm.h5'"),
+        (["--input_file=w.npz", "--output_file=m.keras"], "expected --input_file to be a file, got 'w.npz'"),
+        (["--input_file=w.npz", "--output_file=m.keras", "extra"], "expected flags only, got 'extra'"),
+        (["--from=torch"], "from"),
+        (["--num_classes=0"], "num_classes"),
+    ],
+)
+def test_import_weights_wrong_flag_ends_with_one_line_and_2(flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    assert message in error_line(capsys)
+
+
+def test_import_weights_films_too_small_for_the_network_end_with_one_line_and_2(tmp_path, capsys):
+    source = foreign(tmp_path, weight=np.zeros(3, np.float32))
+    assert main([f"--input_file={source}", f"--output_file={tmp_path / 'model.keras'}", "--input_size=31"]) == 2
+    assert "(31, 31, 3) is too small: the network halves the film five times" in error_line(capsys)
+
+
+def test_import_weights_help_loads_no_tensorflow():
+    check = (
+        "import sys\n"
+        "from cxr_compress.cli.import_weights import main\n"
+        "code = main(['--helpshort'])\n"
+        "sys.exit(code or 'tensorflow' in sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", check],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env=dict(os.environ),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--input_file" in result.stdout

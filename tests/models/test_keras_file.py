@@ -1,0 +1,138 @@
+"""Model files: equal bytes for equal models, nothing of time or training in them, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.keras2 import keras
+from cxr_compress.models import chexnet
+from cxr_compress.models.keras_file import load_model, save_model
+
+
+def small_net(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    return chexnet(2, (32, 32, 3), width=0.1, blocks=(1, 1))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "net.keras"
+    save_model(small_net(), path)
+    return path
+
+
+def edited(source, target, name, change):
+    """Copy an archive with one entry changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.namelist():
+            content = old.read(entry)
+            new.writestr(entry, change(content) if entry == name else content)
+    return target
+
+
+def test_save_model_equal_weights_give_equal_bytes(saved, tmp_path):
+    again, other = tmp_path / "again.keras", tmp_path / "other.keras"
+    save_model(small_net(), again)
+    save_model(small_net(seed=1), other)
+    assert again.read_bytes() == saved.read_bytes()
+    assert other.read_bytes() != saved.read_bytes()
+
+
+def test_save_model_file_holds_no_time_and_no_place(saved):
+    with zipfile.ZipFile(saved) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert list(json.loads(archive.read("metadata.json"))) == ["keras_version"]
+    assert str(saved.parent).encode() not in saved.read_bytes()
+
+
+def test_save_model_plain_keras_loads_it_with_equal_outputs(saved):
+    model = small_net()
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    for loaded in (keras.models.load_model(saved), load_model(saved)):
+        np.testing.assert_array_equal(loaded(x).numpy(), model(x).numpy())
+        assert getattr(loaded, "optimizer", None) is None
+
+
+def test_save_model_compiled_model_leaves_the_optimizer_out_and_the_model_as_it_was(saved, tmp_path):
+    model = small_net()
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    path = tmp_path / "compiled.keras"
+    save_model(model, path)
+    assert path.read_bytes() == saved.read_bytes()
+    assert model.optimizer is not None
+
+
+def test_save_model_other_ending_is_an_error(tmp_path):
+    with pytest.raises(CompressionError, match=r"expected a file name that ends in \.keras, got net\.h5"):
+        save_model(small_net(), tmp_path / "net.h5")
+
+
+def test_load_model_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ModelFileError, match=r"none\.keras does not exist"):
+        load_model(tmp_path / "none.keras")
+
+
+def test_load_model_other_kind_of_file_is_an_error(tmp_path):
+    with pytest.raises(
+        ModelFileError, match=r"expected a \.keras file, got net\.h5: load it with tf_keras and save it"
+    ):
+        load_model(tmp_path / "net.h5")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_load_model_truncated_file_is_an_error(saved, tmp_path, share):
+    path = tmp_path / "cut.keras"
+    content = saved.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelFileError, match=r"cut\.keras is no complete \.keras file .*: copy or export it again"):
+        load_model(path)
+
+
+def test_load_model_flipped_byte_is_an_error(saved, tmp_path):
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 1
+    path = tmp_path / "flipped.keras"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"is damaged \(its part model\.weights\.h5 fails its checksum\)"):
+        load_model(path)
+
+
+def test_load_model_file_of_keras_3_is_an_error(saved, tmp_path):
+    path = edited(saved, tmp_path / "three.keras", "metadata.json", lambda old: b'{"keras_version": "3.12.0"}')
+    with pytest.raises(ModelFileError, match=r"was saved by Keras 3\.12\.0, expected Keras 2"):
+        load_model(path)
+
+
+def test_load_model_class_outside_keras_is_refused_before_its_module_is_imported(saved, tmp_path):
+    def foreign(content):
+        config = json.loads(content)
+        config["config"]["layers"][1]["module"] = "antigravity"  # opens a web browser when it is imported
+        return json.dumps(config).encode()
+
+    path = edited(saved, tmp_path / "foreign.keras", "config.json", foreign)
+    with pytest.raises(ModelFileError, match="needs the class ZeroPadding2D, which is not one of Keras"):
+        load_model(path)
+
+
+def test_load_model_custom_layer_is_an_error(tmp_path):
+    class Doubled(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * 2
+
+    path = tmp_path / "custom.keras"
+    save_model(keras.Sequential([Doubled(input_shape=(3,))]), path)
+    with pytest.raises(ModelFileError, match="needs the class Doubled, which is not one of Keras: rebuild the model"):
+        load_model(path)
+
+
+def test_load_model_lambda_layer_is_an_error(tmp_path):
+    path = tmp_path / "lambda.keras"
+    save_model(keras.Sequential([keras.layers.Lambda(lambda x: x * 2, input_shape=(3,))]), path)
+    with pytest.raises(ModelFileError, match=r"lambda\.keras could not be rebuilt: .*standard Keras layers"):
+        load_model(path)

@@ -1,0 +1,82 @@
+"""Apply a plan: build a plain, thinner Keras model and fill it with the weights that stay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.errors import CompressionError
+from cxr_compress.keras2 import keras
+from cxr_compress.structured.analyze import analyze_channels, layers_by_path
+from cxr_compress.structured.channels import ChannelAnalysis, LayerSlices, SizeSlice
+from cxr_compress.structured.cost import BoolArray
+from cxr_compress.structured.select import ChannelPlan
+
+
+def remove_channels(model: keras.Model, plan: ChannelPlan) -> keras.Model:
+    """A new plain model without the channels that a plan drops; `model` is left untouched.
+
+    Layer names, trainable flags, regularisers and dtype policies stay. The result is not compiled and loads with
+    `keras.models.load_model` and no custom objects but those that `model` itself needs.
+
+    Raises:
+        CompressionError: the plan was made for another model, or its predicted cost is not that of the result.
+        UnsupportedLayerError: as `analyze_channels`.
+    """
+    analysis = analyze_channels(model, exclude=plan.exclude)
+    keep = plan.keep_vector(analysis)
+    thin = _thin_architecture(model, analysis, keep)
+    _fill(thin, model, analysis, keep)
+    expected = analysis.cost_model.cost(keep).params
+    if thin.count_params() != expected:
+        raise CompressionError(
+            f"predicted {expected:,} params, rebuilt {thin.count_params():,}: a layer rule is wrong; "
+            "please report the model"
+        )
+    return thin
+
+
+def _thin_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> keras.Model:
+    """The model's own config with smaller numbers, built anew."""
+    config = copy.deepcopy(model.get_config())
+    entries = dict(_layer_configs(config, ""))
+    for path, layer in analysis.layers.items():
+        for size in layer.sizes:
+            _set_size(entries[path], size, keep)
+    return type(model).from_config(config)
+
+
+def _layer_configs(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and config of every layer in a model's config, nested models included."""
+    for layer in config["layers"]:
+        inner = layer["config"]
+        if isinstance(inner.get("layers"), list):
+            yield from _layer_configs(inner, f"{prefix}{inner['name']}/")
+        else:
+            yield prefix + inner["name"], inner
+
+
+def _set_size(config: dict[str, Any], size: SizeSlice, keep: BoolArray) -> None:
+    place: Any = config
+    for key in size.keys[:-1]:
+        place = place[key]
+    place[size.keys[-1]] = int(keep[size.units].sum())
+
+
+def _fill(thin: keras.Model, model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> None:
+    """Copy every weight, sliced where the analysis says so."""
+    sources = layers_by_path(model)
+    for path, layer in layers_by_path(thin).items():
+        if layer.weights:
+            weights = sources[path].get_weights()
+            layer.set_weights(_sliced(weights, analysis.layers[path], keep) if path in analysis.layers else weights)
+
+
+def _sliced(weights: list[npt.NDArray[Any]], layer: LayerSlices, keep: BoolArray) -> list[npt.NDArray[Any]]:
+    for axis in layer.axes:
+        weights[axis.weight] = np.compress(keep[axis.units], weights[axis.weight], axis=axis.axis)
+    return weights

@@ -1,0 +1,12 @@
+"""Training with weighted cross-entropy from logits, resumable after every epoch. Importing this loads TensorFlow."""
+
+from __future__ import annotations
+
+# Eager on purpose: a lazy `fit` would turn into the submodule of that name as soon as anyone imported the latter.
+from cxr_compress.train.batches import Batches
+from cxr_compress.train.config import FitConfig, FitResult
+from cxr_compress.train.fit import fit
+from cxr_compress.train.losses import pos_weights, weighted_bce
+from cxr_compress.train.step import predict_logits
+
+__all__ = ["Batches", "FitConfig", "FitResult", "fit", "pos_weights", "predict_logits", "weighted_bce"]

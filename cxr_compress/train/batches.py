@@ -1,0 +1,124 @@
+"""Batches of films for training: the cached uint8 films, changed a little, through the one preprocessing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from cxr_compress.device.preprocess import PreprocessSpec, normalize
+from cxr_compress.errors import DataError
+from cxr_compress.keras2 import keras
+from cxr_compress.train.augment import augment
+
+_BATCHES_AHEAD = 3
+
+
+class Batches(keras.utils.Sequence):
+    """What one epoch sees, as (float32 (batch, height, width, channels), float32 (batch, findings)) pairs.
+
+    Everything random is a pure function of (seed, epoch, index of the film), so a resumed run, another batch size in
+    between or another number of threads changes no film. Shuffled batches are all full: the few films left over change
+    from epoch to epoch, and batch normalisation never sees a batch of one. Unshuffled batches cover every film.
+
+    Attributes:
+        epoch: Which epoch's order and changes ``__getitem__`` gives; set it, or let ``on_epoch_end`` count it up.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        spec: PreprocessSpec,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        augment: bool = True,
+    ) -> None:
+        """Check the films and fix the order of the first epoch.
+
+        Args:
+            images: uint8 (films, height, width) or (films, height, width, 3), as ``data.decode_split`` gives them.
+            labels: (films, findings), 0 or 1.
+            spec: How the model wants its films.
+            batch_size: Films per batch; a set with fewer films gives one smaller batch.
+            seed: Of order and changes.
+            shuffle: Draw a new order each epoch and leave out what does not fill a batch.
+            augment: Change each film a little; off for scoring.
+
+        Raises:
+            DataError: Films and labels do not belong together, or hold something else than films and 0/1 labels.
+        """
+        super().__init__()
+        self.images, self.labels = checked_films(images, labels, spec)
+        self.spec = spec
+        self.batch_size = min(batch_size, len(self.images))
+        self.seed = seed
+        self.shuffle = shuffle
+        self.augment = augment
+        self.epoch = 0
+        self._drawn: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        films = len(self.images)
+        return films // self.batch_size if self.shuffle else -(-films // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self._order()[index * self.batch_size : (index + 1) * self.batch_size]
+        films = self.images[chosen]
+        if self.augment:
+            films = np.stack([self._augmented(int(film)) for film in chosen])
+        return normalize(films, self.spec), self.labels[chosen]
+
+    def on_epoch_end(self) -> None:
+        """Go on to the next epoch's order and changes."""
+        self.epoch += 1
+
+    def _order(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(len(self.images))
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            generator = np.random.default_rng((self.seed, self.epoch))
+            self._drawn = (self.epoch, generator.permutation(len(self.images)))
+        return self._drawn[1]
+
+    def _augmented(self, film: int) -> np.ndarray:
+        return augment(self.images[film], np.random.default_rng((self.seed, self.epoch, film)))
+
+
+def ahead(batches: Batches, depth: int = _BATCHES_AHEAD) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Yield the epoch's batches in order while a thread prepares the next ones; OpenCV and NumPy release the GIL."""
+    count = len(batches)
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    try:
+        waiting = deque(pool.submit(batches.__getitem__, index) for index in range(min(depth, count)))
+        for index in range(count):
+            batch = waiting.popleft().result()
+            if index + depth < count:
+                waiting.append(pool.submit(batches.__getitem__, index + depth))
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def checked_films(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return films and float32 labels if they belong together.
+
+    Raises:
+        DataError: Wrong dtype or shape, no film, another count of labels, or labels other than 0 and 1.
+    """
+    labels = np.asarray(labels, dtype=np.float32)
+    wanted = (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
+    if images.dtype != np.uint8 or images.shape[1:] != wanted:
+        raise DataError(
+            f"films must be uint8 (films, {', '.join(map(str, wanted))}) as the preprocessing spec says, got "
+            f"{images.dtype} {images.shape}: decode them with data.decode_split"
+        )
+    if labels.ndim != 2 or len(labels) != len(images) or not len(images):  # noqa: PLR2004 - films x findings
+        raise DataError(f"expected labels (films, findings) for {len(images)} films (at least 1), got {labels.shape}")
+    if not np.all((labels == 0) | (labels == 1)):
+        raise DataError("labels must be 0 or 1: map uncertain or missing labels before training")
+    return images, labels

@@ -1,0 +1,175 @@
+"""The folder of one training run: what it was started with, its log, and a state from which it goes on.
+
+``run.json`` (what decides the result), ``last.npz`` (weights, optimiser and history after the last finished epoch),
+``best_epoch_N.npz`` (weights alone) and ``log.jsonl`` (the history for people). Every file appears at once or not at
+all, and ``last.npz``, written last, names the best file that belongs to it: the run may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.errors import CompressionError, ModelFileError
+
+_ADVICE = "give the run another folder, or delete this one to start again"
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        history: One entry per finished epoch.
+        best_epoch: 1 for the first epoch; 0 before there is a best one.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+class RunFolder:
+    """Reads and writes the files of one run. Nothing in them names an image or a patient."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Open the folder, or begin it if it holds no run.
+
+        Args:
+            path: Is created where it is missing.
+            facts: What decides the result, JSON-ready; a folder begun with other facts is refused.
+
+        Raises:
+            CompressionError: The folder holds a run that was begun with other facts, or cannot be written.
+            ModelFileError: Its ``run.json`` is damaged.
+        """
+        self.path = path
+        facts = json.loads(json.dumps(facts))  # as it will be read back: tuples become lists
+        record = path / "run.json"
+        if record.exists():
+            _compare(_read_facts(record), facts)
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CompressionError(
+                f"could not create the run's folder: {error.strerror}; choose another one"
+            ) from error
+        write_text(record, json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+    def save(self, progress: Progress, weights: Sequence[Any], optimizer: Sequence[Any]) -> None:
+        """Write the state after an epoch: the best weights first, if they are this epoch's, then all the rest.
+
+        Raises:
+            CompressionError: The disk is full or the folder cannot be written.
+        """
+        if progress.best_epoch == len(progress.history):
+            write_bytes(self._best_file(progress.best_epoch), _pack({"weights": weights}))
+        write_text(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in progress.history))
+        state = json.dumps({"best_epoch": progress.best_epoch, "history": progress.history})
+        write_bytes(self.path / "last.npz", _pack({"weights": weights, "optimizer": optimizer}, state))
+        for old in self.path.glob("best_epoch_*.npz"):
+            if old != self._best_file(progress.best_epoch):
+                old.unlink()
+
+    def restore(self, weights: Sequence[Any], optimizer: Sequence[Any]) -> Progress:
+        """Set variables to the state after the last finished epoch; a folder without one leaves them as they are.
+
+        Raises:
+            ModelFileError: The checkpoint is damaged or belongs to another model.
+        """
+        file = self.path / "last.npz"
+        if not file.exists():
+            return Progress()
+        arrays = _unpack(file)
+        _assign(weights, arrays, "weights")
+        _assign(optimizer, arrays, "optimizer")
+        state = json.loads(arrays["state"].tobytes().decode())
+        return Progress(history=state["history"], best_epoch=state["best_epoch"])
+
+    def restore_best(self, progress: Progress, weights: Sequence[Any]) -> None:
+        """Set variables to the weights of the best epoch.
+
+        Raises:
+            ModelFileError: The file is missing, damaged or belongs to another model.
+        """
+        _assign(weights, _unpack(self._best_file(progress.best_epoch)), "weights")
+
+    def _best_file(self, epoch: int) -> Path:
+        return self.path / f"best_epoch_{epoch}.npz"
+
+
+def _read_facts(record: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"run.json of the training run cannot be read: {_ADVICE}") from error
+    if not isinstance(facts, dict):
+        raise ModelFileError(f"run.json of the training run is no JSON object: {_ADVICE}")
+    return facts
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if differing:
+        listed = ", ".join(
+            f"{name} (there {_short(found.get(name))}, now {_short(wanted.get(name))})" for name in differing
+        )
+        raise CompressionError(f"the folder holds a training run begun with other settings: {listed}; {_ADVICE}")
+
+
+def _short(value: Any, limit: int = 24) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _tail(name: str) -> str:
+    """The part of a variable's name that does not depend on what was built before it in the same process."""
+    return name.rsplit("/", 1)[-1].split(":", maxsplit=1)[0]
+
+
+def _keys(variables: Sequence[Any], kind: str) -> list[str]:
+    return [f"{kind}.{index:04d}" for index in range(len(variables))]
+
+
+def _pack(groups: Mapping[str, Sequence[Any]], state: str | None = None) -> bytes:
+    arrays = {
+        key: variable.numpy()
+        for kind, variables in groups.items()
+        for key, variable in zip(_keys(variables, kind), variables, strict=True)
+    }
+    if state is not None:
+        arrays["state"] = np.frombuffer(state.encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # plain numbers: nothing is pickled
+    return buffer.getvalue()
+
+
+def _unpack(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelFileError(f"the checkpoint {file.name} is missing or damaged: {_ADVICE}") from error
+
+
+def _assign(variables: Sequence[Any], arrays: Mapping[str, np.ndarray], kind: str) -> None:
+    keys = _keys(variables, kind)
+    stored = [key for key in sorted(arrays) if key.startswith(f"{kind}.")]
+    if stored != keys:
+        raise ModelFileError(f"the checkpoint holds {len(stored)} {kind}, the model needs {len(keys)}: {_ADVICE}")
+    for key, variable in zip(keys, variables, strict=True):
+        if arrays[key].shape != tuple(variable.shape):
+            raise ModelFileError(
+                f"the checkpoint's {key} has shape {arrays[key].shape}, the model's {_tail(variable.name)} "
+                f"{tuple(variable.shape)}: {_ADVICE}"
+            )
+    for key, variable in zip(keys, variables, strict=True):
+        variable.assign(arrays[key])

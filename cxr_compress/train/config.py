@@ -1,0 +1,83 @@
+"""What decides a training run, and what it gives: plain frozen data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.errors import CompressionError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The choices of one training run; together with films, model and seed they fix its result.
+
+    Attributes:
+        epochs: Passes over the training films.
+        batch_size: Films per step.
+        learning_rate: Adam's rate at the end of the warm-up; from there it falls to 0 along a half cosine.
+        warmup_fraction: Share of all steps in which the rate climbs from 0; 0 starts at the full rate.
+        weight_decay: Decoupled (AdamW) decay per step, times the rate; batch-norm parameters and biases are spared.
+        augment: Shift, turn, scale and re-expose each film a little.
+        seed: Of film order, of the changes to the films and of what is random inside the model.
+        distill_weight: Share of the loss that pulls towards the teacher's probabilities instead of the labels; needs a
+            teacher when above 0.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    augment: bool = True
+    seed: int = 0
+    distill_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with.
+
+        Raises:
+            CompressionError: A value is out of its range.
+        """
+        self._require(self.epochs >= 1, "epochs", "at least 1")
+        self._require(self.batch_size >= 1, "batch_size", "at least 1")
+        self._require(0 < self.learning_rate < math.inf, "learning_rate", "a positive number")
+        self._require(0 <= self.warmup_fraction < 1, "warmup_fraction", "in [0, 1)")
+        self._require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or a positive number")
+        self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
+
+    def steps_per_epoch(self, films: int) -> int:
+        """Full batches in an epoch; a set smaller than a batch is one smaller batch."""
+        return films // min(self.batch_size, films)
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            raise CompressionError(f"{name} must be {rule}, got {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run reached; the model that was trained holds the weights of ``best_epoch``.
+
+    Attributes:
+        best_epoch: 1 for the first one; chosen by the dev AUROC, then by the dev loss.
+        best_dev_auroc: Mean over the findings; nan where no finding of the dev set has both classes.
+        history: Per epoch ``epoch``, ``loss``, ``dev_loss``, ``dev_auroc`` (None where undefined), ``auroc`` per
+            finding, ``learning_rate``, ``images_per_second`` and ``seconds``.
+        seconds: Spent in epochs, those before a resume included.
+        pos_weight: float32 (findings,), the weights in the loss; a probability is ``sigmoid(z - log(pos_weight))``.
+    """
+
+    best_epoch: int
+    best_dev_auroc: float
+    history: tuple[dict[str, Any], ...]
+    seconds: float
+    pos_weight: np.ndarray

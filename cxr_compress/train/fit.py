@@ -1,0 +1,278 @@
+"""Training: base training, fine-tuning a thinned model and training under pruning are all this one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.keras2 import keras
+from cxr_compress.metrics import auroc_per_finding, mean_auroc
+from cxr_compress.train.batches import Batches, ahead, checked_films
+from cxr_compress.train.checkpoints import Progress, RunFolder
+from cxr_compress.train.config import FitConfig, FitResult
+from cxr_compress.train.losses import pos_weights, weighted_bce
+from cxr_compress.train.step import Forward, Step, make_forward, make_optimizer, make_train_step, predict_logits
+
+Films = tuple[np.ndarray, np.ndarray]
+_SECONDS_BETWEEN_NEWS = 10.0
+
+
+def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does without one of the six
+    model: Any,
+    train: Films,
+    dev: Films,
+    spec: PreprocessSpec,
+    config: FitConfig,
+    run_dir: str | Path,
+    *,
+    findings: Sequence[str],
+    pos_weight: np.ndarray | None = None,
+    teacher: Any | None = None,
+    extra_callbacks: Sequence[Any] = (),
+    best_from_epoch: int = 1,
+    facts: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> FitResult:
+    """Train ``model`` in place, an epoch at a time, and leave the weights of the best epoch in it.
+
+    After each epoch the whole state is in ``run_dir``; the same call with the same ``run_dir`` goes on there, at once
+    done if the run was finished, and ends with the weights of an undisturbed run. (The noise of Dropout layers starts
+    afresh after a resume; nothing else does.) A kill or Ctrl-C loses the running epoch only, and leaves ``model`` with
+    half-trained weights.
+
+    Args:
+        model: From preprocessed films to logits; not compiled by this function.
+        train: (images, labels): uint8 (films, height, width[, 3]) and 0/1 (films, findings).
+        dev: As ``train``, of other patients; chooses the best epoch.
+        spec: How the model wants its films.
+        config: The choices of the run.
+        run_dir: Folder of this run alone.
+        findings: Names of the label columns.
+        pos_weight: (findings,) weights of positives in the loss; None takes ``pos_weights`` of the training labels.
+        teacher: Model whose probabilities the loss also pulls towards, see ``FitConfig.distill_weight``.
+        extra_callbacks: Keras callbacks; they may read and change weights, on batch and epoch borders.
+        best_from_epoch: Earlier epochs (the first is 1) are never the best: pruning is not done yet, say.
+        facts: What else decides the result (JSON-ready); compared on resume.
+        progress: Takes one line per epoch, and one every ten seconds within; None is silent.
+
+    Returns:
+        What was reached.
+
+    Raises:
+        DataError: Films and labels do not fit one another or the model, or the loss stopped being a number.
+        CompressionError: ``run_dir`` holds a run with other settings, or the disk is full.
+        ModelFileError: A checkpoint in ``run_dir`` is damaged.
+    """
+    train, dev = checked_films(*train, spec), checked_films(*dev, spec)
+    weights_of_loss = pos_weights(train[1]) if pos_weight is None else np.asarray(pos_weight, np.float32)
+    _check_findings(model, findings, train[1], dev[1], weights_of_loss)
+    _check_options(config, teacher, best_from_epoch)
+    decided = {
+        **config.to_dict(),
+        **(facts or {}),
+        "findings": list(findings),
+        "preprocess": spec.to_dict(),
+        "best_from_epoch": best_from_epoch,
+        "pos_weight": [float(weight) for weight in weights_of_loss],
+        "films": _digest([*train, *dev]),
+        "start_weights": _digest(model.get_weights()),
+        "teacher": _digest(teacher.get_weights()) if teacher is not None else None,
+    }
+    folder = RunFolder(Path(run_dir), decided)
+    keras.utils.set_random_seed(config.seed)
+    batches = Batches(*train, spec, config.batch_size, seed=config.seed, augment=config.augment)
+    run = _Run(
+        model=model,
+        batches=batches,
+        dev=dev,
+        findings=tuple(findings),
+        config=config,
+        loss=weighted_bce(weights_of_loss),
+        optimizer=make_optimizer(config, config.epochs * len(batches)),
+        callbacks=keras.callbacks.CallbackList(list(extra_callbacks), model=model, epochs=config.epochs),
+        news=progress or _silent,
+    )
+    run.optimizer.build(model.trainable_variables)
+    done = folder.restore(model.weights, run.optimizer.variables)
+    if len(done.history) < config.epochs:
+        _train(run, folder, done, teacher, best_from_epoch)
+    folder.restore_best(done, model.weights)
+    return _result(done, weights_of_loss)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything that stays the same from epoch to epoch."""
+
+    model: Any
+    batches: Batches
+    dev: Films
+    findings: tuple[str, ...]
+    config: FitConfig
+    loss: Any
+    optimizer: Any
+    callbacks: Any
+    news: Callable[[str], None]
+
+
+def _train(run: _Run, folder: RunFolder, done: Progress, teacher: Any | None, best_from_epoch: int) -> None:
+    """Run the epochs that are missing, saving after each."""
+    step = make_train_step(run.model, run.loss, run.optimizer, teacher, run.config.distill_weight)
+    forward = make_forward(run.model)
+    with _one_opencv_thread():
+        run.callbacks.on_train_begin()
+        for epoch in range(len(done.history), run.config.epochs):
+            entry = _one_epoch(run, step, forward, epoch)
+            done.history.append(entry)
+            done.best_epoch = _best(done.history, best_from_epoch)
+            folder.save(done, run.model.weights, run.optimizer.variables)
+            run.news(_epoch_line(entry, run.config.epochs, done.best_epoch))
+        run.callbacks.on_train_end()
+
+
+def _one_epoch(run: _Run, step: Step, forward: Forward, epoch: int) -> dict[str, Any]:
+    """Train on every batch once, then score the dev set."""
+    started = time.perf_counter()
+    run.batches.epoch = epoch
+    run.callbacks.on_epoch_begin(epoch)
+    loss, images_per_second = _train_batches(run, step, epoch)
+    run.callbacks.on_epoch_end(epoch)
+    images, labels = run.dev
+    logits = predict_logits(run.model, images, run.batches.spec, batch_size=run.config.batch_size, forward=forward)
+    dev_loss = float(run.loss(labels, logits))
+    _check_number(dev_loss, "dev", epoch, run.config)
+    per_finding = auroc_per_finding(labels, logits)
+    return {
+        "epoch": epoch + 1,
+        "loss": loss,
+        "dev_loss": dev_loss,
+        "dev_auroc": _or_none(mean_auroc(labels, logits)),
+        "auroc": {name: _or_none(value) for name, value in zip(run.findings, per_finding, strict=True)},
+        "learning_rate": float(run.optimizer.learning_rate),
+        "images_per_second": round(images_per_second, 1),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _train_batches(run: _Run, step: Step, epoch: int) -> tuple[float, float]:
+    """Return the mean loss of the epoch and the films trained per second."""
+    total, count = 0.0, len(run.batches)
+    started = last_news = time.perf_counter()
+    with contextlib.closing(ahead(run.batches)) as stream:
+        for index, (films, labels) in enumerate(stream):
+            run.callbacks.on_train_batch_begin(index)
+            value = float(step(films, labels))
+            _check_number(value, "training", epoch, run.config)
+            run.callbacks.on_train_batch_end(index)
+            total += value
+            if time.perf_counter() - last_news > _SECONDS_BETWEEN_NEWS:
+                last_news = time.perf_counter()
+                run.news(f"epoch {epoch + 1}/{run.config.epochs}: batch {index + 1}/{count}, loss {value:.4f}")
+    return total / count, count * run.batches.batch_size / (time.perf_counter() - started)
+
+
+def _best(history: Sequence[Mapping[str, Any]], best_from_epoch: int) -> int:
+    """The epoch with the highest dev AUROC, the lower dev loss among equals; 0 if none counts yet."""
+    counted = history[best_from_epoch - 1 :]
+    if not counted:
+        return 0
+    best = max(counted, key=lambda entry: (_or_minus_infinity(entry["dev_auroc"]), -entry["dev_loss"]))
+    return int(best["epoch"])
+
+
+def _result(done: Progress, pos_weight: np.ndarray) -> FitResult:
+    best = done.history[done.best_epoch - 1]["dev_auroc"]
+    return FitResult(
+        best_epoch=done.best_epoch,
+        best_dev_auroc=math.nan if best is None else float(best),
+        history=tuple(done.history),
+        seconds=sum(entry["seconds"] for entry in done.history),
+        pos_weight=pos_weight,
+    )
+
+
+def _check_findings(
+    model: Any, findings: Sequence[str], train_labels: np.ndarray, dev_labels: np.ndarray, pos_weight: np.ndarray
+) -> None:
+    """Refuse labels and a model that do not belong together."""
+    counts = {
+        "logits of the model": model.output_shape[-1],
+        "findings": len(findings),
+        "columns of the training labels": train_labels.shape[-1],
+        "columns of the dev labels": dev_labels.shape[-1],
+        "weights in pos_weight": len(pos_weight),
+    }
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise DataError(f"the numbers of findings differ: {listed}; give each finding one logit and one label column")
+
+
+def _check_options(config: FitConfig, teacher: Any | None, best_from_epoch: int) -> None:
+    if (teacher is not None) != (config.distill_weight > 0):
+        given = "no teacher" if teacher is None else "a teacher"
+        raise CompressionError(
+            f"distillation needs a teacher and a distill_weight above 0, got {given} and {config.distill_weight}"
+        )
+    if not 1 <= best_from_epoch <= config.epochs:
+        raise CompressionError(f"best_from_epoch must be within 1..{config.epochs} (epochs), got {best_from_epoch}")
+
+
+def _check_number(value: float, which: str, epoch: int, config: FitConfig) -> None:
+    if not math.isfinite(value):
+        raise DataError(
+            f"the {which} loss became {value} in epoch {epoch + 1}: lower the learning rate (now "
+            f"{config.learning_rate:g}), or look for NaN in the model's weights; the epochs before are kept"
+        )
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    """One hash over the values, shapes and types of arrays."""
+    state = hashlib.sha256()
+    for array in arrays:
+        state.update(f"{array.dtype} {array.shape}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
+
+
+@contextlib.contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Leave the cores to TensorFlow: films are small, and OpenCV's own threads only get in its way."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _epoch_line(entry: Mapping[str, Any], epochs: int, best_epoch: int) -> str:
+    auroc = "undefined" if entry["dev_auroc"] is None else f"{entry['dev_auroc']:.4f}"
+    best = f"best epoch {best_epoch}" if best_epoch else "none counts yet"
+    return (
+        f"epoch {entry['epoch']}/{epochs}: loss {entry['loss']:.4f}, dev loss {entry['dev_loss']:.4f}, "
+        f"dev AUROC {auroc} ({best}), {entry['images_per_second']:.0f} images/s"
+    )
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else float(value)
+
+
+def _or_minus_infinity(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+def _silent(_line: str) -> None:
+    """No one wants to hear of the progress."""

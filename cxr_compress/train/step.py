@@ -1,0 +1,94 @@
+"""One training step and one forward pass as compiled TensorFlow functions, and the optimiser they use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_compress.device.preprocess import PreprocessSpec, normalize
+from cxr_compress.keras2 import keras
+from cxr_compress.train.config import FitConfig
+
+Step = Callable[[np.ndarray, np.ndarray], Any]
+Forward = Callable[[np.ndarray], np.ndarray]
+
+
+def make_optimizer(config: FitConfig, steps: int) -> Any:
+    """Adam with a linear warm-up and a half cosine down to 0 over ``steps`` steps.
+
+    The rate follows the optimiser's own step counter, so restoring the optimiser's variables resumes it exactly.
+    """
+    warmup = round(config.warmup_fraction * steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else config.learning_rate,
+        decay_steps=max(1, steps - warmup),
+        warmup_target=config.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    optimizer = keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None)
+    if config.weight_decay:
+        # Decay towards 0 makes sense for kernels only: it would shrink what batch normalisation scales by.
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
+
+
+def make_train_step(model: Any, loss: Any, optimizer: Any, teacher: Any | None, distill_weight: float) -> Step:
+    """Compile one step: batch in, weights updated, loss out.
+
+    With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, the teacher
+    seeing the very same changed films.
+    """
+
+    def total_loss(films: Any, labels: Any) -> Any:
+        logits = model(films, training=True)
+        value = loss(labels, logits)
+        if teacher is not None:
+            soft = tf.sigmoid(tf.stop_gradient(teacher(films, training=False)))
+            pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
+            value = (1.0 - distill_weight) * value + distill_weight * pull
+        return value + tf.add_n(model.losses) if model.losses else value
+
+    @tf.function
+    def step(films: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            value = total_loss(films, labels)
+        variables = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
+        return value
+
+    return lambda films, labels: step(tf.constant(films), tf.constant(labels))
+
+
+def make_forward(model: Any) -> Forward:
+    """Compile the model's inference: float32 films (batch, height, width, channels) to logits (batch, findings)."""
+    compiled = tf.function(lambda films: model(films, training=False))
+    return lambda films: compiled(tf.constant(films)).numpy()
+
+
+def predict_logits(
+    model: Any, images: np.ndarray, spec: PreprocessSpec, *, batch_size: int = 64, forward: Forward | None = None
+) -> np.ndarray:
+    """Return the logits of cached uint8 films through the one preprocessing.
+
+    Args:
+        model: From preprocessed films to logits.
+        images: uint8 (films, height, width) or (films, height, width, 3).
+        spec: How the model wants its films.
+        batch_size: Films per forward pass.
+        forward: What ``make_forward(model)`` gave, to compile once for many calls.
+
+    Returns:
+        float32 (films, findings).
+    """
+    forward = forward or make_forward(model)
+    batch_size = min(batch_size, len(images))
+    logits = []
+    for start in range(0, len(images), batch_size):
+        films = images[start : start + batch_size]
+        # The last batch is filled up: another batch size would compile the whole network again.
+        filled = np.concatenate([films, np.repeat(films[-1:], batch_size - len(films), axis=0)])
+        logits.append(forward(normalize(filled, spec))[: len(films)])
+    return np.concatenate(logits).astype(np.float32)

@@ -1,0 +1,103 @@
+"""Batches: the device's own preprocessing, and randomness that depends on seed, epoch and film alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cxr_compress.device.preprocess import PreprocessSpec, preprocess
+from cxr_compress.errors import DataError
+from cxr_compress.train.batches import Batches, ahead
+from tests.train.films import SPEC, drawn_films
+
+
+def batches(count=10, batch_size=4, **options):
+    images, labels = drawn_films(count, seed=1)
+    return Batches(images, labels, SPEC, batch_size, **options)
+
+
+def test_batches_unchanged_films_are_bit_equal_to_the_devices_tensors():
+    images, labels = drawn_films(5, seed=1)
+    films, found = Batches(images, labels, SPEC, 5, shuffle=False, augment=False)[0]
+    for tensor, image in zip(films, images, strict=True):
+        np.testing.assert_array_equal(tensor, preprocess(image, SPEC))
+    assert films.dtype == np.float32
+    assert films.shape == (5, 32, 32, 3)
+    np.testing.assert_array_equal(found, labels)
+    assert not np.array_equal(films[0], preprocess(images[1], SPEC))
+
+
+def test_batches_colour_films_keep_their_channels():
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    spec = PreprocessSpec(32, 32, color="rgb")
+    films, _ = Batches(images, np.array([[0], [1]]), spec, 2, shuffle=False, augment=False)[0]
+    np.testing.assert_array_equal(films[1], preprocess(images[1], spec))
+    augmented, _ = Batches(images, np.array([[0], [1]]), spec, 2)[0]
+    assert augmented.shape == films.shape
+
+
+def test_batches_unshuffled_cover_every_film_once_in_order():
+    images, labels = drawn_films(10, seed=1)
+    parts = list(ahead(Batches(images, labels, SPEC, 4, shuffle=False, augment=False)))
+    assert [len(films) for films, _ in parts] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([found for _, found in parts]), labels)
+
+
+def test_batches_shuffled_are_full_and_leave_out_other_films_each_epoch():
+    images, labels = drawn_films(10, seed=1)
+    used = []
+    sequence = Batches(images, labels, SPEC, 4, augment=False)
+    for epoch in range(20):
+        sequence.epoch = epoch
+        films = np.concatenate([films for films, _ in ahead(sequence)])
+        assert len(films) == 8
+        used.append({film.tobytes() for film in films})
+    assert all(len(films) == 8 for films in used)  # none twice within an epoch
+    assert len(set.union(*used)) == 10
+
+
+def test_batches_fewer_films_than_a_batch_give_one_batch_of_all():
+    assert [len(films) for films, _ in ahead(batches(count=3, batch_size=64))] == [3]
+
+
+def test_batches_same_seed_and_epoch_are_bit_equal_others_are_not():
+    first, same, other_seed, other_epoch = batches(), batches(), batches(seed=1), batches()
+    other_epoch.on_epoch_end()
+    for index in range(len(first)):
+        np.testing.assert_array_equal(first[index][0], same[index][0])
+        assert np.any(first[index][0] != other_seed[index][0])
+        assert np.any(first[index][0] != other_epoch[index][0])
+
+
+def test_batches_change_of_a_film_does_not_depend_on_its_place_or_the_batch_size():
+    images, labels = drawn_films(6, seed=1)
+    whole = Batches(images, labels, SPEC, 6, shuffle=False)[0][0]
+    pairs = Batches(images, labels, SPEC, 2, shuffle=False)
+    np.testing.assert_array_equal(np.concatenate([pairs[2][0], pairs[0][0]]), whole[[4, 5, 0, 1]])
+
+
+def test_ahead_gives_the_same_batches_as_indexing_and_can_be_stopped_early():
+    sequence = batches(count=40)
+    for index, (films, labels) in enumerate(ahead(sequence, depth=2)):
+        np.testing.assert_array_equal(films, sequence[index][0])
+        np.testing.assert_array_equal(labels, sequence[index][1])
+    stream = ahead(sequence)
+    next(stream)
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 32, 32), np.float32), np.zeros((2, 1)), r"films must be uint8 \(films, 32, 32\).*got float32"),
+        (np.zeros((2, 32, 31), np.uint8), np.zeros((2, 1)), r"got uint8 \(2, 32, 31\): decode them with"),
+        (np.zeros((2, 32, 32), np.uint8), np.zeros((3, 1)), r"expected labels .* for 2 films .*got \(3, 1\)"),
+        (np.zeros((2, 32, 32), np.uint8), np.zeros(2), r"expected labels .* for 2 films .*got \(2,\)"),
+        (np.zeros((0, 32, 32), np.uint8), np.zeros((0, 1)), "for 0 films"),
+        (np.zeros((2, 32, 32), np.uint8), np.full((2, 1), -1), "labels must be 0 or 1: map uncertain"),
+        (np.zeros((2, 32, 32), np.uint8), np.full((2, 1), np.nan), "labels must be 0 or 1"),
+    ],
+)
+def test_batches_films_and_labels_that_do_not_fit_are_an_error(images, labels, message):
+    with pytest.raises(DataError, match=message):
+        Batches(images, labels, SPEC, 2)

@@ -1,0 +1,79 @@
+"""The weighted cross-entropy against its formula written out in numpy, and the class weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.train.losses import pos_weights, weighted_bce
+
+
+def written_out(labels, logits, weights):
+    """The formula, film by film and finding by finding, in float64."""
+    total = 0.0
+    for film in range(len(labels)):
+        for finding in range(labels.shape[1]):
+            z = float(logits[film, finding])
+            probability = 1 / (1 + np.exp(-z))
+            y, w = labels[film, finding], weights[finding]
+            total -= w * y * np.log(probability) + (1 - y) * np.log(1 - probability)
+    return total / labels.size
+
+
+def test_weighted_bce_is_the_mean_of_the_formula_over_films_and_findings():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (7, 3)).astype(np.float32)
+    logits = rng.normal(0, 3, (7, 3)).astype(np.float32)
+    weights = np.array([0.35, 1.0, 20.0])
+    # A mean of 21 float32 terms up to 60: a few roundings of 6e-8 relative.
+    assert float(weighted_bce(weights)(labels, logits)) == pytest.approx(written_out(labels, logits, weights), rel=1e-5)
+    assert float(weighted_bce(weights[::-1])(labels, logits)) != pytest.approx(
+        written_out(labels, logits, weights), rel=1e-2
+    )
+
+
+def test_weighted_bce_huge_logits_stay_finite():
+    labels, logits = np.array([[1.0], [0.0]], np.float32), np.array([[-1e4], [1e4]], np.float32)
+    assert float(weighted_bce(np.array([2.0]))(labels, logits)) == pytest.approx((2e4 + 1e4) / 2)
+
+
+def test_weighted_bce_best_constant_logit_is_the_log_odds_plus_the_log_weight():
+    # What device.modelinfo's logit_offset undoes: 20 % positives, weighted 4 to 1, are learned as even odds.
+    labels = np.array([[1.0]] + [[0.0]] * 4, np.float32)
+    loss = weighted_bce(np.array([4.0]))
+    at = {z: float(loss(labels, np.full((5, 1), z, np.float32))) for z in (-0.2, 0.0, 0.2)}
+    assert min(at, key=at.get) == 0.0
+    unweighted = weighted_bce(np.array([1.0]))
+    assert float(unweighted(labels, np.full((5, 1), np.log(0.25), np.float32))) < float(
+        unweighted(labels, np.zeros((5, 1), np.float32))
+    )
+
+
+@pytest.mark.parametrize("weight", [[0.0], [-1.0], [np.nan], [np.inf], [[1.0]]])
+def test_weighted_bce_impossible_weight_is_an_error(weight):
+    with pytest.raises(CompressionError, match="pos_weight must be one positive number per finding, got"):
+        weighted_bce(np.array(weight))
+
+
+def test_pos_weights_are_negatives_per_positive_clipped_at_fifty():
+    labels = np.zeros((1000, 4), np.float32)
+    labels[:250, 0] = 1
+    labels[:500, 1] = 1
+    labels[:2, 2] = 1
+    labels[:998, 3] = 1
+    np.testing.assert_allclose(pos_weights(labels), [3.0, 1.0, 50.0, 1 / 50], rtol=1e-6)
+    assert pos_weights(labels).dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_pos_weights_one_sided_finding_is_an_error(value):
+    labels = np.tile(np.array([0.0, 1.0], np.float32), (2, 1)).T.copy()
+    labels[:, 1] = value
+    with pytest.raises(DataError, match=rf"column 1 of the labels has {int(2 * value)} positives among 2 films"):
+        pos_weights(labels)
+
+
+def test_pos_weights_something_else_than_a_table_is_an_error():
+    with pytest.raises(DataError, match=r"labels must be \(films, findings\).*got shape \(3,\)"):
+        pos_weights(np.zeros(3))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cxr_compress.data.dataset import Dataset, Split, check_dataset
 from cxr_compress.data.phantom_film import PHANTOM_FINDINGS, render_film
 from cxr_compress.data.splits import carve_dev
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = "Procedural phantom images drawn by cxr_compress: synthetic, made from no film and no patient"
@@ -79,10 +79,7 @@ def write_phantom(
     parameters = _parameters(n_train, n_test, size, seed)
     if _is_finished(folder, parameters):
         return
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"phantom: {folder} cannot be made ({error.strerror}); choose another folder") from error
+    make_folder(folder / "images")
     write_text(folder / _STARTED, _as_json(parameters))
     films = [*_plan("train", n_train, 0, seed), *_plan("test", n_test, n_train, seed)]
 

@@ -47,6 +47,22 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise CompressionError(f"could not write {path}: {error.strerror or error}; {remedy}") from error
 
 
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and those above it, unless they are there; give it back.
+
+    Raises:
+        CompressionError: it cannot be created; says why and what to do.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompressionError(
+            f"could not create the folder {path}: {error.strerror or error}; choose one you may write to"
+        ) from error
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Put `text` under `path` as UTF-8 with the line ends it has, in one step as `write_bytes` does.
 

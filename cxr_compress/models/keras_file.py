@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.atomic import make_folder, write_bytes
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 
@@ -41,7 +41,7 @@ def save_model(model: Any, path: str | Path) -> None:
         raw = Path(folder) / "model.keras"
         _without_optimizer(model).save(raw, save_format="keras")
         content = _normalised(raw)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, content)
 
 

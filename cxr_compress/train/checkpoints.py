@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.errors import CompressionError, ModelFileError
 
 _ADVICE = "give the run another folder, or delete this one to start again"
@@ -56,12 +56,7 @@ class RunFolder:
         if record.exists():
             _compare(_read_facts(record), facts)
             return
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CompressionError(
-                f"could not create the run's folder: {error.strerror}; choose another one"
-            ) from error
+        make_folder(path)
         write_text(record, json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
     def save(self, progress: Progress, weights: Sequence[Any], optimizer: Sequence[Any]) -> None:

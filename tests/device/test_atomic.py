@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.errors import CompressionError
 
 
@@ -72,3 +72,13 @@ def test_write_bytes_over_a_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"could not write .*out: .*; a folder has that name"):
         write_bytes(tmp_path / "out", b"x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_make_folder_where_a_file_stands_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CompressionError, match="could not create the folder .*taken.*; choose one you may write to"):
+        make_folder(tmp_path / "taken" / "below")
+
+
+def test_make_folder_that_is_there_already_is_given_back(tmp_path: Path) -> None:
+    assert make_folder(tmp_path / "a" / "b") == make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"

@@ -17,6 +17,9 @@ from cxr_compress.keras2 import keras
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
 _CONFIG = "config.json"
+_SAVED_MODEL = "saved_model.pb"
+_ZIPPED = ".keras"
+_HDF5 = (".h5", ".hdf5")
 _KERAS2 = "2."
 _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
@@ -46,10 +49,11 @@ def save_model(model: Any, path: str | Path) -> None:
 
 
 def load_model(path: str | Path) -> Any:
-    """Load a ``.keras`` file of standard layers, uncompiled and with code execution (Lambda layers) switched off.
+    """Load a model of standard layers, uncompiled and with code execution (Lambda layers) switched off.
 
     Args:
-        path: A file that Keras 2 (tf_keras) wrote.
+        path: A ``.keras`` or ``.h5`` file that Keras 2 (tf_keras) wrote; one of Keras 3 loads where its configuration
+            happens to suit tf_keras.
 
     Returns:
         The ``keras.Model``.
@@ -58,24 +62,44 @@ def load_model(path: str | Path) -> Any:
         ModelFileError: The file is missing, damaged, of another kind, or needs classes that Keras does not have.
     """
     path = Path(path)
-    _check_archive(path)
+    config, version = _read_config(path)
+    foreign = next(_foreign_classes(config), None)
+    if foreign:
+        # Keras would import whatever module the file names; a model file must not choose what code runs.
+        raise ModelFileError(
+            f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
+        )
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
-        raise ModelFileError(
-            f"{path.name} could not be rebuilt: {_first_line(error)}; expected a functional or Sequential model of "
-            "standard Keras layers, saved by Keras 2 (tf_keras)"
-        ) from error
+        raise ModelFileError(_why_not(path, version, error)) from error
 
 
-def _check_archive(path: Path) -> None:
-    """Say early and plainly what is wrong with the container."""
-    if path.suffix != ".keras":
-        raise ModelFileError(
-            f"expected a .keras file, got {path.name}: load it with tf_keras and save it as .keras first"
+def _why_not(path: Path, version: str, error: Exception) -> str:
+    if version and not version.startswith(_KERAS2):
+        return (
+            f"{path.name} was saved by Keras {version} and tf_keras cannot rebuild it: in Keras 3 write "
+            "model.export(folder) and give that folder to cxr_convert as --saved_model_dir"
         )
+    return (
+        f"{path.name} could not be rebuilt: {_first_line(error)}; expected a functional or Sequential model of "
+        "standard Keras layers, saved by Keras 2 (tf_keras)"
+    )
+
+
+def _read_config(path: Path) -> tuple[Any, str]:
+    """The configuration in a model file and the Keras that wrote it ("" where unknown), or what is wrong with it."""
+    if (path / _SAVED_MODEL).exists():
+        raise ModelFileError(f"expected a Keras file, got the SavedModel {path}: use --saved_model_dir of cxr_convert")
+    if path.suffix.lower() not in (_ZIPPED, *_HDF5):
+        kinds = ", ".join((_ZIPPED, *_HDF5))
+        raise ModelFileError(f"expected a Keras file ({kinds}), got {path.name}: give a file that model.save() wrote")
     if not path.is_file():
         raise ModelFileError(f"the model file {path} does not exist: check the path")
+    return _read_archive(path) if path.suffix.lower() == _ZIPPED else _read_hdf5(path)
+
+
+def _read_archive(path: Path) -> tuple[Any, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -86,18 +110,38 @@ def _check_archive(path: Path) -> None:
         ) from error
     if damaged:
         raise ModelFileError(f"{path.name} is damaged (its part {damaged} fails its checksum): copy it again")
-    version = str(metadata.get("keras_version", "unknown"))
-    if not version.startswith(_KERAS2):
+    return config, str(metadata.get("keras_version", ""))
+
+
+def _read_hdf5(path: Path) -> tuple[Any, str]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+            if config is None:
+                raise ModelFileError(f"{path.name} holds weights but no model: write it with model.save()")
+            config = json.loads(config)
+    except (OSError, ValueError) as error:
         raise ModelFileError(
-            f"{path.name} was saved by Keras {version}, expected Keras 2: save it with tf_keras "
-            "(TF_USE_LEGACY_KERAS=1) and try again"
-        )
-    foreign = next(_foreign_classes(config), None)
-    if foreign:
-        # Keras would import whatever module the file names; a model file must not choose what code runs.
-        raise ModelFileError(
-            f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
-        )
+            f"{path.name} is no complete HDF5 file ({_first_line(error)}): copy or export it again"
+        ) from error
+    if any(name == "Lambda" for name in _class_names(config)):
+        # The old format keeps a Lambda's bytecode and Keras would run it.
+        raise ModelFileError(f"{path.name} has a Lambda layer, whose code is not run: use a standard layer instead")
+    return config, str(version)
+
+
+def _class_names(config: Any) -> Iterator[str]:
+    """Yield every class name anywhere in a configuration."""
+    if isinstance(config, dict):
+        if isinstance(config.get("class_name"), str):
+            yield config["class_name"]
+        for value in config.values():
+            yield from _class_names(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _class_names(value)
 
 
 def _foreign_classes(config: Any) -> Iterator[str]:

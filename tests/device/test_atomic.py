@@ -76,7 +76,7 @@ def test_write_bytes_over_a_folder_says_so(tmp_path: Path) -> None:
 
 def test_make_folder_where_a_file_stands_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(CompressionError, match="could not create the folder .*taken.*; choose one you may write to"):
+    with pytest.raises(CompressionError, match=r"could not create the folder .*taken.*; choose one you may write to"):
         make_folder(tmp_path / "taken" / "below")
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -79,10 +83,12 @@ def test_load_model_missing_file_is_an_error(tmp_path):
 
 
 def test_load_model_other_kind_of_file_is_an_error(tmp_path):
-    with pytest.raises(
-        ModelFileError, match=r"expected a \.keras file, got net\.h5: load it with tf_keras and save it"
-    ):
-        load_model(tmp_path / "net.h5")
+    with pytest.raises(ModelFileError, match=r"expected a Keras file \(\.keras, \.h5, \.hdf5\), got net\.onnx"):
+        load_model(tmp_path / "net.onnx")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ModelFileError, match=r"got the SavedModel .*: use --saved_model_dir of cxr_convert"):
+        load_model(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -103,9 +109,51 @@ def test_load_model_flipped_byte_is_an_error(saved, tmp_path):
         load_model(path)
 
 
-def test_load_model_file_of_keras_3_is_an_error(saved, tmp_path):
+def save_h5(model, path):
+    with warnings.catch_warnings():
+        # tf_keras/src/engine/training.py advises the .keras format on every save to .h5.
+        warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file", UserWarning)
+        model.save(path)
+
+
+def test_load_model_hdf5_gives_the_model_that_was_saved(tmp_path):
+    model = small_net()
+    save_h5(model, tmp_path / "net.h5")
+    loaded = load_model(tmp_path / "net.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True))
+
+
+def test_load_model_hdf5_that_is_none_or_holds_weights_only_is_an_error(tmp_path):
+    (tmp_path / "junk.h5").write_bytes(b"not a model")
+    with pytest.raises(ModelFileError, match=r"junk\.h5 is no complete HDF5 file"):
+        load_model(tmp_path / "junk.h5")
+    small_net().save_weights(tmp_path / "weights.h5")
+    with pytest.raises(ModelFileError, match=r"weights\.h5 holds weights but no model"):
+        load_model(tmp_path / "weights.h5")
+
+
+def test_load_model_hdf5_with_a_lambda_runs_no_code(tmp_path):
+    save_h5(keras.Sequential([keras.layers.Lambda(lambda x: x * 2, input_shape=(3,))]), tmp_path / "lambda.h5")
+    with pytest.raises(ModelFileError, match=r"lambda\.h5 has a Lambda layer, whose code is not run"):
+        load_model(tmp_path / "lambda.h5")
+
+
+def test_load_model_file_of_keras_3_that_tf_keras_can_read_loads(saved, tmp_path):
     path = edited(saved, tmp_path / "three.keras", "metadata.json", lambda old: b'{"keras_version": "3.12.0"}')
-    with pytest.raises(ModelFileError, match=r"was saved by Keras 3\.12\.0, expected Keras 2"):
+    assert np.array_equal(load_model(path).get_weights()[0], load_model(saved).get_weights()[0])
+
+
+def test_load_model_file_of_real_keras_3_says_how_to_go_on(tmp_path):
+    script = (
+        "import sys, keras; image = keras.Input((16, 16, 3)); x = keras.layers.Conv2D(4, 3)(image); "
+        "x = keras.layers.GlobalAveragePooling2D()(x); "
+        "keras.Model(image, keras.layers.Dense(3)(x)).save(sys.argv[1])"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+    environment |= {"KERAS_BACKEND": "tensorflow"}
+    path = tmp_path / "three.keras"
+    subprocess.run([sys.executable, "-c", script, str(path)], env=environment, check=True, capture_output=True)
+    with pytest.raises(ModelFileError, match=r"saved by Keras 3\.\S+ and tf_keras cannot .*--saved_model_dir"):
         load_model(path)
 
 

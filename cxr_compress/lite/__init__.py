@@ -1,0 +1,25 @@
+"""Export to .tflite: freeze, convert, calibrate and audit. Importing it loads no TensorFlow; the first conversion does.
+
+The functions shadow the modules of the same name on purpose: ``from cxr_compress.lite import convert, audit``.
+"""
+
+from __future__ import annotations
+
+# Eager, because a lazy name would turn into the submodule as soon as anyone imported that; the modules are light.
+from cxr_compress.lite.audit import Audit, audit, require_integer
+from cxr_compress.lite.convert import QUANT_TYPES, LiteModel, convert
+from cxr_compress.lite.freeze import FrozenFunction, freeze, freeze_signature
+from cxr_compress.lite.zeros import SparsityCount
+
+__all__ = [
+    "QUANT_TYPES",
+    "Audit",
+    "FrozenFunction",
+    "LiteModel",
+    "SparsityCount",
+    "audit",
+    "convert",
+    "freeze",
+    "freeze_signature",
+    "require_integer",
+]

@@ -1,0 +1,198 @@
+"""cxr_convert from its flags to files that the device part reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cxr_compress.cli.convert import main
+from cxr_compress.device import INTENDED_USE, Classifier, read_model
+from cxr_compress.device.preprocess import preprocess
+from cxr_compress.models.keras_file import save_model
+from tests.lite import nets
+
+FINDINGS = ("Atelectasis", "Effusion", "Mass", "Nodule")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as .keras and SavedModel, and 20 gray images, one in a sub-folder."""
+    folder = tmp_path_factory.mktemp("convert")
+    model = nets.chain()
+    save_model(model, folder / "model.keras")
+    tf.saved_model.save(model, str(folder / "saved"))
+    save_model(nets.ends_in("sigmoid"), folder / "sigmoid.keras")
+    save_model(nets.chain(size=None), folder / "open.keras")
+    for number in range(20):
+        path = folder / "films" / ("more" if number == 3 else "") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        film = np.random.default_rng(number).integers(0, 200 + number, (24, 24), np.uint8)
+        assert cv2.imwrite(str(path), film)
+    return folder
+
+
+def call(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str, model: str = "model.keras") -> tuple[int, Any]:
+    source = (
+        []
+        if any("_dir" in flag or "keras_model_file" in flag for flag in flags)
+        else [f"--keras_model_file={folder / model}"]
+    )
+    code = main([*source, *flags])
+    return code, capsys.readouterr()
+
+
+def test_convert_writes_a_file_that_the_device_runs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.tflite"
+    flags = [f"--output_file={target}", "--quant_type=int8", f"--labels={','.join(FINDINGS)}"]
+    code, _ = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}")
+    assert code == 0
+    info = read_model(target).info
+    assert info.labels == FINDINGS
+    assert (info.quant_type, info.model_name) == ("int8", "model_int8")
+    assert info.threshold_source == "0.5 by default, not chosen on data"
+    film = folder / "films" / "05.png"
+    findings = Classifier(target).predict(film)
+    expected = nets.chain()(preprocess(film, info.preprocess)[np.newaxis], training=False).numpy()[0]
+    assert np.abs(findings.logits - expected).max() < 0.1 * np.ptp(expected)
+    other = Classifier(target).predict(folder / "films" / "19.png")
+    assert np.abs(other.logits - findings.logits).max() > 0  # the image reaches the logits
+
+
+def test_convert_to_several_types_names_the_files_after_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--output_file={tmp_path / 'out.tflite'}", "--quant_type=none,int8_float_io", "--format=json"]
+    code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}", "--calibration_steps=16")
+    assert code == 0
+    document = json.loads(printed.out)
+    assert document["intended_use"] == INTENDED_USE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out_int8_float_io.tflite", "out_none.tflite"]
+    for entry, name in zip(document["files"], ["none", "int8_float_io"], strict=True):
+        whole = read_model(entry["file"])
+        assert (entry["quant_type"], entry["sha256"], entry["bytes"]) == (name, whole.sha256, whole.file_bytes)
+        assert entry["audit"]["inputs"][0]["dtype"] == "float32"
+
+
+def test_convert_of_a_saved_model_equals_the_keras_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = folder / "films" / "07.png"
+    scores = []
+    for name, source in {
+        "keras": f"--keras_model_file={folder / 'model.keras'}",
+        "saved": f"--saved_model_dir={folder / 'saved'}",
+    }.items():
+        assert main([source, f"--output_file={tmp_path / name}"]) == 0
+        scores.append(Classifier(tmp_path / name).predict(film).logits)
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+    capsys.readouterr()
+
+
+def test_convert_is_deterministic(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        flags = [f"--output_file={tmp_path / name}", "--quant_type=int8", f"--calibration_data={folder / 'films'}"]
+        assert call(folder, capsys, *flags)[0] == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_convert_without_labels_numbers_the_findings(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(folder, capsys, f"--output_file={tmp_path / 'x'}")[0] == 0
+    assert read_model(tmp_path / "x").info.labels == ("finding_1", "finding_2", "finding_3", "finding_4")
+
+
+def test_convert_of_an_open_size_takes_the_flag(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--output_file={tmp_path / 'x'}", "--preset=minus_one_to_one", "--color=rgb"]
+    code, printed = call(folder, capsys, *flags, model="open.keras")
+    assert (code, "input_size" in printed.err) == (2, True)
+    assert call(folder, capsys, *flags, "--input_size=20", model="open.keras")[0] == 0
+    spec = read_model(tmp_path / "x").info.preprocess
+    assert (spec.height, spec.width, spec.color, spec.mean, spec.std) == (20, 20, "rgb", (0.5,) * 3, (0.5,) * 3)
+
+
+def test_convert_calibrates_on_a_data_set(cxr_data: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=int8", "--calibration_steps=16"]
+    code, printed = call(
+        folder,
+        capsys,
+        *flags,
+        "--dataset=kermany",
+        f"--data_dir={cxr_data / 'kermany224'}",
+        f"--keras_model_file={folder / 'model.keras'}",
+    )
+    assert code == 0
+    assert read_model(tmp_path / "x").info.recipe["calibration_set"] == "kermany"
+    assert "calibration on 16 images" in printed.err
+    assert ".jpeg" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--quant_type=int8"], "int8: value ranges come from calibration images, got none"),
+        (["--quant_type=int4"], "expected quant types among none, fp16, dynamic, int8, int8_float_io"),
+        (["--quant_type=int8", "--calibration_data=FOLDER/nowhere"], "nowhere is no folder"),
+        (["--quant_type=int8", "--calibration_data=FOLDER/empty"], "empty holds no image (.png, .jpg, .jpeg)"),
+        (["--quant_type=int8", "--calibration_data=FOLDER/films/more"], "at least 16 calibration images, got 1"),
+        (["--quant_type=int8", "--calibration_data=FOLDER/broken"], "broken"),
+        (["--labels=one,two"], "expected 4 labels, one a logit, got 2"),
+        (["--keras_model_file=FOLDER/nothing.keras"], "nothing.keras does not exist"),
+        (["--keras_model_file=FOLDER/films/00.png"], "expected a Keras file"),
+        (["--keras_model_file=FOLDER/sigmoid.keras"], "expected logits, but the model ends in Sigmoid"),
+        (["--saved_model_dir=FOLDER/films"], "expected a SavedModel folder"),
+        (["--saved_model_dir=FOLDER/saved", "--keras_model_file=FOLDER/model.keras"], "expected one of --keras_model"),
+        (["--output_file=FOLDER/nowhere/x.tflite"], "nowhere, does not exist: create it first"),
+        (["--output_file=FOLDER"], "is a folder: give the name of a file"),
+        (["--output_file="], "expected --output_file=FILE"),
+        (["--dataset=kermany"], "--dataset and --data_dir belong together"),
+        (["--dataset=kermany", "--data_dir=FOLDER", "--calibration_data=FOLDER"], "got both"),
+        (["stray"], "expected flags only, got 'stray'"),
+        (["--no_such_flag"], "no_such_flag"),
+    ],
+)
+def test_convert_of_bad_input_ends_with_one_line_and_code_2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "broken").mkdir(exist_ok=True)
+    (folder / "broken" / "film.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    given = [flag.replace("FOLDER", str(folder)) for flag in flags]
+    target = [] if any("output_file" in flag for flag in flags) else [f"--output_file={tmp_path / 'x.tflite'}"]
+    code, printed = call(folder, capsys, *target, *given)
+    assert code == 2
+    assert printed.out == ""
+    errors = [line for line in printed.err.splitlines() if not line.endswith(" s")]  # without the progress lines
+    assert len(errors) == 1
+    assert errors[0].startswith("cxr_convert: ")
+    assert message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_as_a_process_keeps_native_noise_off_stderr(folder: Path, tmp_path: Path) -> None:
+    flags = [f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x'}", "--quant_type=int8"]
+    code = "import sys; from cxr_compress.cli.convert import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *flags, f"--calibration_data={folder / 'films'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all(line.startswith("cxr_convert: ") for line in done.stderr.splitlines())
+    assert "cxr_convert: freeze " in done.stderr
+    assert done.stdout.rstrip().endswith(INTENDED_USE)
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=True)
+    assert "inference_type" in loud.stderr  # control: the converter does write there
+
+
+def test_convert_help_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--saved_model_signature_key" in capsys.readouterr().out

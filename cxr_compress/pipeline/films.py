@@ -1,0 +1,109 @@
+"""The films of a run in memory: decoded once, through the device's preprocessing, and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.data import Dataset, Split, decode_split, load_dataset
+from cxr_compress.device.preprocess import PreprocessSpec, normalize
+from cxr_compress.recipe import Recipe
+
+Images = npt.NDArray[np.uint8]
+Decoding = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Films:
+    """One split: what is known of it and its decoded images.
+
+    Attributes:
+        split: labels, patients, files.
+        images: uint8 (n, height, width) or (n, height, width, 3).
+    """
+
+    split: Split
+    images: Images
+
+    @property
+    def pair(self) -> tuple[Images, npt.NDArray[np.float32]]:
+        """Images and labels, as training takes them."""
+        return self.images, self.split.labels
+
+    def digest(self) -> str:
+        """A hash of images, labels and who belongs together; no name or path goes into it."""
+        found = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        found.update(np.ascontiguousarray(self.split.labels).data)
+        _, groups = np.unique(self.split.patients, return_inverse=True)
+        found.update(np.ascontiguousarray(groups, dtype=np.int64).data)
+        return found.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """Everything a run knows of its data set.
+
+    Attributes:
+        dataset: findings, attribution, splits.
+        spec: the preprocessing of every image in every stage.
+        train: what weights and ranges come from.
+        dev: what every choice is made on.
+        test: scored once per final artefact.
+    """
+
+    dataset: Dataset
+    spec: PreprocessSpec
+    train: Films
+    dev: Films
+    test: Films
+
+    def sample(self, count: int, seed: int) -> Images:
+        """(count, ...) uint8: seeded draws from the training films without repetition; all where they are fewer."""
+        count = min(count, len(self.train.images))
+        chosen = np.random.default_rng(seed).choice(len(self.train.images), size=count, replace=False)
+        return np.asarray(self.train.images[np.sort(chosen)])
+
+    def batches(self, images: Images, size: int = 32) -> Iterator[npt.NDArray[np.float32]]:
+        """Preprocessed float32 (n, height, width, channels) batches of decoded images."""
+        for start in range(0, len(images), size):
+            yield normalize(images[start : start + size], self.spec)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Films, patients and positives per split, for the manifest."""
+        return {
+            films.split.name: {
+                "films": len(films.split),
+                "patients": len(set(films.split.patients)),
+                **{
+                    f"positive {finding}": int(total)
+                    for finding, total in zip(self.dataset.findings, films.split.labels.sum(axis=0), strict=True)
+                },
+            }
+            for films in (self.train, self.dev, self.test)
+        }
+
+
+def load_run_data(recipe: Recipe, data_dir: Path, decoding: Decoding) -> RunData:
+    """Read, check and decode the three splits of a recipe's data set.
+
+    Args:
+        recipe: names the set, its size and the dev share.
+        data_dir: where the set lies.
+        decoding: is told (split name, films done, films in all).
+
+    Raises:
+        DataError: as `load_dataset` and `decode_split`.
+    """
+    dataset = load_dataset(recipe.dataset, data_dir, dev_fraction=recipe.dev_fraction, seed=recipe.seed)
+    spec = PreprocessSpec(recipe.input_size, recipe.input_size)
+
+    def decoded(split: Split) -> Films:
+        images = decode_split(split, spec, progress=lambda done, total: decoding(split.name, done, total))
+        return Films(split, images)
+
+    return RunData(dataset, spec, decoded(dataset.train), decoded(dataset.dev), decoded(dataset.test))

@@ -1,0 +1,148 @@
+"""The stages in their order, and the one scoring at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.device.benchmark import measure_together
+from cxr_compress.device.modelfile import read_model
+from cxr_compress.evaluate import Evaluation, auroc_difference, score_file
+from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_file import load_model
+from cxr_compress.pipeline.delivery import Delivery, file_facts
+from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
+from cxr_compress.pipeline.stages import Stages
+from cxr_compress.pipeline.store import Artefacts, News, StageStore
+from cxr_compress.recipe import Recipe
+from cxr_compress.report import Row, build_report, read_report, write_report
+from cxr_compress.structured import measure_cost
+
+_LATENCY_RUNS = 100
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None = None,
+    news: News = lambda line: None,
+    decoding: Decoding = lambda split, done, total: None,
+) -> dict[str, Any]:
+    """Compress a model as a recipe says and report what it did to every finding.
+
+    The same recipe, data and seed give the same plan and the same .tflite bytes on one machine. A second call with the
+    same `output_dir` keeps what stands and redoes exactly what depends on a change.
+
+    Args:
+        recipe: the choices.
+        data_dir: where the recipe's data set lies; only read.
+        output_dir: gets recipe.json, every stage's artefact and manifest, the .tflite files and report.json.
+        keras_model_file: an uncut model to start from; None trains `recipe.model`.
+        news: is told of stages and epochs, one line each.
+        decoding: is told (split, films done, films in all) while images are read.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
+    """
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(recipe.seed)
+    make_folder(output_dir)
+    data = load_run_data(recipe, data_dir, decoding)
+    store = StageStore(output_dir, news)
+    write_text(output_dir / "recipe.json", recipe.to_json())
+    digest = data.train.digest() + data.dev.digest()
+    stages = Stages(recipe, data, digest, store, news)
+    base, final = _keras_stages(stages, keras_model_file)
+    delivery = Delivery(recipe, data, digest, store, stages.pos_weight, news)
+    uncut_names = {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
+    uncut = delivery.export("export_uncut", base, uncut_names)
+    compressed = delivery.export("export_compressed", final, _compressed_names(recipe), recipe.weight_sparsity)
+    costs = {
+        "uncut": measure_cost(load_model(_keras_file(base))),
+        "compressed": measure_cost(load_model(_keras_file(final))),
+    }
+    files = {
+        "fp32": (uncut.paths[f"{uncut_names['none']}.tflite"], costs["uncut"]),
+        "int8": (uncut.paths[f"{uncut_names['int8']}.tflite"], costs["uncut"]),
+        "compressed": (compressed.paths[f"{recipe.name}.tflite"], costs["compressed"]),
+    }
+    return _score(recipe, data, store, files)
+
+
+def _keras_stages(stages: Stages, keras_model_file: Path | None) -> tuple[Artefacts, Artefacts]:
+    """The uncut and the compressed Keras model, through every stage that the recipe asks for."""
+    recipe = stages.recipe
+    base = final = stages.base(keras_model_file)
+    if recipe.removes_filters:
+        final = stages.thin(base)
+        if recipe.recovery_epochs:
+            final = stages.recover(final, base)
+    if recipe.weight_sparsity:
+        final = stages.sparsify(final, base)
+    return base, final
+
+
+def _compressed_names(recipe: Recipe) -> dict[str, str]:
+    """Quant type -> file name; the float twin comes along, because there zeros can be counted exactly."""
+    names = {recipe.quant_type: recipe.name}
+    if recipe.quant_type != "none":
+        stem = recipe.name.removesuffix(f"_{recipe.quant_type}")
+        names["none"] = f"{stem}_fp32"
+    return names
+
+
+def _score(recipe: Recipe, data: RunData, store: StageStore, files: Mapping[str, tuple[Path, Any]]) -> dict[str, Any]:
+    """Score every file once on test, time them turn by turn, and write the report."""
+    models = {name: read_model(path) for name, (path, _) in files.items()}
+    test = data.test
+    inputs = {
+        "files": {name: model.sha256 for name, model in models.items()},
+        "films": test.digest(),
+        "samples": recipe.bootstrap_samples,
+        "seed": recipe.seed,
+    }
+
+    def make(_: Path) -> None:
+        scored: dict[str, Evaluation] = {}
+        for name, model in models.items():
+            scored[name] = score_file(
+                model,
+                test.images,
+                test.split.labels,
+                test.split.patients,
+                data.dataset.findings,
+                samples=recipe.bootstrap_samples,
+                seed=recipe.seed,
+            )
+        latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
+        rows = [
+            Row(
+                name=models[name].info.model_name,
+                file=path.name,
+                params=cost.params,
+                macs=cost.macs,
+                latency=latency[name].to_dict(),
+                evaluation=scored[name].to_dict(),
+                difference=None if name == "fp32" else auroc_difference(scored[name], scored["fp32"]).to_dict(),
+                **file_facts(path, models[name].content),
+            )
+            for name, (path, cost) in files.items()
+        ]
+        facts = {"recipe": recipe.to_dict(), "counts": data.counts(), "sha256": inputs["files"]}
+        write_report(store.folder / "report.json", build_report(rows, data.dataset, facts=facts))
+
+    store.run("score", inputs, ["report.json"], make)
+    return read_report(store.folder / "report.json")
+
+
+def _keras_file(artefacts: Artefacts) -> Path:
+    return next(path for path in artefacts.paths.values() if path.suffix == ".keras")

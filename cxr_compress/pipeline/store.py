@@ -1,0 +1,113 @@
+"""Stages on disk: what a stage made, from what, and whether it still holds.
+
+A stage's key is the hash of everything that decides its result: its part of the recipe and the hashes of what it
+reads. A stage whose manifest carries the same key and whose files are still the ones it wrote is not run again, so a
+killed run goes on where it was and a changed recipe redoes exactly what depends on the change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_compress import __version__
+from cxr_compress.device.atomic import make_folder, write_text
+
+News = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The files of a finished stage.
+
+    Attributes:
+        paths: by name.
+        sha256: by name.
+    """
+
+    paths: dict[str, Path]
+    sha256: dict[str, str]
+
+
+class StageStore:
+    """The output folder of one run."""
+
+    def __init__(self, folder: Path, news: News) -> None:
+        self.folder = folder
+        self._news = news
+        make_folder(folder / "manifests")
+
+    def run(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        files: Sequence[str],
+        make: Callable[[Path], Mapping[str, Any] | None],
+    ) -> Artefacts:
+        """The files of a stage, made now unless they stand already.
+
+        Args:
+            stage: its name.
+            inputs: JSON-ready, everything that decides the result.
+            files: names of the files in the output folder that `make` writes, each atomically.
+            make: is given a folder for what it needs on the way (checkpoints); returns facts for the manifest.
+
+        Raises:
+            CompressionError: whatever `make` raises; what earlier stages made stays.
+        """
+        key = _key(stage, inputs)
+        manifest = self.folder / "manifests" / f"{stage}.json"
+        paths = {name: self.folder / name for name in files}
+        known = _read(manifest)
+        if known.get("key") == key and all(_sha256(path) == known["files"].get(name) for name, path in paths.items()):
+            self._news(f"{stage}: done before, kept")
+            return Artefacts(paths, known["files"])
+        self._news(f"{stage}: started")
+        started = time.monotonic()
+        work = self.folder / "work" / f"{stage}-{key[:12]}"
+        facts = make(work) or {}
+        hashes = {name: _sha256(path) for name, path in paths.items()}
+        seconds = round(time.monotonic() - started, 1)
+        record = {
+            "stage": stage,
+            "key": key,
+            "version": __version__,
+            "inputs": inputs,
+            "files": hashes,
+            "facts": facts,
+            "seconds": seconds,
+        }
+        write_text(manifest, json.dumps(record, indent=2, default=str) + "\n")
+        # Only now: until the manifest stands, a restart needs the checkpoints.
+        shutil.rmtree(work, ignore_errors=True)
+        self._news(f"{stage}: finished in {seconds:.0f} s")
+        return Artefacts(paths, hashes)
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What a finished stage noted about itself."""
+        return dict(_read(self.folder / "manifests" / f"{stage}.json").get("facts", {}))
+
+
+def _key(stage: str, inputs: Mapping[str, Any]) -> str:
+    text = json.dumps({"stage": stage, "version": __version__, "inputs": inputs}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(manifest: Path) -> dict[str, Any]:
+    """A manifest, or nothing where there is none or a kill left half of one: the stage then runs again."""
+    try:
+        record = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else {}
+
+
+def _sha256(path: Path) -> str:
+    """The hash of a file; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

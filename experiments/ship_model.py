@@ -1,0 +1,62 @@
+r"""Put a file of a finished run into tflite_models/, with its model card, its hash and its line in the index.
+
+Command:  python experiments/ship_model.py --run_dir=demo_run --model=tiny_chexnet_m50_w50_int8
+              --name=tiny_chexnet_kermany_m50_w50_int8
+Time:     a second.
+Result:   tflite_models/NAME.tflite, NAME.md and the hash in SHA256SUMS (to check: sha256sum -c SHA256SUMS, in there).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.modelfile import read_model
+from cxr_compress.errors import CompressionError
+from cxr_compress.report import read_report
+from cxr_compress.report.card import render_card
+
+SHELF = Path(__file__).resolve().parent.parent / "tflite_models"
+
+_RUN_DIR = flags.DEFINE_string("run_dir", "demo_run", "Output folder of cxr_compress.")
+_MODEL = flags.DEFINE_string("model", "tiny_chexnet_m50_w50_int8", "The file of the run, without its ending.")
+_NAME = flags.DEFINE_string("name", "tiny_chexnet_kermany_m50_w50_int8", "What it is called on the shelf.")
+_POPULATION = flags.DEFINE_string(
+    "population",
+    "children of 1 to 5 years, anterior-posterior films of one hospital in Guangzhou",
+    "Whose films the data set holds.",
+)
+_SHELF = flags.DEFINE_string("shelf", str(SHELF), "Where it goes.")
+
+
+def ship(run_dir: Path, model: str, name: str, shelf: Path, population: str) -> None:
+    """Copy, describe and list one file.
+
+    Raises:
+        CompressionError: the run is not finished or the file not one of its own.
+    """
+    source = run_dir / f"{model}.tflite"
+    card = render_card(read_report(run_dir / "report.json"), read_model(source), population=population)
+    shelf.mkdir(parents=True, exist_ok=True)
+    write_bytes(shelf / f"{name}.tflite", source.read_bytes())
+    write_text(shelf / f"{name}.md", card)
+    files = sorted(shelf.glob("*.tflite"))
+    sums = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    write_text(shelf / "SHA256SUMS", sums)
+
+
+def main(_: list[str]) -> None:
+    """Ship the file that the flags name."""
+    try:
+        ship(Path(_RUN_DIR.value), _MODEL.value, _NAME.value, Path(_SHELF.value), _POPULATION.value)
+    except CompressionError as error:
+        sys.exit(f"ship_model: {error}")
+    print(f"shipped {_NAME.value}.tflite")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,135 @@
+"""cxr_compress on the command line: every wrong call is one line and exit code 2, before TensorFlow is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cxr_compress.cli import compress
+from cxr_compress.cli.common import UsageError
+from cxr_compress.recipe import Recipe
+
+NIH = ("--model=chexnet", "--dataset=nih")
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = compress.main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "expected --model=NAME to train one or --keras_model_file=FILE to start from; got neither"),
+        (["--model=tiny_chexnet"], "expected --dataset=kermany, nih or phantom; got none"),
+        (["--model=tiny_chexnet", "--dataset=kermany"], "expected --data_dir=FOLDER, got none"),
+        (
+            ["--model=chexnet", "--dataset=kermany", "--data_dir=nowhere", "--output_dir=o"],
+            "expected --data_dir to be a folder",
+        ),
+        (
+            ["--model=chexnet", "--dataset=nih", "--target_macs=half"],
+            "expected --target_macs as a fraction such as 0.5",
+        ),
+        (
+            ["--model=chexnet", "--dataset=nih", "--weight_sparsity=1"],
+            "expected weight_sparsity to be in [0, 1); got 1.0",
+        ),
+        (["--recipe=missing.json"], "expected --recipe to be a file, got 'missing.json'"),
+        (["--quant_type=int3"], "value should be one of"),
+        (["--taget_macs=0.5"], "Unknown command line flag 'taget_macs'. Did you mean: target_macs"),
+        (["surplus"], "expected flags only, got 'surplus'"),
+    ],
+)
+def test_compress_wrong_call_is_one_line_and_exit_code_2(capsys, arguments, line):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_compress_help_ends_with_0_and_names_every_budget(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert "--target_macs" in out
+    assert "--weight_sparsity" in out
+
+
+def test_compress_wrong_flag_loads_no_tensorflow():
+    script = (
+        "import sys; from cxr_compress.cli.compress import main; code = main(['--nonsense']); "
+        "sys.exit(99 if 'tensorflow' in sys.modules or 'tf_keras' in sys.modules else code)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (["--target_macs=0.25"], {"target_macs": 0.25}),
+        (["--target_macs=1000000"], {"target_macs": 1_000_000}),
+        (["--target_params=0.5"], {"target_params": 0.5, "target_macs": None}),
+        (["--target_macs=none", "--weight_sparsity=0"], {"target_macs": None, "weight_sparsity": 0.0}),
+        (["--exclude=conv1.*,g1"], {"exclude": ("conv1.*", "g1")}),
+    ],
+)
+def test_compress_flags_become_the_recipe(arguments, changed):
+    values = compress_flags("--model=tiny_chexnet", "--dataset=phantom", *arguments)
+    recipe = compress.make_recipe_of(values)
+    for name, value in changed.items():
+        assert getattr(recipe, name) == value
+    assert recipe.round_to == 4, "the preset of the model holds where no flag says otherwise"
+
+
+def test_compress_recipe_file_is_taken_and_flags_change_it(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(Recipe(dataset="nih", seed=7).to_json())
+    recipe = compress.make_recipe_of(compress_flags(f"--recipe={path}", "--target_macs=0.3"))
+    assert (recipe.dataset, recipe.seed, recipe.target_macs) == ("nih", 7, 0.3)
+
+
+def test_compress_recipe_file_with_an_unknown_key_is_refused(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({**Recipe().to_dict(), "speed": "fast"}))
+    with pytest.raises(Exception, match="unknown in a recipe: speed"):
+        compress.make_recipe_of(compress_flags(f"--recipe={path}"))
+
+
+def test_compress_empty_data_folder_is_one_line(capsys, tmp_path):
+    arguments = [
+        "--model=tiny_chexnet",
+        "--dataset=kermany",
+        f"--data_dir={tmp_path}",
+        f"--output_dir={tmp_path / 'o'}",
+    ]
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "train" in err
+
+
+def test_compress_unknown_architecture_is_one_line(capsys, tmp_path):
+    code, _, err = call(
+        capsys, "--model=resnet", "--dataset=phantom", f"--data_dir={tmp_path}", f"--output_dir={tmp_path}"
+    )
+    assert code == 2
+    assert "expected a model of chexnet, tiny_chexnet, got 'resnet'" in err
+
+
+def compress_flags(*arguments: str):
+    from absl import flags
+
+    values = flags.FlagValues()
+    compress._define_flags(values)
+    values(["cxr_compress", *arguments])
+    return values
+
+
+def test_compress_bound_that_is_no_number_raises():
+    with pytest.raises(UsageError, match="as a fraction"):
+        compress.make_recipe_of(compress_flags("--model=chexnet", "--dataset=nih", "--target_params=small"))

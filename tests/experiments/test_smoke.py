@@ -1,0 +1,76 @@
+"""Every experiment runs from its file, in its --smoke form, and writes nothing into experiments/results/."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.device.golden.make_golden import INT8_MODEL
+
+EXPERIMENTS = REPOSITORY / "experiments"
+RESULTS = EXPERIMENTS / "results"
+
+
+def run(script: str, *arguments: str) -> str:
+    """What a script prints; its failure is the test's."""
+    environment = {key: value for key, value in os.environ.items() if key != "CXR_DATA"}
+    command = [sys.executable, str(EXPERIMENTS / script), "--smoke", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def results_stay_as_they_are():
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in RESULTS.glob("*")}
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def test_bench_structured_smoke_meets_its_budget_with_both_scopes():
+    result = json.loads(run("bench_structured.py"))
+    assert set(result["half"]) == {"global", "local"}
+    assert all(row["macs_fraction"] <= 0.5 for row in result["half"].values())
+
+
+def test_bench_startup_smoke_loads_no_tensorflow_to_predict():
+    result = json.loads(run("bench_startup.py", f"--model={INT8_MODEL}"))
+    assert result["seconds"]["predict_one_png"] < result["seconds"]["import_tensorflow"]
+
+
+def test_demo_smoke_goes_the_whole_way_on_phantom_films(tmp_path):
+    shown = run("demo.py", f"--output_dir={tmp_path / 'demo'}")
+    assert "SYNTHETIC" in shown
+    assert "$ cxr_compress --model=tiny_chexnet --dataset=phantom" in shown
+    assert "tiny_chexnet_m50_w50_int8" in shown
+    assert "lost in all" in shown
+    assert (tmp_path / "demo" / "report.json").is_file()
+
+
+def test_plot_report_draws_a_finished_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    interval = {"value": 0.9, "low": 0.8, "high": 0.95}
+    rows = [
+        {
+            "name": name,
+            "tflite_bytes": 1000,
+            "latency": {"p50_ms": 1.0},
+            "evaluation": {"mean_auroc": interval},
+        }
+        for name in ("x_fp32", "x_int8", "x_m50_int8")
+    ]
+    dataset = {"name": "phantom", "synthetic": True, "splits": {"test": {"films": 10}}}
+    report = {"schema_version": 1, "dataset": dataset, "rows": rows, "facts": {"recipe": {"quant_type": "int8"}}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    command = [sys.executable, str(EXPERIMENTS / "plot_report.py"), f"--report={tmp_path / 'report.json'}"]
+    subprocess.run([*command, f"--output={tmp_path / 'plot.png'}"], check=True, capture_output=True)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,186 @@
+"""The whole way on phantom films, once: every stage is the real one, only small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr_compress.data import PHANTOM_FINDINGS, load_dataset, write_phantom
+from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.modelfile import read_model
+from cxr_compress.errors import BudgetError, CompressionError
+from cxr_compress.keras2 import keras
+from cxr_compress.lite import audit
+from cxr_compress.models import tiny_chexnet
+from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.pipeline import run_recipe
+from cxr_compress.recipe import make_recipe
+from cxr_compress.sparsity import measure_sparsity
+from cxr_compress.structured import ChannelPlan, measure_cost
+from tests.conftest import REPOSITORY
+
+RECIPE = make_recipe(
+    "tiny_chexnet",
+    {
+        "dataset": "phantom",
+        "input_size": 32,
+        "epochs": 1,
+        "recovery_epochs": 1,
+        "sparsity_epochs": 2,
+        "calibration_images": 32,
+        "recalibration_images": 64,
+        "bootstrap_samples": 50,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, n_train=240, n_test=80, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(phantom, tmp_path_factory):
+    """One whole run and what it said on the way."""
+    folder = tmp_path_factory.mktemp("run")
+    news: list[str] = []
+    report = run_recipe(RECIPE, data_dir=phantom, output_dir=folder, news=news.append)
+    return folder, report, news
+
+
+def test_run_reports_the_three_files_with_their_costs(finished):
+    folder, report, _ = finished
+    fp32, int8, compressed = report["rows"]
+    assert [row["name"] for row in report["rows"]] == [
+        "tiny_chexnet_fp32",
+        "tiny_chexnet_int8",
+        "tiny_chexnet_m50_w50_int8",
+    ]
+    assert fp32["macs"] == int8["macs"] == measure_cost(load_model(folder / "base.keras")).macs
+    assert compressed["macs"] <= 0.5 * fp32["macs"]
+    assert compressed["tflite_bytes"] < int8["tflite_bytes"] < fp32["tflite_bytes"]
+    for row in report["rows"]:
+        assert row["tflite_bytes"] == (folder / row["file"]).stat().st_size
+        assert set(row["evaluation"]["findings"]) == set(PHANTOM_FINDINGS)
+
+
+def test_run_cost_in_the_plan_is_that_of_the_delivered_model(finished):
+    folder, report, _ = finished
+    plan = ChannelPlan.from_json((folder / "plan.json").read_text())
+    assert measure_cost(load_model(folder / "sparse.keras")) == plan.after
+    assert report["rows"][2]["params"] == plan.after.params
+
+
+def test_run_sparsity_is_what_was_asked_in_the_exported_files(finished):
+    folder, report, _ = finished
+    float_file = read_model(folder / "tiny_chexnet_m50_w50_fp32.tflite")
+    # Each layer rounds to a whole weight: far below the half per cent that the run itself checks.
+    assert audit(float_file.content).sparsity.fraction == pytest.approx(0.5, abs=0.005)
+    assert report["rows"][2]["weight_sparsity"] >= 0.495
+    assert measure_sparsity(load_model(folder / "recovered.keras")).total < 0.01, "control: nothing was zero before"
+
+
+def test_run_delivered_model_loads_with_plain_keras_and_no_custom_objects(finished):
+    folder, _, _ = finished
+    model = keras.models.load_model(folder / "sparse.keras", compile=False)
+    assert all(type(layer).__module__.startswith("tf_keras.") for layer in model.layers)
+
+
+def test_run_files_describe_themselves(finished):
+    folder, _, _ = finished
+    info = read_model(folder / "tiny_chexnet_m50_w50_int8.tflite").info
+    assert info.synthetic
+    assert info.labels == PHANTOM_FINDINGS
+    assert "dev films" in info.threshold_source
+    assert info.recipe["target_macs"] == 0.5
+    assert str(folder) not in json.dumps(info.to_dict())
+
+
+def test_run_device_classifier_equals_keras_on_the_float_file(finished, phantom):
+    """What ships is what was trained: float file against Keras, on the same preprocessed film."""
+    folder, _, _ = finished
+    film = load_dataset("phantom", phantom).test.paths[0]
+    classifier = Classifier(folder / "tiny_chexnet_m50_w50_fp32.tflite")
+    model = load_model(folder / "sparse.keras")
+    from cxr_compress.device.preprocess import preprocess
+
+    image = preprocess(film, classifier.spec)[np.newaxis]
+    expected = model(image).numpy()[0]
+    # Same float32 sums in another order: 1e-4 of logits of about 1; the control is another film, above 1e-3.
+    np.testing.assert_allclose(classifier.predict(film).logits, expected, atol=1e-4)
+    other = preprocess(load_dataset("phantom", phantom).test.paths[1], classifier.spec)[np.newaxis]
+    assert np.abs(model(other).numpy()[0] - expected).max() > 1e-3
+
+
+def test_run_again_keeps_every_stage(finished, phantom):
+    folder, report, _ = finished
+    news: list[str] = []
+    again = run_recipe(RECIPE, data_dir=phantom, output_dir=folder, news=news.append)
+    assert again == report
+    assert news
+    assert all(line.endswith("done before, kept") for line in news)
+
+
+def test_run_news_name_no_film_and_no_folder(finished, phantom):
+    folder, _, news = finished
+    names = {path.stem for path in load_dataset("phantom", phantom).train.paths}
+    text = "\n".join(news)
+    assert not any(name in text for name in names)
+    assert str(phantom) not in text
+    assert str(folder) not in text
+
+
+def test_run_from_a_file_of_the_wrong_shape_says_what_was_expected(phantom, tmp_path):
+    save_model(tiny_chexnet(3, (32, 32, 3)), tmp_path / "three.keras")
+    with pytest.raises(CompressionError, match=r"gives \(3,\) outputs, the data set has 5 findings"):
+        run_recipe(RECIPE, data_dir=phantom, output_dir=tmp_path / "out", keras_model_file=tmp_path / "three.keras")
+    save_model(tiny_chexnet(5, (64, 64, 3)), tmp_path / "large.keras")
+    with pytest.raises(CompressionError, match=r"takes images of \(64, 64, 3\), the run makes \(32, 32, 3\)"):
+        run_recipe(RECIPE, data_dir=phantom, output_dir=tmp_path / "out", keras_model_file=tmp_path / "large.keras")
+
+
+def test_run_unreachable_budget_says_the_minimum_and_keeps_the_trained_model(finished, phantom):
+    folder, _, _ = finished
+    recipe = replace(RECIPE, target_macs=0.001)
+    before = (folder / "base.keras").read_bytes()
+    with pytest.raises(BudgetError, match="reachable are"):
+        run_recipe(recipe, data_dir=phantom, output_dir=folder)
+    assert (folder / "base.keras").read_bytes() == before
+
+
+def test_ship_model_writes_file_card_and_hash(finished, tmp_path):
+    folder, report, _ = finished
+    command = [
+        sys.executable,
+        "experiments/ship_model.py",
+        f"--run_dir={folder}",
+        "--name=small",
+        f"--shelf={tmp_path}",
+    ]
+    subprocess.run([*command, "--population=drawn"], cwd=REPOSITORY, check=True, capture_output=True)
+    model = read_model(tmp_path / "small.tflite")
+    assert (tmp_path / "SHA256SUMS").read_text() == f"{model.sha256}  small.tflite\n"
+    card = (tmp_path / "small.md").read_text()
+    for said in (model.sha256, "SYNTHETIC", "(drawn)", "Research use only", f"{report['rows'][2]['params']:,}"):
+        assert said in card
+
+
+def test_ship_model_of_another_run_is_refused(finished, tmp_path):
+    folder, _, _ = finished
+    other = {**json.loads((folder / "report.json").read_text()), "facts": {}}
+    (tmp_path / "report.json").write_text(json.dumps(other))
+    name = "tiny_chexnet_m50_w50_int8.tflite"
+    (tmp_path / name).write_bytes((folder / name).read_bytes())
+    command = [sys.executable, "experiments/ship_model.py", f"--run_dir={tmp_path}", f"--shelf={tmp_path / 'shelf'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("ship_model: the report is not of the run that made")
+    assert not (tmp_path / "shelf").exists()

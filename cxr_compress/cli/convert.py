@@ -145,7 +145,7 @@ def _load(values: flags.FlagValues, say: Say) -> FrozenFunction:
         key, size = values.saved_model_signature_key, values.input_size
         frozen = load_saved_model(values.saved_model_dir, signature_key=key, tags=tags, input_size=size)
         return _timed("load and freeze", start, say, frozen)
-    # Here and not above: importing Keras loads TensorFlow, which is slow and noisy; a wrong flag should not wait for it.
+    # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.keras_file import load_model
 
     model = _timed("load", start, say, load_model(values.keras_model_file))

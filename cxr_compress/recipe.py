@@ -24,6 +24,7 @@ class Recipe:
         learning_rate: of that training.
         batch_size: films per step in every training.
         dev_fraction: share of the training patients set aside for every choice.
+        allow_missing: go on with a part of the images that the set's official list names (nih only).
         target_macs: MACs that may stay: a float up to 1.0 is a fraction, a larger number absolute; None for no bound.
         target_params: the same for parameters.
         criterion: how filters are scored ("l1", "l2", "random").
@@ -51,6 +52,7 @@ class Recipe:
     learning_rate: float = 2e-3
     batch_size: int = 32
     dev_fraction: float = 0.1
+    allow_missing: bool = False
     target_macs: float | None = 0.5
     target_params: float | None = None
     criterion: str = "l1"

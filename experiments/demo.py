@@ -107,8 +107,9 @@ def main(_: list[str]) -> None:
         source = find_source(output_dir)
     except CompressionError as error:
         sys.exit(f"demo: {error}")
-    if source.dataset == "kermany" and SHIPPED.is_file():
-        print("The model that ships with this project, on one X-ray it was never trained on:")
+    if SHIPPED.is_file():
+        kind = "one X-ray it was never trained on" if source.dataset == "kermany" else "a drawn film (it means nothing)"
+        print(f"The model that ships with this project, on {kind}:")
         run("cxr_predict", f"--model={os.path.relpath(SHIPPED)}", os.path.relpath(source.example))
     model = output_dir / "tiny_chexnet_m50_w50_int8.tflite"
     epochs = ("--epochs=1", "--recovery_epochs=1", "--sparsity_epochs=2") if _SMOKE.value else ()

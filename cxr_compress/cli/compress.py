@@ -26,6 +26,7 @@ from cxr_compress.recipe import PRESETS, Recipe, make_recipe
 
 NAME = "cxr_compress"
 _SECONDS_BETWEEN_LINES = 10
+_GO_ON = "finished epochs and stages are kept; the same command goes on from there"
 
 _TEXTS = {
     "input_size": "Height and width of the model's input, pixels.",
@@ -71,6 +72,9 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Of the compressed file.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "allow_missing", None, "Go on with a part of the images that NIH's list names.", flag_values=values
+    )
     flags.DEFINE_list("exclude", None, "Regular expressions of layers that keep all filters.", flag_values=values)
     defaults = Recipe()
     for name, text in _TEXTS.items():
@@ -97,14 +101,19 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         from cxr_compress.pipeline import run_recipe
 
         progress = _Progress(say)
-        report = run_recipe(
-            recipe,
-            data_dir=Path(values.data_dir),
-            output_dir=Path(values.output_dir),
-            keras_model_file=Path(values.keras_model_file) if values.keras_model_file else None,
-            news=progress.tell,
-            decoding=progress.decoding,
-        )
+        try:
+            report = run_recipe(
+                recipe,
+                data_dir=Path(values.data_dir),
+                output_dir=Path(values.output_dir),
+                keras_model_file=Path(values.keras_model_file) if values.keras_model_file else None,
+                news=progress.tell,
+                decoding=progress.decoding,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "finished epochs and stages are kept; the same command goes on from there"
+            ) from None
     _print(values.format, report)
     return EXIT_OK
 
@@ -117,7 +126,7 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
     """
     changes: dict[str, Any] = {
         name: values[name].value
-        for name in ("dataset", "quant_type", "exclude", *_TEXTS)
+        for name in ("dataset", "quant_type", "exclude", "allow_missing", *_TEXTS)
         if values[name].value is not None
     }
     changes.update({name: _bound(name, values[name].value) for name in _BUDGETS if values[name].value is not None})

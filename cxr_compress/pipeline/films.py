@@ -99,7 +99,13 @@ def load_run_data(recipe: Recipe, data_dir: Path, decoding: Decoding) -> RunData
     Raises:
         DataError: as `load_dataset` and `decode_split`.
     """
-    dataset = load_dataset(recipe.dataset, data_dir, dev_fraction=recipe.dev_fraction, seed=recipe.seed)
+    dataset = load_dataset(
+        recipe.dataset,
+        data_dir,
+        dev_fraction=recipe.dev_fraction,
+        seed=recipe.seed,
+        allow_missing=recipe.allow_missing,
+    )
     spec = PreprocessSpec(recipe.input_size, recipe.input_size)
 
     def decoded(split: Split) -> Films:

@@ -76,6 +76,7 @@ def test_compress_wrong_flag_loads_no_tensorflow():
         (["--target_params=0.5"], {"target_params": 0.5, "target_macs": None}),
         (["--target_macs=none", "--weight_sparsity=0"], {"target_macs": None, "weight_sparsity": 0.0}),
         (["--exclude=conv1.*,g1"], {"exclude": ("conv1.*", "g1")}),
+        (["--allow_missing"], {"allow_missing": True}),
     ],
 )
 def test_compress_flags_become_the_recipe(arguments, changed):
@@ -119,6 +120,19 @@ def test_compress_unknown_architecture_is_one_line(capsys, tmp_path):
     )
     assert code == 2
     assert "expected a model of chexnet, tiny_chexnet, got 'resnet'" in err
+
+
+def test_compress_interrupted_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    from cxr_compress import pipeline
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_recipe", interrupted)
+    folders = (f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}")
+    code, _, err = call(capsys, "--model=tiny_chexnet", "--dataset=phantom", *folders)
+    assert code == 130
+    assert err.strip().endswith("interrupted; finished epochs and stages are kept; the same command goes on from there")
 
 
 def compress_flags(*arguments: str):

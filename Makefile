@@ -16,12 +16,15 @@ DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
 demo: .venv/.train
 	$(BIN)/python experiments/demo.py
 
-test: lint .venv-litert/.device .venv-tflite/.device
+test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device
 	@echo "== device code where only LiteRT is installed"
 	.venv-litert/bin/python $(DEVICE_TESTS)
 	@if [ -x .venv-tflite/bin/python ]; then \
 	  echo "== device code where only tflite-runtime 2.14 is installed" && .venv-tflite/bin/python $(DEVICE_TESTS); \
 	else echo "== SKIPPED tests with tflite-runtime 2.14: it needs a python3.11 or older on the PATH"; fi
+	@if [ -x .venv-aarch64/python ]; then \
+	  echo "== device code on emulated aarch64 with tflite-runtime 2.14" && .venv-aarch64/python $(DEVICE_TESTS); \
+	else echo "== SKIPPED tests on emulated aarch64: they need qemu-aarch64-static, apt-get and Debian's arm64 packages"; fi
 	@echo "== the whole package"
 	$(TESTS)
 
@@ -53,5 +56,11 @@ lint: .venv/.dev
 	  .venv-tflite/bin/python $(PIP) -c .ci/constraints-tflite.txt -e '.[tflite]' pytest hypothesis; fi
 	@touch $@
 
+.venv-aarch64/.device: setup.cfg .ci/aarch64 .ci/constraints-tflite.txt
+	@mkdir -p .venv-aarch64
+	@if command -v qemu-aarch64-static >/dev/null && command -v apt-get >/dev/null; then \
+	  PYTHON=$(PYTHON) .ci/aarch64 .venv-aarch64 || rm -f .venv-aarch64/python; fi
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-litert .venv-tflite demo_run build *.egg-info
+	rm -rf .venv .venv-litert .venv-tflite .venv-aarch64 demo_run build *.egg-info

@@ -42,7 +42,7 @@ class Floors:
     compressed_loss: float
 
 
-FLOORS = {"kermany": Floors(0.90, 0.01, 0.03), "phantom": Floors(0.80, 0.01, 0.03)}
+FLOORS = {"kermany": Floors(0.90, 0.01, 0.03), "phantom": Floors(0.88, 0.01, 0.03)}
 
 
 @dataclass(frozen=True)

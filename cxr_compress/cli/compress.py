@@ -111,9 +111,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
                 decoding=progress.decoding,
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "finished epochs and stages are kept; the same command goes on from there"
-            ) from None
+            raise KeyboardInterrupt(_GO_ON) from None
     _print(values.format, report)
     return EXIT_OK
 

@@ -33,8 +33,9 @@ def test_quantise_after_dequantise_is_the_identity_on_codes(dtype: type, data: s
     np.testing.assert_array_equal(again, codes)
 
 
+# No subnormals, here and in the other files: on ARM, tflite-runtime switches the process to flush them to zero.
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(data=st.data(), scale=scales, share=st.floats(0, 1))
+@given(data=st.data(), scale=scales, share=st.floats(0, 1, allow_subnormal=False))
 def test_dequantise_after_quantise_is_within_half_a_step_inside_the_range(
     dtype: type, data: st.DataObject, scale: float, share: float
 ) -> None:

@@ -27,6 +27,15 @@ EXIT_BUG = 70
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
+# What the base install leaves out, and the extra that brings it.
+_EXTRAS = {
+    "tensorflow": "train",
+    "tf_keras": "train",
+    "tensorflow_model_optimization": "train",
+    "ai_edge_litert": "train",
+    "matplotlib": "report",
+}
+
 DefineFlags = Callable[[flags.FlagValues], None]
 Run = Callable[[flags.FlagValues, list[str]], int]
 
@@ -110,17 +119,28 @@ def _report(name: str, error: BaseException) -> int:
 
 def _explain(name: str, error: BaseException) -> tuple[int, str]:
     """Give the exit code and the line that belong to an error."""
-    if isinstance(error, flags.Error | UsageError):
-        return EXIT_WRONG_INPUT, f"{error} (see {name} --help)"
-    if isinstance(error, CompressionError):
-        return EXIT_WRONG_INPUT, str(error)
-    if isinstance(error, OSError):
-        return EXIT_WRONG_INPUT, _explain_os_error(error)
-    if isinstance(error, MemoryError):
-        return EXIT_WRONG_INPUT, "the machine ran out of memory; use smaller images or batches, or close other programs"
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, f"interrupted; {error}" if str(error) else "interrupted"
-    return EXIT_BUG, f"internal error, {type(error).__name__}: {error}; this is a bug, --debug shows where"
+    text = _for_the_user(name, error)
+    if text is None:
+        return EXIT_BUG, f"internal error, {type(error).__name__}: {error}; this is a bug, --debug shows where"
+    return EXIT_WRONG_INPUT, text
+
+
+def _for_the_user(name: str, error: BaseException) -> str | None:
+    """Say what the user can put right, or None where nothing can be."""
+    if isinstance(error, flags.Error | UsageError):
+        return f"{error} (see {name} --help)"
+    if isinstance(error, CompressionError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in _EXTRAS:
+        extra = f"pip install 'cxr-compress[{_EXTRAS[package]}]'"
+        return f"needs the Python package {package}, which is not installed: {extra}"
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    if isinstance(error, MemoryError):
+        return "the machine ran out of memory; use smaller images or batches, or close other programs"
+    return None
 
 
 def _explain_os_error(error: OSError) -> str:

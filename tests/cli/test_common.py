@@ -192,6 +192,17 @@ def test_run_command_system_error_is_one_line_and_exit_2(
     assert one_line(capsys) == f"cxr_thing: {text}"
 
 
+def test_run_command_missing_extra_names_the_package_and_the_pip_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_thing(fail_with(ModuleNotFoundError("No module named 'tf_keras'", name="tf_keras"))) == 2
+    expected = "needs the Python package tf_keras, which is not installed: pip install 'cxr-compress[train]'"
+    assert one_line(capsys) == f"cxr_thing: {expected}"
+
+
+def test_run_command_missing_module_of_our_own_is_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_thing(fail_with(ModuleNotFoundError("No module", name="cxr_compress.gone"))) == 70
+    assert "this is a bug" in one_line(capsys)
+
+
 def test_run_command_unexpected_error_says_bug_and_exits_70(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_thing(fail_with(ZeroDivisionError("division by zero"))) == 70
     expected = "cxr_thing: internal error, ZeroDivisionError: division by zero; this is a bug, --debug shows where"

@@ -30,7 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from cxr_compress.device.atomic import write_text
-from cxr_compress.device.interpreter import load_interpreter
+from cxr_compress.device.runner import Runner
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
 from cxr_compress.lite.convert import quantize
@@ -181,22 +181,8 @@ def stock_ranges(model: Any, calibration: np.ndarray) -> bytes:
 
 def run(content: bytes, images: np.ndarray, *, codes: bool = False) -> np.ndarray:
     """Outputs of a file, image by image: real values, or the int8 codes as int64."""
-    interpreter = load_interpreter(content, num_threads=2).interpreter
-    taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    outputs = []
-    for image in images:
-        value = image[np.newaxis]
-        if taken["dtype"] == np.int8:
-            scale, zero = taken["quantization"]
-            value = np.clip(np.rint(value / scale) + zero, -128, 127).astype(np.int8)
-        interpreter.set_tensor(taken["index"], value)
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(given["index"])[0])
-    result = np.array(outputs)
-    if codes:
-        return result.astype(np.int64)
-    scale, zero = given["quantization"]
-    return (result.astype(np.float64) - zero) * scale if given["dtype"] == np.int8 else result
+    runner = Runner(content, num_threads=2)
+    return runner.stored(images).astype(np.int64) if codes else runner(images)
 
 
 def rms(values: np.ndarray) -> float:

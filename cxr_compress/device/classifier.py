@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import preprocess
-from cxr_compress.device.quantisation import TensorFormat
+from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
@@ -92,14 +91,13 @@ class Classifier:
             RuntimeUnavailableError: no TFLite runtime here can run it.
         """
         file = model if isinstance(model, ModelFile) else read_model(model)
-        loaded = load_interpreter(file.content, num_threads=num_threads, runtime=runtime)
-        self.info, self.runtime = file.info, loaded.runtime
+        self._run = Runner(file.content, num_threads=num_threads, runtime=runtime)
+        self.info, self.runtime = file.info, self._run.runtime
         self.labels, self.spec = file.info.labels, file.info.preprocess
         self._gate = gate
-        self._interpreter = loaded.interpreter
-        self._input = _only_tensor(loaded.interpreter.get_input_details(), "input", (1, *self.spec.input_shape))
-        self._output = _only_tensor(loaded.interpreter.get_output_details(), "output", (1, len(self.labels)))
-        self.output_scale = self._output.scale
+        _check_shape("input", self._run.input_shape, (1, *self.spec.input_shape))
+        _check_shape("output", self._run.output_shape, (1, len(self.labels)))
+        self.output_scale = self._run.output.scale
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Run preprocessed images through the model.
@@ -116,14 +114,10 @@ class Classifier:
         batch = np.asarray(batch)
         if batch.dtype != np.float32 or batch.shape[1:] != self.spec.input_shape or batch.ndim != 4:  # noqa: PLR2004
             raise DataError(f"expected float32 of shape (n, *{self.spec.input_shape}), got {batch.dtype} {batch.shape}")
-        out = np.empty((len(batch), len(self.labels)), np.float32)
-        for index, image in enumerate(batch):
-            if not np.isfinite(image).all():
-                raise DataError(f"expected finite pixels, image {index} of the batch holds NaN or infinity")
-            self._interpreter.set_tensor(self._input.index, self._input.encode(image[np.newaxis]))
-            self._interpreter.invoke()
-            out[index] = self._output.decode(self._interpreter.get_tensor(self._output.index))[0]
-        return out
+        finite = np.isfinite(batch).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise DataError(f"expected finite pixels, image {np.argmin(finite)} of the batch holds NaN or infinity")
+        return self._run(batch)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.
@@ -155,17 +149,12 @@ class Classifier:
         return Findings(self.labels, np.asarray(logits, np.float32), probabilities, thresholds, positive)
 
 
-def _only_tensor(details: list[dict[str, Any]], role: str, shape: tuple[int, ...]) -> TensorFormat:
-    """Give the format of the model's single input or output after checking its shape."""
-    if len(details) != 1:
-        raise ModelFileError(f"expected a model with one {role}, got {len(details)}; convert it again")
-    found = tuple(int(size) for size in details[0]["shape"])
+def _check_shape(role: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if found != shape:
         raise ModelFileError(
             f"the model's {role} has shape {found}, its own metadata says {shape}; the file was packed with the wrong "
             "metadata, convert it again"
         )
-    return TensorFormat.from_details(details[0])
 
 
 def _short(value: np.floating[Any]) -> float:

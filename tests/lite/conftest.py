@@ -7,27 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr_compress.device.interpreter import load_interpreter
+from cxr_compress.device.runner import Runner
 from cxr_compress.lite import QUANT_TYPES, LiteModel, convert
 from tests.lite import nets
 
 
 def run(content: bytes, images: np.ndarray) -> np.ndarray:
     """Real-valued outputs of a file, image by image, as a device computes them."""
-    interpreter = load_interpreter(content).interpreter
-    taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    outputs = []
-    for image in images:
-        value = image[np.newaxis]
-        if taken["dtype"] == np.int8:
-            scale, zero = taken["quantization"]
-            value = np.clip(np.rint(value / scale) + zero, -128, 127).astype(np.int8)
-        interpreter.set_tensor(taken["index"], value)
-        interpreter.invoke()
-        outputs.append(interpreter.get_tensor(given["index"])[0])
-    scale, zero = given["quantization"]
-    codes = np.array(outputs)
-    return (codes.astype(np.float64) - zero) * scale if codes.dtype == np.int8 else codes
+    return Runner(content)(images)
 
 
 def convert_all(model: Any, *, seed: int = 1) -> dict[str, LiteModel]:

@@ -21,6 +21,7 @@ def enliven(model: keras.Model, seed: int = 0) -> keras.Model:
             enliven(layer, seed + 1)
         elif layer.weights:
             layer.set_weights([_draw(rng, weight.name, tuple(weight.shape)) for weight in layer.weights])
+            layer.finalize_state()
     return model
 
 

@@ -9,9 +9,11 @@ from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.flow import ConfigSize, KernelUse, LayerFlow, LayerNode, WeightAxis, register_rule
 from cxr_compress.structured.importance import score_channels
+from cxr_compress.structured.iterate import remove_iteratively
+from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
 from cxr_compress.structured.reconstruct import recalibrate_batch_norm
-from cxr_compress.structured.select import Budget, ChannelPlan, select_channels
+from cxr_compress.structured.select import Budget, select_channels
 
 __all__ = [
     "Budget",
@@ -29,6 +31,7 @@ __all__ = [
     "recalibrate_batch_norm",
     "register_rule",
     "remove_channels",
+    "remove_iteratively",
     "score_channels",
     "select_channels",
 ]

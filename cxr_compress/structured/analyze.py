@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import chain
 from math import prod
-from typing import Any
 
-import cxr_compress.structured.rules  # noqa: F401 - importing it registers the rules
-from cxr_compress.errors import CompressionError, UnsupportedLayerError
+from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.channels import AxisSlice, ChannelAnalysis, ChannelGroup, LayerSlices, SizeSlice
 from cxr_compress.structured.cost import CostModel, IntArray, ModelCost, Product
-from cxr_compress.structured.flow import LayerFlow, LayerNode, apply_rule
-from cxr_compress.structured.layout import ChannelLayout, ChannelSpace, Partition, UnitGroup
+from cxr_compress.structured.flow import LayerFlow
+from cxr_compress.structured.keras_graph import layers_by_path
+from cxr_compress.structured.layout import ChannelLayout, Partition, UnitGroup
+from cxr_compress.structured.walk import TracedLayer, Walk
+
+__all__ = ["analyze_channels", "layers_by_path", "measure_cost"]
 
 
-def analyze_channels(model: keras.Model, *, exclude: Sequence[str] = ()) -> ChannelAnalysis:
+def analyze_channels(
+    model: keras.Model, *, exclude: Sequence[str] = (), allow_inexact: bool = False
+) -> ChannelAnalysis:
     """Find out which filters of a model may be removed and everything that must get thinner with each.
 
     The model is only read. Works on functional and Sequential models, nested ones included; layers that are not
@@ -27,12 +30,14 @@ def analyze_channels(model: keras.Model, *, exclude: Sequence[str] = ()) -> Chan
     Args:
         model: a built model with a fixed input size.
         exclude: regular expressions; a layer whose whole path ("backbone/conv1") matches keeps all its filters.
+        allow_inexact: let channels go that a LayerNormalization takes statistics over. The thin model then no longer
+            equals the big one with these channels ignored: fine-tuning must make up for it.
 
     Raises:
         UnsupportedLayerError: a subclassed model, an open input size, or wiring that contradicts itself.
         CompressionError: an `exclude` pattern that matches no layer.
     """
-    walk = _Walk()
+    walk = Walk(allow_inexact)
     walk.run(model)
     return _Solved(walk, tuple(exclude)).analysis()
 
@@ -46,104 +51,10 @@ def measure_cost(model: keras.Model) -> ModelCost:
     return analyze_channels(model).baseline
 
 
-@dataclass
-class _Tensor:
-    """One tensor of the running model: how big it is and from which step to which it must be kept."""
-
-    layout: ChannelLayout
-    positions: int
-    born: int
-    dies: int
-
-
-@dataclass
-class _Layer:
-    """What is known of one layer after all its calls."""
-
-    weight_shapes: tuple[tuple[int, ...], ...]
-    flow: LayerFlow
-    calls: list[LayerFlow] = field(default_factory=list)
-
-
-class _Walk:
-    """Visits every node of a model, and of the models inside it, in the order in which Keras runs them."""
-
-    def __init__(self) -> None:
-        self.space = ChannelSpace()
-        self.layers: dict[str, _Layer] = {}
-        self.tensors: list[_Tensor] = []
-        self._step = 0
-
-    def run(self, model: keras.Model) -> None:
-        """Visit the model; its inputs and outputs are frozen."""
-        _require_graph(model)
-        inputs = []
-        for tensor in model.inputs:
-            name, shape = tensor._keras_history.layer.name, _shape(tensor, model.name)
-            layout = self.space.allocate(name, shape[-1] if shape else 1)
-            self.space.freeze(layout, "is an input of the model")
-            inputs.append(self._add_tensor(layout, shape))
-        for output in self._visit(model, "", inputs):
-            self.space.freeze(output.layout, "reaches the output of the model")
-            output.dies = self._step
-
-    def _visit(self, model: keras.Model, prefix: str, inputs: list[_Tensor]) -> list[_Tensor]:
-        """The output tensors of a model whose input tensors are these."""
-        known = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-        for node in _nodes(model):
-            arguments = [known[id(tensor)] for tensor in node.keras_inputs]
-            results = _flat(node.outputs)
-            values = self._call(node.layer, prefix + node.layer.name, node.keras_inputs, results, arguments)
-            known.update((id(tensor), value) for tensor, value in zip(results, values, strict=True))
-        return [known[id(tensor)] for tensor in model.outputs]
-
-    def _call(
-        self, layer: Any, path: str, inputs: Sequence[Any], outputs: Sequence[Any], arguments: list[_Tensor]
-    ) -> list[_Tensor]:
-        """Run one layer on layouts."""
-        if isinstance(layer, keras.Model):
-            _require_graph(layer)
-            return self._visit(layer, path + "/", arguments)
-        self._step += 1
-        for argument in arguments:
-            argument.dies = self._step
-        shapes = [_shape(tensor, path) for tensor in outputs]
-        node = LayerNode(
-            path=path,
-            class_name=type(layer).__name__,
-            read_config=layer.get_config,
-            input_shapes=tuple(_shape(tensor, path) for tensor in inputs),
-            output_shape=shapes[0],
-            weight_shapes=tuple(tuple(weight.shape) for weight in layer.weights),
-        )
-        layouts = [argument.layout for argument in arguments]
-        flow = self._remember(node, apply_rule(node, layouts, self.space))
-        extra = [self._frozen_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
-        return [self._add_tensor(layout, shape) for layout, shape in zip([flow.output, *extra], shapes, strict=True)]
-
-    def _remember(self, node: LayerNode, flow: LayerFlow) -> LayerFlow:
-        """Keep what the rule said; a layer called again must slice its weights the same way each time."""
-        layer = self.layers.setdefault(node.path, _Layer(node.weight_shapes, flow))
-        layer.calls.append(flow)
-        for first, again in zip(layer.flow.axes, flow.axes, strict=False):
-            self.space.tie(first.layout, again.layout)
-        return flow
-
-    def _frozen_output(self, path: str, number: int, shape: tuple[int, ...]) -> ChannelLayout:
-        layout = self.space.allocate(f"{path}:{number}", shape[-1] if shape else 1)
-        self.space.freeze(layout, f"{path} has several outputs, which are not followed")
-        return layout
-
-    def _add_tensor(self, layout: ChannelLayout, shape: tuple[int, ...]) -> _Tensor:
-        tensor = _Tensor(layout, prod(shape[:-1]), self._step, self._step)
-        self.tensors.append(tensor)
-        return tensor
-
-
 class _Solved:
     """Turns what a walk collected into an analysis, once ties and freezes are solved."""
 
-    def __init__(self, walk: _Walk, exclude: tuple[str, ...]) -> None:
+    def __init__(self, walk: Walk, exclude: tuple[str, ...]) -> None:
         self._walk = walk
         self._exclude = exclude
         self._partition: Partition = walk.space.solve()
@@ -151,7 +62,7 @@ class _Solved:
 
     def analysis(self) -> ChannelAnalysis:
         """The finished analysis."""
-        layers = {path: self._slices(path, layer) for path, layer in self._walk.layers.items() if layer.flow.axes}
+        layers = {path: self._slices(path, layer) for path, layer in self._walk.layers.items() if _is_sliced(layer)}
         groups, frozen = self._groups(layers)
         return ChannelAnalysis(groups, frozen, layers, self._exclude, self._partition.units, self._cost_model())
 
@@ -166,7 +77,7 @@ class _Solved:
         self._axis(layout)
         return self._axes[id(layout.ids)][1]
 
-    def _slices(self, path: str, layer: _Layer) -> LayerSlices:
+    def _slices(self, path: str, layer: TracedLayer) -> LayerSlices:
         axes = tuple(AxisSlice(a.weight, a.axis, self._units(a.layout), a.role) for a in layer.flow.axes)
         sizes = tuple(SizeSlice(size.keys, self._units(size.layout)) for size in layer.flow.sizes)
         return LayerSlices(path, axes, sizes)
@@ -230,46 +141,10 @@ class _Solved:
         return Product(fixed, tuple(bound.values()))
 
 
+def _is_sliced(layer: TracedLayer) -> bool:
+    return bool(layer.flow.axes or layer.flow.sizes)
+
+
 def _group_numbers(groups: Sequence[UnitGroup]) -> list[int]:
     """Per unit, the number of its group."""
     return [number for number, group in enumerate(groups) for _ in range(group.stop - group.start)]
-
-
-def _require_graph(model: keras.Model) -> None:
-    if not getattr(model, "_is_graph_network", False):
-        raise UnsupportedLayerError(
-            f"expected a functional or built Sequential Keras model, got {type(model).__name__} {model.name!r}, whose "
-            "wiring cannot be read: rebuild it with keras.Model(inputs, outputs)"
-        )
-
-
-def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, Any]:
-    """Every layer of a model, those of nested models included, by the path that the analysis gives it."""
-    found: dict[str, Any] = {}
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found.update(layers_by_path(layer, f"{prefix}{layer.name}/"))
-        else:
-            found[prefix + layer.name] = layer
-    return found
-
-
-def _nodes(model: keras.Model) -> Iterator[Any]:
-    """The calls of a model's layers, each after the calls it depends on; Keras keeps them by distance from the end."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
-
-
-def _flat(outputs: Any) -> list[Any]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-
-
-def _shape(tensor: Any, where: str) -> tuple[int, ...]:
-    """A tensor's shape without the batch axis."""
-    shape = tuple(tensor.shape)[1:]
-    if None in shape:
-        raise UnsupportedLayerError(
-            f"{where}: expected a model with a fixed input size, got a tensor of shape {tuple(tensor.shape)}; "
-            "rebuild the model with the size it will run at, for example input_shape=(224, 224, 3)"
-        )
-    return shape

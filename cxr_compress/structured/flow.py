@@ -24,6 +24,17 @@ Role = Literal["produce", "consume", "follow"]
 
 
 @dataclass(frozen=True)
+class TensorSlot:
+    """Stands for an input tensor among the arguments of a call: the one with this number in the node's inputs."""
+
+    index: int
+
+
+def _no_arguments() -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    return (), {}
+
+
+@dataclass(frozen=True)
 class LayerNode:
     """One call of one layer, as plain data.
 
@@ -34,6 +45,9 @@ class LayerNode:
         input_shapes: shapes without the batch axis, one per input.
         output_shape: shape without the batch axis.
         weight_shapes: in the order of `layer.get_weights()`.
+        read_call: gives the positional and keyword arguments of the call, a `TensorSlot` for every input tensor.
+        from_keras: whether the class is Keras's own; a class of the same name from elsewhere may do anything.
+        allow_inexact: whether the caller accepts thin layers that compute something else than the big one did.
     """
 
     path: str
@@ -42,11 +56,19 @@ class LayerNode:
     input_shapes: tuple[Shape, ...]
     output_shape: Shape
     weight_shapes: tuple[Shape, ...]
+    read_call: Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]] = _no_arguments
+    from_keras: bool = True
+    allow_inexact: bool = False
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The layer's config."""
         return self.read_config()
+
+    @property
+    def rank(self) -> int:
+        """How many axes the output has, the batch included."""
+        return len(self.output_shape) + 1
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,28 @@ from cxr_compress.keras2 import keras
 from cxr_compress.structured.analyze import analyze_channels, layers_by_path
 from cxr_compress.structured.channels import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.cost import BoolArray
-from cxr_compress.structured.select import ChannelPlan
+from cxr_compress.structured.plan import ChannelPlan
+
+# Operations on Keras tensors are layers that Keras itself knows how to build, though `keras.layers` does not name them.
+_BUILT_IN = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
 
 
-def remove_channels(model: keras.Model, plan: ChannelPlan) -> keras.Model:
+def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: bool = False) -> keras.Model:
     """A new plain model without the channels that a plan drops; `model` is left untouched.
 
     Layer names, trainable flags, regularisers and dtype policies stay. The result is not compiled and loads with
     `keras.models.load_model` and no custom objects but those that `model` itself needs.
 
+    Args:
+        model: the model that the plan was made for.
+        plan: what stays.
+        allow_inexact: as it was given to `analyze_channels`.
+
     Raises:
         CompressionError: the plan was made for another model, or its predicted cost is not that of the result.
         UnsupportedLayerError: as `analyze_channels`.
     """
-    analysis = analyze_channels(model, exclude=plan.exclude)
+    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=allow_inexact)
     keep = plan.keep_vector(analysis)
     thin = _thin_architecture(model, analysis, keep)
     _fill(thin, model, analysis, keep)
@@ -47,24 +55,44 @@ def _thin_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: Bool
     for path, layer in analysis.layers.items():
         for size in layer.sizes:
             _set_size(entries[path], size, keep)
-    return type(model).from_config(config)
+    with own_layers(model):
+        return type(model).from_config(config)
+
+
+def own_layers(model: keras.Model) -> Any:
+    """A scope in which a model's config can be built anew, whatever classes of its own it came with.
+
+    ConvNeXt is one such model of `keras.applications`: its LayerScale is not registered anywhere.
+    """
+    classes = {type(layer).__name__: type(layer) for layer in layers_by_path(model).values()}
+    own = {name: cls for name, cls in classes.items() if getattr(keras.layers, name, None) is not cls}
+    return keras.utils.custom_object_scope({name: cls for name, cls in own.items() if name not in _BUILT_IN})
 
 
 def _layer_configs(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and config of every layer in a model's config, nested models included."""
+    """Path and config of every layer in a model's config, nested models included, freed of built shapes."""
     for layer in config["layers"]:
+        # The shape that the layer was once built for; calls build it for the thinner one.
+        layer.pop("build_config", None)
         inner = layer["config"]
         if isinstance(inner.get("layers"), list):
             yield from _layer_configs(inner, f"{prefix}{inner['name']}/")
         else:
-            yield prefix + inner["name"], inner
+            yield prefix + str(layer.get("name") or inner.get("name")), inner
 
 
 def _set_size(config: dict[str, Any], size: SizeSlice, keep: BoolArray) -> None:
-    place: Any = config
-    for key in size.keys[:-1]:
-        place = place[key]
-    place[size.keys[-1]] = int(keep[size.units].sum())
+    key, rest = size.keys[0], size.keys[1:]
+    config[str(key)] = _with_number(config[str(key)], rest, int(keep[size.units].sum()))
+
+
+def _with_number(value: Any, keys: tuple[str | int, ...], number: int) -> Any:
+    """The value with another number at the place that the keys lead to; shapes in a config may be tuples."""
+    if not keys:
+        return number
+    places = list(value)
+    places[int(keys[0])] = _with_number(places[int(keys[0])], keys[1:], number)
+    return type(value)(places)
 
 
 def _fill(thin: keras.Model, model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> None:
@@ -74,6 +102,8 @@ def _fill(thin: keras.Model, model: keras.Model, analysis: ChannelAnalysis, keep
         if layer.weights:
             weights = sources[path].get_weights()
             layer.set_weights(_sliced(weights, analysis.layers[path], keep) if path in analysis.layers else weights)
+            # Normalization computes from numbers derived of its weights, which only this refreshes.
+            layer.finalize_state()
 
 
 def _sliced(weights: list[npt.NDArray[Any]], layer: LayerSlices, keep: BoolArray) -> list[npt.NDArray[Any]]:

@@ -7,12 +7,11 @@ falls with every step, so bisection finds that prefix. The budget is therefore m
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from math import ceil
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,8 @@ import numpy.typing as npt
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import BoolArray, ModelCost
+from cxr_compress.structured.plan import ChannelPlan
 
-PLAN_FORMAT = 1
 SCOPES = ("global", "local")
 
 
@@ -64,81 +63,6 @@ def _absolute(name: str, value: float, whole: int) -> int:
     return int(value * whole) if isinstance(value, float) and value <= 1 else int(value)
 
 
-@dataclass(frozen=True)
-class ChannelPlan:
-    """Which channels stay, decided once and applied once; a JSON that a person can read and edit.
-
-    Attributes:
-        kept: by group, the channels that stay, ascending; groups that lose nothing are not listed.
-        channels: by the same groups, how many there were: a plan for another model is refused.
-        exclude: the patterns that the analysis was made with.
-        settings: how the plan was made (scope, round_to, budget), for the reader.
-        before: the cost before.
-        after: the cost after, exactly that of the rebuilt model.
-    """
-
-    kept: dict[str, tuple[int, ...]]
-    channels: dict[str, int]
-    exclude: tuple[str, ...]
-    settings: dict[str, Any]
-    before: ModelCost
-    after: ModelCost
-
-    def to_json(self) -> str:
-        """The plan as JSON, one group a line."""
-        head = {
-            "format": PLAN_FORMAT,
-            "settings": self.settings,
-            "exclude": list(self.exclude),
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-        }
-        rows = (
-            f"    {json.dumps(name)}: " + json.dumps({"channels": self.channels[name], "kept": list(kept)})
-            for name, kept in self.kept.items()
-        )
-        return json.dumps(head, indent=1)[:-2] + ',\n "groups": {\n' + ",\n".join(rows) + "\n }\n}\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> ChannelPlan:
-        """The inverse of `to_json`.
-
-        Raises:
-            CompressionError: not a plan, or one of a newer format.
-        """
-        try:
-            values = json.loads(text)
-            if values["format"] != PLAN_FORMAT:
-                raise CompressionError(f"expected a channel plan of format {PLAN_FORMAT}, got {values['format']}")
-            groups: dict[str, Any] = values["groups"]
-            return cls(
-                kept={name: tuple(sorted(int(index) for index in group["kept"])) for name, group in groups.items()},
-                channels={name: int(group["channels"]) for name, group in groups.items()},
-                exclude=tuple(values["exclude"]),
-                settings=dict(values["settings"]),
-                before=ModelCost.from_dict(values["before"]),
-                after=ModelCost.from_dict(values["after"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CompressionError(
-                f"expected a channel plan written by cxr_compress; could not read it: {error!r}"
-            ) from error
-
-    def keep_vector(self, analysis: ChannelAnalysis) -> BoolArray:
-        """(units,) True where a unit of the analysed model stays.
-
-        Raises:
-            CompressionError: the plan was made for another model.
-        """
-        for name, channels in self.channels.items():
-            if name in analysis.groups and analysis.groups[name].channels != channels:
-                raise CompressionError(
-                    f"the plan was made for a model whose group {name!r} has {channels} channels; this one has "
-                    f"{analysis.groups[name].channels}: make the plan from this model"
-                )
-        return analysis.keep_vector(self.kept)
-
-
 def select_channels(
     analysis: ChannelAnalysis,
     scores: Mapping[str, npt.NDArray[np.float64]],
@@ -148,6 +72,7 @@ def select_channels(
     round_to: int = 8,
     min_channels: int = 1,
     max_removed_fraction: float = 1.0,
+    overrides: Mapping[str, float] | None = None,
 ) -> ChannelPlan:
     """Choose the channels to keep so that the model just meets a budget.
 
@@ -160,6 +85,8 @@ def select_channels(
             odd widths cost time without giving accuracy; smaller values meet a budget more closely.
         min_channels: no group goes below this.
         max_removed_fraction: no group loses more than this share; guards global mode against emptied layers.
+        overrides: other shares for some groups: regular expression -> max_removed_fraction of every group with a
+            member whose whole path it matches; the last match counts.
 
     Raises:
         BudgetError: the budget lies below what can be reached; the message says what can be.
@@ -167,10 +94,10 @@ def select_channels(
     """
     if scope not in SCOPES:
         raise CompressionError(f"expected scope to be one of {', '.join(SCOPES)}; got {scope!r}")
-    floor = _Floor(round_to, min_channels, max_removed_fraction)
+    floors = _floors(analysis, _Floor(round_to, min_channels, max_removed_fraction), overrides or {})
     _check_scores(analysis, scores)
     limits = budget.limits(analysis.baseline)
-    steps = _ordered_steps(analysis, scores, scope, floor)
+    steps = _ordered_steps(analysis, scores, scope, floors)
     count = _shortest_prefix(analysis, steps, limits)
     keep = _keep_after(analysis, steps[:count])
     kept = {
@@ -187,6 +114,7 @@ def select_channels(
             "round_to": round_to,
             "min_channels": min_channels,
             "max_removed_fraction": max_removed_fraction,
+            "overrides": dict(overrides or {}),
             "budget": {name: value for name, value in asdict(budget).items() if value is not None},
         },
         before=analysis.baseline,
@@ -220,6 +148,21 @@ class _Floor:
         return [channels, *range(top, smallest - 1, -self.round_to)]
 
 
+def _floors(analysis: ChannelAnalysis, usual: _Floor, overrides: Mapping[str, float]) -> dict[str, _Floor]:
+    """How far down each group may go."""
+    floors = dict.fromkeys(analysis.groups, usual)
+    for pattern, share in overrides.items():
+        matched = [
+            name
+            for name, group in analysis.groups.items()
+            if any(re.fullmatch(pattern, member) for member in group.members)
+        ]
+        if not matched:
+            raise CompressionError(f"override {pattern!r} matches no layer whose filters may go; see analyze_channels")
+        floors.update(dict.fromkeys(matched, replace(usual, max_removed_fraction=share)))
+    return floors
+
+
 @dataclass(frozen=True, eq=False)
 class _Step:
     """The removal of a group's next channels; `units` are theirs."""
@@ -229,11 +172,13 @@ class _Step:
 
 
 def _ordered_steps(
-    analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.float64]], scope: str, floor: _Floor
+    analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.float64]], scope: str, floors: Mapping[str, _Floor]
 ) -> list[_Step]:
     """The steps of all groups in the order they are taken; equal ranks go in model order."""
     steps = [
-        step for name, group in analysis.groups.items() for step in _group_steps(group, scores[name], scope, floor)
+        step
+        for name, group in analysis.groups.items()
+        for step in _group_steps(group, scores[name], scope, floors[name])
     ]
     return sorted(steps, key=lambda step: step.rank)
 

@@ -5,22 +5,30 @@ Zeroing a filter itself is not the same: the batch norm behind it turns the zero
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cxr_compress.keras2 import keras
-from cxr_compress.structured import ChannelPlan, analyze_channels, remove_channels
+from cxr_compress.structured import ChannelAnalysis, ChannelPlan, analyze_channels, remove_channels
 from cxr_compress.structured.analyze import layers_by_path
+from cxr_compress.structured.rebuild import own_layers
 
 
 def zeroed_model(model: keras.Model, plan: ChannelPlan) -> keras.Model:
     """A full-size copy of the model in which every consumer ignores the channels that the plan drops."""
-    analysis = analyze_channels(model, exclude=plan.exclude)
+    with own_layers(model):
+        copy = type(model).from_config(model.get_config())
+    zero_inputs(copy, model, plan, analyze_channels(model, exclude=plan.exclude))
+    return copy
+
+
+def zero_inputs(copy: keras.Model, model: keras.Model, plan: ChannelPlan, analysis: ChannelAnalysis) -> None:
+    """Give the copy the model's weights, zero where a consumer meets a channel that the plan drops."""
     keep = plan.keep_vector(analysis)
-    copy = type(model).from_config(model.get_config())
     copy.set_weights(model.get_weights())
     for path, layer in layers_by_path(copy).items():
+        layer.finalize_state()
         slices = analysis.layers.get(path)
         consumed = [axis for axis in slices.axes if axis.role == "consume"] if slices else []
         if consumed:
@@ -28,10 +36,9 @@ def zeroed_model(model: keras.Model, plan: ChannelPlan) -> keras.Model:
             for axis in consumed:
                 np.moveaxis(weights[axis.weight], axis.axis, 0)[~keep[axis.units]] = 0
             layer.set_weights(weights)
-    return copy
 
 
-def other_channels(plan: ChannelPlan, analysis, seed: int = 5) -> ChannelPlan:
+def other_channels(plan: ChannelPlan, analysis: ChannelAnalysis, seed: int = 5) -> ChannelPlan:
     """The control: a plan with the same widths that keeps other channels."""
     rng = np.random.default_rng(seed)
     kept = {}
@@ -41,7 +48,7 @@ def other_channels(plan: ChannelPlan, analysis, seed: int = 5) -> ChannelPlan:
         drawn = rng.permutation(total)[: len(channels)].tolist()
         # Make sure it is another choice: swap one dropped channel in where the draw repeated the plan.
         kept[name] = tuple(sorted(drawn)) if set(drawn) != set(channels) else tuple(sorted([gone[0], *channels[1:]]))
-    return ChannelPlan(kept, plan.channels, plan.exclude, plan.settings, plan.before, plan.after)
+    return replace(plan, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,25 @@ class Parity:
     removal_effect: float
 
 
-def parity(model: keras.Model, plan: ChannelPlan, images: np.ndarray) -> Parity:
+def parity(model: keras.Model, plan: ChannelPlan, images: np.ndarray, thin: keras.Model | None = None) -> Parity:
     """Compare the thin model with the oracle, and with the oracle of other channels."""
-    thin = _outputs(remove_channels(model, plan), images)
-    oracle = _outputs(zeroed_model(model, plan), images)
-    wrong = _outputs(zeroed_model(model, other_channels(plan, analyze_channels(model, exclude=plan.exclude))), images)
+    analysis = analyze_channels(model, exclude=plan.exclude)
+    got = _outputs(remove_channels(model, plan) if thin is None else thin, images)
+    big = zeroed_model(model, plan)
+    oracle = _outputs(big, images)
+    zero_inputs(big, model, other_channels(plan, analysis), analysis)
+    wrong = _outputs(big, images)
     full = _outputs(model, images)
     spread = float(oracle.std())
     return Parity(
-        error=float(np.abs(thin - oracle).max()) / spread,
-        control=float(np.abs(thin - wrong).max()) / spread,
+        error=float(np.abs(got - oracle).max()) / spread,
+        control=float(np.abs(got - wrong).max()) / spread,
         input_sensitivity=float(oracle.std(axis=0).max()) / max(float(np.abs(oracle).max()), 1e-12),
         removal_effect=float(np.abs(full - oracle).max()) / spread,
     )
 
 
 def _outputs(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    outputs = model.predict(images, verbose=0)
+    outputs = model(images, training=False)
     parts = outputs if isinstance(outputs, list) else [outputs]
-    return np.concatenate([part.reshape(len(images), -1) for part in parts], axis=1)
+    return np.concatenate([np.asarray(part).reshape(len(images), -1) for part in parts], axis=1)

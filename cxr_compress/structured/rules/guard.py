@@ -1,0 +1,60 @@
+"""What every rule for Keras's own layers leaves out: it is frozen with a reason before the rule is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cxr_compress.structured.flow import LayerFlow, LayerNode, Rule, freeze_layer, register_rule
+from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
+from cxr_compress.structured.rules.macs import kernel_uses
+
+# These mix the channels of one position: removing one would change what the others become.
+_MIXING = ("softmax", "log_softmax")
+_ELEMENT_WISE = (
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "swish", "silu", "mish", "exponential"),
+    *("sigmoid", "hard_sigmoid", "tanh", "softplus", "softsign"),
+)
+_ELEMENT_WISE_LAYERS = ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU")
+
+
+def keras_rule(*class_names: str) -> Callable[[Rule], Rule]:
+    """Make a function the rule of these classes of Keras, guarded against what no rule follows."""
+    return lambda rule: register_rule(*class_names)(_guarded(rule))
+
+
+def _guarded(rule: Rule) -> Rule:
+    def guarded(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
+        problem, uses = _beyond_every_rule(node), kernel_uses(node)
+        if problem:
+            return freeze_layer(node, inputs, space, problem, uses)
+        problem = _activation_problem(node.config.get("activation"))
+        if problem and not uses:
+            return freeze_layer(node, inputs, space, problem)
+        flow = rule(node, inputs, space)
+        if problem:
+            # The kernel comes before the activation: what it sums over may still get thinner.
+            space.freeze(flow.output, f"{node.path} ({node.class_name}) {problem}")
+        return flow
+
+    return guarded
+
+
+def _beyond_every_rule(node: LayerNode) -> str:
+    if not node.from_keras:
+        return "is not Keras's own layer of that name and has no rule for its channels"
+    if node.config.get("data_format") == "channels_first":
+        return "is channels_first, which is not followed"
+    return ""
+
+
+def _activation_problem(activation: Any) -> str:
+    """Why an activation of a layer's config cannot be followed; empty where it works on each element alone."""
+    name = activation.get("class_name") if isinstance(activation, Mapping) else activation
+    if name is None or name in _ELEMENT_WISE:
+        return ""
+    if isinstance(activation, Mapping) and name in _ELEMENT_WISE_LAYERS:
+        return ""
+    if name in _MIXING:
+        return "has an activation that mixes channels"
+    return "has an activation of its own, which may mix channels"

@@ -27,11 +27,13 @@ class Recipe:
         allow_missing: go on with a part of the images that the set's official list names (nih only).
         target_macs: MACs that may stay: a float up to 1.0 is a fraction, a larger number absolute; None for no bound.
         target_params: the same for parameters.
-        criterion: how filters are scored ("l1", "l2", "random").
+        criterion: how filters are scored ("l1", "l2", "geometric_median", "bn_scale", "random"); those that need films
+            with labels are for library use so far.
         scope: "global" ranks all filters together, "local" takes the same share of every layer.
         round_to: layers that lose filters keep a multiple of this.
         max_removed_fraction: no layer loses more than this share of its filters.
         exclude: regular expressions of layers that keep all their filters.
+        removal_steps: in how many steps filters go; after each the batch norms are re-estimated and all scored anew.
         recalibration_images: training films that re-estimate the batch norms of the thinned model.
         recovery_epochs: fine-tuning epochs of the thinned model.
         recovery_learning_rate: of that fine-tuning.
@@ -60,6 +62,7 @@ class Recipe:
     round_to: int = 8
     max_removed_fraction: float = 0.75
     exclude: tuple[str, ...] = ()
+    removal_steps: int = 1
     recalibration_images: int = 512
     recovery_epochs: int = 4
     recovery_learning_rate: float = 1e-3
@@ -78,7 +81,8 @@ class Recipe:
         Raises:
             CompressionError: a value outside its range.
         """
-        for name in ("input_size", "epochs", "batch_size", "round_to", "recalibration_images", "calibration_images"):
+        counts = ("input_size", "epochs", "batch_size", "round_to", "removal_steps")
+        for name in (*counts, "recalibration_images", "calibration_images"):
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         for name in ("recovery_epochs", "sparsity_epochs"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))

@@ -23,12 +23,10 @@ from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import measure_sparsity, prune_weights
 from cxr_compress.structured import (
     Budget,
-    analyze_channels,
     measure_cost,
     recalibrate_batch_norm,
-    remove_channels,
+    remove_iteratively,
     score_channels,
-    select_channels,
 )
 from cxr_compress.train import FitConfig, fit, pos_weights
 
@@ -66,25 +64,24 @@ class Stages:
         """Remove filters down to the budget, rebuild, re-estimate the batch norms."""
         fields = (
             *("target_macs", "target_params", "criterion", "scope", "round_to", "max_removed_fraction", "exclude"),
-            *("recalibration_images", "seed"),
+            *("removal_steps", "recalibration_images", "seed"),
         )
         inputs = self._inputs(fields, base)
 
         def make(_: Path) -> Mapping[str, Any]:
             model = load_model(base.paths["base.keras"])
-            analysis = analyze_channels(model, exclude=self.recipe.exclude)
-            scores = score_channels(model, analysis, criterion=self.recipe.criterion, seed=self.recipe.seed)
-            plan = select_channels(
-                analysis,
-                scores,
+            images = self.data.sample(self.recipe.recalibration_images, self.recipe.seed)
+            thin, plan, _steps = remove_iteratively(
+                model,
                 Budget(macs=self.recipe.target_macs, params=self.recipe.target_params),
+                functools.partial(score_channels, criterion=self.recipe.criterion, seed=self.recipe.seed),
+                steps=self.recipe.removal_steps,
+                exclude=self.recipe.exclude,
+                between=lambda thinner, _: recalibrate_batch_norm(thinner, self.data.batches(images)),
                 scope=self.recipe.scope,
                 round_to=self.recipe.round_to,
                 max_removed_fraction=self.recipe.max_removed_fraction,
             )
-            thin = remove_channels(model, plan)
-            images = self.data.sample(self.recipe.recalibration_images, self.recipe.seed)
-            recalibrate_batch_norm(thin, self.data.batches(images))
             write_text(self.store.folder / "plan.json", plan.to_json())
             self._save(thin, "thin.keras")
             return {"before": plan.before.to_dict(), "after": plan.after.to_dict()}

@@ -8,11 +8,13 @@ from cxr_compress.structured.analyze import analyze_channels, measure_cost
 from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.flow import ConfigSize, KernelUse, LayerFlow, LayerNode, WeightAxis, register_rule
+from cxr_compress.structured.fold import FoldReport, fold_constant_channels
 from cxr_compress.structured.importance import score_channels
 from cxr_compress.structured.iterate import remove_iteratively
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
-from cxr_compress.structured.reconstruct import recalibrate_batch_norm
+from cxr_compress.structured.recalibrate import recalibrate_batch_norm
+from cxr_compress.structured.reconstruct import ReconstructionReport, reconstruct_consumers
 from cxr_compress.structured.select import Budget, select_channels
 
 __all__ = [
@@ -21,14 +23,18 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "ConfigSize",
+    "FoldReport",
     "KernelUse",
     "LayerFlow",
     "LayerNode",
     "ModelCost",
+    "ReconstructionReport",
     "WeightAxis",
     "analyze_channels",
+    "fold_constant_channels",
     "measure_cost",
     "recalibrate_batch_norm",
+    "reconstruct_consumers",
     "register_rule",
     "remove_channels",
     "remove_iteratively",

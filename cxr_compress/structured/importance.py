@@ -1,14 +1,15 @@
 """How much each removable channel matters: one score per channel and group, higher means keep.
 
-A criterion gives every filter a raw score; the scores of filters that are tied are summed, because they go together.
-Raw scores grow with a layer's width and depth, so they are divided by the mean of their group: in global mode layers
-then compete on how unequal their filters are, not on how large their weights happen to be.
+A criterion lets every layer that makes or reads a channel say something of it; what layers of one group say of the
+same channel is combined, because the channel goes from all of them. Raw scores grow with a layer's width and depth, so
+they are divided by the mean of their group: in global mode layers then compete on how unequal their filters are, not
+on how large their weights happen to be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,87 +18,143 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.channels import ChannelAnalysis
+from cxr_compress.structured.criteria.data import apoz, taylor
+from cxr_compress.structured.criteria.lasso import lasso
+from cxr_compress.structured.criteria.scoring import Criterion, FloatVector, Member, ScoringInput
+from cxr_compress.structured.criteria.weights import bn_scale, draw, geometric_median, norm
 
 Scores = dict[str, npt.NDArray[np.float64]]
 
+CRITERIA: dict[str, Criterion] = {
+    "l1": norm(1),
+    "l2": norm(2),
+    "geometric_median": geometric_median,
+    "bn_scale": bn_scale,
+    "taylor": taylor,
+    "apoz": apoz,
+    "lasso": lasso,
+    "random": draw,
+}
 
-@dataclass(frozen=True)
-class ScoringInput:
-    """What a criterion may look at.
-
-    Attributes:
-        weights: by layer path, the arrays of `layer.get_weights()`.
-        analysis: the channels to score.
-        seed: for criteria that draw.
-    """
-
-    weights: Mapping[str, list[npt.NDArray[np.float32]]]
-    analysis: ChannelAnalysis
-    seed: int
+# What a group must have for a criterion to say anything of it.
+_NEEDED = {
+    "bn_scale": "a batch norm with a scale that its channels pass through",
+    "apoz": "a ReLU between its channels and what reads them",
+    "lasso": "a Conv2D or Dense that reads its channels",
+}
 
 
 def score_channels(
-    model: keras.Model, analysis: ChannelAnalysis, *, criterion: str = "l1", normalizer: str = "mean", seed: int = 0
+    model: keras.Model,
+    analysis: ChannelAnalysis,
+    *,
+    criterion: str = "l1",
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    group_reduction: str = "sum",
+    normalizer: str = "mean",
+    seed: int = 0,
 ) -> Scores:
     """Score every removable channel of a model.
 
     Args:
         model: the model that `analysis` came from; it is only read.
         analysis: its channels.
-        criterion: "l1", the sum of a filter's absolute kernel weights (Li 2016, section 3.1); "l2", their Euclidean
-            norm; "random", uniform draws: the baseline that every report should show.
-        normalizer: "mean" divides a group's scores by their mean, so that groups compare; "none" leaves them raw,
+        criterion: from the weights alone: "l1", the sum of a filter's absolute kernel weights (Li 2016, section 3.1),
+            "l2", their Euclidean norm, "geometric_median", distance to the layer's other filters (He 2019),
+            "bn_scale" (Liu 2017), "random", uniform draws: the baseline that every report should show. From images:
+            "apoz", zeros behind the ReLU (Hu 2016), and "lasso" (He 2017), slower and meant for scope="local". From
+            images and labels: "taylor", change of the loss (Molchanov 2019).
+        batches: float32 (n, h, w, c) images preprocessed as in training, or pairs (images, labels); "taylor" squares
+            once per batch, so its scores depend a little on the batch size.
+        loss: (labels, outputs) -> loss; "taylor" only.
+        group_reduction: how the layers of a group combine: "sum", "mean" or "max". "taylor" and "lasso" look at all
+            readers of a channel together, so they have nothing to combine.
+        normalizer: "mean" or "max" divides a group's scores by that, so that groups compare; "none" leaves them raw,
             which lets wide layers crowd out narrow ones in global mode.
-        seed: for "random".
+        seed: for "random" and for the positions that "lasso" samples.
 
     Returns:
         By group, (channels,) float64; higher means keep.
 
     Raises:
-        CompressionError: an unknown criterion or normalizer, or weights that are not finite.
+        CompressionError: an unknown criterion or option, a group that the criterion has nothing to say of, weights
+            that are not finite, or a missing loss.
+        DataError: missing batches, or batches that do not fit the model.
     """
-    for kind, value, known in (("criterion", criterion, CRITERIA), ("normalizer", normalizer, NORMALIZERS)):
+    options: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+        ("criterion", criterion, CRITERIA),
+        ("group_reduction", group_reduction, REDUCTIONS),
+        ("normalizer", normalizer, NORMALIZERS),
+    )
+    for kind, value, known in options:
         if value not in known:
             raise CompressionError(f"expected {kind} to be one of {', '.join(sorted(known))}; got {value!r}")
-    weights = {path: layer.get_weights() for path, layer in layers_by_path(model).items() if path in analysis.layers}
-    raw = CRITERIA[criterion](ScoringInput(weights, analysis, seed))
-    if not np.isfinite(raw).all():
-        raise CompressionError("expected finite weights to score; the model holds NaN or infinity: train it again")
+    layers = layers_by_path(model)
+    weights = {path: layer.get_weights() for path, layer in layers.items() if path in analysis.layers}
+    _check_finite(weights)
+    members = CRITERIA[criterion](ScoringInput(model, layers, weights, analysis, batches, loss, seed))
+    raw = _reduce(members, analysis, criterion, group_reduction)
     return {name: NORMALIZERS[normalizer](raw[group.units]) for name, group in analysis.groups.items()}
 
 
-def _norm(order: int) -> Callable[[ScoringInput], npt.NDArray[np.float64]]:
-    """A criterion: the norm of a filter's kernel. Biases are left out, as in Li 2016."""
-
-    def criterion(given: ScoringInput) -> npt.NDArray[np.float64]:
-        total = np.zeros(given.analysis.units)
-        for path, layer in given.analysis.layers.items():
-            for axis in layer.axes:
-                kernel = given.weights[path][axis.weight]
-                if axis.role == "produce" and kernel.ndim > 1:
-                    others = tuple(number for number in range(kernel.ndim) if number != axis.axis)
-                    np.add.at(total, axis.units, np.sum(np.abs(kernel.astype(np.float64)) ** order, axis=others))
-        return np.asarray(total ** (1 / order))
-
-    return criterion
+def _check_finite(weights: Mapping[str, list[npt.NDArray[np.float32]]]) -> None:
+    for path, arrays in weights.items():
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise CompressionError(
+                f"expected finite weights to score; {path} holds NaN or infinity: train the model again"
+            )
 
 
-def _random(given: ScoringInput) -> npt.NDArray[np.float64]:
-    return np.random.default_rng(given.seed).random(given.analysis.units)
+def _reduce(members: Sequence[Member], analysis: ChannelAnalysis, criterion: str, how: str) -> FloatVector:
+    """(units,) one score per unit from what all members say."""
+    counts = np.zeros(analysis.units, dtype=np.int64)
+    for member in members:
+        counts[member.units] += 1
+    for name, group in analysis.groups.items():
+        if criterion in _NEEDED and not counts[group.units].all():
+            raise CompressionError(
+                f"{criterion} needs {_NEEDED[criterion]}; group {name!r} has none: exclude it or choose another "
+                "criterion"
+            )
+    return REDUCTIONS[how](members, counts)
 
 
-def _by_mean(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The scores over their mean; a group of dead filters scores zero throughout."""
-    mean = scores.mean()
-    return scores / mean if mean > 0 else np.zeros_like(scores)
+def _sum(members: Sequence[Member], counts: npt.NDArray[np.int64]) -> FloatVector:
+    total = np.zeros(len(counts))
+    for member in members:
+        total[member.units] += member.values
+    return total
 
 
-CRITERIA: dict[str, Callable[[ScoringInput], npt.NDArray[np.float64]]] = {
-    "l1": _norm(1),
-    "l2": _norm(2),
-    "random": _random,
+def _mean(members: Sequence[Member], counts: npt.NDArray[np.int64]) -> FloatVector:
+    return np.asarray(_sum(members, counts) / np.maximum(counts, 1))
+
+
+def _max(members: Sequence[Member], counts: npt.NDArray[np.int64]) -> FloatVector:
+    total = np.zeros(len(counts))
+    for member in members:
+        total[member.units] = np.maximum(total[member.units], member.values)
+    return total
+
+
+def _over(statistic: Callable[[FloatVector], Any]) -> Callable[[FloatVector], FloatVector]:
+    """Scores over a statistic of their group; a group of dead filters scores zero throughout."""
+
+    def normalizer(scores: FloatVector) -> FloatVector:
+        scale = float(statistic(scores))
+        return scores / scale if scale > 0 else np.zeros_like(scores)
+
+    return normalizer
+
+
+REDUCTIONS: dict[str, Callable[[Sequence[Member], npt.NDArray[np.int64]], FloatVector]] = {
+    "sum": _sum,
+    "mean": _mean,
+    "max": _max,
 }
-NORMALIZERS: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
-    "mean": _by_mean,
+NORMALIZERS: dict[str, Callable[[FloatVector], FloatVector]] = {
+    "mean": _over(np.mean),
+    "max": _over(np.max),
     "none": np.copy,
 }

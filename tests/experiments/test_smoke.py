@@ -74,3 +74,16 @@ def test_plot_report_draws_a_finished_run(tmp_path):
     command = [sys.executable, str(EXPERIMENTS / "plot_report.py"), f"--report={tmp_path / 'report.json'}"]
     subprocess.run([*command, f"--output={tmp_path / 'plot.png'}"], check=True, capture_output=True)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_zoo_smoke_equals_its_oracle_and_the_control_does_not():
+    result = json.loads(run("zoo.py"))
+    assert result["macs_fraction"] <= 0.5
+    assert result["oracle_error"] < 1e-4
+    assert result["control_error"] > 1e-2
+
+
+def test_criteria_smoke_prints_a_row_per_criterion():
+    shown = run("criteria.py", "--criteria=random,lasso")
+    rows = [line.split(",") for line in shown.splitlines() if line.startswith(("random,", "lasso,"))]
+    assert [row[0] for row in rows] == ["random", "lasso"]

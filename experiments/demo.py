@@ -2,7 +2,7 @@ r"""The main job as a newcomer sees it: predict with the shipped model, then mak
 
 Command:  make demo
           (or, inside the environment: python experiments/demo.py --data_dir=chest_xray --output_dir=demo_run)
-Time:     about 6 minutes on two cores, after about 1 minute of installing.
+Time:     about 4 minutes on two cores, after about 1 minute of installing.
 Result:   one table (uncut float file, its int8 twin, the compressed int8 file), the findings of one X-ray, and whether
           the run reached its floors; exit code 1 if it did not.
 

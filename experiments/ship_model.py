@@ -40,7 +40,8 @@ def ship(run_dir: Path, model: str, name: str, shelf: Path, population: str) -> 
         CompressionError: the run is not finished or the file not one of its own.
     """
     source = run_dir / f"{model}.tflite"
-    card = render_card(read_report(run_dir / "report.json"), read_model(source), population=population)
+    report, file = read_report(run_dir / "report.json"), read_model(source)
+    card = render_card(report, file, file_name=f"{name}.tflite", population=population)
     shelf.mkdir(parents=True, exist_ok=True)
     write_bytes(shelf / f"{name}.tflite", source.read_bytes())
     write_text(shelf / f"{name}.md", card)

@@ -60,12 +60,13 @@ smaller nor faster as it lies on disk; they show in the deflated size alone.
 """
 
 
-def render_card(report: Mapping[str, Any], model: ModelFile, *, population: str = "") -> str:
+def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, population: str = "") -> str:
     """The card of one file of a run.
 
     Args:
         report: what `read_report` gave.
         model: the file; it must be one of the report's rows.
+        file_name: what the file is called where the card lies.
         population: whose films these are, in words: what no one should have to guess.
 
     Raises:
@@ -85,7 +86,7 @@ def render_card(report: Mapping[str, Any], model: ModelFile, *, population: str 
         name=info.model_name,
         intended_use=info.intended_use,
         synthetic="Trained on SYNTHETIC images: its findings say nothing about patients. " if info.synthetic else "",
-        file=row["file"],
+        file=file_name,
         file_bytes=model.file_bytes,
         sha256=model.sha256,
         labels=", ".join(info.labels),

@@ -169,7 +169,14 @@ def test_ship_model_writes_file_card_and_hash(finished, tmp_path):
     model = read_model(tmp_path / "small.tflite")
     assert (tmp_path / "SHA256SUMS").read_text() == f"{model.sha256}  small.tflite\n"
     card = (tmp_path / "small.md").read_text()
-    for said in (model.sha256, "SYNTHETIC", "(drawn)", "Research use only", f"{report['rows'][2]['params']:,}"):
+    for said in (
+        model.sha256,
+        "`small.tflite`",
+        "SYNTHETIC",
+        "(drawn)",
+        "Research use only",
+        f"{report['rows'][2]['params']:,}",
+    ):
         assert said in card
 
 

@@ -63,7 +63,8 @@ def load_model(path: str | Path) -> Any:
     """
     path = Path(path)
     config, version = _read_config(path)
-    foreign = next(_foreign_classes(config), None)
+    said = ((name, module.partition(".")[0]) for name, module in _classes(config) if module)
+    foreign = next((name for name, root in said if root not in _KERAS_MODULES), None)
     if foreign:
         # Keras would import whatever module the file names; a model file must not choose what code runs.
         raise ModelFileError(
@@ -126,36 +127,22 @@ def _read_hdf5(path: Path) -> tuple[Any, str]:
         raise ModelFileError(
             f"{path.name} is no complete HDF5 file ({_first_line(error)}): copy or export it again"
         ) from error
-    if any(name == "Lambda" for name in _class_names(config)):
+    if any(name == "Lambda" for name, _ in _classes(config)):
         # The old format keeps a Lambda's bytecode and Keras would run it.
         raise ModelFileError(f"{path.name} has a Lambda layer, whose code is not run: use a standard layer instead")
     return config, str(version)
 
 
-def _class_names(config: Any) -> Iterator[str]:
-    """Yield every class name anywhere in a configuration."""
+def _classes(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield name and module ("" where unsaid) of every class anywhere in a configuration."""
     if isinstance(config, dict):
         if isinstance(config.get("class_name"), str):
-            yield config["class_name"]
+            yield config["class_name"], str(config.get("module", ""))
         for value in config.values():
-            yield from _class_names(value)
+            yield from _classes(value)
     elif isinstance(config, list):
         for value in config:
-            yield from _class_names(value)
-
-
-def _foreign_classes(config: Any) -> Iterator[str]:
-    """Yield the names of classes anywhere in a model's configuration that are not Keras's own."""
-    if isinstance(config, dict):
-        if isinstance(config.get("class_name"), str) and "module" in config:
-            root = str(config["module"]).partition(".")[0]
-            if root not in _KERAS_MODULES:
-                yield config["class_name"]
-        for value in config.values():
-            yield from _foreign_classes(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _foreign_classes(value)
+            yield from _classes(value)
 
 
 def _without_optimizer(model: Any) -> Any:

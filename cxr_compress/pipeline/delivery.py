@@ -13,7 +13,6 @@ import numpy as np
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, pack_model
-from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import Calibration, choose_calibration
 from cxr_compress.lite import LiteModel, audit, convert
@@ -67,7 +66,7 @@ class Delivery:
         }
 
         def make(_: Path) -> Mapping[str, Any]:
-            keras_model = load_model(next(path for path in model.paths.values() if path.suffix == ".keras"))
+            keras_model = load_model(model.keras_file)
             images = self.data.sample(self.recipe.calibration_images, self.recipe.seed + 1)
             made = convert(
                 keras_model,
@@ -93,12 +92,7 @@ class Delivery:
         count = len(findings)
         plain = self._info(lite, name, model, Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count))
         classifier = Classifier(ModelFile(Path(name), lite.content, plain, len(lite.content), ""))
-        logits = np.concatenate(
-            [
-                classifier.logits(normalize(self.data.dev.images[start : start + 32], self.data.spec))
-                for start in range(0, len(labels), 32)
-            ]
-        )
+        logits = np.concatenate([classifier.logits(batch) for batch in self.data.batches(self.data.dev.images)])
         return self._info(lite, name, model, choose_calibration(labels, logits, self.pos_weight))
 
     def _info(self, lite: LiteModel, name: str, model: Artefacts, chosen: Calibration) -> ModelInfo:

@@ -66,14 +66,10 @@ def run_recipe(
     uncut_names = {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
     uncut = delivery.export("export_uncut", base, uncut_names)
     compressed = delivery.export("export_compressed", final, _compressed_names(recipe), recipe.weight_sparsity)
-    costs = {
-        "uncut": measure_cost(load_model(_keras_file(base))),
-        "compressed": measure_cost(load_model(_keras_file(final))),
-    }
     files = {
-        "fp32": (uncut.paths[f"{uncut_names['none']}.tflite"], costs["uncut"]),
-        "int8": (uncut.paths[f"{uncut_names['int8']}.tflite"], costs["uncut"]),
-        "compressed": (compressed.paths[f"{recipe.name}.tflite"], costs["compressed"]),
+        "fp32": (uncut.paths[f"{uncut_names['none']}.tflite"], base.keras_file),
+        "int8": (uncut.paths[f"{uncut_names['int8']}.tflite"], base.keras_file),
+        "compressed": (compressed.paths[f"{recipe.name}.tflite"], final.keras_file),
     }
     return _score(recipe, data, store, files)
 
@@ -100,8 +96,15 @@ def _compressed_names(recipe: Recipe) -> dict[str, str]:
     return names
 
 
-def _score(recipe: Recipe, data: RunData, store: StageStore, files: Mapping[str, tuple[Path, Any]]) -> dict[str, Any]:
-    """Score every file once on test, time them turn by turn, and write the report."""
+def _score(recipe: Recipe, data: RunData, store: StageStore, files: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
+    """Score every file once on test, time them turn by turn, and write the report.
+
+    Args:
+        recipe: the choices.
+        data: its test films are scored.
+        store: where the report goes.
+        files: by name, the .tflite file and the Keras file that it came from.
+    """
     models = {name: read_model(path) for name, (path, _) in files.items()}
     test = data.test
     inputs = {
@@ -124,25 +127,23 @@ def _score(recipe: Recipe, data: RunData, store: StageStore, files: Mapping[str,
                 seed=recipe.seed,
             )
         latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
+        # Here and not before: a run that is done already should not load its models to say so.
+        costs = {source: measure_cost(load_model(source)) for _, source in files.values()}
         rows = [
             Row(
                 name=models[name].info.model_name,
                 file=path.name,
-                params=cost.params,
-                macs=cost.macs,
+                params=costs[source].params,
+                macs=costs[source].macs,
                 latency=latency[name].to_dict(),
                 evaluation=scored[name].to_dict(),
                 difference=None if name == "fp32" else auroc_difference(scored[name], scored["fp32"]).to_dict(),
                 **file_facts(path, models[name].content),
             )
-            for name, (path, cost) in files.items()
+            for name, (path, source) in files.items()
         ]
         facts = {"recipe": recipe.to_dict(), "counts": data.counts(), "sha256": inputs["files"]}
         write_report(store.folder / "report.json", build_report(rows, data.dataset, facts=facts))
 
     store.run("score", inputs, ["report.json"], make)
     return read_report(store.folder / "report.json")
-
-
-def _keras_file(artefacts: Artefacts) -> Path:
-    return next(path for path in artefacts.paths.values() if path.suffix == ".keras")

@@ -69,7 +69,7 @@ class Stages:
         inputs = self._inputs(fields, base)
 
         def make(_: Path) -> Mapping[str, Any]:
-            model = load_model(base.paths["base.keras"])
+            model = load_model(base.keras_file)
             images = self.data.sample(self.recipe.recalibration_images, self.recipe.seed)
             thin, plan, _steps = remove_iteratively(
                 model,
@@ -93,8 +93,8 @@ class Stages:
         fields = ("recovery_epochs", "recovery_learning_rate", "distill_weight", "batch_size", "seed")
 
         def make(work: Path) -> Mapping[str, Any]:
-            model = load_model(thin.paths["thin.keras"])
-            teacher = load_model(base.paths["base.keras"]) if self.recipe.distill_weight else None
+            model = load_model(thin.keras_file)
+            teacher = load_model(base.keras_file) if self.recipe.distill_weight else None
             config = self._config(self.recipe.recovery_epochs, self.recipe.recovery_learning_rate)
             facts = self._fit(model, config, work, teacher=teacher)
             return {**facts, **self._save(model, "recovered.keras")}
@@ -109,8 +109,8 @@ class Stages:
         )
 
         def make(work: Path) -> Mapping[str, Any]:
-            model = load_model(next(path for path in dense.paths.values() if path.suffix == ".keras"))
-            teacher = load_model(base.paths["base.keras"]) if self.recipe.distill_weight else None
+            model = load_model(dense.keras_file)
+            teacher = load_model(base.keras_file) if self.recipe.distill_weight else None
             sparse = prune_weights(
                 model,
                 self.data.train.pair,

@@ -34,6 +34,11 @@ class Artefacts:
     paths: dict[str, Path]
     sha256: dict[str, str]
 
+    @property
+    def keras_file(self) -> Path:
+        """The Keras model among them; a stage makes one at most."""
+        return next(path for path in self.paths.values() if path.suffix == ".keras")
+
 
 class StageStore:
     """The output folder of one run."""

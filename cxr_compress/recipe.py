@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cxr_compress.errors import CompressionError
 
 RECIPE_FORMAT = 1
+
+# Here and not only where they are made: a wrong name is refused before anything slow is loaded.
+CRITERIA = ("l1", "l2", "geometric_median", "bn_scale", "taylor", "apoz", "lasso", "random")
+SCOPES = ("global", "local", "sensitivity")
+REDUCTIONS = ("sum", "mean", "max")
+NORMALIZERS = ("mean", "max", "none")
+
+_CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
 
 @dataclass(frozen=True)
@@ -27,14 +36,28 @@ class Recipe:
         allow_missing: go on with a part of the images that the set's official list names (nih only).
         target_macs: MACs that may stay: a float up to 1.0 is a fraction, a larger number absolute; None for no bound.
         target_params: the same for parameters.
-        criterion: how filters are scored ("l1", "l2", "geometric_median", "bn_scale", "random"); those that need films
-            with labels are for library use so far.
-        scope: "global" ranks all filters together, "local" takes the same share of every layer.
+        target_bytes: the same for the bytes of the int8 file, metadata included.
+        target_latency_ms: the same for milliseconds per image, on the machine whose layer times the run is given, or
+            on this one; a latency below 1 ms can only be given as a fraction.
+        criterion: how filters are scored: from the weights ("l1", "l2", "geometric_median", "bn_scale"), from training
+            films ("taylor", with their labels; "apoz"; "lasso", meant for the local scope), or "random", the baseline.
+        scoring_images: training films that the last three look at.
+        group_reduction: how the layers of a group combine: "sum", "mean" or "max".
+        normalizer: what a group's scores are divided by: "mean", "max" or "none".
+        scope: "global" ranks all filters together, "local" takes the same share of every layer, "sensitivity" takes
+            first what changes the outputs least for what it saves.
+        sensitivity_images: training films on which that is measured.
         round_to: layers that lose filters keep a multiple of this.
+        min_channels: no layer keeps fewer filters.
         max_removed_fraction: no layer loses more than this share of its filters.
+        overrides: another such share for some layers: regular expression -> share; the last match counts.
         exclude: regular expressions of layers that keep all their filters.
+        allow_inexact: remove channels that a LayerNormalization takes statistics over; fine-tuning must make up for it.
         removal_steps: in how many steps filters go; after each the batch norms are re-estimated and all scored anew.
-        recalibration_images: training films that re-estimate the batch norms of the thinned model.
+        reconstruct: refit by least squares the layers that lost inputs, so that they give again what they gave;
+            without it the batch norms of the thinned model are re-estimated, which recovers less.
+        reconstruction_images: training films for that.
+        recalibration_images: training films that re-estimate batch norms.
         recovery_epochs: fine-tuning epochs of the thinned model.
         recovery_learning_rate: of that fine-tuning.
         distill_weight: share of the fine-tuning loss that pulls towards the uncut model instead of the labels.
@@ -57,12 +80,23 @@ class Recipe:
     allow_missing: bool = False
     target_macs: float | None = 0.5
     target_params: float | None = None
+    target_bytes: float | None = None
+    target_latency_ms: float | None = None
     criterion: str = "l1"
+    scoring_images: int = 512
+    group_reduction: str = "sum"
+    normalizer: str = "mean"
     scope: str = "global"
+    sensitivity_images: int = 64
     round_to: int = 8
+    min_channels: int = 1
     max_removed_fraction: float = 0.75
+    overrides: Mapping[str, float] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
+    allow_inexact: bool = False
     removal_steps: int = 1
+    reconstruct: bool = True
+    reconstruction_images: int = 512
     recalibration_images: int = 512
     recovery_epochs: int = 4
     recovery_learning_rate: float = 1e-3
@@ -81,35 +115,67 @@ class Recipe:
         Raises:
             CompressionError: a value outside its range.
         """
-        counts = ("input_size", "epochs", "batch_size", "round_to", "removal_steps")
-        for name in (*counts, "recalibration_images", "calibration_images"):
+        for name in _COUNTS:
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        for name, choices in _CHOICES.items():
+            _require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", repr(getattr(self, name)))
         for name in ("recovery_epochs", "sparsity_epochs"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         _require(0 <= self.weight_sparsity < 1, "weight_sparsity", "in [0, 1)", self.weight_sparsity)
         if self.weight_sparsity:
             _require(self.sparsity_epochs >= 1, "sparsity_epochs", "1 or more to zero weights", self.sparsity_epochs)
+        if self.target_bytes is not None:
+            expected = "one of int8, int8_float_io with target_bytes, which counts the bytes of int8 files"
+            _require(self.quant_type in ("int8", "int8_float_io"), "quant_type", expected, repr(self.quant_type))
+        self._check_removal()
+
+    def _check_removal(self) -> None:
+        _require(self.sensitivity_images > 1, "sensitivity_images", "2 or more", self.sensitivity_images)
+        _require(0 <= self.max_removed_fraction <= 1, "max_removed_fraction", "in [0, 1]", self.max_removed_fraction)
+        for pattern, share in self.overrides.items():
+            _require(0 <= share <= 1, f"the share of override {pattern!r}", "in [0, 1]", share)
+        for pattern in (*self.overrides, *self.exclude):
+            _require(_compiles(pattern), "a layer pattern", "a regular expression", repr(pattern))
 
     @property
     def removes_filters(self) -> bool:
         """Whether a budget asks for a thinner model."""
-        return any(bound is not None and bound != 1.0 for bound in (self.target_macs, self.target_params))
+        return bool(self.budget)
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The bounds that ask for less than the whole, by the names that a budget has for them."""
+        bounds = {
+            "macs": self.target_macs,
+            "params": self.target_params,
+            "tflite_bytes": self.target_bytes,
+            "latency_ms": self.target_latency_ms,
+        }
+        return {name: bound for name, bound in bounds.items() if bound is not None and bound != 1.0}
+
+    @property
+    def scores_on_images(self) -> bool:
+        """Whether the criterion looks at films, and not at weights alone."""
+        return self.criterion in _CRITERIA_ON_IMAGES
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether batch norms are re-estimated: between the steps of a removal, and where nothing is refitted."""
+        return self.removal_steps > 1 or not self.reconstruct
 
     @property
     def name(self) -> str:
         """What the compressed model is called: tiny_chexnet_m50_w50_int8 = half the MACs, half the weights zero."""
-        parts = [self.model]
-        if self.target_macs is not None and self.target_macs != 1.0:
-            parts.append("m" + _short(self.target_macs))
-        if self.target_params is not None and self.target_params != 1.0:
-            parts.append("p" + _short(self.target_params))
+        letters = {"macs": "m", "params": "p", "tflite_bytes": "b", "latency_ms": "t"}
+        parts = [self.model, *(letters[name] + _short(bound) for name, bound in self.budget.items())]
         if self.weight_sparsity:
             parts.append("w" + _short(self.weight_sparsity))
         return "_".join([*parts, self.quant_type])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the format, ready for JSON."""
-        return {"format": RECIPE_FORMAT, **asdict(self), "exclude": list(self.exclude)}
+        changed = {"exclude": list(self.exclude), "overrides": dict(self.overrides)}
+        return {"format": RECIPE_FORMAT, **asdict(self), **changed}
 
     def to_json(self) -> str:
         """The recipe as a JSON text."""
@@ -130,6 +196,12 @@ class Recipe:
             raise CompressionError(f'expected a recipe with "format": {RECIPE_FORMAT}; see the recipe.json of a run')
         return _changed(cls(), values)
 
+
+_COUNTS = (
+    *("input_size", "epochs", "batch_size", "round_to", "min_channels", "removal_steps"),
+    *("scoring_images", "reconstruction_images", "recalibration_images", "calibration_images"),
+)
+_CHOICES = {"criterion": CRITERIA, "scope": SCOPES, "group_reduction": REDUCTIONS, "normalizer": NORMALIZERS}
 
 # What suits each architecture on two cores. Narrow layers cannot be thinned in steps of 8.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -162,17 +234,29 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if unknown:
         raise CompressionError(f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     values = dict(changes)
-    if "exclude" in values:
-        values["exclude"] = tuple(values["exclude"])
     try:
+        if "exclude" in values:
+            values["exclude"] = tuple(values["exclude"])
+        if "overrides" in values:
+            values["overrides"] = {str(pattern): float(share) for pattern, share in values["overrides"].items()}
         return replace(recipe, **values)
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise CompressionError(f"a value in the recipe has the wrong type: {error}") from error
 
 
 def _short(bound: float) -> str:
-    """0.5 -> 50, 0.125 -> 12.5, 1200000 -> 1200000."""
-    return f"{bound * 100:g}" if isinstance(bound, float) and bound <= 1 else str(int(bound))
+    """0.5 -> 50, 0.125 -> 12.5, 1200000 -> 1200000, 7.5 -> 7.5."""
+    if isinstance(bound, float) and bound <= 1:
+        return f"{bound * 100:g}"
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:

@@ -1,24 +1,45 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.recipe import PRESETS, Recipe, make_recipe
+from cxr_compress.recipe import CRITERIA, NORMALIZERS, PRESETS, REDUCTIONS, SCOPES, Recipe, make_recipe
+from cxr_compress.structured import importance, select
 
 
 @given(
     target_macs=st.one_of(st.none(), st.floats(0.1, 1.0), st.integers(2, 10**9)),
     weight_sparsity=st.sampled_from([0.0, 0.25, 0.5]),
     exclude=st.lists(st.text(max_size=5), max_size=3),
+    overrides=st.dictionaries(st.sampled_from(["stem", "conv.*", "a|b", "", "x=y"]), st.floats(0, 1)),
+    criterion=st.sampled_from(CRITERIA),
     seed=st.integers(0, 2**31),
 )
-def test_recipe_json_round_trip_is_equal(target_macs, weight_sparsity, exclude, seed):
-    recipe = Recipe(target_macs=target_macs, weight_sparsity=weight_sparsity, exclude=tuple(exclude), seed=seed)
-    assert Recipe.from_json(recipe.to_json()) == recipe
+def test_recipe_json_round_trip_is_equal(target_macs, weight_sparsity, exclude, overrides, criterion, seed):
+    recipe = Recipe(
+        target_macs=target_macs,
+        weight_sparsity=weight_sparsity,
+        exclude=tuple(map(re.escape, exclude)),
+        overrides=overrides,
+        criterion=criterion,
+        seed=seed,
+    )
+    again = Recipe.from_json(recipe.to_json())
+    assert again == recipe
+    # The last match counts, so their order is part of the choice.
+    assert list(again.overrides) == list(overrides)
+
+
+def test_recipe_choices_are_those_of_the_code_that_makes_them():
+    assert set(CRITERIA) == set(importance.CRITERIA)
+    assert select.SCOPES == SCOPES
+    assert set(REDUCTIONS) == set(importance.REDUCTIONS)
+    assert set(NORMALIZERS) == set(importance.NORMALIZERS)
 
 
 def test_recipe_from_json_unknown_key_is_named():
@@ -39,6 +60,20 @@ def test_recipe_from_json_other_text_raises_one_line(text):
     [
         ({"epochs": 0}, "expected epochs to be 1 or more; got 0"),
         ({"weight_sparsity": 1.0}, r"expected weight_sparsity to be in \[0, 1\); got 1.0"),
+        (
+            {"target_bytes": 0.5, "quant_type": "fp16"},
+            "expected quant_type to be one of int8, int8_float_io with target",
+        ),
+        ({"criterion": "best"}, "expected criterion to be one of l1, l2, .*, lasso, random; got 'best'"),
+        ({"scope": "layer"}, "expected scope to be one of global, local, sensitivity; got 'layer'"),
+        ({"min_channels": 0}, "expected min_channels to be 1 or more; got 0"),
+        ({"sensitivity_images": 1}, "expected sensitivity_images to be 2 or more; got 1"),
+        ({"reconstruction_images": 0}, "expected reconstruction_images to be 1 or more; got 0"),
+        ({"max_removed_fraction": 1.5}, r"expected max_removed_fraction to be in \[0, 1\]; got 1.5"),
+        ({"overrides": {"stem": -0.5}}, r"expected the share of override 'stem' to be in \[0, 1\]; got -0.5"),
+        ({"overrides": {"stem(": 0.5}}, r"expected a layer pattern to be a regular expression; got 'stem\('"),
+        ({"overrides": ["stem"]}, "a value in the recipe has the wrong type"),
+        ({"overrides": {"stem": "half"}}, "a value in the recipe has the wrong type"),
         ({"sparsity_epochs": 0}, "expected sparsity_epochs to be 1 or more to zero weights; got 0"),
     ],
 )
@@ -54,6 +89,8 @@ def test_recipe_value_out_of_range_raises(changes, message):
         ({"target_macs": 0.125, "weight_sparsity": 0.7}, "chexnet_m12.5_w70_int8"),
         ({"target_macs": None, "target_params": 2_000_000}, "chexnet_p2000000_w50_int8"),
         ({"target_macs": 1.0, "weight_sparsity": 0.0, "quant_type": "fp16"}, "chexnet_fp16"),
+        ({"target_bytes": 1_000_000, "weight_sparsity": 0.0}, "chexnet_m50_b1000000_int8"),
+        ({"target_macs": None, "target_latency_ms": 7.5, "weight_sparsity": 0.0}, "chexnet_t7.5_int8"),
     ],
 )
 def test_recipe_name_decodes_what_was_done(changes, name):

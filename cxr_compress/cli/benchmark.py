@@ -2,21 +2,29 @@
 
     cxr_benchmark --model=model.tflite
     cxr_benchmark --model=uncut.tflite,compressed.tflite --runs=100
+    cxr_benchmark --layers=pack.zip --output_file=table.json
 
 Several models are run turn by turn, so their ratios (to the first one) are fair even on a busy machine; the absolute
-numbers hold for this machine only. The peak memory is that of this process with all the models loaded. Exit code 2:
-wrong flag or model.
+numbers hold for this machine only. The peak memory is that of this process with all the models loaded.
+
+--layers times single layers at several widths, from a probe pack that was made where the model is trained, and writes a
+table with which a model can be thinned to a latency on this machine. With one thread it takes the processor's time,
+which other programs do not add to.
+
+Exit code 2: wrong flag, model or probe pack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, print_error, run_command
 from cxr_compress.cli.output import write_results
+from cxr_compress.device.atomic import write_text
 from cxr_compress.device.benchmark import (
     Latency,
     describe_machine,
@@ -25,6 +33,7 @@ from cxr_compress.device.benchmark import (
     peak_memory_bytes,
 )
 from cxr_compress.device.interpreter import RUNTIMES
+from cxr_compress.device.layer_times import LayerReport, time_layers
 from cxr_compress.device.modelfile import INTENDED_USE, ModelFile, read_model
 
 NAME = "cxr_benchmark"
@@ -38,6 +47,7 @@ _COLUMNS = (
     "end_to_end_p50_ms",
     "end_to_end_p95_ms",
 )
+_LAYER_COLUMNS = ("kind", "fixed_us", "per_input_us", "per_output_us", "per_pair_us", "largest_residual")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +65,21 @@ def _define_flags(values: flags.FlagValues) -> None:
         "image_size", 1024, "Height and width of the drawn PNG, pixels.", lower_bound=8, upper_bound=8192,
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_string(
+        "layers", None, "Probe pack (.zip) whose layers are timed in place of models.", flag_values=values
+    )
+    flags.DEFINE_string("output_file", None, "Where --layers writes its table (.json).", flag_values=values)
     flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
-    """Time every model."""
+    """Time every model, or the layers of one."""
+    if values.layers:
+        return _run_layers(values, arguments)
     if not values.model:
         raise UsageError("expected --model=FILE[,FILE...], the .tflite files to time")
+    if values.output_file:
+        raise UsageError("expected --output_file with --layers only; results of --model go to stdout")
     if arguments:
         raise UsageError(f"expected no argument, got {arguments[0]!r}; several models go into --model, with commas")
     # Numbers as names, so that one file may be given twice, which shows how far ratios can be trusted.
@@ -108,3 +126,51 @@ def _print(form: str, entries: list[dict[str, Any]], options: dict[str, Any], ru
     memory = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB"
     print_error(NAME, f"{document['machine']}; {runtime}, {options['num_threads']} thread(s); peak memory {memory}")
     print_error(NAME, f"{document['note']}; ratio is to the first model; PNG of {image_size} x {image_size} pixels")
+
+
+def _run_layers(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Time the layers of a probe pack and write the table."""
+    if values.model or arguments:
+        raise UsageError("expected --layers alone, got models too; time them in a call of their own")
+    if not values.output_file:
+        raise UsageError("expected --output_file=TABLE.json beside --layers: where the table goes")
+    # Told now, not after minutes of timing.
+    if not Path(values.output_file).resolve().parent.is_dir():
+        raise UsageError(f"{values.output_file}: its folder does not exist; create it first")
+    options: dict[str, Any] = {name: values[name].value for name in ("runs", "warmup", "num_threads", "runtime")}
+    report = time_layers(values.layers, progress=lambda line: print_error(NAME, line), **options)
+    write_text(values.output_file, report.table.to_json())
+    _print_layers(values, report, options)
+    return EXIT_OK
+
+
+def _print_layers(values: flags.FlagValues, report: LayerReport, options: dict[str, Any]) -> None:
+    """Print where the model's time goes and how well the widths are explained."""
+    times = report.times
+    entries = [
+        dict(zip(_LAYER_COLUMNS, (kind, *(term * 1e3 for term in terms), report.residuals[kind]), strict=True))
+        for kind, terms in times.kinds.items()
+    ]
+    shares = {
+        "model_ms": report.model_ms,
+        "kernels_ms": report.kernels_ms,
+        "moves_ms": report.moves_ms,
+        "fixed_ms": times.fixed,
+        "scale": report.scale,
+    }
+    document = {
+        "machine": times.machine,
+        "output_file": values.output_file,
+        "quant_type": times.quant_type,
+        **options,
+        "runtime": times.runtime,
+        "output_block": times.output_block,
+        **shares,
+        "kinds": entries,
+    }
+    rows = [[entry[column] for column in _LAYER_COLUMNS] for entry in entries]
+    write_results(values.format, document=document, headers=_LAYER_COLUMNS, rows=rows, intended_use=INTENDED_USE)
+    if values.format != "json":
+        told = ", ".join(f"{name} {value:.4g}" for name, value in shares.items())
+        print_error(NAME, f"{times.machine}; {times.runtime}, {times.num_threads} thread(s); {told}")
+        print_error(NAME, f"wrote {values.output_file}; it holds for this machine, runtime and number of threads")

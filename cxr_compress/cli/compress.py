@@ -3,10 +3,11 @@
     cxr_compress --model=tiny_chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run
     cxr_compress --keras_model_file=base.keras --input_size=224 --dataset=nih --data_dir=nih --output_dir=run
 
-Trains the model (or loads yours), removes filters down to the budget, re-estimates batch norms, fine-tunes, zeroes
-weights, quantises, converts, and scores the uncut float file, its int8 twin and the compressed file once on the test
-split, through the code that runs on the device. Every stage leaves its artefact in the output folder; the same command
-again goes on where it was stopped. Exit codes: 0 done, 2 wrong flag, data or model, 130 Ctrl-C.
+Trains the model (or loads yours), removes filters down to the budget, refits what is left without labels, fine-tunes,
+zeroes weights, quantises, converts, and scores the uncut float file, its int8 twin and the compressed file once on the
+test split, through the code that runs on the device. Budgets on MACs, parameters, bytes and milliseconds may be
+combined: all hold. Every stage leaves its artefact in the output folder; the same command again goes on where it was
+stopped. Exit codes: 0 done, 2 wrong flag, data or model, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.quiet import quiet_native_stderr
-from cxr_compress.recipe import PRESETS, Recipe, make_recipe
+from cxr_compress.recipe import CRITERIA, NORMALIZERS, PRESETS, REDUCTIONS, SCOPES, Recipe, make_recipe
 
 NAME = "cxr_compress"
 _SECONDS_BETWEEN_LINES = 10
@@ -33,11 +34,20 @@ _TEXTS = {
     "epochs": "Training epochs of the uncut model.",
     "learning_rate": "Of that training.",
     "batch_size": "Films per training step.",
-    "criterion": "How filters are scored: l1, l2, geometric_median, bn_scale, or random (the baseline).",
-    "scope": "global ranks all filters together, local takes the same share of every layer.",
+    "criterion": f"How filters are scored: {', '.join(CRITERIA)}. Taylor looks at training films and labels, apoz and "
+    "lasso at films, the others at weights; lasso is meant for --scope=local, random is the baseline.",
+    "scoring_images": "Training films that taylor, apoz and lasso look at.",
+    "group_reduction": f"How the layers of a group combine: {', '.join(REDUCTIONS)}.",
+    "normalizer": f"What a group's scores are divided by, so that groups compare: {', '.join(NORMALIZERS)}.",
+    "scope": f"{SCOPES[0]} ranks all filters together, {SCOPES[1]} takes the same share of every layer, {SCOPES[2]} "
+    "measures what each layer does to the outputs (minutes) and takes first what hurts least for what it saves.",
+    "sensitivity_images": "Training films on which that is measured.",
     "round_to": "Thinned layers keep a multiple of this many filters.",
+    "min_channels": "No layer keeps fewer filters.",
     "max_removed_fraction": "No layer loses more than this share of its filters.",
     "removal_steps": "In how many steps filters go, scored anew after each.",
+    "reconstruction_images": "Training films for --reconstruct.",
+    "recalibration_images": "Training films that re-estimate batch norms: between steps, and with --noreconstruct.",
     "recovery_epochs": "Fine-tuning epochs of the thinned model.",
     "recovery_learning_rate": "Of that fine-tuning.",
     "distill_weight": "Share of the fine-tuning loss that follows the uncut model instead of the labels.",
@@ -47,10 +57,27 @@ _TEXTS = {
     "calibration_images": "Training films that fix the ranges of an int8 file.",
     "seed": "Of everything that draws.",
 }
+_SWITCHES = {
+    "allow_missing": "Go on with a part of the images that NIH's list names.",
+    "allow_inexact": "Also remove channels that a LayerNormalization takes statistics over.",
+    "reconstruct": "Refit the layers that lost inputs by least squares, so that they give again what they gave (on "
+    "unless --noreconstruct).",
+}
 _BUDGETS = {
     "target_macs": "Multiply-accumulates that may stay: a fraction such as 0.5, or a number above 1.",
     "target_params": "Parameters that may stay: a fraction such as 0.5, or a number above 1.",
+    "target_bytes": "Bytes of the int8 file, metadata included: 1MB, 640kB, 1000000, or a fraction such as 0.25.",
+    "target_latency_ms": "Milliseconds per image: a number above 1, or a fraction such as 0.5; see --latency_table.",
 }
+_FILES = {
+    "latency_table": "Layer times that cxr_benchmark --layers measured on a device; without it they are measured here.",
+    "probe_pack": "Write a ZIP with which a device makes that table, and stop.",
+}
+_UNITS = {"KB": 1_000, "MB": 1_000_000}
+_AFTER_PROBES = (
+    "wrote {pack}: on the device run  cxr_benchmark --layers={name} --output_file=table.json  and give this command "
+    "--latency_table=table.json instead of --probe_pack"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,15 +100,21 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Of the compressed file.",
         flag_values=values,
     )
-    flags.DEFINE_boolean(
-        "allow_missing", None, "Go on with a part of the images that NIH's list names.", flag_values=values
-    )
+    for name, text in _SWITCHES.items():
+        flags.DEFINE_boolean(name, None, text, flag_values=values)
     flags.DEFINE_list("exclude", None, "Regular expressions of layers that keep all filters.", flag_values=values)
+    flags.DEFINE_list(
+        "overrides",
+        None,
+        "Other values of --max_removed_fraction for some layers, for example stem.*=0.2,head/.*=0.0; the last match "
+        "counts. An entry with a comma of its own goes in double quotes.",
+        flag_values=values,
+    )
     defaults = Recipe()
     for name, text in _TEXTS.items():
         define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
         define[type(getattr(defaults, name))](name, None, text, flag_values=values)
-    for name, text in _BUDGETS.items():
+    for name, text in (_BUDGETS | _FILES).items():
         flags.DEFINE_string(name, None, text, flag_values=values)
 
 
@@ -95,22 +128,31 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
             raise UsageError(f"expected --{name}=FOLDER, got none")
     if not Path(values.data_dir).is_dir():
         raise UsageError(f"expected --data_dir to be a folder, got {values.data_dir!r}")
-    if values.keras_model_file and not Path(values.keras_model_file).is_file():
-        raise UsageError(f"expected --keras_model_file to be a file, got {values.keras_model_file!r}")
+    for name in ("keras_model_file", "latency_table"):
+        if values[name].value and not Path(values[name].value).is_file():
+            raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
+    if values.latency_table and recipe.target_latency_ms is None:
+        raise UsageError("--latency_table is for a bound on latency: give --target_latency_ms too")
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
         # Here and not above: TensorFlow takes seconds to load, and a wrong flag or --help should not wait for it.
-        from cxr_compress.pipeline import run_recipe
+        from cxr_compress.pipeline import read_latency_table, run_recipe, write_probe_pack
 
         progress = _Progress(say)
+        shared: dict[str, Any] = {
+            "data_dir": Path(values.data_dir),
+            "output_dir": Path(values.output_dir),
+            "keras_model_file": Path(values.keras_model_file) if values.keras_model_file else None,
+            "news": progress.tell,
+            "decoding": progress.decoding,
+        }
         try:
-            report = run_recipe(
-                recipe,
-                data_dir=Path(values.data_dir),
-                output_dir=Path(values.output_dir),
-                keras_model_file=Path(values.keras_model_file) if values.keras_model_file else None,
-                news=progress.tell,
-                decoding=progress.decoding,
-            )
+            if values.probe_pack:
+                pack = Path(values.probe_pack)
+                write_probe_pack(recipe, pack, **shared)
+                say(_AFTER_PROBES.format(pack=pack, name=pack.name))
+                return EXIT_OK
+            table = read_latency_table(values.latency_table) if values.latency_table else None
+            report = run_recipe(recipe, latency_table=table, **shared)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_GO_ON) from None
     _print(values.format, report)
@@ -125,10 +167,12 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
     """
     changes: dict[str, Any] = {
         name: values[name].value
-        for name in ("dataset", "quant_type", "exclude", "allow_missing", *_TEXTS)
+        for name in ("dataset", "quant_type", "exclude", *_SWITCHES, *_TEXTS)
         if values[name].value is not None
     }
     changes.update({name: _bound(name, values[name].value) for name in _BUDGETS if values[name].value is not None})
+    if values.overrides is not None:
+        changes["overrides"] = dict(map(_override, values.overrides))
     if values.recipe:
         return _from_file(values, changes)
     if values.model is None and values.keras_model_file is None:
@@ -140,7 +184,7 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
         )
     if values.dataset is None:
         raise UsageError("expected --dataset=kermany, nih or phantom; got none")
-    if "target_params" in changes and "target_macs" not in changes:
+    if set(_BUDGETS) & set(changes) and "target_macs" not in changes:
         changes["target_macs"] = None
     return make_recipe(values.model or Path(values.keras_model_file).stem, changes)
 
@@ -154,11 +198,24 @@ def _from_file(values: flags.FlagValues, changes: dict[str, Any]) -> Recipe:
     return Recipe.from_json(json.dumps(merged))
 
 
+def _override(text: str) -> tuple[str, float]:
+    """Read conv.*=0.5; the pattern may hold further equals signs."""
+    pattern, equals, share = text.rpartition("=")
+    try:
+        if pattern and equals:
+            return pattern, float(share)
+    except ValueError:
+        pass
+    raise UsageError(f"expected --overrides as REGEX=FRACTION, for example stem.*=0.2; got {text!r}")
+
+
 def _bound(name: str, text: str) -> float | None:
-    """Read 0.5 as a fraction, 1000000 as a number and none as no bound."""
+    """Read 0.5 as a fraction, 1000000 as a number, 1MB as a number of bytes and none as no bound."""
     if text.lower() == "none":
         return None
     try:
+        if name == "target_bytes" and text[-2:].upper() in _UNITS:
+            return round(float(text[:-2]) * _UNITS[text[-2:].upper()])
         return int(text) if text.isdigit() else float(text)
     except ValueError:
         raise UsageError(f"expected --{name} as a fraction such as 0.5 or a whole number, got {text!r}") from None

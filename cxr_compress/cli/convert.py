@@ -168,7 +168,7 @@ def _labels(given: list[str], output_shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(given) or tuple(f"finding_{number}" for number in range(1, count + 1))
 
 
-def _spec(values: flags.FlagValues, input_shape: tuple[int, int, int, int]) -> PreprocessSpec:
+def _spec(values: flags.FlagValues, input_shape: tuple[int, ...]) -> PreprocessSpec:
     """The preprocessing that the file will carry."""
     _, height, width, channels = input_shape
     mean, std = (tuple(side) for side in PRESETS[values.preset])

@@ -10,6 +10,7 @@ from typing import Any
 
 _PUBLIC = {
     "Classifier": "classifier",
+    "CostTable": "cost_table",
     "Findings": "classifier",
     "ImageGateWarning": "preprocess",
     "INTENDED_USE": "modelinfo",
@@ -19,6 +20,7 @@ _PUBLIC = {
     "PreprocessSpec": "spec",
     "load_interpreter": "interpreter",
     "measure_latency": "benchmark",
+    "measure_layers": "layer_times",
     "measure_together": "benchmark",
     "pack_model": "modelfile",
     "read_model": "modelfile",

@@ -95,7 +95,7 @@ def measure_together(
     calls: dict[str, Callable[[], None]] = {}
     runtimes: dict[str, str] = {}
     for name, content in models.items():
-        calls[name], runtimes[name] = _prepare(content, num_threads, runtime)
+        calls[name], runtimes[name] = prepare_call(content, num_threads, runtime)
     times = time_together(calls, runs=runs, warmup=warmup)
     return {name: summarise(times[name], num_threads=num_threads, runtime=runtimes[name]) for name in models}
 
@@ -133,8 +133,20 @@ def measure_end_to_end(
     return {name: summarise(times[name], num_threads=num_threads, runtime=classifiers[name].runtime) for name in models}
 
 
-def time_together(calls: Mapping[str, Callable[[], None]], *, runs: int, warmup: int) -> dict[str, np.ndarray]:
+def time_together(
+    calls: Mapping[str, Callable[[], None]],
+    *,
+    runs: int,
+    warmup: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, np.ndarray]:
     """Call each in turn, `warmup` then `runs` times; give the times of the latter, float64 (runs,), milliseconds.
+
+    Args:
+        calls: name -> what to time.
+        runs: timed turns.
+        warmup: untimed turns.
+        clock: gives seconds; wall-clock time unless said otherwise.
 
     Raises:
         DataError: runs below 1 or warmup below 0.
@@ -144,9 +156,9 @@ def time_together(calls: Mapping[str, Callable[[], None]], *, runs: int, warmup:
     times = {name: np.empty(runs) for name in calls}
     for turn in range(-warmup, runs):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if turn >= 0:
                 times[name][turn] = elapsed * 1e3
     return times
@@ -184,8 +196,12 @@ def synthetic_png(size: int) -> bytes:
     return bytes(cv2.imencode(".png", noisy)[1])
 
 
-def _prepare(content: bytes, num_threads: int, runtime: str) -> tuple[Callable[[], None], str]:
-    """Load a flatbuffer, set a fixed input for every input tensor, and give a call that runs it once."""
+def prepare_call(content: bytes, num_threads: int, runtime: str) -> tuple[Callable[[], None], str]:
+    """Load a flatbuffer and set a fixed input; give a call that runs it once, and which runtime that is.
+
+    Raises:
+        RuntimeUnavailableError, ModelFileError: as `load_interpreter`.
+    """
     loaded = load_interpreter(content, num_threads=num_threads, runtime=runtime)
     rng = np.random.default_rng(_INPUT_SEED)
     for details in loaded.interpreter.get_input_details():

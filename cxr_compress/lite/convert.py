@@ -110,7 +110,8 @@ def convert(
     images = None
     if calibration is not None and any(name in _CALIBRATED for name in wanted):
         with _Stage("calibration images", report):
-            images = collect_images(calibration, frozen.input_shape[1:], calibration_steps)
+            _, height, width, channels = frozen.input_shape
+            images = collect_images(calibration, (height, width, channels), calibration_steps)
     exporter = _Exporter(frozen, images, num_threads or min(_MAX_THREADS, os.cpu_count() or 1), report)
     made = {name: exporter.make(name) for name in wanted}
     return made[quant_type] if isinstance(quant_type, str) else made
@@ -170,12 +171,12 @@ class _Exporter:
         if quant_type == "none":
             graph = self._float_graph
             return lambda: graph
-        return lambda: _lower(self._frozen, quant_type)
+        return lambda: lower(self._frozen, quant_type)
 
     @cached_property
     def _float_graph(self) -> bytes:
         with _Stage("float graph", self._report):
-            return _lower(self._frozen, "none")
+            return lower(self._frozen, "none")
 
     @cached_property
     def _calibrated(self) -> bytes:
@@ -206,8 +207,12 @@ def quantize(content: bytes, *, float_io: bool = False) -> bytes:
     return _run(lambda: mlir_quantize(content, input_data_type=end, output_data_type=end))
 
 
-def _lower(frozen: FrozenFunction, quant_type: str) -> bytes:
-    """Frozen function -> flatbuffer of a type that needs no calibration."""
+def lower(frozen: FrozenFunction, quant_type: str) -> bytes:
+    """Frozen function -> flatbuffer of a type that needs no calibration.
+
+    Raises:
+        UnsupportedLayerError: a layer has no TFLite operator.
+    """
     import tensorflow as tf
 
     # The function as its own trackable object: the converter takes the fast path, and does not advise the slow one.

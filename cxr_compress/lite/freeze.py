@@ -25,14 +25,14 @@ class FrozenFunction:
     Attributes:
         function: the TensorFlow concrete function, input "image" float32.
         graph_def: the same as a graph of operations, as the converter reads it.
-        input_shape: (batch, height, width, channels), all known.
+        input_shape: (batch, height, width, channels) of a model, all known.
         output_shape: (batch, findings) for a classifier.
         last_activation: "Sigmoid", "Softmax" or "LogSoftmax" where the output is no logit any more, else "".
     """
 
     function: Any
     graph_def: Any = field(repr=False)
-    input_shape: tuple[int, int, int, int]
+    input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     last_activation: str
 
@@ -50,7 +50,7 @@ def freeze(model: Any, batch_size: int = 1, *, input_size: int | tuple[int, int]
         CompressionError: the input size is open and not given, or contradicts the model.
     """
     shape = static_shape(_input_shape(model), batch_size, input_size)
-    return _freeze(lambda image: model(image, training=False), shape)
+    return freeze_call(lambda image: model(image, training=False), shape)
 
 
 def freeze_signature(
@@ -65,7 +65,7 @@ def freeze_signature(
         )
     (name, spec), output = next(iter(inputs.items())), next(iter(signature.structured_outputs))
     shape = static_shape(tuple(spec.shape), batch_size, input_size)
-    return _freeze(lambda image: signature(**{name: image})[output], shape)
+    return freeze_call(lambda image: signature(**{name: image})[output], shape)
 
 
 def static_shape(
@@ -117,7 +117,12 @@ def _input_shape(model: Any) -> tuple[int | None, ...]:
     return tuple(inputs[0].shape)
 
 
-def _freeze(call: Any, shape: tuple[int, int, int, int]) -> FrozenFunction:
+def freeze_call(call: Any, shape: tuple[int, ...]) -> FrozenFunction:
+    """Freeze anything that makes one float32 tensor of one; `shape`: of its input, batch included.
+
+    Raises:
+        UnsupportedLayerError: the output is not float32.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 

@@ -71,9 +71,20 @@ def load_model(path: str | Path) -> Any:
             f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
         )
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with keras.utils.custom_object_scope(_application_layers()):
+            return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise ModelFileError(_why_not(path, version, error)) from error
+
+
+def _application_layers() -> dict[str, Any]:
+    """Layers of models in `keras.applications` that Keras itself does not find when it loads them."""
+    applications = keras.src.applications
+    return {
+        "LayerScale": applications.convnext.LayerScale,
+        "StochasticDepth": applications.convnext.StochasticDepth,
+        "CustomScaleLayer": applications.inception_resnet_v2.CustomScaleLayer,
+    }
 
 
 def _why_not(path: Path, version: str, error: Exception) -> str:

@@ -64,9 +64,14 @@ class RunData:
 
     def sample(self, count: int, seed: int) -> Images:
         """(count, ...) uint8: seeded draws from the training films without repetition; all where they are fewer."""
+        return self.sample_labelled(count, seed)[0]
+
+    def sample_labelled(self, count: int, seed: int) -> tuple[Images, npt.NDArray[np.float32]]:
+        """The films of `sample` with their (count, findings) float32 labels."""
         count = min(count, len(self.train.images))
-        chosen = np.random.default_rng(seed).choice(len(self.train.images), size=count, replace=False)
-        return np.asarray(self.train.images[np.sort(chosen)])
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self.train.images), size=count, replace=False))
+        images, labels = self.train.pair
+        return np.asarray(images[chosen]), np.asarray(labels[chosen])
 
     def batches(self, images: Images, size: int = 32) -> Iterator[npt.NDArray[np.float32]]:
         """Preprocessed float32 (n, height, width, channels) batches of decoded images."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.benchmark import measure_together
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.evaluate import Evaluation, auroc_difference, score_file
 from cxr_compress.keras2 import keras
@@ -29,19 +31,22 @@ def run_recipe(
     data_dir: Path,
     output_dir: Path,
     keras_model_file: Path | None = None,
+    latency_table: CostTable | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
 ) -> dict[str, Any]:
     """Compress a model as a recipe says and report what it did to every finding.
 
-    The same recipe, data and seed give the same plan and the same .tflite bytes on one machine. A second call with the
-    same `output_dir` keeps what stands and redoes exactly what depends on a change.
+    The same recipe, data and seed give the same plan and the same .tflite bytes on one machine; a bound on latency
+    does so for the same layer times, which are measured once and kept in costs.json. A second call with the same
+    `output_dir` keeps what stands and redoes exactly what depends on a change.
 
     Args:
         recipe: the choices.
         data_dir: where the recipe's data set lies; only read.
         output_dir: gets recipe.json, every stage's artefact and manifest, the .tflite files and report.json.
         keras_model_file: an uncut model to start from; None trains `recipe.model`.
+        latency_table: layer times that a device measured, for a bound on latency; None measures them here.
         news: is told of stages and epochs, one line each.
         decoding: is told (split, films done, films in all) while images are read.
 
@@ -51,40 +56,74 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
+    stages = _open(recipe, data_dir, output_dir, news, decoding)
+    base = stages.base(keras_model_file)
+    delivery = Delivery(recipe, stages.data, stages.digest, stages.store, stages.pos_weight, news)
+    uncut_names = {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
+    # When asked for: a budget that cannot be reached should not wait for it.
+    uncut = functools.cache(lambda: delivery.export("export_uncut", base, uncut_names).paths)
+    int8_name = f"{uncut_names['int8']}.tflite"
+    final = _compress(stages, base, stages.price(base, lambda: uncut()[int8_name], latency_table))
+    compressed = delivery.export("export_compressed", final, _compressed_names(recipe), recipe.weight_sparsity)
+    files = {
+        "fp32": (uncut()[f"{uncut_names['none']}.tflite"], base.keras_file),
+        "int8": (uncut()[int8_name], base.keras_file),
+        "compressed": (compressed.paths[f"{recipe.name}.tflite"], final.keras_file),
+    }
+    return _score(recipe, stages.data, stages.store, files)
+
+
+def write_probe_pack(
+    recipe: Recipe,
+    path: Path,
+    *,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None = None,
+    news: News = lambda line: None,
+    decoding: Decoding = lambda split, done, total: None,
+) -> None:
+    """Go as far as the uncut model and write what a device needs to time its layers; `run_recipe` goes on from there.
+
+    Args:
+        recipe: as `run_recipe`, like all that is not named here.
+        path: of the ZIP; `cxr_benchmark --layers=PATH` on the device turns it into a latency table.
+        data_dir: see there.
+        output_dir: see there.
+        keras_model_file: see there.
+        news: see there.
+        decoding: see there.
+
+    Raises:
+        CompressionError: and its subclasses.
+    """
+    stages = _open(recipe, data_dir, output_dir, news, decoding)
+    stages.probes(stages.base(keras_model_file), path)
+
+
+def _open(recipe: Recipe, data_dir: Path, output_dir: Path, news: News, decoding: Decoding) -> Stages:
+    """The stages of a run, with its films read and its folder made."""
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(recipe.seed)
     make_folder(output_dir)
     data = load_run_data(recipe, data_dir, decoding)
-    store = StageStore(output_dir, news)
     write_text(output_dir / "recipe.json", recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    stages = Stages(recipe, data, digest, store, news)
-    base, final = _keras_stages(stages, keras_model_file)
-    delivery = Delivery(recipe, data, digest, store, stages.pos_weight, news)
-    uncut_names = {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
-    uncut = delivery.export("export_uncut", base, uncut_names)
-    compressed = delivery.export("export_compressed", final, _compressed_names(recipe), recipe.weight_sparsity)
-    files = {
-        "fp32": (uncut.paths[f"{uncut_names['none']}.tflite"], base.keras_file),
-        "int8": (uncut.paths[f"{uncut_names['int8']}.tflite"], base.keras_file),
-        "compressed": (compressed.paths[f"{recipe.name}.tflite"], final.keras_file),
-    }
-    return _score(recipe, data, store, files)
+    return Stages(recipe, data, digest, StageStore(output_dir, news), news)
 
 
-def _keras_stages(stages: Stages, keras_model_file: Path | None) -> tuple[Artefacts, Artefacts]:
-    """The uncut and the compressed Keras model, through every stage that the recipe asks for."""
-    recipe = stages.recipe
-    base = final = stages.base(keras_model_file)
+def _compress(stages: Stages, base: Artefacts, cost_table: CostTable | None) -> Artefacts:
+    """The compressed Keras model, through every stage that the recipe asks for."""
+    recipe, final = stages.recipe, base
     if recipe.removes_filters:
-        final = stages.thin(base)
+        final = stages.thin(base, cost_table)
         if recipe.recovery_epochs:
             final = stages.recover(final, base)
     if recipe.weight_sparsity:
         final = stages.sparsify(final, base)
-    return base, final
+    return final
 
 
 def _compressed_names(recipe: Recipe) -> dict[str, str]:
@@ -143,7 +182,22 @@ def _score(recipe: Recipe, data: RunData, store: StageStore, files: Mapping[str,
             for name, (path, source) in files.items()
         ]
         facts = {"recipe": recipe.to_dict(), "counts": data.counts(), "sha256": inputs["files"]}
+        facts["budgets"] = _budgets(store.facts("thin"), rows[-1]) if recipe.removes_filters else {}
         write_report(store.folder / "report.json", build_report(rows, data.dataset, facts=facts))
 
     store.run("score", inputs, ["report.json"], make)
     return read_report(store.folder / "report.json")
+
+
+def _budgets(thinned: Mapping[str, Any], row: Row) -> dict[str, dict[str, float | None]]:
+    """By cost: its limit, what the plan predicted, and what the finished file has; milliseconds are those of here."""
+    measured = {
+        "macs": row.macs,
+        "params": row.params,
+        "tflite_bytes": row.tflite_bytes,
+        "latency_ms": (row.latency or {}).get("p50_ms"),
+    }
+    return {
+        name: {"limit": limit, "predicted": thinned["after"][name], "measured": measured[name]}
+        for name, limit in thinned["limits"].items()
+    }

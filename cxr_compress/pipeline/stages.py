@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.atomic import write_text
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.pipeline.costing import make_probe_pack, measure_costs
 from cxr_compress.pipeline.films import RunData
 from cxr_compress.pipeline.store import Artefacts, StageStore
+from cxr_compress.pipeline.thinning import Thinning, sensitivity_files, thinning_fields
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import measure_sparsity, prune_weights
-from cxr_compress.structured import (
-    Budget,
-    measure_cost,
-    recalibrate_batch_norm,
-    remove_iteratively,
-    score_channels,
-)
-from cxr_compress.train import FitConfig, fit, pos_weights
+from cxr_compress.structured import measure_cost
+from cxr_compress.structured.sensitivity_cache import model_hash
+from cxr_compress.train import FitConfig, fit, pos_weights, weighted_bce
 
 ARCHITECTURES = {"chexnet": chexnet, "tiny_chexnet": tiny_chexnet}
+# Ranges hardly change the size of a file or the time of a kernel: a few films do.
+_PRICING_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -55,38 +53,60 @@ class Stages:
         if keras_model_file is not None:
             model = load_model(keras_model_file)
             self._check_fit(model)
-            inputs = {"weights": weights_hash(model)}
+            inputs = {"weights": model_hash(model)}
             return self.store.run("base", inputs, ["base.keras"], lambda _: self._save(model, "base.keras"))
         fields = ("model", "input_size", "epochs", "learning_rate", "batch_size", "seed")
         return self.store.run("base", self._inputs(fields), ["base.keras"], self._train_base)
 
-    def thin(self, base: Artefacts) -> Artefacts:
-        """Remove filters down to the budget, rebuild, re-estimate the batch norms."""
-        fields = (
-            *("target_macs", "target_params", "criterion", "scope", "round_to", "max_removed_fraction", "exclude"),
-            *("removal_steps", "recalibration_images", "seed"),
+    def price(
+        self, base: Artefacts, int8_file: Callable[[], Path], latency_table: CostTable | None
+    ) -> CostTable | None:
+        """What bytes and milliseconds are spent on, where the recipe bounds them; times are measured only once."""
+        want = {name: name in self.recipe.budget for name in ("tflite_bytes", "latency_ms")}
+        if not any(want.values()):
+            return None
+        given = latency_table.to_json() if latency_table is not None and want["latency_ms"] else None
+        inputs = {**self._inputs(("quant_type", "seed"), base), "want": want, "table": given}
+
+        content = int8_file().read_bytes() if want["tflite_bytes"] else None
+
+        def make(_: Path) -> None:
+            table = measure_costs(
+                load_model(base.keras_file),
+                self.data.batches(self.data.sample(_PRICING_IMAGES, self.recipe.seed)),
+                self.recipe.quant_type,
+                want_bytes=want["tflite_bytes"],
+                want_latency=want["latency_ms"],
+                latency_table=latency_table if want["latency_ms"] else None,
+                int8_file=content,
+                progress=self.news,
+            )
+            write_text(self.store.folder / "costs.json", table.to_json())
+
+        made = self.store.run("price", inputs, ["costs.json"], make)
+        return CostTable.from_json(made.paths["costs.json"].read_text(encoding="utf-8"))
+
+    def probes(self, base: Artefacts, path: Path) -> None:
+        """What a device needs to time the layers of the uncut model, as one file."""
+        images = self.data.batches(self.data.sample(_PRICING_IMAGES, self.recipe.seed))
+        make_probe_pack(
+            load_model(base.keras_file), path, self.recipe.quant_type, calibration=images, progress=self.news
         )
-        inputs = self._inputs(fields, base)
+
+    def thin(self, base: Artefacts, cost_table: CostTable | None) -> Artefacts:
+        """Remove filters down to the budget, rebuild, repair without labels."""
+        table = None if cost_table is None else cost_table.to_json()
+        inputs = {**self._inputs((), base), "recipe": thinning_fields(self.recipe), "costs": table}
 
         def make(_: Path) -> Mapping[str, Any]:
-            model = load_model(base.keras_file)
-            images = self.data.sample(self.recipe.recalibration_images, self.recipe.seed)
-            thin, plan, _steps = remove_iteratively(
-                model,
-                Budget(macs=self.recipe.target_macs, params=self.recipe.target_params),
-                functools.partial(score_channels, criterion=self.recipe.criterion, seed=self.recipe.seed),
-                steps=self.recipe.removal_steps,
-                exclude=self.recipe.exclude,
-                between=lambda thinner, _: recalibrate_batch_norm(thinner, self.data.batches(images)),
-                scope=self.recipe.scope,
-                round_to=self.recipe.round_to,
-                max_removed_fraction=self.recipe.max_removed_fraction,
-            )
-            write_text(self.store.folder / "plan.json", plan.to_json())
-            self._save(thin, "thin.keras")
-            return {"before": plan.before.to_dict(), "after": plan.after.to_dict()}
+            loss = weighted_bce(self.pos_weight) if self.recipe.criterion == "taylor" else None
+            thinning = Thinning(self.recipe, self.data, self.store.folder, self.news, loss, cost_table)
+            thinned = thinning.run(load_model(base.keras_file))
+            write_text(self.store.folder / "plan.json", thinned.plan.to_json())
+            self._save(thinned.model, "thin.keras")
+            return thinned.facts
 
-        return self.store.run("thin", inputs, ["thin.keras", "plan.json"], make)
+        return self.store.run("thin", inputs, ["thin.keras", "plan.json", *sensitivity_files(self.recipe)], make)
 
     def recover(self, thin: Artefacts, base: Artefacts) -> Artefacts:
         """Fine-tune the thin model, pulled towards the labels and towards the uncut model."""
@@ -207,11 +227,3 @@ def architecture(name: str) -> Any:
     if name not in ARCHITECTURES:
         raise CompressionError(f"expected a model of {', '.join(sorted(ARCHITECTURES))}, got {name!r}")
     return ARCHITECTURES[name]
-
-
-def weights_hash(model: keras.Model) -> str:
-    """A hash of a model's config and weights; the container file around them does not matter."""
-    found = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
-    for weight in model.get_weights():
-        found.update(np.ascontiguousarray(weight).data)
-    return found.hexdigest()

@@ -79,8 +79,23 @@ def _footer(report: Mapping[str, Any]) -> str:
     """How the columns came about, and the sentence that every output carries."""
     return (
         "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs. Latency: "
-        f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n{report['intended_use']}"
+        f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
+        f"{_budgets(report.get('facts', {}).get('budgets', {}))}{report['intended_use']}"
     )
+
+
+def _budgets(budgets: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line that holds every bound beside what came out; empty where nothing was bounded."""
+    parts = [
+        f"{name} at most {budget['limit']:,.10g}, predicted {budget['predicted']:,.10g}, came out {_plain(budget)}"
+        for name, budget in budgets.items()
+    ]
+    return f"Budget: {'; '.join(parts)}.\n" if parts else ""
+
+
+def _plain(budget: Mapping[str, Any]) -> str:
+    measured = budget.get("measured")
+    return _UNKNOWN if measured is None else f"{measured:,.10g}"
 
 
 def _measured_how(rows: Sequence[Mapping[str, Any]]) -> str:

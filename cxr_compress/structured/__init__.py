@@ -5,6 +5,7 @@ Four steps, each of which returns plain data or a new model: `analyze_channels`,
 """
 
 from cxr_compress.structured.analyze import analyze_channels, measure_cost
+from cxr_compress.structured.budget import Budget
 from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.flow import ConfigSize, KernelUse, LayerFlow, LayerNode, WeightAxis, register_rule
@@ -12,10 +13,13 @@ from cxr_compress.structured.fold import FoldReport, fold_constant_channels
 from cxr_compress.structured.importance import score_channels
 from cxr_compress.structured.iterate import remove_iteratively
 from cxr_compress.structured.plan import ChannelPlan
+from cxr_compress.structured.probes import KernelSurvey, survey_kernels
 from cxr_compress.structured.rebuild import remove_channels
-from cxr_compress.structured.recalibrate import recalibrate_batch_norm
+from cxr_compress.structured.recalibrate import NormStatistics, measure_batch_norms, recalibrate_batch_norm
 from cxr_compress.structured.reconstruct import ReconstructionReport, reconstruct_consumers
-from cxr_compress.structured.select import Budget, select_channels
+from cxr_compress.structured.select import select_channels
+from cxr_compress.structured.sensitivity import measure_sensitivity
+from cxr_compress.structured.sensitivity_curves import Curve, Sensitivity
 
 __all__ = [
     "Budget",
@@ -23,16 +27,22 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "ConfigSize",
+    "Curve",
     "FoldReport",
+    "KernelSurvey",
     "KernelUse",
     "LayerFlow",
     "LayerNode",
     "ModelCost",
+    "NormStatistics",
     "ReconstructionReport",
+    "Sensitivity",
     "WeightAxis",
     "analyze_channels",
     "fold_constant_channels",
+    "measure_batch_norms",
     "measure_cost",
+    "measure_sensitivity",
     "recalibrate_batch_norm",
     "reconstruct_consumers",
     "register_rule",
@@ -40,4 +50,5 @@ __all__ = [
     "remove_iteratively",
     "score_channels",
     "select_channels",
+    "survey_kernels",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from math import prod
+
+import numpy as np
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
@@ -13,7 +16,9 @@ from cxr_compress.structured.channels import AxisSlice, ChannelAnalysis, Channel
 from cxr_compress.structured.cost import CostModel, IntArray, ModelCost, Product
 from cxr_compress.structured.flow import LayerFlow
 from cxr_compress.structured.keras_graph import layers_by_path
-from cxr_compress.structured.layout import ChannelLayout, Partition, UnitGroup
+from cxr_compress.structured.layout import ChannelLayout, Partition
+from cxr_compress.structured.measured_parts import collect_parts
+from cxr_compress.structured.patterns import path_matcher
 from cxr_compress.structured.walk import TracedLayer, Walk
 
 __all__ = ["analyze_channels", "layers_by_path", "measure_cost"]
@@ -35,11 +40,11 @@ def analyze_channels(
 
     Raises:
         UnsupportedLayerError: a subclassed model, an open input size, or wiring that contradicts itself.
-        CompressionError: an `exclude` pattern that matches no layer.
+        CompressionError: an `exclude` pattern that is no regular expression or matches no layer.
     """
     walk = Walk(allow_inexact)
     walk.run(model)
-    return _Solved(walk, tuple(exclude)).analysis()
+    return replace(_Solved(walk, tuple(exclude)).analysis(), allow_inexact=allow_inexact)
 
 
 def measure_cost(model: keras.Model) -> ModelCost:
@@ -64,22 +69,28 @@ class _Solved:
         """The finished analysis."""
         layers = {path: self._slices(path, layer) for path, layer in self._walk.layers.items() if _is_sliced(layer)}
         groups, frozen = self._groups(layers)
-        return ChannelAnalysis(groups, frozen, layers, self._exclude, self._partition.units, self._cost_model())
+        return ChannelAnalysis(
+            groups,
+            frozen,
+            layers,
+            self._exclude,
+            self._partition.units,
+            self._cost_model(),
+            frozen_units={
+                group.name: slice(group.start, group.stop) for group in self._partition.groups if group.name in frozen
+            },
+        )
 
-    def _axis(self, layout: ChannelLayout) -> int:
-        """The number of a layout's axis; BN's four weights and the tensors around it share one."""
-        key = id(layout.ids)
-        if key not in self._axes:
-            self._axes[key] = (len(self._axes), self._partition.unit_of[layout.ids])
-        return self._axes[key][0]
-
-    def _units(self, layout: ChannelLayout) -> IntArray:
-        self._axis(layout)
-        return self._axes[id(layout.ids)][1]
+    def _axis(self, layout: ChannelLayout) -> tuple[int, IntArray]:
+        """The number and the units of a layout's axis; BN's four weights and the tensors around it share one."""
+        found = self._axes.get(id(layout.ids))
+        if found is None:
+            found = self._axes[id(layout.ids)] = (len(self._axes), self._partition.unit_of[layout.ids])
+        return found
 
     def _slices(self, path: str, layer: TracedLayer) -> LayerSlices:
-        axes = tuple(AxisSlice(a.weight, a.axis, self._units(a.layout), a.role) for a in layer.flow.axes)
-        sizes = tuple(SizeSlice(size.keys, self._units(size.layout)) for size in layer.flow.sizes)
+        axes = tuple(AxisSlice(a.weight, a.axis, self._axis(a.layout)[1], a.role) for a in layer.flow.axes)
+        sizes = tuple(SizeSlice(size.keys, self._axis(size.layout)[1]) for size in layer.flow.sizes)
         return LayerSlices(path, axes, sizes)
 
     def _groups(self, layers: dict[str, LayerSlices]) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
@@ -98,53 +109,57 @@ class _Solved:
 
     def _consumers(self, layers: dict[str, LayerSlices]) -> list[tuple[str, ...]]:
         """Per group, the layers that sum over its channels."""
-        found: list[dict[str, None]] = [{} for _ in self._partition.groups]
-        group_of_unit = _group_numbers(self._partition.groups)
-        for layer in layers.values():
+        sizes = [group.stop - group.start for group in self._partition.groups]
+        group_of_unit = np.repeat(np.arange(len(sizes)), sizes)
+        paths = list(layers)
+        sums_over = np.zeros((len(sizes), len(paths)), dtype=np.bool_)
+        for number, layer in enumerate(layers.values()):
             for axis in layer.axes:
                 if axis.role == "consume":
-                    for number in dict.fromkeys(group_of_unit[unit] for unit in axis.units.tolist()):
-                        found[number][layer.path] = None
-        return [tuple(names) for names in found]
+                    sums_over[group_of_unit[axis.units], number] = True
+        return [tuple(paths[number] for number in np.flatnonzero(row).tolist()) for row in sums_over]
 
     def _excluded(self) -> dict[str, str]:
         """Which layers are left alone because the caller asked for it."""
         owners = list(chain.from_iterable(group.owners for group in self._partition.groups))
         found = {}
         for pattern in self._exclude:
-            matches = [owner for owner in owners if re.fullmatch(pattern, owner)]
+            matches = list(filter(path_matcher(pattern, "exclude"), owners))
             if not matches:
                 raise CompressionError(f"exclude {pattern!r} matches no layer that makes channels; see cxr_inspect")
             found.update(dict.fromkeys(matches, f"excluded by {pattern!r}"))
         return found
 
     def _cost_model(self) -> CostModel:
-        params, macs = [], []
-        for layer in self._walk.layers.values():
-            weights = [self._product(shape, number, layer.flow) for number, shape in enumerate(layer.weight_shapes)]
-            params += weights
+        macs = []
+        weights = {
+            path: [self._product(shape, number, layer.flow) for number, shape in enumerate(layer.weight_shapes)]
+            for path, layer in self._walk.layers.items()
+        }
+        for path, layer in self._walk.layers.items():
             for use in chain.from_iterable(flow.uses for flow in layer.calls):
-                macs.append(Product(weights[use.weight].factor * use.positions, weights[use.weight].axes))
-        tensors = [Product(tensor.positions, (self._axis(tensor.layout),)) for tensor in self._walk.tensors]
+                weight = weights[path][use.weight]
+                macs.append(Product(weight.factor * use.positions, weight.axes))
+        tensors = [Product(tensor.positions, (self._axis(tensor.layout)[0],)) for tensor in self._walk.tensors]
+        numbers = {key: number for key, (number, _) in self._axes.items()}
         return CostModel(
             axes=[units for _, units in self._axes.values()],
-            params=params,
+            params=list(chain.from_iterable(weights.values())),
             macs=macs,
             tensors=tensors,
             lifetimes=[(tensor.born, tensor.dies) for tensor in self._walk.tensors],
+            # Only prices of a cost table need these; what they are made of holds no part of the Keras model.
+            measured=partial(
+                collect_parts, self._walk.layers, self._walk.calls, lambda layout: numbers[id(layout.ids)], weights
+            ),
         )
 
     def _product(self, shape: tuple[int, ...], number: int, flow: LayerFlow) -> Product:
         """The size of a weight: its axes that follow channels, times the lengths of the others."""
-        bound = {axis.axis: self._axis(axis.layout) for axis in flow.axes if axis.weight == number}
+        bound = {axis.axis: self._axis(axis.layout)[0] for axis in flow.axes if axis.weight == number}
         fixed = prod(length for axis, length in enumerate(shape) if axis not in bound)
         return Product(fixed, tuple(bound.values()))
 
 
 def _is_sliced(layer: TracedLayer) -> bool:
     return bool(layer.flow.axes or layer.flow.sizes)
-
-
-def _group_numbers(groups: Sequence[UnitGroup]) -> list[int]:
-    """Per unit, the number of its group."""
-    return [number for number, group in enumerate(groups) for _ in range(group.stop - group.start)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.structured.cost import BoolArray, CostModel, IntArray, ModelCost
 from cxr_compress.structured.flow import Role
@@ -75,6 +76,8 @@ class ChannelAnalysis:
         exclude: the patterns of layers that were to be left alone.
         units: the length of a keep vector.
         cost_model: what a keep vector costs.
+        allow_inexact: whether channels were let go that a layer takes statistics over.
+        frozen_units: by name of a frozen group: its run in a vector over all units.
     """
 
     groups: dict[str, ChannelGroup]
@@ -83,6 +86,12 @@ class ChannelAnalysis:
     exclude: tuple[str, ...]
     units: int
     cost_model: CostModel
+    allow_inexact: bool = False
+    frozen_units: dict[str, slice] = field(default_factory=dict)
+
+    def priced(self, table: CostTable) -> ChannelAnalysis:
+        """The same analysis, whose costs also hold what a table of measured costs predicts of bytes and latency."""
+        return replace(self, cost_model=self.cost_model.priced(table))
 
     @cached_property
     def baseline(self) -> ModelCost:

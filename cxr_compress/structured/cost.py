@@ -2,19 +2,27 @@
 
 Every weight and every tensor is a fixed number times the lengths of the channel axes it has, so a cost is a sum of
 products of "how many channels of this axis are kept". All axes of a model are counted in one vectorised pass, which
-makes a cost cheap enough to sit inside the search for a budget.
+makes a cost cheap enough to sit inside the search for a budget. File bytes and latency are added where a table says
+what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int32]
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.structured.measured import MeasuredCosts, MeasuredParts
+from cxr_compress.structured.products import Counts, IntArray, Product, Products
+
+__all__ = ["BoolArray", "CostModel", "IntArray", "ModelCost", "Product"]
+
 BoolArray = npt.NDArray[np.bool_]
 
 FLOAT_BYTES = 4
@@ -29,45 +37,31 @@ class ModelCost:
         macs: multiply-accumulates of convolutions and dense layers, over the thinner inputs of the next layer too.
         peak_activation_bytes: the largest sum of float32 tensors alive at once when layers run one by one in model
             order, none fused; runtimes that fuse or reuse need less, the ratio between two models is what counts.
+        tflite_bytes: predicted size of the int8 file; None where no bytes were measured.
+        latency_ms: predicted milliseconds of a run on the measured machine; None where no layers were timed.
     """
 
     params: int
     macs: int
     peak_activation_bytes: int
+    tflite_bytes: int | None = None
+    latency_ms: float | None = None
 
-    def to_dict(self) -> dict[str, int]:
-        """The numbers by name, ready for JSON."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, int | float]:
+        """The numbers by name, ready for JSON; what is not known is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelCost:
         """The inverse of `to_dict`."""
-        return cls(int(values["params"]), int(values["macs"]), int(values["peak_activation_bytes"]))
-
-
-@dataclass(frozen=True)
-class Product:
-    """`factor` times the number of kept channels of each axis in `axes` (at most two, by axis number)."""
-
-    factor: int
-    axes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class _Products:
-    factor: npt.NDArray[np.int64]
-    first: IntArray
-    second: IntArray
-
-    @classmethod
-    def of(cls, products: Sequence[Product], one: int) -> _Products:
-        """Arrays of the products; `one` is the number of an axis that always has one channel."""
-        factor = np.array([product.factor for product in products], dtype=np.int64)
-        padded = np.array([(*product.axes, one, one)[:2] for product in products], dtype=np.int32).reshape(-1, 2)
-        return cls(factor, padded[:, 0], padded[:, 1])
-
-    def values(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.asarray(self.factor * counts[self.first] * counts[self.second])
+        file_bytes, latency = values.get("tflite_bytes"), values.get("latency_ms")
+        return cls(
+            int(values["params"]),
+            int(values["macs"]),
+            int(values["peak_activation_bytes"]),
+            None if file_bytes is None else int(file_bytes),
+            None if latency is None else float(latency),
+        )
 
 
 class CostModel:
@@ -79,6 +73,7 @@ class CostModel:
         macs: one product per use of a kernel.
         tensors: one product per tensor, in elements.
         lifetimes: per tensor, the first and the last step at which it is alive.
+        measured: gives what measured costs are multiplied with; called once, when one is asked for.
     """
 
     def __init__(
@@ -89,28 +84,53 @@ class CostModel:
         macs: Sequence[Product],
         tensors: Sequence[Product],
         lifetimes: Sequence[tuple[int, int]],
+        measured: Callable[[], MeasuredParts] = MeasuredParts,
     ) -> None:
         lengths = [len(axis) for axis in axes]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self._units = np.concatenate([*axes, np.empty(0, np.int32)])
         one = len(lengths)
-        self._params = _Products.of(params, one)
-        self._macs = _Products.of(macs, one)
-        self._tensors = _Products.of(tensors, one)
+        self._params = Products.of(params, one)
+        self._macs = Products.of(macs, one)
+        self._tensors = Products.of(tensors, one)
+        self._measured = cache(lambda: MeasuredCosts(measured(), one))
+        self._table = CostTable()
         self._born = np.array([born for born, _ in lifetimes], dtype=np.int64)
         self._dies = np.array([dies for _, dies in lifetimes], dtype=np.int64)
 
+    @property
+    def measured(self) -> MeasuredCosts:
+        """Prices channel counts by measured costs; the copies of a model share it."""
+        return self._measured()
+
+    def priced(self, table: CostTable) -> CostModel:
+        """The same model, whose costs also hold what this table of measured costs predicts."""
+        model = copy(self)
+        model._table = table
+        return model
+
     def cost(self, keep: BoolArray) -> ModelCost:
-        """The exact cost of the model that keeps these units; keep: (units,), True = kept."""
-        running = np.concatenate([[0], np.cumsum(keep[self._units], dtype=np.int64)])
-        counts = np.append(np.diff(running[self._starts]), 1)
+        """The exact cost of the model that keeps these units, and the predicted ones; keep: (units,), True = kept.
+
+        Raises:
+            BudgetError: the table of measured costs is that of another model.
+        """
+        counts = self.counts(keep)
+        sizes, times = self._table.file_bytes, self._table.layer_times
         return ModelCost(
-            params=int(self._params.values(counts).sum()),
-            macs=int(self._macs.values(counts).sum()),
+            params=self._params.total(counts),
+            macs=self._macs.total(counts),
             peak_activation_bytes=FLOAT_BYTES * self._peak(self._tensors.values(counts)),
+            tflite_bytes=None if sizes is None else self.measured.tflite_bytes(counts, sizes),
+            latency_ms=None if times is None else self.measured.latency_ms(counts, times),
         )
 
-    def _peak(self, elements: npt.NDArray[np.int64]) -> int:
+    def counts(self, keep: BoolArray) -> Counts:
+        """(axes + 1,) How many channels each axis keeps; the last one is 1."""
+        running = np.concatenate([[0], np.cumsum(keep[self._units], dtype=np.int64)])
+        return np.append(np.diff(running[self._starts]), 1)
+
+    def _peak(self, elements: Counts) -> int:
         """The largest number of elements alive at one step: births and deaths summed along the steps."""
         if not len(elements):
             return 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from cxr_compress.device.kernel_kind import KernelKind
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
 
 Shape = tuple[int, ...]
@@ -98,10 +99,17 @@ class ConfigSize:
 
 @dataclass(frozen=True)
 class KernelUse:
-    """How often each element of a weight is multiplied in one call: MACs = positions * elements."""
+    """How often each element of a weight is multiplied in one call: MACs = positions * elements.
+
+    Attributes:
+        weight: its place in `layer.get_weights()`.
+        positions: how many times each element is used.
+        kind: what is timed in its place for budgets on latency; None where it cannot be timed alone.
+    """
 
     weight: int
     positions: int
+    kind: KernelKind | None = None
 
 
 @dataclass(frozen=True)

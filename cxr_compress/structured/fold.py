@@ -68,7 +68,7 @@ def fold_constant_channels(
         DataError: no batches, or batches that do not fit the model.
         CompressionError: a plan for another model.
     """
-    analysis = analyze_channels(model, exclude=plan.exclude)
+    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
     keep = plan.keep_vector(analysis)
     if keep.all():
         return FoldReport(0)

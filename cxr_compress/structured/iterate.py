@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.analyze import analyze_channels
+from cxr_compress.structured.budget import Budget
 from cxr_compress.structured.channels import ChannelAnalysis
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
-from cxr_compress.structured.select import Budget, select_channels
+from cxr_compress.structured.select import select_channels
+from cxr_compress.structured.sensitivity_curves import Sensitivity
 
-Scorer = Callable[[keras.Model, ChannelAnalysis], Mapping[str, npt.NDArray[np.float64]]]
+Scores = Mapping[str, npt.NDArray[np.float64]]
+Scorer = Callable[[keras.Model, ChannelAnalysis], Scores]
+Measurer = Callable[[keras.Model, ChannelAnalysis, Scores, int], Sensitivity]
 
 
 def remove_iteratively(
@@ -27,7 +32,10 @@ def remove_iteratively(
     *,
     steps: int,
     exclude: Sequence[str] = (),
+    allow_inexact: bool = False,
+    measure: Measurer | None = None,
     between: Callable[[keras.Model, int], object] | None = None,
+    cost_table: CostTable | None = None,
     **selection: Any,
 ) -> tuple[keras.Model, ChannelPlan, tuple[ChannelPlan, ...]]:
     """Thin a model to a budget in several steps; `model` is left untouched.
@@ -41,9 +49,13 @@ def remove_iteratively(
         score: gives the scores of a model's channels, for example ``score_channels``.
         steps: how many.
         exclude: as `analyze_channels`.
+        allow_inexact: as `analyze_channels`.
+        measure: for scope="sensitivity": gives the sensitivity of a model, its analysis and scores in the step with
+            this number, for example ``measure_sensitivity`` with batches; every step needs it anew.
         between: called with the thinner model and the number of the step, for example to re-estimate batch norms or to
             fine-tune in place before the next scoring.
-        selection: as `select_channels`; `max_removed_fraction` holds for each step.
+        cost_table: measured costs of the starting model, as `select_channels`.
+        selection: as `select_channels`; `max_removed_fraction` and `overrides` hold for the whole way.
 
     Returns:
         The thin model, one plan from the starting model to it, and the plan of every step.
@@ -54,12 +66,16 @@ def remove_iteratively(
     """
     if steps < 1:
         raise CompressionError(f"expected steps of 1 or more, got {steps}")
-    analysis = analyze_channels(model, exclude=exclude)
+    first = analyze_channels(model, exclude=exclude, allow_inexact=allow_inexact)
+    start = first.priced(cost_table or CostTable()).baseline
+    selection["widths"] = {name: group.channels for name, group in first.groups.items()}
     thin, plans = model, []
     for number in range(1, steps + 1):
-        bounds = _bounds(budget, analysis.baseline, number / steps)
-        now = analyze_channels(thin, exclude=exclude)
-        plans.append(select_channels(now, score(thin, now), bounds, **selection))
+        bounds = _bounds(budget, start, number / steps)
+        now = analyze_channels(thin, exclude=exclude, allow_inexact=allow_inexact)
+        scores = score(thin, now)
+        sensitivity = measure(thin, now, scores, number) if measure is not None else None
+        plans.append(select_channels(now, scores, bounds, sensitivity=sensitivity, cost_table=cost_table, **selection))
         thin = remove_channels(thin, plans[-1])
         if between is not None:
             between(thin, number)
@@ -71,10 +87,13 @@ def remove_iteratively(
 
 def _bounds(budget: Budget, start: ModelCost, share: float) -> Budget:
     """The absolute bounds after this share of the way, falling by equal factors."""
-    ends = budget.limits(start)
-    return Budget(**{name: _between(getattr(start, name), end, share) for name, end in ends.items()})
+    ends, starts = budget.limits(start), start.to_dict()
+    return Budget(**{name: _between(starts[name], end, share) for name, end in ends.items()}, absolute=True)
 
 
-def _between(start: int, end: int, share: float) -> int:
+def _between(start: float, end: float, share: float) -> float:
     # The last step takes the bound itself: a power of 1.0 need not give it back exactly.
-    return end if share == 1 else max(end, round(start * (min(end, start) / start) ** share))
+    if share == 1:
+        return end
+    bound = start * (min(end, start) / start) ** share
+    return max(end, bound if isinstance(end, float) else round(bound))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -52,6 +53,74 @@ def nodes(model: keras.Model) -> Iterator[Any]:
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
 
 
+def is_from_keras(layer: Any) -> bool:
+    """Whether a layer's class is Keras's own."""
+    return type(layer).__module__.startswith(("tf_keras.", "keras."))
+
+
+# Entries that rules ask for and that these classes keep, in the form that their config has, under the same name.
+_OF_CONVOLUTION = frozenset(("strides", "padding", "data_format", "dilation_rate", "groups", "activation", "use_bias"))
+_KEPT: Mapping[str, frozenset[str]] = {
+    **{f"Conv{rank}D{kind}": _OF_CONVOLUTION for rank in (1, 2, 3) for kind in ("", "Transpose")},
+    "Conv3DTranspose": _OF_CONVOLUTION - {"dilation_rate"},
+    **{
+        f"{kind}Conv{rank}D": _OF_CONVOLUTION | {"depth_multiplier"}
+        for kind in ("Depthwise", "Separable")
+        for rank in (1, 2)
+    },
+    "Dense": frozenset(("activation", "use_bias")),
+    "Activation": frozenset(("activation",)),
+    "BatchNormalization": frozenset(("axis",)),
+    "LayerNormalization": frozenset(("axis",)),
+    "GroupNormalization": frozenset(("axis", "groups")),
+}
+_ASKED_FOR = frozenset().union(*_KEPT.values())
+_ABSENT = object()
+
+
+class LayerConfig(Mapping[str, Any]):
+    """The config of one of Keras's own layers, as `get_config` gives it, at a fraction of its time.
+
+    `get_config` serialises every initialiser, regulariser and constraint of a layer, which no rule looks at. What rules
+    do ask of the layers that have these is read from the layer itself; all else waits until somebody asks.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._kept = _KEPT.get(type(layer).__name__)
+
+    @cached_property
+    def _whole(self) -> Mapping[str, Any]:
+        return dict(self._layer.get_config())
+
+    def __getitem__(self, key: str) -> Any:
+        found = self.get(key, _ABSENT)
+        if found is _ABSENT:
+            raise KeyError(key)
+        return found
+
+    def _activation(self, function: Any) -> Any:
+        """Keras's own functions go by their names; only Keras itself can tell how it writes others."""
+        name = getattr(function, "__name__", "")
+        own = name and function is getattr(keras.activations, name, None)
+        return name if own else self._whole["activation"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of every mapping; rules ask thousands of times, so this is the short way and `[]` goes through it."""
+        if self._kept is None or key not in _ASKED_FOR:
+            return self._whole.get(key, default)
+        if key not in self._kept:
+            return default
+        value = getattr(self._layer, key)
+        return self._activation(value) if key == "activation" else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+
 def read_call(call: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """The arguments of a call; Keras numbers its input tensors in the order in which they are flattened."""
     tensors = {id(tensor) for tensor in call.keras_inputs}
@@ -66,7 +135,25 @@ def read_call(call: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 def flat(outputs: Any) -> list[Any]:
     """The tensors of a call's output, whatever they come in."""
-    return list(tf.nest.flatten(outputs))
+    return [outputs] if hasattr(outputs, "_keras_history") else list(tf.nest.flatten(outputs))
+
+
+def weight_shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a layer's weights, in the order of `layer.get_weights()`."""
+    weights = layer._trainable_weights + layer._non_trainable_weights if _holds_no_other(layer) else layer.weights
+    return tuple(tuple(weight.shape.as_list()) for weight in weights)
+
+
+def _holds_no_other(layer: Any) -> bool:
+    """Whether the weights of a layer are its own alone; `layer.weights` searches it for other layers each time."""
+    if not is_from_keras(layer):
+        return False
+    # A batch norm tracks the list of its axes, which holds no layer.
+    return all(isinstance(held, list) and _are_numbers(held) for held in layer._self_tracked_trackables)
+
+
+def _are_numbers(items: list[Any]) -> bool:
+    return all(isinstance(item, int) for item in items)
 
 
 def tensor_shape(tensor: Any, where: str) -> tuple[int, ...]:
@@ -75,7 +162,7 @@ def tensor_shape(tensor: Any, where: str) -> tuple[int, ...]:
     Raises:
         UnsupportedLayerError: a size that is open until the model runs.
     """
-    shape = tuple(tensor.shape)[1:]
+    shape = tuple(tensor.shape.as_list()[1:])
     if None in shape:
         raise UnsupportedLayerError(
             f"{where}: expected a model with a fixed input size, got a tensor of shape {tuple(tensor.shape)}; "

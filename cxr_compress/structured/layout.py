@@ -124,10 +124,13 @@ class ChannelSpace:
         group_of_id = group_roots[owner_of]
         reasons = self._reasons(group_of_id)
         unit_of, spans = _number_units(unit_roots, group_of_id, group_roots)
-        groups = []
-        for root, (start, stop) in spans.items():
-            owners = [name for name, group in zip(self._owners, group_roots, strict=True) if group == root]
-            groups.append(UnitGroup(tuple(dict.fromkeys(owners)), start, stop, "; ".join(reasons.get(root, ()))))
+        owners: dict[int, dict[str, None]] = {root: {} for root in spans}
+        for name, root in zip(self._owners, group_roots.tolist(), strict=True):
+            owners[root][name] = None
+        groups = [
+            UnitGroup(tuple(owners[root]), start, stop, "; ".join(reasons.get(root, ())))
+            for root, (start, stop) in spans.items()
+        ]
         return Partition(unit_of, tuple(groups))
 
     def _reasons(self, group_of_id: IntArray) -> dict[int, list[str]]:
@@ -163,14 +166,17 @@ def _number_units(
     unit_roots: IntArray, group_of_id: IntArray, group_roots: IntArray
 ) -> tuple[IntArray, dict[int, tuple[int, int]]]:
     """Number the units so that each group owns one run, groups and units in the order the model makes them."""
-    roots = np.unique(unit_roots)
+    roots = _roots(unit_roots)
     order = np.lexsort((roots, group_of_id[roots]))
     ordered = roots[order]
     number = np.empty(len(unit_roots), dtype=np.int32)
     number[ordered] = np.arange(len(ordered), dtype=np.int32)
     group_of_unit = group_of_id[ordered]
-    spans = {}
-    for root in np.unique(group_roots).tolist():
-        start, stop = np.searchsorted(group_of_unit, [root, root + 1])
-        spans[root] = (int(start), int(stop))
-    return number[unit_roots], spans
+    groups = _roots(group_roots)
+    starts, stops = (np.searchsorted(group_of_unit, groups, side).tolist() for side in ("left", "right"))
+    return number[unit_roots], dict(zip(groups.tolist(), zip(starts, stops, strict=True), strict=True))
+
+
+def _roots(labels: IntArray) -> IntArray:
+    """The distinct labels in rising order; each is the smallest number that bears it."""
+    return np.flatnonzero(labels == np.arange(len(labels))).astype(np.int32)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.structured.channels import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
-PLAN_FORMAT = 1
+# Format 1 had no members, no frozen groups and no allow_inexact; it is still read.
+PLAN_FORMAT = 2
+_OTHER_MODEL = "apply the plan to the model that it was made for"
 
 
 @dataclass(frozen=True)
 class ChannelPlan:
     """Which channels stay, decided once and applied once; a JSON that a person can read and edit.
+
+    Only `kept` decides; whoever edits it leaves the other entries as they are: what a removal costs is counted anew,
+    and `with_costs` brings `before` and `after` up to date.
 
     Attributes:
         kept: by group, the channels that stay, ascending; groups that lose nothing are not listed.
@@ -23,7 +32,13 @@ class ChannelPlan:
         exclude: the patterns that the analysis was made with.
         settings: how the plan was made (scope, round_to, budget), for the reader.
         before: the cost before.
-        after: the cost after, exactly that of the rebuilt model.
+        after: the cost after, exactly that of the rebuilt model unless `kept` was edited since.
+        members: by the same groups, the layers whose filters they are; for the reader.
+        frozen: by group, why it must stay whole; for the reader.
+        allow_inexact: as it was given to `analyze_channels`.
+
+    Raises:
+        CompressionError: a group that keeps nothing, a channel twice or one that it does not have.
     """
 
     kept: dict[str, tuple[int, ...]]
@@ -32,6 +47,29 @@ class ChannelPlan:
     settings: dict[str, Any]
     before: ModelCost
     after: ModelCost
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)
+    allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kept in self.kept.items():
+            _check_kept(name, kept, self.channels[name])
+
+    @classmethod
+    def of(cls, analysis: ChannelAnalysis, keep: BoolArray, settings: Mapping[str, Any]) -> ChannelPlan:
+        """The plan that keeps these units of an analysed model; keep: (units,), True = kept."""
+        thinner = {name: group for name, group in analysis.groups.items() if not keep[group.units].all()}
+        return cls(
+            kept={name: tuple(np.flatnonzero(keep[group.units]).tolist()) for name, group in thinner.items()},
+            channels={name: group.channels for name, group in thinner.items()},
+            exclude=analysis.exclude,
+            settings=dict(settings),
+            before=analysis.baseline,
+            after=analysis.cost_model.cost(keep),
+            members={name: group.members for name, group in thinner.items()},
+            frozen=dict(analysis.frozen),
+            allow_inexact=analysis.allow_inexact,
+        )
 
     def to_json(self) -> str:
         """The plan as JSON, one group a line."""
@@ -39,34 +77,45 @@ class ChannelPlan:
             "format": PLAN_FORMAT,
             "settings": self.settings,
             "exclude": list(self.exclude),
+            "allow_inexact": self.allow_inexact,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
         }
-        rows = (
-            f"    {json.dumps(name)}: " + json.dumps({"channels": self.channels[name], "kept": list(kept)})
-            for name, kept in self.kept.items()
-        )
-        return json.dumps(head, indent=1)[:-2] + ',\n "groups": {\n' + ",\n".join(rows) + "\n }\n}\n"
+        groups = {name: self._group_entry(name) for name in self.kept}
+        return json.dumps(head, indent=1)[:-2] + _lines("groups", groups) + _lines("frozen", self.frozen) + "\n}\n"
+
+    def _group_entry(self, name: str) -> dict[str, Any]:
+        kept, channels = self.kept[name], self.channels[name]
+        members = {"members": list(self.members[name])} if name in self.members else {}
+        return {**members, "channels": channels, "removed": channels - len(kept), "kept": list(kept)}
 
     @classmethod
     def from_json(cls, text: str) -> ChannelPlan:
         """The inverse of `to_json`.
 
+        `kept` may be in any order; `removed` is for the reader and is not read.
+
         Raises:
-            CompressionError: not a plan, or one of a newer format.
+            CompressionError: not a plan, one of a newer format, or one whose `kept` cannot be (see the class).
         """
         try:
             values = json.loads(text)
-            if values["format"] != PLAN_FORMAT:
-                raise CompressionError(f"expected a channel plan of format {PLAN_FORMAT}, got {values['format']}")
+            if values["format"] not in range(1, PLAN_FORMAT + 1):
+                raise CompressionError(
+                    f"expected a channel plan of format {PLAN_FORMAT} or older, got {values['format']!r}: "
+                    "upgrade cxr-compress or make the plan again"
+                )
             groups: dict[str, Any] = values["groups"]
             return cls(
-                kept={name: tuple(sorted(int(index) for index in group["kept"])) for name, group in groups.items()},
+                kept={name: _read_kept(name, group["kept"]) for name, group in groups.items()},
                 channels={name: int(group["channels"]) for name, group in groups.items()},
                 exclude=tuple(values["exclude"]),
                 settings=dict(values["settings"]),
                 before=ModelCost.from_dict(values["before"]),
                 after=ModelCost.from_dict(values["after"]),
+                members={name: tuple(group["members"]) for name, group in groups.items() if "members" in group},
+                frozen=dict(values.get("frozen", {})),
+                allow_inexact=bool(values.get("allow_inexact", False)),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CompressionError(
@@ -80,12 +129,32 @@ class ChannelPlan:
             CompressionError: the plan was made for another model.
         """
         for name, channels in self.channels.items():
+            if name not in analysis.groups and name not in analysis.frozen:
+                raise CompressionError(f"group {name!r} of the plan is not in this model: {_OTHER_MODEL}")
             if name in analysis.groups and analysis.groups[name].channels != channels:
                 raise CompressionError(
                     f"the plan was made for a model whose group {name!r} has {channels} channels; this one has "
-                    f"{analysis.groups[name].channels}: make the plan from this model"
+                    f"{analysis.groups[name].channels}: {_OTHER_MODEL}"
                 )
         return analysis.keep_vector(self.kept)
+
+    def was_edited(self, analysis: ChannelAnalysis) -> bool:
+        """Whether the plan keeps something else than what its costs say, as after an edit by hand.
+
+        Raises:
+            CompressionError: the plan was made for another model.
+        """
+        counted = self.with_costs(analysis)
+        return any(_counted(getattr(self, side)) != _counted(getattr(counted, side)) for side in ("before", "after"))
+
+    def with_costs(self, analysis: ChannelAnalysis) -> ChannelPlan:
+        """The same plan with the costs counted anew, for one whose `kept` was edited.
+
+        Raises:
+            CompressionError: the plan was made for another model.
+        """
+        after = analysis.cost_model.cost(self.keep_vector(analysis))
+        return replace(self, before=analysis.baseline, after=after)
 
     def then(self, later: ChannelPlan) -> ChannelPlan:
         """One plan with the effect of this one followed by `later`, which was made for the model this one leaves.
@@ -95,7 +164,7 @@ class ChannelPlan:
         Raises:
             CompressionError: `later` was made for another model.
         """
-        if later.before != self.after or later.exclude != self.exclude:
+        if _counted(later.before) != _counted(self.after) or later.exclude != self.exclude:
             raise CompressionError(
                 f"expected a plan for the model that the first one leaves ({self.after.params:,} params, "
                 f"{self.after.macs:,} MACs), got one for {later.before.params:,} params, {later.before.macs:,} MACs"
@@ -105,4 +174,46 @@ class ChannelPlan:
             before = self.kept.get(name, tuple(range(later.channels[name])))
             kept[name] = tuple(before[index] for index in again)
             channels.setdefault(name, later.channels[name])
-        return ChannelPlan(kept, channels, self.exclude, later.settings, self.before, later.after)
+        return ChannelPlan(
+            kept=kept,
+            channels=channels,
+            exclude=self.exclude,
+            settings=later.settings,
+            before=self.before,
+            after=later.after,
+            members={**later.members, **self.members},
+            frozen={**later.frozen, **self.frozen},
+            allow_inexact=self.allow_inexact or later.allow_inexact,
+        )
+
+
+def _counted(cost: ModelCost) -> tuple[int, int, int]:
+    """The part of a cost that is exact; predicted bytes and milliseconds depend on what was measured."""
+    return cost.params, cost.macs, cost.peak_activation_bytes
+
+
+def _lines(key: str, entries: Mapping[str, Any]) -> str:
+    """One entry of a JSON object, itself an object with one line an entry."""
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
+    return f",\n {json.dumps(key)}: {{\n{rows}\n }}" if entries else f",\n {json.dumps(key)}: {{}}"
+
+
+def _read_kept(name: str, kept: Any) -> tuple[int, ...]:
+    if not isinstance(kept, list) or not all(type(index) is int for index in kept):
+        raise CompressionError(f'group {name!r}: expected "kept" as a list of channel numbers, got {kept!r:.60}')
+    return tuple(sorted(kept))
+
+
+def _check_kept(name: str, kept: tuple[int, ...], channels: int) -> None:
+    """What a person may get wrong when editing."""
+    if not kept:
+        raise CompressionError(
+            f"group {name!r} would keep none of its {channels} channels: keep at least one, or leave the group out "
+            "to keep them all"
+        )
+    wrong = next((index for index in kept if not 0 <= index < channels), None)
+    if wrong is not None:
+        raise CompressionError(f"group {name!r} has {channels} channels, numbered from 0: the plan keeps {wrong}")
+    twice = next((index for index, again in pairwise(sorted(kept)) if index == again), None)
+    if twice is not None:
+        raise CompressionError(f"group {name!r}: the plan keeps channel {twice} twice: list each channel once")

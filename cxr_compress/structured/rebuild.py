@@ -29,13 +29,14 @@ def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: boo
     Args:
         model: the model that the plan was made for.
         plan: what stays.
-        allow_inexact: as it was given to `analyze_channels`.
+        allow_inexact: as it was given to `analyze_channels`; a plan that knows it needs no flag.
 
     Raises:
         CompressionError: the plan was made for another model, or its predicted cost is not that of the result.
         UnsupportedLayerError: as `analyze_channels`.
     """
-    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=allow_inexact)
+    inexact = allow_inexact or plan.allow_inexact
+    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=inexact)
     keep = plan.keep_vector(analysis)
     thin = _thin_architecture(model, analysis, keep)
     _fill(thin, model, analysis, keep)

@@ -83,7 +83,7 @@ def reconstruct_consumers(
         DataError: no batches, batches that do not fit the model, or activations that are not finite.
         CompressionError: a plan for another model, or a thin model that is not the plan's.
     """
-    analysis = analyze_channels(model, exclude=plan.exclude)
+    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
     keep = plan.keep_vector(analysis)
     if keep.all():
         return ReconstructionReport(0)

@@ -7,60 +7,25 @@ falls with every step, so bisection finds that prefix. The budget is therefore m
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.errors import BudgetError, CompressionError
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.errors import CompressionError
+from cxr_compress.structured.budget import Budget, unreachable
 from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
-from cxr_compress.structured.cost import BoolArray, ModelCost
+from cxr_compress.structured.cost import BoolArray
+from cxr_compress.structured.patterns import path_matcher
 from cxr_compress.structured.plan import ChannelPlan
+from cxr_compress.structured.ranking import Ranker, by_score, by_sensitivity, by_share
+from cxr_compress.structured.sensitivity_curves import Sensitivity
 
-SCOPES = ("global", "local")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the thinner model may cost at most; all that are given hold.
-
-    A float in (0, 1] is a fraction of the starting model, an int (or a float above 1) an absolute number.
-
-    Attributes:
-        macs: multiply-accumulates for one image.
-        params: weights.
-        tflite_bytes: bytes of the int8 file; needs a table of measured costs.
-        latency_ms: milliseconds per image; needs a table of measured costs.
-    """
-
-    macs: float | None = None
-    params: float | None = None
-    tflite_bytes: float | None = None
-    latency_ms: float | None = None
-
-    def limits(self, baseline: ModelCost) -> dict[str, int]:
-        """The absolute limit of each cost that is bounded.
-
-        Raises:
-            BudgetError: nothing is bounded, a bound is not positive, or it needs measured costs.
-        """
-        for name in ("tflite_bytes", "latency_ms"):
-            if getattr(self, name) is not None:
-                raise BudgetError(f"a budget on {name} needs a table of measured costs; bound macs or params instead")
-        given = {name: value for name in ("macs", "params") if (value := getattr(self, name)) is not None}
-        if not given:
-            raise BudgetError("expected a budget on macs or params, got none")
-        return {name: _absolute(name, value, getattr(baseline, name)) for name, value in given.items()}
-
-
-def _absolute(name: str, value: float, whole: int) -> int:
-    if not value > 0:
-        raise BudgetError(f"expected a budget on {name} above 0: a fraction up to 1.0 or a whole number; got {value}")
-    return int(value * whole) if isinstance(value, float) and value <= 1 else int(value)
+SCOPES = ("global", "local", "sensitivity")
 
 
 def select_channels(
@@ -73,6 +38,9 @@ def select_channels(
     min_channels: int = 1,
     max_removed_fraction: float = 1.0,
     overrides: Mapping[str, float] | None = None,
+    widths: Mapping[str, int] | None = None,
+    sensitivity: Sensitivity | None = None,
+    cost_table: CostTable | None = None,
 ) -> ChannelPlan:
     """Choose the channels to keep so that the model just meets a budget.
 
@@ -80,46 +48,44 @@ def select_channels(
         analysis: the model's channels.
         scores: by group, (channels,) higher means keep; see `score_channels`.
         budget: what the thin model may cost.
-        scope: "global" ranks the channels of all groups together; "local" takes the same share of every group.
+        scope: "global" ranks the channels of all groups together; "local" takes the same share of every group;
+            "sensitivity" takes first what adds the least measured error for what it frees of the tightest bound, and
+            scores rank inside a group only. Errors of different groups are taken to add up (Li 2016, section 3.2, sets
+            the share of each layer by the same one-by-one measurement, by hand), and savings are counted with all
+            other groups whole. The groups it likes best may lose almost all: keep `max_removed_fraction` below 1.
         round_to: groups that lose channels keep a multiple of this. Runtimes compute in blocks of 4 or 8 channels, so
             odd widths cost time without giving accuracy; smaller values meet a budget more closely.
         min_channels: no group goes below this.
         max_removed_fraction: no group loses more than this share; guards global mode against emptied layers.
         overrides: other shares for some groups: regular expression -> max_removed_fraction of every group with a
             member whose whole path it matches; the last match counts.
+        widths: by group, how many channels it started with, where the model was thinned before: shares are of those.
+        sensitivity: of this model, for scope="sensitivity"; see `measure_sensitivity`.
+        cost_table: measured costs of the uncut model, for budgets on tflite_bytes and latency_ms. Where it is given,
+            the plan's costs hold the predicted bytes and milliseconds too.
 
     Raises:
-        BudgetError: the budget lies below what can be reached; the message says what can be.
-        CompressionError: scores that do not fit the groups, or options outside their range.
+        BudgetError: the budget lies below what can be reached; the message says what can be, and what is in the way.
+        CompressionError: scores that do not fit the groups, options outside their range, or an override whose pattern
+            is no regular expression or matches no layer.
     """
     if scope not in SCOPES:
         raise CompressionError(f"expected scope to be one of {', '.join(SCOPES)}; got {scope!r}")
     floors = _floors(analysis, _Floor(round_to, min_channels, max_removed_fraction), overrides or {})
-    _check_scores(analysis, scores)
+    check_scores(analysis, scores)
+    if cost_table is not None:
+        analysis = analysis.priced(cost_table)
     limits = budget.limits(analysis.baseline)
-    steps = _ordered_steps(analysis, scores, scope, floors)
-    count = _shortest_prefix(analysis, steps, limits)
-    keep = _keep_after(analysis, steps[:count])
-    kept = {
-        name: tuple(np.flatnonzero(keep[group.units]).tolist())
-        for name, group in analysis.groups.items()
-        if not keep[group.units].all()
+    ranker = _ranker(analysis, scope, sensitivity, limits)
+    steps = _ordered_steps(analysis, scores, ranker, floors, widths or {})
+    constraints = {
+        "round_to": round_to,
+        "min_channels": min_channels,
+        "max_removed_fraction": max_removed_fraction,
+        "overrides": dict(overrides or {}),
     }
-    return ChannelPlan(
-        kept=kept,
-        channels={name: analysis.groups[name].channels for name in kept},
-        exclude=analysis.exclude,
-        settings={
-            "scope": scope,
-            "round_to": round_to,
-            "min_channels": min_channels,
-            "max_removed_fraction": max_removed_fraction,
-            "overrides": dict(overrides or {}),
-            "budget": {name: value for name, value in asdict(budget).items() if value is not None},
-        },
-        before=analysis.baseline,
-        after=analysis.cost_model.cost(keep),
-    )
+    keep = _keep_after(analysis, steps[: _shortest_prefix(analysis, steps, limits, constraints)])
+    return ChannelPlan.of(analysis, keep, {"scope": scope, **constraints, "budget": budget.settings()})
 
 
 @dataclass(frozen=True)
@@ -138,10 +104,10 @@ class _Floor:
         if not 0 <= self.max_removed_fraction <= 1:
             raise CompressionError(f"expected max_removed_fraction in [0, 1]; got {self.max_removed_fraction}")
 
-    def widths(self, channels: int) -> list[int]:
-        """The widths that a group passes through, from its own down to the smallest allowed."""
+    def widths(self, channels: int, started: int) -> list[int]:
+        """The widths that a group passes through, from its own down to the smallest allowed of what it started with."""
         # Rounded before the ceiling: (1 - 0.9) * 10 is 1.0000000000000002 in floating point.
-        share = ceil(round(channels * (1 - self.max_removed_fraction), 9))
+        share = ceil(round(started * (1 - self.max_removed_fraction), 9))
         floor = max(1, self.min_channels, share)
         smallest = self.round_to * ceil(floor / self.round_to)
         top = self.round_to * ((channels - 1) // self.round_to)
@@ -152,11 +118,8 @@ def _floors(analysis: ChannelAnalysis, usual: _Floor, overrides: Mapping[str, fl
     """How far down each group may go."""
     floors = dict.fromkeys(analysis.groups, usual)
     for pattern, share in overrides.items():
-        matched = [
-            name
-            for name, group in analysis.groups.items()
-            if any(re.fullmatch(pattern, member) for member in group.members)
-        ]
+        matches = path_matcher(pattern, "overrides")
+        matched = [name for name, group in analysis.groups.items() if any(map(matches, group.members))]
         if not matched:
             raise CompressionError(f"override {pattern!r} matches no layer whose filters may go; see analyze_channels")
         floors.update(dict.fromkeys(matched, replace(usual, max_removed_fraction=share)))
@@ -171,28 +134,54 @@ class _Step:
     units: npt.NDArray[np.int64]
 
 
+def _ranker(
+    analysis: ChannelAnalysis, scope: str, sensitivity: Sensitivity | None, limits: Mapping[str, float]
+) -> Ranker:
+    """How the steps of a scope are ranked."""
+    if scope != "sensitivity":
+        return by_score if scope == "global" else by_share
+    if sensitivity is None:
+        raise CompressionError('scope "sensitivity" needs sensitivity=...; measure it with measure_sensitivity')
+    whole = analysis.baseline.to_dict()
+    tightest = min(limits, key=lambda name: limits[name] / whole[name])
+
+    def saving(group: ChannelGroup, steps: Sequence[npt.NDArray[np.int64]]) -> list[float]:
+        keep = np.ones(analysis.units, dtype=np.bool_)
+        costs = [whole[tightest]]
+        for gone in steps:
+            keep[group.start + gone] = False
+            costs.append(analysis.cost_model.cost(keep).to_dict()[tightest])
+        return [before - after for before, after in pairwise(costs)]
+
+    return by_sensitivity(sensitivity, saving)
+
+
 def _ordered_steps(
-    analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.float64]], scope: str, floors: Mapping[str, _Floor]
+    analysis: ChannelAnalysis,
+    scores: Mapping[str, npt.NDArray[np.float64]],
+    ranker: Ranker,
+    floors: Mapping[str, _Floor],
+    started: Mapping[str, int],
 ) -> list[_Step]:
     """The steps of all groups in the order they are taken; equal ranks go in model order."""
     steps = [
         step
         for name, group in analysis.groups.items()
-        for step in _group_steps(group, scores[name], scope, floors[name])
+        for step in _group_steps(
+            group, scores[name], ranker, floors[name].widths(group.channels, started.get(name, group.channels))
+        )
     ]
     return sorted(steps, key=lambda step: step.rank)
 
 
-def _group_steps(group: ChannelGroup, scores: npt.NDArray[np.float64], scope: str, floor: _Floor) -> list[_Step]:
+def _group_steps(
+    group: ChannelGroup, scores: npt.NDArray[np.float64], ranker: Ranker, widths: Sequence[int]
+) -> list[_Step]:
     """One group's steps. Ranks never fall from step to step, so sorting keeps their order."""
     weakest = np.argsort(scores, kind="stable")
-    widths = floor.widths(group.channels)
-    steps = []
-    for before, after in pairwise(widths):
-        gone = weakest[group.channels - before : group.channels - after]
-        share = (group.channels - after) / group.channels
-        steps.append(_Step(float(scores[gone].mean()) if scope == "global" else share, group.start + gone))
-    return steps
+    gone = [weakest[group.channels - before : group.channels - after] for before, after in pairwise(widths)]
+    ranks = ranker(group, scores, gone)
+    return [_Step(rank, group.start + part) for rank, part in zip(ranks, gone, strict=True)]
 
 
 def _keep_after(analysis: ChannelAnalysis, steps: list[_Step]) -> BoolArray:
@@ -202,30 +191,35 @@ def _keep_after(analysis: ChannelAnalysis, steps: list[_Step]) -> BoolArray:
     return keep
 
 
-def _shortest_prefix(analysis: ChannelAnalysis, steps: list[_Step], limits: dict[str, int]) -> int:
-    """How many steps it takes until every limit holds."""
+def _shortest_prefix(
+    analysis: ChannelAnalysis, steps: list[_Step], limits: Mapping[str, float], constraints: Mapping[str, object]
+) -> int:
+    """How many steps it takes until every limit holds.
 
-    def excess(count: int) -> dict[str, tuple[int, int]]:
+    Raises:
+        BudgetError: not even all of them are enough.
+    """
+
+    def exceeded(count: int) -> dict[str, float]:
         cost = analysis.cost_model.cost(_keep_after(analysis, steps[:count])).to_dict()
-        return {name: (limit, cost[name]) for name, limit in limits.items() if cost[name] > limit}
+        return {name: limit for name, limit in limits.items() if cost[name] > limit}
 
     low, high = 0, len(steps)
-    missed = excess(high)
+    missed = exceeded(high)
     if missed:
-        parts = "; ".join(
-            f"at most {limit:,} {name}, reachable are {least:,}" for name, (limit, least) in missed.items()
-        )
-        raise BudgetError(
-            f"the budget cannot be reached: {parts} (with round_to, min_channels and max_removed_fraction as set, "
-            f"{len(analysis.frozen)} groups frozen): raise the budget or loosen those"
-        )
+        raise unreachable(analysis, _keep_after(analysis, steps), missed, constraints)
     while low < high:
         middle = (low + high) // 2
-        low, high = (middle + 1, high) if excess(middle) else (low, middle)
+        low, high = (middle + 1, high) if exceeded(middle) else (low, middle)
     return low
 
 
-def _check_scores(analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.float64]]) -> None:
+def check_scores(analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    """Refuse scores that are not one number, none NaN, per channel of every group.
+
+    Raises:
+        CompressionError: scores that do not fit.
+    """
     for name, group in analysis.groups.items():
         if name not in scores or scores[name].shape != (group.channels,) or np.isnan(scores[name]).any():
             found = scores[name].shape if name in scores else "nothing"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import cxr_compress.structured.rules  # noqa: F401 - importing it registers the rules
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, apply_rule
-from cxr_compress.structured.keras_graph import flat, is_nested, nodes, read_call, require_graph, tensor_shape
+from cxr_compress.structured.keras_graph import (
+    LayerConfig,
+    flat,
+    is_from_keras,
+    is_nested,
+    nodes,
+    read_call,
+    require_graph,
+    tensor_shape,
+    weight_shapes,
+)
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
 
 
@@ -19,9 +29,46 @@ class TracedTensor:
     """One tensor of the running model: how big it is and from which step to which it must be kept."""
 
     layout: ChannelLayout
-    positions: int
+    shape: tuple[int, ...]
     born: int
     dies: int
+    maker: CalledLayer | None = None
+    uses: int = 0
+
+    @property
+    def positions(self) -> int:
+        """How many times the tensor holds every channel."""
+        return prod(self.shape[:-1])
+
+
+class CalledLayer(NamedTuple):
+    """The layer of one call, as plain data: it outlives the walk and must not keep the Keras model alive.
+
+    Attributes:
+        path: as in `LayerNode`.
+        class_name: as in `LayerNode`.
+        weight_shapes: as in `LayerNode`.
+        activation: that of a layer which has a kernel or is an activation, as its config has it; None for others.
+        flow: what the rule said of this call.
+    """
+
+    path: str
+    class_name: str
+    weight_shapes: tuple[tuple[int, ...], ...]
+    activation: Any
+    flow: LayerFlow
+
+
+class TracedCall(NamedTuple):
+    """One call of one layer: what it took and what came out.
+
+    Tensors know the layer that made them, not the call: with the call they would hold one another, and only the
+    garbage collector, which is slow beside TensorFlow, could free them.
+    """
+
+    layer: CalledLayer
+    inputs: list[TracedTensor]
+    outputs: list[TracedTensor]
 
 
 @dataclass
@@ -30,7 +77,7 @@ class TracedLayer:
 
     weight_shapes: tuple[tuple[int, ...], ...]
     flow: LayerFlow
-    calls: list[LayerFlow] = field(default_factory=list)
+    calls: list[LayerFlow]
 
 
 class Walk:
@@ -40,6 +87,7 @@ class Walk:
         self.space = ChannelSpace()
         self.layers: dict[str, TracedLayer] = {}
         self.tensors: list[TracedTensor] = []
+        self.calls: list[TracedCall] = []
         self._allow_inexact = allow_inexact
         self._step = 0
 
@@ -55,17 +103,19 @@ class Walk:
         for output in self._visit(model, "", inputs):
             self.space.freeze(output.layout, "reaches the output of the model")
             output.dies = self._step
+            output.uses += 1
 
     def _visit(self, model: keras.Model, prefix: str, inputs: list[TracedTensor]) -> list[TracedTensor]:
         """The output tensors of a model whose input tensors are these."""
         known = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
         for node in nodes(model):
             arguments = [known[id(tensor)] for tensor in node.keras_inputs]
-            values = self._call(node, prefix, arguments)
-            known.update((id(tensor), value) for tensor, value in zip(flat(node.outputs), values, strict=True))
+            outputs = flat(node.outputs)
+            values = self._call(node, prefix, arguments, outputs)
+            known.update((id(tensor), value) for tensor, value in zip(outputs, values, strict=True))
         return [known[id(tensor)] for tensor in model.outputs]
 
-    def _call(self, call: Any, prefix: str, arguments: list[TracedTensor]) -> list[TracedTensor]:
+    def _call(self, call: Any, prefix: str, arguments: list[TracedTensor], outputs: list[Any]) -> list[TracedTensor]:
         """Run one layer on layouts."""
         layer, path = call.layer, prefix + call.layer.name
         if is_nested(layer):
@@ -74,35 +124,44 @@ class Walk:
         self._step += 1
         for argument in arguments:
             argument.dies = self._step
-        shapes = [tensor_shape(tensor, path) for tensor in flat(call.outputs)]
+            argument.uses += 1
+        shapes = [tensor_shape(tensor, path) for tensor in outputs]
+        from_keras = is_from_keras(layer)
         node = LayerNode(
             path=path,
             class_name=type(layer).__name__,
-            read_config=layer.get_config,
-            input_shapes=tuple(tensor_shape(tensor, path) for tensor in call.keras_inputs),
+            read_config=partial(LayerConfig, layer) if from_keras else layer.get_config,
+            input_shapes=tuple(argument.shape for argument in arguments),
             output_shape=shapes[0],
-            weight_shapes=tuple(tuple(weight.shape) for weight in layer.weights),
+            weight_shapes=weight_shapes(layer),
             read_call=partial(read_call, call),
-            from_keras=type(layer).__module__.split(".")[0] in ("keras", "tf_keras"),
+            from_keras=from_keras,
             allow_inexact=self._allow_inexact,
         )
         flow = apply_rule(node, [argument.layout for argument in arguments], self.space)
         self._remember(path, node.weight_shapes, flow)
         extra = [self._frozen_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
-        return [self._add_tensor(layout, shape) for layout, shape in zip([flow.output, *extra], shapes, strict=True)]
+        maker = _called_layer(node, flow)
+        layouts = zip([flow.output, *extra], shapes, strict=True)
+        made = [self._add_tensor(layout, shape, maker) for layout, shape in layouts]
+        self.calls.append(TracedCall(maker, arguments, made))
+        return made
 
     def _enter(self, model: keras.Model, prefix: str, arguments: list[TracedTensor]) -> None:
         """A nested model's own inputs count the channels that come in."""
         for tensor, argument in zip(model.inputs, arguments, strict=True):
-            last = len(tensor.shape) - 1
+            last = len(tensor_shape(tensor, prefix + tensor._keras_history.layer.name))
             if last:
                 sizes = (ConfigSize(("batch_input_shape", last), argument.layout),)
                 flow = LayerFlow(argument.layout, sizes=sizes)
                 self._remember(prefix + tensor._keras_history.layer.name, (), flow)
 
-    def _remember(self, path: str, weight_shapes: tuple[tuple[int, ...], ...], flow: LayerFlow) -> None:
+    def _remember(self, path: str, shapes: tuple[tuple[int, ...], ...], flow: LayerFlow) -> None:
         """Keep what the rule said; a layer called again must be sliced the same way each time."""
-        layer = self.layers.setdefault(path, TracedLayer(weight_shapes, flow))
+        layer = self.layers.get(path)
+        if layer is None:
+            self.layers[path] = TracedLayer(shapes, flow, [flow])
+            return
         layer.calls.append(flow)
         first, again = _layouts(layer.flow), _layouts(flow)
         if [len(layout) for layout in first] == [len(layout) for layout in again]:
@@ -117,10 +176,17 @@ class Walk:
         self.space.freeze(layout, f"{path} has several outputs, which are not followed")
         return layout
 
-    def _add_tensor(self, layout: ChannelLayout, shape: tuple[int, ...]) -> TracedTensor:
-        tensor = TracedTensor(layout, prod(shape[:-1]), self._step, self._step)
+    def _add_tensor(
+        self, layout: ChannelLayout, shape: tuple[int, ...], maker: CalledLayer | None = None
+    ) -> TracedTensor:
+        tensor = TracedTensor(layout, shape, self._step, self._step, maker)
         self.tensors.append(tensor)
         return tensor
+
+
+def _called_layer(node: LayerNode, flow: LayerFlow) -> CalledLayer:
+    activation = node.config.get("activation") if flow.uses or node.class_name == "Activation" else None
+    return CalledLayer(node.path, node.class_name, node.weight_shapes, activation, flow)
 
 
 def _layouts(flow: LayerFlow) -> list[ChannelLayout]:

@@ -3,13 +3,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from cxr_compress.cli.benchmark import main
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import INTENDED_USE, read_model
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.golden import FLOAT_MODEL, INT8_MODEL, PROBE_PACK
 
 QUICK = ("--runs=5", "--warmup=1", "--image_size=256")
 
@@ -81,3 +83,77 @@ def test_benchmark_process_loads_no_tensorflow() -> None:
     done = run_module("benchmark", f"--model={INT8_MODEL}", "--format=json", *QUICK, prelude=BLOCK_TENSORFLOW)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["models"]) == 1
+
+
+def test_benchmark_layers_writes_a_table_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.json"
+    assert main([f"--layers={PROBE_PACK}", f"--output_file={table}", "--format=json", "--runs=6", "--warmup=1"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    times = CostTable.from_json(table.read_text(encoding="utf-8")).layer_times
+    assert times is not None
+    assert {entry["kind"] for entry in result["kinds"]} == set(times.kinds)
+    assert result["fixed_ms"] == times.fixed
+    assert (result["num_threads"], result["runs"], result["output_file"]) == (1, 6, str(table))
+    # Progress alone on stderr, a line every five turns and one at the end.
+    assert [line.split(" flatbuffers ")[1] for line in err.splitlines()] == ["5 of 6 times", "6 of 6 times"]
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_benchmark_layers_table_says_what_it_holds_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.json"
+    assert main([f"--layers={PROBE_PACK}", f"--output_file={table}", "--runs=2"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == INTENDED_USE
+    assert "Conv2D 3x3 s1 12x12" in out
+    assert f"wrote {table}; it holds for this machine, runtime and number of threads" in err
+
+
+def test_benchmark_layers_interrupted_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives while the layers are timed."""
+    table = tmp_path / "table.json"
+    table.write_text("old")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cxr_compress.device.layer_times.time_together", interrupt)
+    assert main([f"--layers={PROBE_PACK}", f"--output_file={table}"]) == 130
+    assert table.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--layers=gone.zip", "--output_file=t.json"], "gone.zip: no such probe pack; check the path"),
+        ([f"--layers={INT8_MODEL}", "--output_file=t.json"], f"{INT8_MODEL}: is no probe pack: it has no index.json"),
+        (["--layers=cut.zip", "--output_file=t.json"], "cut.zip: is no probe pack, or cut short"),
+        ([f"--layers={PROBE_PACK}"], "expected --output_file=TABLE.json beside --layers: where the table goes"),
+        ([f"--layers={PROBE_PACK}", "--output_file=no/t.json"], "no/t.json: its folder does not exist; create it"),
+        ([f"--layers={PROBE_PACK}", f"--model={INT8_MODEL}"], "expected --layers alone, got models too"),
+        ([f"--model={INT8_MODEL}", "--output_file=t.json"], "expected --output_file with --layers only"),
+    ],
+)
+def test_benchmark_layers_wrong_use_is_one_line_and_exit_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.zip").write_bytes(PROBE_PACK.read_bytes()[:-40])
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"cxr_benchmark: {text}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_benchmark_layers_process_loads_no_tensorflow(tmp_path: Path) -> None:
+    arguments = (f"--layers={PROBE_PACK}", f"--output_file={tmp_path / 't.json'}", "--runs=2")
+    done = run_module("benchmark", *arguments, prelude=BLOCK_TENSORFLOW)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "t.json").is_file()

@@ -39,6 +39,31 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
             ["--model=chexnet", "--dataset=nih", "--weight_sparsity=1"],
             "expected weight_sparsity to be in [0, 1); got 1.0",
         ),
+        (
+            [*NIH, "--criterion=best"],
+            "expected criterion to be one of l1, l2, geometric_median, bn_scale, taylor, apoz, lasso, random; got "
+            "'best'",
+        ),
+        ([*NIH, "--scope=both"], "expected scope to be one of global, local, sensitivity; got 'both'"),
+        ([*NIH, "--normalizer=sum"], "expected normalizer to be one of mean, max, none; got 'sum'"),
+        ([*NIH, "--group_reduction=none"], "expected group_reduction to be one of sum, mean, max; got 'none'"),
+        ([*NIH, "--overrides=stem"], "expected --overrides as REGEX=FRACTION, for example stem.*=0.2; got 'stem'"),
+        ([*NIH, "--overrides=stem=half"], "expected --overrides as REGEX=FRACTION"),
+        ([*NIH, "--overrides=stem=1.5"], "expected the share of override 'stem' to be in [0, 1]; got 1.5"),
+        ([*NIH, "--overrides=conv(=0.5"], "expected a layer pattern to be a regular expression; got 'conv('"),
+        ([*NIH, "--exclude=conv("], "expected a layer pattern to be a regular expression; got 'conv('"),
+        (
+            [*NIH, "--target_bytes=1GB"],
+            "expected --target_bytes as a fraction such as 0.5 or a whole number, got '1GB'",
+        ),
+        (
+            [*NIH, "--data_dir=.", "--output_dir=o", "--latency_table=gone.json"],
+            "expected --latency_table to be a file",
+        ),
+        (
+            [*NIH, "--data_dir=.", "--output_dir=o", f"--latency_table={__file__}"],
+            "--latency_table is for a bound on latency: give --target_latency_ms too",
+        ),
         (["--recipe=missing.json"], "expected --recipe to be a file, got 'missing.json'"),
         (["--quant_type=int3"], "value should be one of"),
         (["--taget_macs=0.5"], "Unknown command line flag 'taget_macs'. Did you mean: target_macs"),
@@ -63,6 +88,7 @@ def test_compress_help_ends_with_0_and_names_every_budget(capsys):
 def test_compress_wrong_flag_loads_no_tensorflow():
     script = (
         "import sys; from cxr_compress.cli.compress import main; code = main(['--nonsense']); "
+        "code = code and main(['--model=chexnet', '--dataset=nih', '--criterion=best']); "
         "sys.exit(99 if 'tensorflow' in sys.modules or 'tf_keras' in sys.modules else code)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 2
@@ -74,9 +100,18 @@ def test_compress_wrong_flag_loads_no_tensorflow():
         (["--target_macs=0.25"], {"target_macs": 0.25}),
         (["--target_macs=1000000"], {"target_macs": 1_000_000}),
         (["--target_params=0.5"], {"target_params": 0.5, "target_macs": None}),
+        (["--target_bytes=1.5MB"], {"target_bytes": 1_500_000, "target_macs": None}),
+        (["--target_bytes=640kb", "--target_macs=0.3"], {"target_bytes": 640_000, "target_macs": 0.3}),
+        (["--target_latency_ms=12.5"], {"target_latency_ms": 12.5, "target_bytes": None}),
         (["--target_macs=none", "--weight_sparsity=0"], {"target_macs": None, "weight_sparsity": 0.0}),
         (["--exclude=conv1.*,g1"], {"exclude": ("conv1.*", "g1")}),
         (["--allow_missing"], {"allow_missing": True}),
+        (["--criterion=lasso", "--scope=local", "--reconstruct"], {"criterion": "lasso", "reconstruct": True}),
+        (["--scope=sensitivity", "--sensitivity_images=16"], {"scope": "sensitivity", "sensitivity_images": 16}),
+        (["--overrides=a=b.*=0.5,head/.*=0"], {"overrides": {"a=b.*": 0.5, "head/.*": 0.0}}),
+        (['--overrides="conv{1,2}=0.5"'], {"overrides": {"conv{1,2}": 0.5}}),
+        (["--min_channels=4", "--normalizer=none", "--allow_inexact"], {"min_channels": 4, "allow_inexact": True}),
+        (["--scoring_images=64", "--reconstruction_images=32"], {"scoring_images": 64, "reconstruction_images": 32}),
     ],
 )
 def test_compress_flags_become_the_recipe(arguments, changed):
@@ -92,6 +127,13 @@ def test_compress_recipe_file_is_taken_and_flags_change_it(tmp_path):
     path.write_text(Recipe(dataset="nih", seed=7).to_json())
     recipe = compress.make_recipe_of(compress_flags(f"--recipe={path}", "--target_macs=0.3"))
     assert (recipe.dataset, recipe.seed, recipe.target_macs) == ("nih", 7, 0.3)
+
+
+def test_compress_overrides_change_those_of_a_recipe_file(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(Recipe(dataset="nih", overrides={"stem": 0.1}).to_json())
+    assert compress.make_recipe_of(compress_flags(f"--recipe={path}")).overrides == {"stem": 0.1}
+    assert compress.make_recipe_of(compress_flags(f"--recipe={path}", "--overrides=g1=0.2")).overrides == {"g1": 0.2}
 
 
 def test_compress_recipe_file_with_an_unknown_key_is_refused(tmp_path):

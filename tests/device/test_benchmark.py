@@ -58,6 +58,13 @@ def test_time_together_interleaves_and_leaves_the_warmup_out() -> None:
     assert (times["a"] > 0).all()
 
 
+def test_time_together_takes_the_clock_it_is_given() -> None:
+    ticks = iter(range(100))
+    times = time_together({"a": lambda: None}, runs=2, warmup=1, clock=lambda: float(next(ticks)) ** 2)
+    # Turns read 0 and 1 (warm-up), 4 and 9, 16 and 25 seconds.
+    assert times["a"].tolist() == [5000.0, 9000.0]
+
+
 def test_summarise_known_times() -> None:
     latency = summarise(np.arange(1.0, 102.0), num_threads=2, runtime="r 1")
     assert (latency.min_ms, latency.p50_ms, latency.p95_ms, latency.mean_ms) == (1.0, 51.0, 96.0, 51.0)

@@ -8,7 +8,7 @@ import pytest
 
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import LiteModel, audit, convert, freeze, require_integer
-from cxr_compress.lite.convert import _lower, quantize
+from cxr_compress.lite.convert import lower, quantize
 from cxr_compress.lite.ranges import measure_ranges, write_ranges
 from tests.lite import nets
 
@@ -19,7 +19,7 @@ def island() -> bytes:
 
     conv int8 - DEQUANTIZE - SIN float32 - QUANTIZE - conv int8
     """
-    graph = _lower(freeze(nets.with_float_op()), "none")
+    graph = lower(freeze(nets.with_float_op()), "none")
     return quantize(write_ranges(graph, measure_ranges(graph, nets.batch(16))))
 
 

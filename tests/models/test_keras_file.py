@@ -184,3 +184,18 @@ def test_load_model_lambda_layer_is_an_error(tmp_path):
     save_model(keras.Sequential([keras.layers.Lambda(lambda x: x * 2, input_shape=(3,))]), path)
     with pytest.raises(ModelFileError, match=r"lambda\.keras could not be rebuilt: .*standard Keras layers"):
         load_model(path)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_load_model_layers_that_only_keras_applications_define_load(tmp_path, suffix):
+    """ConvNeXt's LayerScale is registered nowhere: plain Keras cannot load what plain Keras saved."""
+    net = keras.src.applications.convnext.ConvNeXt(
+        depths=(1, 1, 1, 1), projection_dims=(8, 8, 16, 16), weights=None, input_shape=(32, 32, 3), classes=2,
+        model_name="convnext_shrunk", include_preprocessing=False,
+    )  # fmt: skip
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    path = tmp_path / f"net{suffix}"
+    save_h5(net, path) if suffix == ".h5" else net.save(path)
+    with pytest.raises((TypeError, ValueError)):
+        keras.models.load_model(path, compile=False)
+    np.testing.assert_array_equal(load_model(path)(images), net(images))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import LayerFlow, WeightAxis, analyze_channels, measure_cost, register_rule
 from cxr_compress.structured.flow import _RULES
+from cxr_compress.structured.probes import survey_kernels
+from cxr_compress.structured.walk import Walk
 from tests import nets
 
 layers = keras.layers
@@ -139,6 +143,11 @@ def test_analyze_exclude_freezes_and_a_pattern_without_match_raises():
         analyze_channels(model, exclude=("nothing",))
 
 
+def test_analyze_exclude_that_is_no_regular_expression_raises():
+    with pytest.raises(CompressionError, match=r"^exclude: expected regular expressions .* got '\(': .*unterminated"):
+        analyze_channels(nets.chain(), exclude=("a", "("))
+
+
 def test_register_rule_third_party_layer_is_followed():
     class ChannelScale(layers.Layer):
         def build(self, shape):
@@ -190,6 +199,39 @@ def test_analyze_leaves_the_model_untouched():
     analyze_channels(model)
     assert model.get_config() == config
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
+
+
+@pytest.fixture
+def no_collection():
+    """Memory comes free by reference counts alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_walk_and_analysis_leave_nothing_to_the_garbage_collector():
+    model = nets.dense_block()
+    walk = Walk(False)
+    walk.run(model)
+    analysis = analyze_channels(model)
+    kept = [ref(walk), ref(walk.calls[3].layer.flow), ref(walk.tensors[3]), ref(analysis), ref(analysis.cost_model)]
+    assert all(item() is not None for item in kept)
+    del walk, analysis
+    assert [item() for item in kept] == [None] * len(kept)
+
+
+def test_analysis_survives_its_model_and_does_not_keep_it():
+    model = nets.depthwise()
+    analysis, expected = analyze_channels(model), survey_kernels(analyze_channels(model))
+    alive = ref(model.get_layer("stem"))
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert alive() is None
+    # What measured costs are multiplied with is worked out only now.
+    assert survey_kernels(analysis) == expected
 
 
 @pytest.mark.densenet

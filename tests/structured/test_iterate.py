@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.errors import CompressionError
+from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.structured import (
     Budget,
     ChannelPlan,
@@ -77,6 +77,20 @@ def test_remove_iteratively_between_sees_every_model_and_no_steps_raise():
     assert seen[0][1] > seen[1][1]
     with pytest.raises(CompressionError, match="expected steps of 1 or more, got 0"):
         remove_iteratively(nets.chain(), Budget(macs=0.5), random_score(3), steps=0)
+
+
+def test_remove_iteratively_shares_are_of_the_starting_model():
+    """Half of a half would be three quarters gone: the floors hold for the whole way (pitfall 9)."""
+    model = nets.chain()
+    options = {"round_to": 1, "max_removed_fraction": 0.5, "overrides": {"a": 0.25}}
+    whole = remove_iteratively(model, Budget(macs=0.5), random_score(5), steps=3, **options)[1]
+    for name, kept in whole.kept.items():
+        share = 0.25 if name == "a" else 0.5
+        assert len(kept) >= whole.channels[name] * (1 - share)
+    # Control: with shares of each step's model a third of the MACs could be reached.
+    with pytest.raises(BudgetError, match="reachable are"):
+        remove_iteratively(model, Budget(macs=0.33), random_score(5), steps=3, **options)
+    assert whole.settings["overrides"] == {"a": 0.25}
 
 
 def test_plan_then_plan_of_another_model_is_refused():

@@ -56,11 +56,14 @@ def test_select_unreachable_budget_says_the_minimum(analysis):
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Budget(), "expected a budget on macs or params, got none"),
+        (Budget(), "expected a budget on macs, params, tflite_bytes or latency_ms, got none"),
         (Budget(macs=0.0), "expected a budget on macs above 0"),
         (Budget(params=-5), "expected a budget on params above 0"),
-        (Budget(tflite_bytes=1_000_000), "tflite_bytes needs a table of measured costs"),
-        (Budget(latency_ms=3.0, macs=0.5), "latency_ms needs a table of measured costs"),
+        (Budget(tflite_bytes=1_000_000), "tflite_bytes needs measured file bytes: pass cost_table="),
+        (
+            Budget(latency_ms=3.0, macs=0.5),
+            "latency_ms needs measured layer times: pass cost_table= .*cxr_benchmark --layers",
+        ),
     ],
 )
 def test_select_bad_budget_raises(analysis, budget, message):
@@ -71,7 +74,7 @@ def test_select_bad_budget_raises(analysis, budget, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": "both"}, "expected scope to be one of global, local; got 'both'"),
+        ({"scope": "both"}, "expected scope to be one of global, local, sensitivity; got 'both'"),
         ({"round_to": 0}, "round_to and min_channels of 1 or more; got 0"),
         ({"max_removed_fraction": 1.5}, r"max_removed_fraction in \[0, 1\]; got 1.5"),
     ],
@@ -172,6 +175,11 @@ def test_select_override_without_a_match_or_out_of_range_raises(analysis):
         select_channels(analysis, constant_scores(analysis), Budget(macs=0.5), overrides={"nothing": 0.1})
     with pytest.raises(CompressionError, match=r"max_removed_fraction in \[0, 1\]; got 2"):
         select_channels(analysis, constant_scores(analysis), Budget(macs=0.5), overrides={"stem": 2})
+
+
+def test_select_override_that_is_no_regular_expression_raises(analysis):
+    with pytest.raises(CompressionError, match=r"^overrides: expected regular expressions .* got '\(': .*unterminated"):
+        select_channels(analysis, constant_scores(analysis), Budget(macs=0.5), overrides={"(": 0.1})
 
 
 def test_plan_json_round_trip_is_equal(analysis):

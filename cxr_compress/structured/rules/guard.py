@@ -25,11 +25,11 @@ def keras_rule(*class_names: str) -> Callable[[Rule], Rule]:
 
 def _guarded(rule: Rule) -> Rule:
     def guarded(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
-        problem, uses = _beyond_every_rule(node), kernel_uses(node)
+        problem = _beyond_every_rule(node)
         if problem:
-            return freeze_layer(node, inputs, space, problem, uses)
+            return freeze_layer(node, inputs, space, problem, kernel_uses(node))
         problem = _activation_problem(node.config.get("activation"))
-        if problem and not uses:
+        if problem and not kernel_uses(node):
             return freeze_layer(node, inputs, space, problem)
         flow = rule(node, inputs, space)
         if problem:

@@ -1,4 +1,4 @@
-"""The golden files of the device tests; make_golden.py makes them."""
+"""The golden files of the device tests; make_golden.py and make_probe_pack.py make them."""
 
 from pathlib import Path
 
@@ -7,3 +7,4 @@ INT8_MODEL = FOLDER / "tiny_int8.tflite"
 FLOAT_MODEL = FOLDER / "tiny_float.tflite"
 NEWER_OP_FLATBUFFER = FOLDER / "newer_op.tflite"
 EXPECTED = FOLDER / "expected.json"
+PROBE_PACK = FOLDER / "probe_pack.zip"

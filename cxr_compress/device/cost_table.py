@@ -1,0 +1,162 @@
+"""What bytes and milliseconds were measured to cost, as plain data: one JSON that budgets on both are held against.
+
+A table is made once for a model (its file bytes from one conversion, its layer times on the machine that will run it)
+and then prices every thinner version of that model without converting or running it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cxr_compress.errors import CompressionError
+
+TABLE_FORMAT = 1
+
+_TERMS = ("fixed", "per_in", "per_out", "per_in_out")
+
+
+@dataclass(frozen=True)
+class FileBytes:
+    """What an int8 .tflite spends its bytes on.
+
+    Attributes:
+        kernel_element: bytes per weight of a convolution or dense kernel.
+        filter: bytes per filter: its int32 bias and the scales and zero points of both.
+        norm_channel: bytes per channel of a normalisation that stays in the graph.
+        fixed: bytes of everything else: graph tables, operators, names and the appended metadata.
+    """
+
+    kernel_element: float
+    filter: float
+    norm_channel: float
+    fixed: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_number(f"file_bytes.{field.name}", getattr(self, field.name))
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """What a model spends its time on, on one machine; all times in milliseconds.
+
+    Attributes:
+        runtime: which TFLite runtime ran it, for instance "ai-edge-litert 2.3.0".
+        machine: what it ran on.
+        num_threads: threads of the kernels.
+        quant_type: of the files that were timed.
+        kinds: by kind of kernel ("Conv2D 3x3 s1 28x28"): (fixed, per input channel, per output channel, per pair).
+        output_block: kernels compute whole blocks of this many output channels: the count is rounded up to one.
+        per_element: per activation element that layers without a kernel read or write.
+        fixed: per run of the model.
+    """
+
+    runtime: str
+    machine: str
+    num_threads: int
+    quant_type: str
+    kinds: dict[str, tuple[float, float, float, float]]
+    output_block: int
+    per_element: float
+    fixed: float
+
+    def __post_init__(self) -> None:
+        for name in ("runtime", "machine", "quant_type"):
+            if not isinstance(getattr(self, name), str):
+                raise CompressionError(f"expected text for layer_times.{name}, got {getattr(self, name)!r}")
+        for name in ("num_threads", "output_block"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise CompressionError(f"expected a whole layer_times.{name} of 1 or more, got {number!r}")
+        for kind, terms in self.kinds.items():
+            if len(terms) != len(_TERMS):
+                raise CompressionError(f"expected {', '.join(_TERMS)} for kernel kind {kind!r}, got {terms!r}")
+            for name, term in zip(_TERMS, terms, strict=True):
+                _check_number(f"layer_times.kinds[{kind!r}].{name}", term)
+        _check_number("layer_times.per_element", self.per_element)
+        _check_number("layer_times.fixed", self.fixed)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Measured costs of one model; each part is needed by the budget on it and may be missing else.
+
+    Attributes:
+        file_bytes: for budgets on tflite_bytes.
+        layer_times: for budgets on latency_ms.
+    """
+
+    file_bytes: FileBytes | None = None
+    layer_times: LayerTimes | None = None
+
+    def to_json(self) -> str:
+        """The table as JSON, one kind of kernel a line; numbers come back exactly."""
+        document: dict[str, Any] = {"format": TABLE_FORMAT}
+        if self.file_bytes is not None:
+            document["file_bytes"] = asdict(self.file_bytes)
+        if self.layer_times is None:
+            return json.dumps(document, indent=1) + "\n"
+        times = asdict(self.layer_times)
+        rows = [f"   {json.dumps(kind)}: {json.dumps(list(terms))}" for kind, terms in times.pop("kinds").items()]
+        document["layer_times"] = times
+        # The two closing braces make room for the kinds, which json would spread over six lines each.
+        head = json.dumps(document, indent=1).removesuffix("\n }\n}")
+        return head + ',\n  "kinds": {\n' + ",\n".join(rows) + "\n  }\n }\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CostTable:
+        """The inverse of `to_json`.
+
+        Raises:
+            CompressionError: not a cost table, one of a newer format, or with unknown keys or impossible numbers.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise CompressionError(f"expected a cost table (JSON), could not read it: {error}") from error
+        if not isinstance(values, dict) or "format" not in values:
+            raise CompressionError("expected a cost table written by cxr_benchmark --layers, got JSON without a format")
+        if values["format"] != TABLE_FORMAT:
+            raise CompressionError(
+                f"expected a cost table of format {TABLE_FORMAT}, got {values['format']!r}: measure it with this "
+                "version, or update cxr_compress"
+            )
+        known = {"format", "file_bytes", "layer_times"}
+        _check_keys("a cost table", values, known, optional=known)
+        return cls(
+            FileBytes(**_part("file_bytes", values, FileBytes)) if "file_bytes" in values else None,
+            LayerTimes(**_layer_times(values)) if "layer_times" in values else None,
+        )
+
+
+def _layer_times(values: Mapping[str, Any]) -> dict[str, Any]:
+    part = _part("layer_times", values, LayerTimes)
+    kinds = part["kinds"]
+    if not isinstance(kinds, dict) or not all(isinstance(terms, list) for terms in kinds.values()):
+        raise CompressionError("expected layer_times.kinds as lists of four times by kind of kernel")
+    return {**part, "kinds": {kind: tuple(terms) for kind, terms in kinds.items()}}
+
+
+def _part(name: str, values: Mapping[str, Any], made: type[FileBytes] | type[LayerTimes]) -> dict[str, Any]:
+    """One part of the document, with exactly the keys of its dataclass."""
+    part = values[name]
+    if not isinstance(part, dict):
+        raise CompressionError(f"expected {name} of a cost table as an object, got {part!r}")
+    _check_keys(f"{name} of a cost table", part, {field.name for field in fields(made)})
+    return part
+
+
+def _check_keys(where: str, values: Mapping[str, Any], known: set[str], optional: set[str] | None = None) -> None:
+    unknown, missing = sorted(set(values) - known), sorted(known - (optional or set()) - set(values))
+    if unknown or missing:
+        what = f"unknown {', '.join(unknown)}" if unknown else f"no {', '.join(missing)}"
+        raise CompressionError(f"expected {', '.join(sorted(known))} in {where}, got {what}: measure it again")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise CompressionError(f"expected a finite number of 0 or more for {name}, got {value!r}")

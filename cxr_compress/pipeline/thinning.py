@@ -1,0 +1,195 @@
+"""Removing filters as a recipe says: score, select, rebuild, repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.keras2 import keras
+from cxr_compress.pipeline.films import RunData
+from cxr_compress.recipe import Recipe
+from cxr_compress.structured import (
+    Budget,
+    ChannelAnalysis,
+    ChannelPlan,
+    Sensitivity,
+    measure_sensitivity,
+    recalibrate_batch_norm,
+    reconstruct_consumers,
+    remove_channels,
+    remove_iteratively,
+    score_channels,
+)
+
+FloatArray = npt.NDArray[np.float32]
+Scores = dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """What came out.
+
+    Attributes:
+        model: the thin model, repaired.
+        plan: from the uncut model to it.
+        facts: for the manifest: costs before, after and after every step, and what reconstruction did.
+    """
+
+    model: keras.Model
+    plan: ChannelPlan
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """The removal of filters in one run.
+
+    Attributes:
+        recipe: the choices.
+        data: the films.
+        folder: where measured sensitivity is kept.
+        news: is told how far measurements are.
+        loss: (labels, logits) -> loss, as in training, for the criterion that needs a gradient.
+        cost_table: measured costs of the uncut model, for budgets on bytes and latency.
+    """
+
+    recipe: Recipe
+    data: RunData
+    folder: Path
+    news: Callable[[str], None]
+    loss: Callable[[Any, Any], Any] | None = None
+    cost_table: CostTable | None = None
+
+    def run(self, model: keras.Model) -> Thinned:
+        """Thin a model to the recipe's budget; `model` is left untouched.
+
+        In several steps, batch norms are re-estimated after each, so that the next scores see a working model. The
+        repair that stays, reconstruction or batch norms as in the uncut model, comes once, at the end.
+
+        Raises:
+            BudgetError: the budget cannot be reached.
+            CompressionError: options that do not fit the model.
+        """
+        recipe, budget = self.recipe, _budget(self.recipe)
+        thin, plan, plans = remove_iteratively(
+            model,
+            budget,
+            self._score,
+            steps=recipe.removal_steps,
+            exclude=recipe.exclude,
+            allow_inexact=recipe.allow_inexact,
+            measure=self._measure if recipe.scope == "sensitivity" else None,
+            between=self._between,
+            cost_table=self.cost_table,
+            scope=recipe.scope,
+            round_to=recipe.round_to,
+            min_channels=recipe.min_channels,
+            max_removed_fraction=recipe.max_removed_fraction,
+            overrides=recipe.overrides,
+        )
+        facts: dict[str, Any] = {
+            "before": plan.before.to_dict(),
+            "after": plan.after.to_dict(),
+            "limits": budget.limits(plan.before),
+            "steps": [step.after.to_dict() for step in plans],
+        }
+        if recipe.reconstruct:
+            # From the uncut model's own statistics again: layers are refitted to give what they gave under those.
+            thin = remove_channels(model, plan) if recipe.removal_steps > 1 else thin
+            facts["reconstruction"] = self._reconstruct(thin, model, plan)
+        else:
+            # Not after a reconstruction: what it fitted holds under the statistics that it was fitted with.
+            self._recalibrate(thin, uncut=model, plan=plan)
+        return Thinned(thin, plan, facts)
+
+    def _score(self, model: keras.Model, analysis: ChannelAnalysis) -> Scores:
+        recipe = self.recipe
+        return score_channels(
+            model,
+            analysis,
+            criterion=recipe.criterion,
+            batches=self._labelled(recipe.scoring_images) if recipe.scores_on_images else None,
+            loss=self.loss,
+            group_reduction=recipe.group_reduction,
+            normalizer=recipe.normalizer,
+            seed=recipe.seed,
+        )
+
+    def _measure(self, model: keras.Model, analysis: ChannelAnalysis, scores: Any, step: int) -> Sensitivity:
+        return measure_sensitivity(
+            model,
+            analysis,
+            scores,
+            self._images(self.recipe.sensitivity_images),
+            cache=self.folder / sensitivity_files(self.recipe)[step - 1],
+            progress=self.news,
+        )
+
+    def _between(self, thin: keras.Model, step: int) -> None:
+        if step < self.recipe.removal_steps:
+            self._recalibrate(thin)
+
+    def _recalibrate(self, thin: keras.Model, **reference: Any) -> None:
+        recalibrate_batch_norm(thin, self._images(self.recipe.recalibration_images), **reference)
+
+    def _reconstruct(self, thin: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+        recipe = self.recipe
+        batches = self._images(recipe.reconstruction_images)
+        report = reconstruct_consumers(thin, model, plan, batches, seed=recipe.seed)
+        before, after = (sum(errors[place] for errors in report.errors.values()) for place in range(2))
+        return {
+            "images": report.images,
+            "layers": len(report.errors),
+            "error_before": before,
+            "error_after": after,
+            "left": dict(report.left),
+        }
+
+    def _images(self, count: int) -> Iterator[FloatArray]:
+        return self.data.batches(self.data.sample(count, self.recipe.seed))
+
+    def _labelled(self, count: int) -> Iterator[tuple[FloatArray, FloatArray]]:
+        images, labels = self.data.sample_labelled(count, self.recipe.seed)
+        start = 0
+        for batch in self.data.batches(images):
+            yield batch, labels[start : start + len(batch)]
+            start += len(batch)
+
+
+def _budget(recipe: Recipe) -> Budget:
+    bounds = recipe.budget
+    return Budget(bounds.get("macs"), bounds.get("params"), bounds.get("tflite_bytes"), bounds.get("latency_ms"))
+
+
+def sensitivity_files(recipe: Recipe) -> tuple[str, ...]:
+    """The files that measured sensitivity is kept in, one per step; none where the recipe does not ask for it."""
+    if recipe.scope != "sensitivity":
+        return ()
+    later = (f"sensitivity_step{step}.json" for step in range(2, recipe.removal_steps + 1))
+    return ("sensitivity.json", *later)
+
+
+def thinning_fields(recipe: Recipe) -> dict[str, Any]:
+    """What decides the thin model, of the recipe's fields: those of things that it does not do are left out."""
+    names = [
+        *("criterion", "group_reduction", "normalizer", "scope", "round_to", "min_channels"),
+        *("max_removed_fraction", "exclude", "allow_inexact", "removal_steps"),
+        *("reconstruct", "seed"),
+    ]
+    if recipe.recalibrates:
+        names.append("recalibration_images")
+    if recipe.scores_on_images:
+        names.append("scoring_images")
+    if recipe.scope == "sensitivity":
+        names.append("sensitivity_images")
+    if recipe.reconstruct:
+        names.append("reconstruction_images")
+    # As pairs: the last match counts, and keys of a mapping are sorted before they are hashed.
+    overrides = list(map(list, recipe.overrides.items()))
+    return {name: getattr(recipe, name) for name in names} | {"overrides": overrides, "budget": recipe.budget}

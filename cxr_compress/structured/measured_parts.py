@@ -1,0 +1,97 @@
+"""From a walk over a model to what measured costs are multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+
+from cxr_compress.structured.flow import KernelUse, LayerFlow, Shape
+from cxr_compress.structured.layout import ChannelLayout
+from cxr_compress.structured.measured import KernelCall, MeasuredParts
+from cxr_compress.structured.products import Product
+from cxr_compress.structured.rules.moves import passes, stays_in_graph
+from cxr_compress.structured.walk import CalledLayer, TracedCall, TracedLayer
+
+_KERNEL_RANK = 2
+
+
+def collect_parts(
+    layers: Mapping[str, TracedLayer],
+    calls: Sequence[TracedCall],
+    axis: Callable[[ChannelLayout], int],
+    weights: Mapping[str, list[Product]],
+) -> MeasuredParts:
+    """Kernels, filters, norms, kernel calls and moved elements of a walked model.
+
+    Args:
+        layers: the layers of a finished walk, by path.
+        calls: its calls.
+        axis: gives the number of a layout's axis.
+        weights: by layer path, one product per weight.
+    """
+    kernels = [
+        product
+        for path, layer in layers.items()
+        for product, shape in zip(weights[path], layer.weight_shapes, strict=True)
+        if len(shape) >= _KERNEL_RANK
+    ]
+    return MeasuredParts(
+        kernels=kernels,
+        filters=[_filters(layer, use, axis) for layer in layers.values() for use in layer.flow.uses],
+        norms=[product for layer in _norms(calls) if (product := _per_channel(layer, weights)) is not None],
+        calls=list(chain.from_iterable(_calls(layer, axis) for layer in layers.values())),
+        moved=list(chain.from_iterable(_moved(call, axis) for call in calls)),
+    )
+
+
+def _norms(calls: Sequence[TracedCall]) -> list[CalledLayer]:
+    """Layers that scale channels by weights of their own and stay in the graph, each once."""
+    without_kernel = (call for call in calls if call.layer.weight_shapes and not call.layer.flow.uses)
+    return list({call.layer.path: call.layer for call in without_kernel if stays_in_graph(call)}.values())
+
+
+def _per_channel(layer: CalledLayer, weights: Mapping[str, list[Product]]) -> Product | None:
+    products = zip(weights[layer.path], layer.weight_shapes, strict=True)
+    return next((product for product, shape in products if len(shape) == 1), None)
+
+
+def _filters(layer: TracedLayer, use: KernelUse, axis: Callable[[ChannelLayout], int]) -> Product:
+    """How many filters a kernel has: the length of its output axis, or what follows from its input's."""
+    shape = layer.weight_shapes[use.weight]
+    if use.kind is None:
+        return _length(shape, use.weight, -1, layer.flow, axis)
+    inputs, outputs = use.kind.width_axes
+    if outputs is not None:
+        return _length(shape, use.weight, outputs, layer.flow, axis)
+    length = _length(shape, use.weight, inputs, layer.flow, axis)
+    times = use.kind.multiplier if use.kind.class_name.startswith("Depthwise") else 1
+    return Product(length.factor * times, length.axes)
+
+
+def _calls(layer: TracedLayer, axis: Callable[[ChannelLayout], int]) -> Iterator[KernelCall]:
+    """Every use of a kernel that can be timed alone."""
+    for flow in layer.calls:
+        for use in flow.uses:
+            if use.kind is not None:
+                inputs, outputs = use.kind.width_axes
+                shape = layer.weight_shapes[use.weight]
+                yield KernelCall(
+                    use.kind,
+                    _length(shape, use.weight, inputs, layer.flow, axis),
+                    Product(1) if outputs is None else _length(shape, use.weight, outputs, layer.flow, axis),
+                )
+
+
+def _length(shape: Shape, weight: int, place: int, flow: LayerFlow, axis: Callable[[ChannelLayout], int]) -> Product:
+    """The length of one axis of a weight; `place` counts from its end."""
+    for bound in flow.axes:
+        if bound.weight == weight and bound.axis == len(shape) + place:
+            return Product(1, (axis(bound.layout),))
+    return Product(shape[place])
+
+
+def _moved(call: TracedCall, axis: Callable[[ChannelLayout], int]) -> Iterator[Product]:
+    times = passes(call)
+    if times:
+        for tensor in (*call.inputs, *call.outputs):
+            yield Product(times * tensor.positions, (axis(tensor.layout),))

@@ -1,0 +1,240 @@
+"""Show what is inside a model: what may be removed from it and why not, or what a .tflite really runs.
+
+    cxr_inspect model.keras
+    cxr_inspect model.keras --what=layers
+    cxr_inspect model.keras --plan=run/plan.json --plot=plan.png
+    cxr_inspect model.tflite
+
+For a Keras model (.keras, .h5): its cost, and the groups of channels that stand and fall together. A group's params and
+MACs are what would go with all of its channels; every MAC belongs to two groups, so these shares overlap. With --plan:
+what each layer of the model loses by that plan, which was made for this very model (base.keras in a run's folder). A
+plan whose "kept" was edited by hand is counted anew.
+
+For a .tflite, of cxr_compress or not: operators with versions, dtypes, float islands, both ends, zeros, and what the
+file says about itself.
+
+Research use only; not a medical device and not a diagnosis.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
+from cxr_compress.cli.output import write_results
+from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.device.atomic import write_bytes
+from cxr_compress.errors import CompressionError
+from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_title
+
+NAME = "cxr_inspect"
+_KERAS = (".keras", ".h5", ".hdf5")
+_TFLITE = ".tflite"
+_WHAT = {
+    "groups": ("group", "channels", "also_made_by", "consumers", "params", "params_percent", "macs", "macs_percent"),
+    "layers": ("layer", "class", "output", "weights", "params", "macs", "filters", "group", "filters_may_go"),
+    "frozen": ("group", "reason"),
+}
+_NAMES_SHOWN = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program name."""
+    return run_command(NAME, __doc__, _define_flags, _run, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    """Define the command's own flags."""
+    flags.DEFINE_enum("what", "groups", list(_WHAT), "What to list of a Keras model.", flag_values=values)
+    text = "Regular expressions of layers that keep all filters (Keras models)."
+    flags.DEFINE_list("exclude", [], text, flag_values=values)
+    text = "Let channels go that a LayerNormalization takes statistics over (Keras models)."
+    flags.DEFINE_boolean("allow_inexact", False, text, flag_values=values)
+    flags.DEFINE_string("plan", None, "A plan.json made for this model: show what it removes.", flag_values=values)
+    text = "Draw the plan into this PNG too; needs --plan and the extra `report`."
+    flags.DEFINE_string("plot", None, text, flag_values=values)
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Look at one model."""
+    path = _model_path(arguments)
+    _check_usage(values, path)
+    if path.suffix.lower() == _TFLITE:
+        from cxr_compress.cli.inspect_tflite import print_tflite
+
+        print_tflite(path, values.format)
+        return EXIT_OK
+    plan_text = _read_plan(values.plan) if values.plan else None
+    with quiet_native_stderr(NAME, enabled=not values.debug):
+        found = _describe(values, path, plan_text)
+    if plan_text is None:
+        _print_model(values, found)
+        return EXIT_OK
+    if values.plot:
+        write_bytes(values.plot, draw_plan(found, path.stem))
+    _print_plan(values, found)
+    return EXIT_OK
+
+
+def _model_path(arguments: list[str]) -> Path:
+    if len(arguments) != 1:
+        raise UsageError(f"expected one model file, got {len(arguments)}: cxr_inspect MODEL")
+    path = Path(arguments[0])
+    if path.is_dir():
+        raise CompressionError(
+            f"expected a model file, got the folder {path}: turn a SavedModel into a .tflite with cxr_convert "
+            "--saved_model_dir and inspect that"
+        )
+    if path.suffix.lower() not in (*_KERAS, _TFLITE):
+        raise CompressionError(f"expected a model file ({', '.join((*_KERAS, _TFLITE))}), got {path.name}")
+    if not path.is_file():
+        raise CompressionError(f"the model file {path} does not exist: check the path")
+    return path
+
+
+def _check_usage(values: flags.FlagValues, path: Path) -> None:
+    """Find what is wrong before the slow part starts."""
+    given = [name for name in ("what", "exclude", "allow_inexact", "plan", "plot") if values[name].present]
+    if path.suffix.lower() == _TFLITE and given:
+        raise UsageError(f"--{given[0]} is for Keras models, {path.name} is a .tflite")
+    for pattern in values.exclude:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"expected regular expressions in --exclude, got {pattern!r}: {error}") from error
+    if values.plan:
+        _check_plan_usage(given)
+    elif values.plot is not None:
+        raise UsageError("--plot draws a plan: give --plan=FILE too")
+    if not values.plot:
+        return
+    # Its absence would else show after the model is loaded.
+    import matplotlib  # noqa: F401
+
+    target = Path(values.plot)
+    if target.suffix.lower() != ".png" or not target.parent.is_dir():
+        raise UsageError(f"expected --plot to be a .png in a folder that exists, got {values.plot!r}")
+
+
+def _check_plan_usage(given: list[str]) -> None:
+    """A plan brings what it was made with."""
+    clash = next((name for name in ("what", "exclude", "allow_inexact") if name in given), None)
+    if clash:
+        raise UsageError(f"--{clash} does not go with --plan: the plan says itself what it was made with")
+
+
+def _read_plan(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise CompressionError(f"the plan {path} does not exist: check the path") from error
+    except UnicodeDecodeError as error:
+        raise CompressionError(f"expected --plan to be a plan.json, got {path}, which is no text") from error
+
+
+def _describe(values: flags.FlagValues, path: Path, plan_text: str | None) -> dict[str, Any]:
+    """Load and analyse the model; its description, or that of what the plan does to it."""
+    # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
+    from cxr_compress.models.keras_file import load_model
+    from cxr_compress.structured import ChannelPlan, analyze_channels
+    from cxr_compress.structured.describe import describe_model, describe_plan
+
+    plan = None if plan_text is None else ChannelPlan.from_json(plan_text)
+    model = load_model(path)
+    if plan is None:
+        analysis = analyze_channels(model, exclude=values.exclude, allow_inexact=values.allow_inexact)
+        return {"model": str(path), **describe_model(analysis, model)}
+    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
+    return {"model": str(path), "plan": values.plan, **describe_plan(analysis, model, plan)}
+
+
+def _print_model(values: flags.FlagValues, found: dict[str, Any]) -> None:
+    if values.format == "table":
+        sys.stdout.write(_summary_text(found["summary"]) + "\n\n")
+    shorten = values.format == "table"
+    rows = _ROWS[values.what](found, shorten)
+    write_results(values.format, document=found, headers=_WHAT[values.what], rows=rows)
+
+
+def _print_plan(values: flags.FlagValues, found: dict[str, Any]) -> None:
+    if values.format == "table":
+        edited = "(edited since it was made: these costs are counted anew)\n" if found["edited"] else ""
+        peak = [found[side]["peak_activation_bytes"] for side in ("before", "after")]
+        sys.stdout.write(f"{plan_title(found)}, peak activation bytes {peak[0]:,} -> {peak[1]:,}\n{edited}")
+        sys.stdout.write(f"{_predicted(found)}\n")
+    write_results(values.format, document=found, headers=HEADERS, rows=plan_rows(found))
+
+
+def _predicted(found: dict[str, Any]) -> str:
+    """A line of the costs that were predicted from measured ones, where the plan has any."""
+    before, after = found["before"], found["after"]
+    named = [name for name in ("tflite_bytes", "latency_ms") if name in before and name in after]
+    line = ", ".join(f"{name} {before[name]:,.10g} -> {after[name]:,.10g}" for name in named)
+    return f"predicted: {line}\n" if line else ""
+
+
+def _summary_text(summary: dict[str, Any]) -> str:
+    """The first lines under which the list stands."""
+    lines = [
+        f"params                {summary['params']:,}",
+        f"MACs per image        {summary['macs']:,}",
+        f"peak activation bytes {summary['peak_activation_bytes']:,}",
+        f"layers                {summary['layers']:,}",
+        f"groups that may go    {summary['groups']:,} with {summary['channels']:,} channels",
+        f"frozen groups         {summary['frozen_groups']:,}",
+    ]
+    lines += [f"  {count:,} x {reason}" for reason, count in summary["frozen_reasons"].items()]
+    return "\n".join(lines)
+
+
+def _group_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
+    return [
+        [
+            group["name"],
+            group["channels"],
+            _names(group["members"][1:], shorten),
+            _names(group["consumers"], shorten),
+            group["params"],
+            round(100 * group["params_fraction"], 2),
+            group["macs"],
+            round(100 * group["macs_fraction"], 2),
+        ]
+        for group in found["groups"]
+    ]
+
+
+def _layer_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
+    keys = ("path", "class", "output_shape", "weights", "params", "macs", "filters", "group")
+    return [
+        [
+            *("x".join(map(str, layer[key])) if key == "output_shape" else layer[key] for key in keys),
+            _may_go(layer),
+        ]
+        for layer in found["layers"]
+    ]
+
+
+def _may_go(layer: dict[str, Any]) -> str | None:
+    if not layer["has_filters"]:
+        return None
+    return "yes" if layer["removable"] else f"no: {layer['why_not']}"
+
+
+def _frozen_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
+    return [[name, reason] for name, reason in found["frozen"].items()]
+
+
+_ROWS = {"groups": _group_rows, "layers": _layer_rows, "frozen": _frozen_rows}
+
+
+def _names(names: list[str], shorten: bool) -> str:
+    """Names in one cell; a table shows the first ones."""
+    if not shorten or len(names) <= _NAMES_SHOWN:
+        return " ".join(names)
+    return f"{' '.join(names[:_NAMES_SHOWN])} +{len(names) - _NAMES_SHOWN}"

@@ -1,0 +1,228 @@
+"""An analysis, and what a plan does to each layer, as JSON-ready data: what `cxr_inspect` shows.
+
+The cost of each layer is counted from its own weights and calls. Summed over all layers it is the cost that the
+analysis gives for the whole model, for layers that are shared, nested or called on several sizes too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.keras2 import keras
+from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
+from cxr_compress.structured.cost import BoolArray, IntArray
+from cxr_compress.structured.keras_graph import flat, is_nested, nodes
+from cxr_compress.structured.plan import ChannelPlan
+from cxr_compress.structured.walk import TracedLayer, Walk
+
+# "block1/norm (LayerNormalization) takes ..." -> "LayerNormalization takes ...": what counts alike over layers.
+_LAYER_AND_CLASS = re.compile(r"^\S+ \((\w+)\) ")
+
+
+def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, Any]:
+    """What the analysis of a model found.
+
+    Args:
+        analysis: of this model.
+        model: is only read.
+
+    Returns:
+        ``summary``: params, macs, peak_activation_bytes, layers, groups, channels (that may go), frozen_groups and
+        frozen_reasons ({kind of reason: groups}; a group may have several).
+        ``groups``: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
+        the model) that disappear with the whole group. They are products of two groups' widths, so these overlap.
+        ``layers``: in the order they run: path, class, calls, output_shape (first call, without the batch), weights,
+        params, macs, filters (output channels), has_filters (it makes them or multiplies them by a kernel), group (that
+        these belong to; None where there are several, behind a Concatenate), groups (all that its weights or output
+        get thinner with), removable and why_not.
+        ``frozen``: {group: reason}. ``exclude``, ``allow_inexact``: as the analysis was asked for.
+    """
+    layers = _LayerTable(analysis, model)
+    baseline = analysis.baseline
+    return {
+        "summary": {
+            **baseline.to_dict(),
+            "layers": len(layers.paths),
+            "groups": len(analysis.groups),
+            "channels": sum(group.channels for group in analysis.groups.values()),
+            "frozen_groups": len(analysis.frozen),
+            "frozen_reasons": _reason_counts(analysis.frozen),
+        },
+        "groups": [_describe_group(analysis, group) for group in analysis.groups.values()],
+        "layers": layers.rows(),
+        "frozen": dict(analysis.frozen),
+        "exclude": list(analysis.exclude),
+        "allow_inexact": analysis.allow_inexact,
+    }
+
+
+def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+    """What each layer of a model loses by a plan; costs are counted from `kept`, edited or not.
+
+    Args:
+        analysis: of this model, with the plan's `exclude` and `allow_inexact`.
+        model: the model that the plan was made for; is only read.
+        plan: what stays.
+
+    Returns:
+        ``before``, ``after``: the costs. ``edited``: whether they had to be counted anew; predictions of bytes and
+        milliseconds are then left out.
+        ``settings``, ``exclude``, ``allow_inexact``: of the plan.
+        ``layers``: in the order they run, one dict per layer with weights: path, class, groups (of its output),
+        frozen (these must stay), has_filters, filters_before, filters_kept, params_before, params_after, macs_before,
+        macs_after.
+
+    Raises:
+        CompressionError: the plan was made for another model.
+    """
+    keep = plan.keep_vector(analysis)
+    edited = plan.was_edited(analysis)
+    counted = plan.with_costs(analysis) if edited else plan
+    layers = _LayerTable(analysis, model)
+    return {
+        "before": counted.before.to_dict(),
+        "after": counted.after.to_dict(),
+        "edited": edited,
+        "settings": dict(plan.settings),
+        "exclude": list(plan.exclude),
+        "allow_inexact": plan.allow_inexact,
+        "layers": [layers.loss(path, keep) for path in layers.paths if layers.traced[path].weight_shapes],
+    }
+
+
+def _describe_group(analysis: ChannelAnalysis, group: ChannelGroup) -> dict[str, Any]:
+    """A group and what hangs on it: the cost of the model less that of the model without any of its channels."""
+    keep = np.ones(analysis.units, dtype=np.bool_)
+    keep[group.units] = False
+    whole, rest = analysis.baseline, analysis.cost_model.cost(keep)
+    params, macs = whole.params - rest.params, whole.macs - rest.macs
+    return {
+        "name": group.name,
+        "channels": group.channels,
+        "members": list(group.members),
+        "consumers": list(group.consumers),
+        "params": params,
+        "params_fraction": params / max(whole.params, 1),
+        "macs": macs,
+        "macs_fraction": macs / max(whole.macs, 1),
+    }
+
+
+def _reason_counts(frozen: dict[str, str]) -> dict[str, int]:
+    """How many groups each kind of reason freezes, the most frequent first."""
+    kinds = chain.from_iterable(
+        dict.fromkeys(_LAYER_AND_CLASS.sub(r"\1 ", reason) for reason in reasons.split("; "))
+        for reasons in frozen.values()
+    )
+    return dict(Counter(kinds).most_common())
+
+
+class _LayerTable:
+    """The layers of a model, walked once more to see what the analysis sums over: weights, calls and outputs."""
+
+    def __init__(self, analysis: ChannelAnalysis, model: keras.Model) -> None:
+        self._analysis = analysis
+        walk = Walk(analysis.allow_inexact)
+        walk.run(model)
+        self.traced: dict[str, TracedLayer] = walk.layers
+        self._partition = walk.space.solve()
+        self._calls: dict[str, list[Any]] = {}
+        for path, call in _calls(model, ""):
+            self._calls.setdefault(path, []).append(call)
+        self.paths = list(self._calls)
+        self._owners = {owner for group in self._partition.groups for owner in group.owners}
+        sizes = [group.stop - group.start for group in self._partition.groups]
+        self._group_of_unit = np.repeat(np.arange(len(sizes)), sizes)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every layer as it is; see `describe_model`."""
+        keep = np.ones(self._analysis.units, dtype=np.bool_)
+        return [self._row(path, keep) for path in self.paths]
+
+    def loss(self, path: str, keep: BoolArray) -> dict[str, Any]:
+        """A layer before and after; see `describe_plan`."""
+        units = self._output_units(path)
+        whole = np.ones_like(keep)
+        (params, macs), (params_after, macs_after) = self._cost(path, whole), self._cost(path, keep)
+        return {
+            "path": path,
+            "class": type(self._calls[path][0].layer).__name__,
+            "groups": self._groups_of(units),
+            "frozen": all(name in self._analysis.frozen for name in self._groups_of(units)),
+            "has_filters": self._has_filters(path, macs),
+            "filters_before": len(units),
+            "filters_kept": int(keep[units].sum()),
+            "params_before": params,
+            "params_after": params_after,
+            "macs_before": macs,
+            "macs_after": macs_after,
+        }
+
+    def _row(self, path: str, keep: BoolArray) -> dict[str, Any]:
+        calls = self._calls[path]
+        params, macs = self._cost(path, keep)
+        own = self._groups_of(self._output_units(path))
+        filters = self._has_filters(path, macs)
+        why_not = self._analysis.frozen.get(own[0], "") if filters else "has no filters of its own"
+        return {
+            "path": path,
+            "class": type(calls[0].layer).__name__,
+            "calls": len(calls),
+            "output_shape": list(flat(calls[0].outputs)[0].shape)[1:],
+            "weights": len(self.traced[path].weight_shapes),
+            "params": params,
+            "macs": macs,
+            "filters": len(self._output_units(path)),
+            "group": own[0] if len(own) == 1 else None,
+            "groups": self._groups_around(path),
+            "has_filters": filters,
+            "removable": not why_not,
+            "why_not": why_not,
+        }
+
+    def _cost(self, path: str, keep: BoolArray) -> tuple[int, int]:
+        """Params, and MACs over all calls, of a layer that keeps these units."""
+        layer = self.traced[path]
+        sliced = self._analysis.layers.get(path)
+        axes = {(axis.weight, axis.axis): int(keep[axis.units].sum()) for axis in (sliced.axes if sliced else ())}
+        sizes = [
+            prod(axes.get((weight, axis), length) for axis, length in enumerate(shape))
+            for weight, shape in enumerate(layer.weight_shapes)
+        ]
+        macs = sum(sizes[use.weight] * use.positions for call in layer.calls for use in call.uses)
+        return sum(sizes), macs
+
+    def _has_filters(self, path: str, macs: int) -> bool:
+        """Whether a layer's output channels are its own work: it multiplies, or nobody else makes them."""
+        return macs > 0 or path in self._owners
+
+    def _output_units(self, path: str) -> IntArray:
+        return self._partition.unit_of[self.traced[path].flow.output.ids]
+
+    def _groups_of(self, units: IntArray) -> list[str]:
+        """The names of the groups that units belong to, frozen ones too, in model order."""
+        return [self._partition.groups[number].name for number in np.unique(self._group_of_unit[units]).tolist()]
+
+    def _groups_around(self, path: str) -> list[str]:
+        """The groups that may go and take a part of this layer's weights or output with them."""
+        sliced = self._analysis.layers.get(path)
+        units = [axis.units for axis in sliced.axes] if sliced else []
+        names = self._groups_of(np.concatenate([*units, self._output_units(path)]))
+        return [name for name in names if name in self._analysis.groups]
+
+
+def _calls(model: keras.Model, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Path and call of every layer, nested models included, in the order in which they run."""
+    for node in nodes(model):
+        path = prefix + node.layer.name
+        if is_nested(node.layer):
+            yield from _calls(node.layer, path + "/")
+        else:
+            yield path, node

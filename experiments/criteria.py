@@ -1,37 +1,40 @@
-r"""Every criterion at the same budgets without fine-tuning: raw, recalibrated, reconstructed, folded.
+r"""Every criterion at the same budgets without fine-tuning: raw, recalibrated, reconstructed.
 
 Command:  cxr_import_weights --from=npz --input_file=kermany_densenet121_fp16.npz --num_classes=1 --input_size=112 \
               --output_file=chexnet_kermany.keras
-          python experiments/criteria.py --keras_model_file=chexnet_kermany.keras --data_dir=kermany224
-Time:     about 4 minutes a row with reconstruction at 112 px on two cores; 3 budgets x (7 criteria + 5 random seeds)
-          are 36 rows. Every finished row is kept: run the same command again to go on.
-Result:   experiments/results/criteria.csv, one row per criterion, seed and budget: AUROC on the official test films of
-          the uncut model, after removal (raw), with re-estimated batch norms (recalibrated), and the same two after
-          least squares on the consumers (reconstructed, reconstructed_recalibrated) or after folding constants
-          (folded; what goes into a batch norm's mean is re-estimated by recalibration, so that pair is not repeated);
-          experiments/results/criteria.png; `random` is drawn as the mean of its seeds. A criterion that has
-          nothing to say of this model gets a row with the reason.
+          python experiments/criteria.py --keras_model_file=chexnet_kermany.keras --data_dir=kermany224 \
+              --run_dir=criteria_run
+          python experiments/criteria_table.py --run_dir=criteria_run
+Time:     about 2 minutes a row at 112 px on two cores; 3 budgets x (7 criteria + 5 random seeds) are 36 rows. Every
+          finished row is kept: run the same command again to go on.
+Result:   in --run_dir one .npz per criterion, seed and budget: the logits of the official test films of the thinned
+          model as it is (raw), with batch norms re-estimated alone (reestimated), re-estimated with the uncut model
+          as reference (recalibrated), with its consumers refitted (reconstructed), and with both
+          (reconstructed_recalibrated). A criterion that has nothing to say of this model leaves a file with the
+          reason. `criteria_table.py` turns them into experiments/results/criteria.csv, .json and .png.
 
 All criteria see the same training films; nothing is chosen on test, so each row is one look at it.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from absl import app, flags
 
 from cxr_compress.data import decode_split, load_dataset
 from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.atomic import make_folder, write_bytes
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
@@ -40,8 +43,9 @@ from cxr_compress.models import tiny_chexnet
 from cxr_compress.structured import (
     Budget,
     ChannelAnalysis,
+    NormStatistics,
     analyze_channels,
-    fold_constant_channels,
+    measure_batch_norms,
     recalibrate_batch_norm,
     reconstruct_consumers,
     remove_channels,
@@ -50,9 +54,6 @@ from cxr_compress.structured import (
 )
 from cxr_compress.train import pos_weights, weighted_bce
 
-RESULTS = Path(__file__).parent / "results"
-MEASURES = ("raw", "recalibrated", "reconstructed", "reconstructed_recalibrated", "folded")
-COLUMNS = ("criterion", "seed", "target_macs", "macs", "params", "uncut", *MEASURES, "note")
 RANDOM_SEEDS = range(5)
 BATCH = 32
 
@@ -66,10 +67,10 @@ _CRITERIA = flags.DEFINE_list(
 _TARGETS = flags.DEFINE_list("target_macs", ["0.75", "0.5", "0.25"], "Shares of the MACs that stay.")
 _SCOPE = flags.DEFINE_string("scope", "local", "local: the same share of every group; global: ranked together.")
 _IMAGES = flags.DEFINE_integer("images", 512, "Training films for scores, reconstruction and batch norms.")
-_OUTPUT = flags.DEFINE_string("output", str(RESULTS / "criteria.csv"), "The table; the plot lies beside it.")
+_RUN = flags.DEFINE_string("run_dir", None, "Where the rows are kept.")
 
 Images = npt.NDArray[np.float32]
-Row = dict[str, Any]
+Row = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,7 @@ class Bench:
         labels: theirs.
         test: decoded test films, uint8.
         truth: their labels.
+        patients: whose they are.
         spec: their preprocessing.
         round_to: widths are multiples of this.
     """
@@ -93,6 +95,7 @@ class Bench:
     labels: Images
     test: npt.NDArray[np.uint8]
     truth: Images
+    patients: tuple[str, ...]
     spec: PreprocessSpec
     round_to: int
 
@@ -101,18 +104,35 @@ class Bench:
         for start in range(0, len(self.images), BATCH):
             yield self.images[start : start + BATCH], self.labels[start : start + BATCH]
 
-    def auroc(self, model: keras.Model) -> float:
-        """Mean over findings, on the test films."""
-        parts = [
-            np.asarray(model(normalize(self.test[start : start + BATCH], self.spec), training=False))
-            for start in range(0, len(self.test), BATCH)
-        ]
-        return round(float(mean_auroc(self.truth, np.concatenate(parts))), 5)
+    def unlabelled(self) -> Iterator[Images]:
+        """Training films alone."""
+        return (images for images, _ in self.batches())
+
+    @cached_property
+    def norms(self) -> NormStatistics:
+        """What the uncut model's batch norms see on the training films."""
+        return measure_batch_norms(self.model, self.unlabelled())
 
 
-def measure(bench: Bench, criterion: str, seed: int, target: float, uncut: float) -> Row:
+class Scorer:
+    """The test logits of a model whose weights change between calls: its graph is built once."""
+
+    def __init__(self, bench: Bench, model: keras.Model) -> None:
+        self._bench = bench
+        signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+        self._call = tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
+
+    def logits(self) -> Images:
+        """(test films, findings) float32."""
+        test, spec = self._bench.test, self._bench.spec
+        starts = range(0, len(test), BATCH)
+        return np.concatenate(
+            [self._call(tf.constant(normalize(test[start : start + BATCH], spec))).numpy() for start in starts]
+        )
+
+
+def measure(bench: Bench, criterion: str, seed: int, target: float) -> Row:
     """One row of the table."""
-    row: Row = {"criterion": criterion, "seed": seed, "target_macs": target, "uncut": uncut}
     try:
         scores = score_channels(
             bench.model,
@@ -124,68 +144,36 @@ def measure(bench: Bench, criterion: str, seed: int, target: float, uncut: float
         )
         plan = select_channels(bench.analysis, scores, Budget(macs=target), scope=_SCOPE.value, round_to=bench.round_to)
     except CompressionError as error:
-        return {**row, "note": str(error)}
-    row.update(macs=plan.after.macs, params=plan.after.params)
+        return {"note": np.array(str(error))}
     thin = remove_channels(bench.model, plan)
-    start = thin.get_weights()
-    repairs: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
-        ("raw", "recalibrated", None),
-        ("reconstructed", "reconstructed_recalibrated", reconstruct_consumers),
-        ("folded", "", fold_constant_channels),
-    )
-    for before, after, repair in repairs:
-        thin.set_weights(start)
-        if repair is not None:
-            repair(thin, bench.model, plan, bench.batches())
-        row[before] = bench.auroc(thin)
-        if after:
-            recalibrate_batch_norm(thin, (images for images, _ in bench.batches()))
-            row[after] = bench.auroc(thin)
+    scorer, start = Scorer(bench, thin), thin.get_weights()
+    row: Row = {"macs": np.array(plan.after.macs), "params": np.array(plan.after.params), "raw": scorer.logits()}
+    recalibrate_batch_norm(thin, bench.unlabelled())
+    row["reestimated"] = scorer.logits()
+    thin.set_weights(start)
+    recalibrate_batch_norm(thin, bench.unlabelled(), uncut=bench.model, plan=plan, reference=bench.norms)
+    row["recalibrated"] = scorer.logits()
+    thin.set_weights(start)
+    reconstruct_consumers(thin, bench.model, plan, bench.batches())
+    row["reconstructed"] = scorer.logits()
+    recalibrate_batch_norm(thin, bench.unlabelled(), uncut=bench.model, plan=plan, reference=bench.norms)
+    row["reconstructed_recalibrated"] = scorer.logits()
     return row
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows that an earlier run finished."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """The whole table, in one piece."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """AUROC over MACs, one line per criterion; left recalibrated, right reconstructed and recalibrated."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for panel, name in zip(panels, ("recalibrated", "reconstructed_recalibrated"), strict=True):
-        for criterion in dict.fromkeys(row["criterion"] for row in rows):
-            points: dict[float, list[float]] = {}
-            for row in rows:
-                if row["criterion"] == criterion and row.get(name) not in (None, ""):
-                    points.setdefault(float(row["target_macs"]), []).append(float(row[name]))
-            shares = sorted(points)
-            panel.plot(shares, [float(np.mean(points[share])) for share in shares], "o-", label=criterion)
-        panel.set_title(name.replace("_", ", "), loc="left", fontsize=10)
-        panel.set_xlabel("share of MACs that stays")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("AUROC, official test films")
-    panels[0].legend(fontsize=8, frameon=False)
+def write_row(path: Path, row: Row) -> None:
+    """One row, in one piece."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
+    np.savez_compressed(content, **row)  # type: ignore[arg-type]
     write_bytes(path, content.getvalue())
+
+
+def told(truth: Images, row: Row) -> str:
+    """The row's AUROCs, or why it has none."""
+    return " ".join(
+        str(values) if name == "note" else f"{name} {mean_auroc(truth, values):.4f}" if values.ndim else ""
+        for name, values in row.items()
+    )
 
 
 def prepare(folder: Path) -> Bench:
@@ -214,36 +202,47 @@ def prepare(folder: Path) -> Bench:
         labels=sample.labels,
         test=decode_split(dataset.test, spec),
         truth=dataset.test.labels,
+        patients=dataset.test.patients,
         spec=spec,
         round_to=4 if _SMOKE.value else 8,
     )
 
 
-def run(folder: Path, output: Path) -> None:
+def run(folder: Path, rows: Path) -> None:
     """Measure every row that is not there yet."""
     bench = prepare(folder)
-    rows = read_rows(output)
-    done = {(row["criterion"], int(row["seed"]), float(row["target_macs"])) for row in rows}
-    uncut = bench.auroc(bench.model)
+    make_folder(rows)
+    uncut = Scorer(bench, bench.model).logits()
+    baseline = bench.analysis.baseline
+    facts = {"logits": uncut, "labels": bench.truth, "patients": np.array(_numbered(bench.patients))}
+    write_row(rows / "uncut.npz", {**facts, "macs": np.array(baseline.macs), "params": np.array(baseline.params)})
     for target in [0.5] if _SMOKE.value else [float(share) for share in _TARGETS.value]:
         for criterion in _CRITERIA.value:
             for seed in RANDOM_SEEDS if criterion == "random" and not _SMOKE.value else range(1):
-                if (criterion, seed, target) not in done:
-                    rows.append(measure(bench, criterion, seed, target, uncut))
-                    write_rows(output, rows)
-                    print(",".join(str(rows[-1].get(name, "")) for name in COLUMNS), flush=True)
-    draw(rows, output.with_suffix(".png"))
+                path = rows / f"{criterion}-{seed}-{target}.npz"
+                if not path.is_file():
+                    started = time.monotonic()
+                    row = measure(bench, criterion, seed, target)
+                    write_row(path, row)
+                    seconds = time.monotonic() - started
+                    print(f"{path.stem} ({seconds:.0f} s): {told(bench.truth, row)}", flush=True)
+
+
+def _numbered(patients: tuple[str, ...]) -> list[int]:
+    """A number per patient instead of what the data set calls them."""
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
+    return [numbers[patient] for patient in patients]
 
 
 def main(_: list[str]) -> None:
-    """Run with the flags; a smoke run leaves nothing behind."""
+    """Run with the flags; a smoke run leaves nothing behind unless it is told where."""
     with tempfile.TemporaryDirectory() as folder:
         if _SMOKE.value:
-            run(Path(folder) / "films", Path(folder) / "criteria.csv")
-        elif not _MODEL.value or not _DATA.value:
-            raise app.UsageError("give --keras_model_file and --data_dir, or --smoke")
+            run(Path(folder) / "films", Path(_RUN.value or folder))
+        elif not _MODEL.value or not _DATA.value or not _RUN.value:
+            raise app.UsageError("give --keras_model_file, --data_dir and --run_dir, or --smoke")
         else:
-            run(Path(folder), Path(_OUTPUT.value))
+            run(Path(folder), Path(_RUN.value))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -83,7 +84,17 @@ def test_zoo_smoke_equals_its_oracle_and_the_control_does_not():
     assert result["control_error"] > 1e-2
 
 
-def test_criteria_smoke_prints_a_row_per_criterion():
-    shown = run("criteria.py", "--criteria=random,lasso")
-    rows = [line.split(",") for line in shown.splitlines() if line.startswith(("random,", "lasso,"))]
-    assert [row[0] for row in rows] == ["random", "lasso"]
+def test_criteria_smoke_leaves_a_row_per_criterion_and_the_table_shows_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    run("criteria.py", "--criteria=random,l1,lasso", f"--run_dir={tmp_path}")
+    again = run("criteria.py", "--criteria=random,l1,lasso", f"--run_dir={tmp_path}")
+    assert "random" not in again  # kept, not measured twice
+    script, table = EXPERIMENTS / "criteria_table.py", tmp_path / "criteria.csv"
+    command = [sys.executable, str(script), f"--run_dir={tmp_path}", f"--output={table}"]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["criterion"] for row in rows} == {"random", "l1", "lasso"}
+    assert all(float(row["reconstructed_recalibrated"]) <= 1 and float(row["macs_fraction"]) <= 0.5 for row in rows)
+    compared = json.loads((tmp_path / "criteria.json").read_text())["0.5"]["lasso_minus_l1"]["raw"]
+    assert compared["low"] <= compared["value"] <= compared["high"]
+    assert (tmp_path / "criteria.png").read_bytes().startswith(b"\x89PNG")

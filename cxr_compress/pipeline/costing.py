@@ -129,7 +129,10 @@ def read_latency_table(path: str | Path) -> CostTable:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{path}: expected a latency table (JSON), could not read it: {error}") from error
-    table = CostTable.from_json(text)
+    try:
+        table = CostTable.from_json(text)
+    except CompressionError as error:
+        raise CompressionError(f"{path}: {error}") from error
     if table.layer_times is None:
         raise CompressionError(f"{path}: expected layer times, the table has none: make it with cxr_benchmark --layers")
     return table

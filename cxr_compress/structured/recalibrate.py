@@ -91,8 +91,8 @@ def recalibrate_batch_norm(
     over augmented ones: on the trained DenseNet121 it costs 0.008 AUROC before a single filter is gone. With `uncut`
     and `plan` every channel's normalised mean and spread become instead what the uncut model's are on the same
     images: a model that lost nothing stays as it is. Which of the two recovers more depends on what was removed
-    (`experiments/results/criteria.csv`): the reference does where the criterion looks at weights or gradients, by 0.005
-    to 0.04; for `lasso` and `random`, which may take what matters most, it is the worse one. Some hundred images are
+    (`experiments/results/criteria.csv`): the reference does where the criterion looks at weights alone, by 0.006 to
+    0.04; for `lasso` and `random`, which may take what matters most, it is the worse one. Some hundred images are
     enough.
 
     Args:

@@ -104,6 +104,9 @@ def test_latency_table_without_layer_times_or_unreadable_is_refused(model, table
         read_latency_table(path)
     with pytest.raises(ModelFileError, match=r"gone\.json: expected a latency table \(JSON\), could not read it"):
         read_latency_table(tmp_path / "gone.json")
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(CompressionError, match=r"table\.json: expected a cost table \(JSON\), could not read it"):
+        read_latency_table(path)
 
 
 def test_measure_costs_keeps_the_model_as_it_is(model, images):

@@ -2,9 +2,14 @@
 
     cxr_predict --model=model.tflite chest.png
     cxr_predict --model=model.tflite --format=csv folder/ more.jpg > findings.csv
+    cxr_predict --model=model.tflite --window=2048,4096 chest.dcm
 
-Each argument is a PNG or JPEG file, or a folder that is searched for them (sub-folders included, hidden files left
-out). Research use only; not a medical device and not a diagnosis.
+Each argument is a PNG, JPEG or DICOM file, or a folder that is searched for them (sub-folders included, hidden files
+left out; DICOM also without a suffix). DICOM needs pip install 'cxr-compress[dicom]'; what a header says about a
+patient is neither read nor printed. Research use only; not a medical device and not a diagnosis.
+
+What looks odd about a film, for instance that it is inverted, is one line on stderr and the field "warnings" of the
+image in --format=json; its findings are printed all the same.
 
 A batch (several arguments, or a folder) goes on after a bad file: one line on stderr for each, the list at the end and
 exit code 1. A wrong flag or model, a folder without images, or a bad file that is the only argument ends with one line
@@ -25,7 +30,8 @@ from absl import flags
 from cxr_compress.cli.common import EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
 from cxr_compress.cli.output import write_csv_rows, write_results
 from cxr_compress.device.classifier import Classifier, Findings
-from cxr_compress.device.decode import IMAGE_SUFFIXES
+from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
+from cxr_compress.device.dicom import DicomView
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import GATES, ImageGateWarning
@@ -41,10 +47,12 @@ class _Result:
 
     image: str
     findings: Findings
+    warnings: list[str]
     milliseconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"image": self.image, **self.findings.to_dict(), "milliseconds": self.milliseconds}
+        about = {**self.findings.to_dict(), "warnings": self.warnings}
+        return {"image": self.image, **about, "milliseconds": self.milliseconds}
 
     def rows(self) -> list[list[Any]]:
         entries = self.findings.to_dict()["findings"]
@@ -81,6 +89,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         "and go on at your own risk (off).",
         flag_values=values,
     )
+    text = "Which frame of a DICOM file with several, counted from 1."
+    flags.DEFINE_integer("frame", None, text, flag_values=values)
+    text = (
+        "How DICOM files are seen: CENTER,WIDTH, or the number of the VOI LUT or window in the file, counted from 1. "
+        "The first one by default; the whole range of stored values where a file has none."
+    )
+    flags.DEFINE_string("window", None, text, flag_values=values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -89,8 +104,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError("expected --model=FILE, the .tflite to use")
     if not arguments:
         raise UsageError("expected at least one image file or folder, got none")
+    view = _view(values)
     model = read_model(values.model)
-    classifier = Classifier(model, num_threads=values.num_threads, runtime=values.runtime, gate=values.gate)
+    classifier = Classifier(model, num_threads=values.num_threads, runtime=values.runtime, gate=values.gate, view=view)
     images, batch = _list_images(arguments)
     _classify(classifier, images, batch, alone=images == arguments and len(images) == 1, form=values.format)
     if values.format != "csv":
@@ -105,12 +121,20 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     return EXIT_SOME_INPUTS_BAD
 
 
+def _view(values: flags.FlagValues) -> DicomView:
+    """What to look at in DICOM files."""
+    try:
+        return DicomView.parse(values.frame, values.window)
+    except DataError as error:
+        raise UsageError(f"--frame or --window: {error}") from error
+
+
 def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
     """Replace each folder by the images in it; a folder without any fails, for good when it is the only argument."""
     images: list[str] = []
     batch = _Batch()
     for argument in arguments:
-        found = _in_folder(Path(argument)) if Path(argument).is_dir() else [argument]
+        found = [str(path) for path in images_in(argument)] if Path(argument).is_dir() else [argument]
         if not found:
             error = DataError(f"{argument}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the folder")
             if len(arguments) == 1:
@@ -120,21 +144,11 @@ def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
     return images, batch
 
 
-def _in_folder(folder: Path) -> list[str]:
-    """Give the image files in a folder and its sub-folders, sorted by path."""
-    # Hidden ones are left out: macOS leaves "._name.png" beside every image it copies to a USB stick.
-    return sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
 def _classify(classifier: Classifier, images: list[str], batch: _Batch, *, alone: bool, form: str) -> None:
     """Classify image by image into the batch; a bad one that stands alone raises its DataError."""
     if form == "csv":
         write_csv_rows([_COLUMNS], intended_use=classifier.info.intended_use)
-    for image in images:
+    for number, image in enumerate(images, 1):
         try:
             result = _predict(classifier, image)
         except DataError as error:
@@ -143,20 +157,22 @@ def _classify(classifier: Classifier, images: list[str], batch: _Batch, *, alone
             batch.fail(image, error)
             continue
         batch.results.append(result)
+        for text in result.warnings:
+            # By its number: a file name is often a patient's, and stderr ends up in logs.
+            print_error(NAME, f"warning: image {number}: {text}")
         if form == "csv":
             write_csv_rows(result.rows())
 
 
 def _predict(classifier: Classifier, image: str) -> _Result:
-    """Classify one image; a warning about it goes to stderr with its name."""
+    """Classify one image and gather what is to be said about the image itself."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageGateWarning)
         start = time.perf_counter()
         findings = classifier.predict(image)
         milliseconds = round((time.perf_counter() - start) * 1e3, 2)
-    for warning in caught:
-        print_error(NAME, f"{image}: warning: {warning.message}")
-    return _Result(image, findings, milliseconds)
+    said = [str(warning.message) for warning in caught] + list(findings.warnings)
+    return _Result(image, findings, said, milliseconds)
 
 
 def _print(form: str, model: ModelFile, classifier: Classifier, batch: _Batch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 _PUBLIC = {
     "Classifier": "classifier",
     "CostTable": "cost_table",
+    "DicomView": "dicom",
     "Findings": "classifier",
     "ImageGateWarning": "preprocess",
     "INTENDED_USE": "modelinfo",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cxr_compress.device.dicom import FIRST_VIEW, DicomView
+from cxr_compress.device.film_checks import film_warnings
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
-from cxr_compress.device.preprocess import preprocess
+from cxr_compress.device.preprocess import normalize, pixels_of
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
@@ -25,6 +27,7 @@ class Findings:
         probabilities: sigmoid(slope * logit + offset) with the calibration of the model file.
         thresholds: on the probabilities.
         positive: probability at or above its threshold.
+        warnings: what a person should check about the image itself, for instance that it looks inverted.
     """
 
     labels: tuple[str, ...]
@@ -32,9 +35,10 @@ class Findings:
     probabilities: np.ndarray
     thresholds: np.ndarray
     positive: tuple[bool, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the findings as JSON-ready values: {"findings": [{label, probability, threshold, positive, logit}]}."""
+        """Give JSON-ready values: {"findings": [{label, probability, threshold, positive, logit}], "warnings": []}."""
         columns = zip(self.labels, self.probabilities, self.thresholds, self.positive, self.logits, strict=True)
         return {
             "findings": [
@@ -46,7 +50,8 @@ class Findings:
                     "logit": _short(logit),
                 }
                 for label, probability, threshold, positive, logit in columns
-            ]
+            ],
+            "warnings": list(self.warnings),
         }
 
 
@@ -77,6 +82,7 @@ class Classifier:
         num_threads: int = 1,
         runtime: str = "auto",
         gate: str = "error",
+        view: DicomView = FIRST_VIEW,
     ) -> None:
         """Load a model.
 
@@ -85,6 +91,7 @@ class Classifier:
             num_threads: threads of the TFLite kernels.
             runtime: "auto", "litert" or "tflite-runtime".
             gate: "error" refuses a colour image for a gray model; "off" warns (`ImageGateWarning`) and goes on.
+            view: which frame and window of DICOM files.
 
         Raises:
             ModelFileError: the file is damaged, not ours, or its tensors contradict what it says about itself.
@@ -94,7 +101,11 @@ class Classifier:
         self._run = Runner(file.content, num_threads=num_threads, runtime=runtime)
         self.info, self.runtime = file.info, self._run.runtime
         self.labels, self.spec = file.info.labels, file.info.preprocess
-        self._gate = gate
+        self._gate, self._view = gate, view
+        if self.spec.input == "uint8" and not self._run.input.takes_pixels:
+            raise ModelFileError(
+                f"the model takes {self._run.input.dtype}, its own metadata says uint8 pixels; convert it again"
+            )
         _check_shape("input", self._run.input_shape, (1, *self.spec.input_shape))
         _check_shape("output", self._run.output_shape, (1, len(self.labels)))
         self.output_scale = self._run.output.scale
@@ -103,7 +114,8 @@ class Classifier:
         """Run preprocessed images through the model.
 
         Args:
-            batch: float32 (n, height, width, channels), as `device.preprocess.normalize` gives it; n may be 0.
+            batch: (n, *spec.input_shape) of dtype `spec.input`, as `device.preprocess.normalize` gives it: float32, or
+                uint8 where the model normalises; n may be 0.
 
         Returns:
             float32 (n, k), dequantised.
@@ -112,8 +124,9 @@ class Classifier:
             DataError: another shape or dtype, or NaN or infinite values.
         """
         batch = np.asarray(batch)
-        if batch.dtype != np.float32 or batch.shape[1:] != self.spec.input_shape or batch.ndim != 4:  # noqa: PLR2004
-            raise DataError(f"expected float32 of shape (n, *{self.spec.input_shape}), got {batch.dtype} {batch.shape}")
+        shape, dtype = self.spec.input_shape, self.spec.input
+        if batch.dtype != dtype or batch.shape[1:] != shape or batch.ndim != 4:  # noqa: PLR2004
+            raise DataError(f"expected {dtype} of shape (n, *{shape}), got {batch.dtype} {batch.shape}")
         finite = np.isfinite(batch).all(axis=(1, 2, 3))
         if not finite.all():
             raise DataError(f"expected finite pixels, image {np.argmin(finite)} of the batch holds NaN or infinity")
@@ -134,12 +147,16 @@ class Classifier:
         return (np.where(z >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
 
     def predict(self, image: str | Path | np.ndarray) -> Findings:
-        """Classify one image: a PNG or JPEG file, or pixels as uint8 or uint16, (H, W) or (H, W, 3) RGB.
+        """Classify one image: a PNG, JPEG or DICOM file, or pixels as uint8 or uint16, (H, W) or (H, W, 3) RGB.
+
+        What looks odd about a gray film is said in `Findings.warnings`; it does not change the findings.
 
         Raises:
             DataError: the image is missing, damaged, or not what the model was trained on.
         """
-        return self.decide(self.logits(preprocess(image, self.spec, self._gate)[np.newaxis])[0])
+        pixels = pixels_of(image, self.spec, self._gate, self._view)
+        findings = self.decide(self.logits(normalize(pixels, self.spec)[np.newaxis])[0])
+        return replace(findings, warnings=film_warnings(pixels)) if self.spec.color == "gray" else findings
 
     def decide(self, logits: np.ndarray) -> Findings:
         """Give the findings that belong to the logits (k,) of one image."""

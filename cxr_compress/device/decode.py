@@ -1,8 +1,8 @@
-"""Decode PNG and JPEG files, and refuse what is damaged instead of guessing the missing pixels.
+"""Decode PNG, JPEG and DICOM files, and refuse what is damaged instead of guessing the missing pixels.
 
 OpenCV fills what a cut-off JPEG lacks with gray and says nothing: a clinic would get a finding for half a film. So the
 container is walked before its pixels are decoded: every PNG chunk and its checksum, every JPEG segment to the end mark.
-Other formats are refused, because nothing here could tell whether such a file is whole.
+DICOM is read by dicom.py. Other formats are refused, because nothing here could tell whether such a file is whole.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cxr_compress.device.dicom import FIRST_VIEW, DicomView, decode_dicom
 from cxr_compress.errors import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8"
+_DICOM_PREAMBLE = 128
+_DICOM_MAGIC = b"DICM"
 _AGAIN = "copy or export it again"
 # A mark that ends entropy-coded data: not a stuffed zero, not a restart mark, not a fill byte (ITU-T T.81, B.1.1.5).
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
@@ -28,11 +32,15 @@ _EOI = 0xD9
 _BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-def decode_image(path: str | Path) -> np.ndarray:
-    """Read a PNG or JPEG file as it stores its pixels.
+def decode_image(path: str | Path, view: DicomView = FIRST_VIEW) -> np.ndarray:
+    """Read a PNG or JPEG file as it stores its pixels, a DICOM file as a reader would see it, in 8 bits.
 
     Palettes are resolved, an alpha channel is dropped, the EXIF orientation is not applied (scanners do not write it).
-    16-bit PNG stays 16-bit.
+    16-bit PNG stays 16-bit. DICOM is known by its mark at byte 128, or by its suffix where it has none.
+
+    Args:
+        path: the file.
+        view: which frame and window of a DICOM file.
 
     Returns:
         uint8 or uint16, (H, W) for gray files, (H, W, 3) in RGB order for the others.
@@ -51,17 +59,27 @@ def decode_image(path: str | Path) -> np.ndarray:
     except ValueError as error:  # a path with a NUL character
         raise DataError(f"{str(path)!r}: is not a path: {error}") from error
     try:
-        return decode_bytes(data)
+        return decode_bytes(data, view, bare_dicom=Path(path).suffix.lower() in DICOM_SUFFIXES)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def decode_bytes(data: bytes) -> np.ndarray:
-    """Decode the content of a PNG or JPEG file as `decode_image` does.
+def decode_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = False) -> np.ndarray:
+    """Decode the content of a file as `decode_image` does.
+
+    Args:
+        data: the content.
+        view: which frame and window of a DICOM file.
+        bare_dicom: what is neither PNG nor JPEG is DICOM, with or without its mark.
 
     Raises:
         DataError: as `decode_image`, without a path.
     """
+    if not data:
+        raise DataError(f"is empty; {_AGAIN}")
+    plain = data.startswith((_PNG_SIGNATURE, _JPEG_START))
+    if not plain and (bare_dicom or _is_dicom(data)):
+        return decode_dicom(data, view)
     _check_container(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -70,6 +88,39 @@ def decode_bytes(data: bytes) -> np.ndarray:
     if image is None:
         raise DataError(f"is damaged: its pixels cannot be decoded; {_AGAIN}")
     return _drop_alpha(np.asarray(image))
+
+
+def images_in(folder: str | Path) -> list[Path]:
+    """The images in a folder and its sub-folders, sorted by path.
+
+    By suffix (IMAGE_SUFFIXES); files without one, or named by a UID as archives do ("1.2.840.113"), are looked into for
+    the mark of DICOM. Hidden files are left out (macOS leaves "._name.png" beside every image it copies to a USB
+    stick), and so is a DICOMDIR, which is a list of images.
+
+    Raises:
+        DataError: not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give a folder of images")
+    return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and _looks_like_image(path))
+
+
+def _looks_like_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return path.is_file()
+    if (suffix and not suffix[1:].isdigit()) or path.name == "DICOMDIR" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return _is_dicom(file.read(_DICOM_PREAMBLE + len(_DICOM_MAGIC)))
+    except OSError:
+        return False
+
+
+def _is_dicom(data: bytes) -> bool:
+    return data[_DICOM_PREAMBLE : _DICOM_PREAMBLE + len(_DICOM_MAGIC)] == _DICOM_MAGIC
 
 
 def _drop_alpha(image: np.ndarray) -> np.ndarray:
@@ -85,16 +136,14 @@ def _drop_alpha(image: np.ndarray) -> np.ndarray:
 
 def _check_container(data: bytes) -> None:
     """Raise a DataError unless the bytes are one whole PNG or JPEG file."""
-    if not data:
-        raise DataError(f"is empty; {_AGAIN}")
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data)
     elif data.startswith(_JPEG_START):
         _check_jpeg(data)
-    elif data[128:132] == b"DICM":
-        raise DataError("is a DICOM file, which is not read here; export it as a 16-bit or 8-bit PNG first")
     else:
-        raise DataError(f"is not a PNG or JPEG file (it starts with {data[:4].hex(' ')}); export it as PNG first")
+        raise DataError(
+            f"is not a PNG, JPEG or DICOM file (it starts with {data[:4].hex(' ')}); export it as PNG first"
+        )
 
 
 def _check_png(data: bytes) -> None:

@@ -1,7 +1,8 @@
 """From an image file or array to the model's input: the only preprocessing in the project.
 
 Training, calibration, evaluation and the device all come through here, so that a model is scored on exactly what it
-will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resize to uint8 -> normalise to float32.
+will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resize to uint8 -> normalise to float32
+(the last step is left to the network where the spec says that it takes uint8 pixels).
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import cv2
 import numpy as np
 
 from cxr_compress.device.decode import decode_image
+from cxr_compress.device.dicom import FIRST_VIEW, DicomView
 from cxr_compress.device.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from cxr_compress.errors import DataError
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "DicomView",
     "ImageGateWarning",
     "PreprocessSpec",
     "coloured_share",
     "decode_image",
     "load_uint8",
     "normalize",
+    "pixel_table",
+    "pixels_of",
     "preprocess",
     "resize_uint8",
     "to_uint8",
@@ -84,13 +89,15 @@ def resize_uint8(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     return np.asarray(cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA))
 
 
-def load_uint8(path: str | Path, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
+def load_uint8(path: str | Path, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW) -> np.ndarray:
     """Read a file as what caches hold: uint8, (height, width) for gray or (height, width, 3) for rgb.
+
+    `view` says which frame and window of a DICOM file; the others have one.
 
     Raises:
         DataError: as `decode_image` and `to_uint8`; the message starts with the path.
     """
-    image = decode_image(path)
+    image = decode_image(path, view)
     try:
         return resize_uint8(to_uint8(image, spec, gate), spec)
     except DataError as error:
@@ -98,7 +105,9 @@ def load_uint8(path: str | Path, spec: PreprocessSpec, gate: str = "error") -> n
 
 
 def normalize(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """Turn uint8 pixels into the float32 the model takes: (pixel / 255 - mean) / std, per channel.
+    """Turn uint8 pixels into what the model takes: (pixel / 255 - mean) / std as float32, per channel.
+
+    A model that takes pixels (`spec.input` "uint8") gets them as they are, with an axis for the channel.
 
     Every value comes out of one table of 256 numbers, so an image gives the same bits alone, in a batch and on any
     machine.
@@ -108,7 +117,8 @@ def normalize(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
         spec: what the model expects.
 
     Returns:
-        float32, (height, width, channels) or (n, height, width, channels), C-contiguous.
+        float32, (height, width, channels) or (n, height, width, channels), C-contiguous; or uint8, `spec.input_shape`
+        or (n, *spec.input_shape).
 
     Raises:
         DataError: another dtype or shape.
@@ -117,30 +127,42 @@ def normalize(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     tail = (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
     if image.dtype != np.uint8 or image.shape[-len(tail) :] != tail or image.ndim - len(tail) not in (0, 1):
         raise DataError(f"normalize: expected uint8 of shape {tail} or (n, *{tail}), got {image.dtype} {image.shape}")
-    table = _pixel_table(spec.mean, spec.std)
+    if spec.input == "uint8":
+        return np.ascontiguousarray(image[..., np.newaxis] if spec.color == "gray" else image)
+    table = pixel_table(spec)
     # mode="clip" skips the bounds check, three quarters of the time; a uint8 cannot leave a table of 256 rows.
     if spec.color == "gray":
         return np.take(table, image, axis=0, mode="clip")
     out = np.empty(image.shape, np.float32)
-    for channel in range(spec.channels):
-        out[..., channel] = np.take(table[:, channel], image[..., channel], mode="clip")
+    for channel, source in enumerate(spec.sources):
+        out[..., channel] = np.take(table[:, channel], image[..., source], mode="clip")
     return out
 
 
-def preprocess(source: str | Path | np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
-    """Turn one image file, or one decoded image, into one model input: float32 (height, width, channels).
+def pixels_of(
+    source: str | Path | np.ndarray, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW
+) -> np.ndarray:
+    """Turn one image file, or one decoded image, into uint8 of the model's size, as `load_uint8` gives it."""
+    if isinstance(source, np.ndarray):
+        return resize_uint8(to_uint8(source, spec, gate), spec)
+    return load_uint8(source, spec, gate, view)
+
+
+def preprocess(
+    source: str | Path | np.ndarray, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW
+) -> np.ndarray:
+    """Turn one image file, or one decoded image, into one model input: float32 (height, width, channels), or uint8.
 
     Args:
         source: a path, or an array as `to_uint8` takes it (RGB order, not BGR).
         spec: what the model expects.
         gate: as `to_uint8`.
+        view: which frame and window of a DICOM file.
 
     Raises:
         DataError: as `decode_image` and `to_uint8`.
     """
-    if isinstance(source, np.ndarray):
-        return normalize(resize_uint8(to_uint8(source, spec, gate), spec), spec)
-    return normalize(load_uint8(source, spec, gate), spec)
+    return normalize(pixels_of(source, spec, gate, view), spec)
 
 
 def coloured_share(image: np.ndarray) -> float:
@@ -187,6 +209,11 @@ def _depth_table(bit_depth: int) -> np.ndarray:
     table = np.minimum((2 * 255 * values + top) // (2 * top), 255).astype(np.uint8)
     table.setflags(write=False)
     return table
+
+
+def pixel_table(spec: PreprocessSpec) -> np.ndarray:
+    """Table (256, channels) float32: pixel -> what the network sees, in the order of the network's channels."""
+    return _pixel_table(spec.mean, spec.std)
 
 
 @functools.lru_cache(maxsize=16)

@@ -40,7 +40,7 @@ class TensorFormat:
     Attributes:
         index: the tensor's number in the interpreter.
         dtype: float32, int8, uint8 or int16.
-        scale: value of one step; None for float32.
+        scale: value of one step; None for float32, 1.0 for pixels.
         zero_point: the code of 0.0; 0 for float32.
     """
 
@@ -53,6 +53,8 @@ class TensorFormat:
     def from_details(cls, details: dict[str, Any]) -> TensorFormat:
         """Read one entry of an interpreter's get_input_details() or get_output_details().
 
+        A uint8 tensor without a scale holds pixels of 0 to 255, which a CAST behind it takes as numbers.
+
         Raises:
             ModelFileError: a dtype that has no meaning here, or an integer tensor without one scale.
         """
@@ -63,13 +65,22 @@ class TensorFormat:
             raise ModelFileError(f"expected float32, int8, uint8 or int16 input and output, got {dtype}")
         scales = details["quantization_parameters"]["scales"]
         points = details["quantization_parameters"]["zero_points"]
+        if dtype == np.uint8 and len(scales) == 0:
+            return cls(index, dtype, 1.0, 0)
         if len(scales) != 1 or not scales[0] > 0:
             raise ModelFileError(f"expected one quantisation scale above 0 for an {dtype} tensor, got {list(scales)}")
         return cls(index, dtype, float(scales[0]), int(points[0]))
 
+    @property
+    def takes_pixels(self) -> bool:
+        """True where the codes are the pixels themselves: uint8, one a step, from 0."""
+        return self.dtype == np.uint8 and self.scale == 1.0 and self.zero_point == 0
+
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Turn float32 values into what the tensor stores."""
+        """Turn float32 values, or uint8 pixels, into what the tensor stores."""
         if self.scale is None:
+            return values
+        if self.takes_pixels and values.dtype == np.uint8:
             return values
         return quantise(values, self.scale, self.zero_point, self.dtype)
 

@@ -12,7 +12,7 @@ from cxr_compress.errors import ModelFileError
 
 
 class Runner:
-    """Runs a flatbuffer on float images, whatever its input and output store.
+    """Runs a flatbuffer on float images, or on uint8 pixels where it takes those, whatever its ends store.
 
     One interpreter is built and reused: cheap to call, not safe to share between threads.
 
@@ -40,7 +40,7 @@ class Runner:
         self.output_shape = tuple(int(size) for size in given["shape"])
 
     def stored(self, batch: np.ndarray) -> np.ndarray:
-        """Run float32 images (n, ...) one by one; give (n, ...) as the output stores them, codes or floats."""
+        """Run images (n, ...) one by one; give (n, ...) as the output stores them, codes or floats."""
         out = np.empty((len(batch), *self.output_shape[1:]), self.output.dtype)
         for index, image in enumerate(batch):
             self._interpreter.set_tensor(self.input.index, self.input.encode(image[np.newaxis]))
@@ -49,7 +49,7 @@ class Runner:
         return out
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Run float32 images (n, ...) one by one; give the float32 values (n, ...) of the output."""
+        """Run images (n, ...), float32 or uint8 pixels, one by one; give the float32 values (n, ...) of the output."""
         return self.output.decode(self.stored(batch))
 
 

@@ -14,6 +14,28 @@ from cxr_compress.errors import DataError
 # Source: the ImageNet statistics that CheXNet (Rajpurkar et al. 2017, section 2.2) normalises with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Source: the means that Caffe's ImageNet models subtract from pixels of 0 to 255, in the order blue, green, red.
+_CAFFE_MEAN = (103.939 / 255, 116.779 / 255, 123.68 / 255)
+
+# What networks are trained on: channels, order, mean and standard deviation of pixel / 255.
+#   imagenet_torch  (x / 255 - mean) / std: PyTorch's networks, CheXNet, Keras' DenseNet
+#   unit            x / 255
+#   tf              x / 127.5 - 1: Keras' MobileNet and Inception
+#   caffe           BGR, x - mean: Keras' ResNet50 and VGG
+#   xrv             (2 x / 255 - 1) * 1024, one channel: torchxrayvision
+#   raw             x: networks that normalise themselves
+PRESETS: dict[str, dict[str, Any]] = {
+    "imagenet_torch": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "unit": {"mean": (0.0,) * 3, "std": (1.0,) * 3},
+    "tf": {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+    "caffe": {"mean": _CAFFE_MEAN, "std": (1 / 255,) * 3, "order": "bgr"},
+    "xrv": {"channels": 1, "mean": (0.5,), "std": (0.5 / 1024,)},
+    "raw": {"mean": (0.0,) * 3, "std": (1 / 255,) * 3},
+}
+INPUTS = ("float32", "uint8")
+_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
+# Fields that came later; at these values they are left out of `to_dict`, so that files made before and since are equal.
+_LATER = {"order": "rgb", "input": "float32"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +45,15 @@ class PreprocessSpec:
     Attributes:
         height: rows of the model input, pixels.
         width: columns of the model input, pixels. The image is squashed to fit; its aspect ratio is not kept.
-        channels: channels of the model input; a gray image is repeated in each.
+        channels: channels the network computes with; a gray image is repeated in each.
         color: "gray" (a colour image is an error) or "rgb".
         bit_depth: meaningful bits of files and arrays that store 16 bits; 2**bit_depth - 1 becomes 255.
         resize: the resampling, always "area".
-        mean: per channel, of pixel / 255.
-        std: per channel, of pixel / 255.
+        mean: per channel of the network, of pixel / 255.
+        std: per channel of the network, of pixel / 255.
+        order: "rgb" or "bgr", the order of the network's channels; files and arrays are RGB always.
+        input: what is fed: "float32", normalised with mean and std, or "uint8" pixels that the network itself
+            normalises so, one channel of them for gray.
     """
 
     height: int
@@ -39,6 +64,8 @@ class PreprocessSpec:
     resize: str = "area"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    order: str = "rgb"
+    input: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "channels", "bit_depth"):
@@ -49,6 +76,13 @@ class PreprocessSpec:
             raise DataError(f"PreprocessSpec: expected color 'gray' or 'rgb', got {self.color!r}")
         if self.color == "rgb" and self.channels != 3:  # noqa: PLR2004 - red, green, blue
             raise DataError(f"PreprocessSpec: color 'rgb' needs channels=3, got {self.channels}")
+        if self.order not in _ORDERS or self.input not in INPUTS:
+            raise DataError(
+                f"PreprocessSpec: expected order 'rgb' or 'bgr' and input 'float32' or 'uint8', got {self.order!r} and "
+                f"{self.input!r}"
+            )
+        if self.order == "bgr" and self.channels != 3:  # noqa: PLR2004
+            raise DataError(f"PreprocessSpec: order 'bgr' needs channels=3, got {self.channels}")
         if self.resize != "area":
             raise DataError(f"PreprocessSpec: expected resize 'area', got {self.resize!r}")
         if not 8 <= self.bit_depth <= 16:  # noqa: PLR2004 - what a uint16 can hold beyond a uint8
@@ -56,14 +90,32 @@ class PreprocessSpec:
         if min(self.std) <= 0:
             raise DataError(f"PreprocessSpec: expected every std above 0, got {self.std}")
 
+    @classmethod
+    def preset(cls, name: str, height: int, width: int, **fields: Any) -> PreprocessSpec:
+        """Build the spec of one of PRESETS, which a network has to be trained with; `fields` are the other fields.
+
+        Raises:
+            DataError: an unknown preset, or a value out of range.
+        """
+        if name not in PRESETS:
+            raise DataError(f"PreprocessSpec: expected a preset of {', '.join(PRESETS)}; got {name!r}")
+        return cls(height, width, **{**PRESETS[name], **fields})
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one model input."""
-        return self.height, self.width, self.channels
+        """(height, width, channels) of one model input, as it is fed."""
+        channels = 1 if self.input == "uint8" and self.color == "gray" else self.channels
+        return self.height, self.width, channels
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Which channel of the pixels each channel of the network comes from; all from the one of a gray image."""
+        return (0,) * self.channels if self.color == "gray" else _ORDERS[self.order]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-ready values."""
+        """Give the fields as JSON-ready values; later additions only where they say something."""
         fields = dataclasses.asdict(self)
+        fields = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod

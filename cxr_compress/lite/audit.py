@@ -124,16 +124,21 @@ def audit(content: bytes) -> Audit:
         float_ops=tuple(op for graph in graphs for op in _float_ops(graph)),
         dynamic_tensors=tuple(tensor.name for tensor in tensors if tensor.dynamic),
         sparsity=count_zeros(main),
-        has_integer_activations=any(tensor.dtype in _INTEGER for graph in graphs for tensor in graph.activations()),
+        has_integer_activations=any(
+            tensor.dtype in _INTEGER and tensor.index not in _cast_inputs(graph)
+            for graph in graphs
+            for tensor in graph.activations()
+        ),
     )
 
 
-def require_integer(found: Audit, *, float_io: bool = False) -> None:
+def require_integer(found: Audit, *, float_io: bool = False, pixels: bool = False) -> None:
     """Check that a model computes in int8 from end to end.
 
     Args:
         found: the audit of the model.
         float_io: the ends are float32, with one QUANTIZE and one DEQUANTIZE, as in "int8_float_io".
+        pixels: the input is uint8, with one QUANTIZE.
 
     Raises:
         CompressionError: an operator computes in float, or an end has the wrong dtype; it names operator and tensor.
@@ -147,8 +152,10 @@ def require_integer(found: Audit, *, float_io: bool = False) -> None:
             f"{first.tensor!r}{f', and {more} more' if more else ''}: replace that layer by one with an int8 kernel, "
             "or export fp16 or dynamic"
         )
-    wanted = "float32" if float_io else "int8"
-    for tensor in found.inputs + found.outputs:
+    end = "float32" if float_io else "int8"
+    for tensor, wanted in [(given, "uint8" if pixels else end) for given in found.inputs] + [
+        (given, end) for given in found.outputs
+    ]:
         if tensor.dtype != wanted:
             raise CompressionError(f"expected {wanted} at the ends of the model, got {tensor.dtype} at {tensor.name!r}")
 
@@ -169,6 +176,12 @@ def _is_border(graph: Graph, operator: Operator) -> bool:
     if operator.kind == "QUANTIZE":
         return operator.inputs[0] in graph.inputs
     return operator.kind == "DEQUANTIZE" and operator.outputs[0] in graph.outputs
+
+
+def _cast_inputs(graph: Graph) -> set[int]:
+    """Inputs that a CAST turns into floats at once: pixels of a float model, which is none of integers for that."""
+    casts = {operator.inputs[0] for operator in graph.operators if operator.kind == "CAST"}
+    return casts & set(graph.inputs)
 
 
 def _weight_bytes(tensors: Sequence[Tensor]) -> int:

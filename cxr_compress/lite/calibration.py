@@ -19,26 +19,33 @@ MIN_IMAGES = 16
 _Item = TypeVar("_Item")
 
 
-def collect_images(calibration: Iterable[Any], shape: tuple[int, int, int], steps: int = DEFAULT_STEPS) -> np.ndarray:
+def collect_images(
+    calibration: Iterable[Any],
+    shape: tuple[int, int, int],
+    steps: int = DEFAULT_STEPS,
+    *,
+    dtype: type[np.generic] = np.float32,
+) -> np.ndarray:
     """The first `steps` images of an iterable of batches, checked.
 
     A wrong calibration set gives a file that runs and is silently worse, so what can be checked is: type, shape, finite
     values, no blank images, enough of them.
 
     Args:
-        calibration: batches, float32 (n, height, width, channels), preprocessed as the model's input.
+        calibration: batches (n, height, width, channels), preprocessed as the model's input.
         shape: (height, width, channels) of the model.
         steps: images to take at most.
+        dtype: float32, or uint8 for a model that takes pixels.
 
     Returns:
-        float32 (images, height, width, channels), MIN_IMAGES <= images <= steps.
+        `dtype` (images, height, width, channels), MIN_IMAGES <= images <= steps.
 
     Raises:
         DataError: a batch is not what the model takes, or there are too few images.
     """
     if steps < MIN_IMAGES:
         raise DataError(f"expected at least {MIN_IMAGES} calibration steps, got {steps}: give {DEFAULT_STEPS}")
-    images = list(islice(_single_images(calibration, shape), steps))
+    images = list(islice(_single_images(calibration, shape, np.dtype(dtype)), steps))
     if len(images) < MIN_IMAGES:
         raise DataError(
             f"expected at least {MIN_IMAGES} calibration images, got {len(images)}: int8 takes its value ranges from "
@@ -67,21 +74,23 @@ def image_batches(paths: Sequence[Path], spec: PreprocessSpec) -> Iterator[np.nd
         yield preprocess(path, spec)[np.newaxis]
 
 
-def _single_images(calibration: Iterable[Any], shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+def _single_images(
+    calibration: Iterable[Any], shape: tuple[int, int, int], dtype: np.dtype[Any]
+) -> Iterator[np.ndarray]:
     number = 0
     for batch in calibration:
-        for image in _checked(batch, shape, number):
+        for image in _checked(batch, shape, number, dtype):
             number += 1
             yield image
 
 
-def _checked(batch: Any, shape: tuple[int, int, int], number: int) -> np.ndarray:
+def _checked(batch: Any, shape: tuple[int, int, int], number: int, dtype: np.dtype[Any]) -> np.ndarray:
     """The batch as an array, or an error that says what is wrong from image `number` on."""
     array = np.asarray(batch) if not isinstance(batch, (tuple, list, dict)) else None
-    expected = f"expected calibration batches float32 (n, {', '.join(map(str, shape))})"
+    expected = f"expected calibration batches {dtype} (n, {', '.join(map(str, shape))})"
     if array is None:
         raise DataError(f"{expected}, got a {type(batch).__name__}: yield the images alone, without labels")
-    if array.dtype != np.float32 or array.shape[1:] != shape:
+    if array.dtype != dtype or array.shape[1:] != shape:
         raise DataError(
             f"{expected}, got {array.dtype} {array.shape}: preprocess them as the model's input "
             "(device.preprocess.preprocess)"

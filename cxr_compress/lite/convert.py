@@ -12,12 +12,14 @@ from typing import Any, overload
 
 import numpy as np
 
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.lite.audit import Audit, audit, require_integer
 from cxr_compress.lite.calibration import DEFAULT_STEPS, collect_images
 from cxr_compress.lite.flatbuffer import name_signature
 from cxr_compress.lite.freeze import FrozenFunction, freeze
 from cxr_compress.lite.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range, take_pixels
 
 QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io")
 _FLOAT_ENDS = "int8_float_io"
@@ -50,6 +52,7 @@ def convert(
     calibration: Iterable[np.ndarray] | None = None,
     calibration_steps: int = DEFAULT_STEPS,
     input_size: int | tuple[int, int] | None = None,
+    pixels: PreprocessSpec | None = None,
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> LiteModel: ...
@@ -63,6 +66,7 @@ def convert(
     calibration: Iterable[np.ndarray] | None = None,
     calibration_steps: int = DEFAULT_STEPS,
     input_size: int | tuple[int, int] | None = None,
+    pixels: PreprocessSpec | None = None,
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LiteModel]: ...
@@ -75,6 +79,7 @@ def convert(
     calibration: Iterable[np.ndarray] | None = None,
     calibration_steps: int = DEFAULT_STEPS,
     input_size: int | tuple[int, int] | None = None,
+    pixels: PreprocessSpec | None = None,
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> LiteModel | dict[str, LiteModel]:
@@ -88,9 +93,13 @@ def convert(
             none: float32. fp16: float16 weights, half the size, float arithmetic. dynamic: int8 weights, float
             activations, a quarter of the size, no calibration. int8: everything in int8, ends included; what Coral and
             microcontrollers need. int8_float_io: the same inside, float32 at the ends.
-        calibration: batches float32 (n, height, width, channels), preprocessed as the input; for the int8 types.
+        calibration: batches float32 (n, height, width, channels), preprocessed as the input; for the int8 types. With
+            `pixels`, what the device will feed: uint8 (n, height, width, 1), or 3 channels for rgb.
         calibration_steps: images taken from `calibration` at most.
         input_size: where the model leaves its height and width open.
+        pixels: the preprocessing the model was trained with; its normalisation becomes the first layer and the files
+            take uint8 pixels, in all types ("int8_float_io" then is float at its output only). fp16 rounds the
+            normalisation as all else, to 0.05 %.
         num_threads: for the calibration; all cores up to four by default. It does not change the result.
         progress: is told each stage and its seconds.
 
@@ -107,12 +116,17 @@ def convert(
     check_quant_types(wanted, calibrated=calibration is not None)
     report = progress or (lambda line: None)
     frozen = _frozen(model, input_size, report)
+    if pixels is not None:
+        with _Stage("normalisation", report):
+            frozen = take_pixels(frozen, pixels)
     images = None
     if calibration is not None and any(name in _CALIBRATED for name in wanted):
         with _Stage("calibration images", report):
             _, height, width, channels = frozen.input_shape
-            images = collect_images(calibration, (height, width, channels), calibration_steps)
-    exporter = _Exporter(frozen, images, num_threads or min(_MAX_THREADS, os.cpu_count() or 1), report)
+            dtype = np.float32 if pixels is None else np.uint8
+            images = collect_images(calibration, (height, width, channels), calibration_steps, dtype=dtype)
+    threads = num_threads or min(_MAX_THREADS, os.cpu_count() or 1)
+    exporter = _Exporter(frozen, images, threads, report, pixels=pixels is not None)
     made = {name: exporter.make(name) for name in wanted}
     return made[quant_type] if isinstance(quant_type, str) else made
 
@@ -150,8 +164,11 @@ class _Stage:
 class _Exporter:
     """What the quant types of one conversion share: the lowered float graph, and the same graph with its ranges."""
 
-    def __init__(self, frozen: FrozenFunction, images: np.ndarray | None, num_threads: int, report: Progress) -> None:
+    def __init__(
+        self, frozen: FrozenFunction, images: np.ndarray | None, num_threads: int, report: Progress, *, pixels: bool
+    ) -> None:
         self._frozen, self._images, self._threads, self._report = frozen, images, num_threads, report
+        self._pixels = pixels
 
     def make(self, quant_type: str) -> LiteModel:
         """Convert to one quant type, name its ends and check it."""
@@ -160,18 +177,19 @@ class _Exporter:
             content = name_signature(step())
             found = audit(content)
         if quant_type in _CALIBRATED:
-            require_integer(found, float_io=quant_type == _FLOAT_ENDS)
+            require_integer(found, float_io=quant_type == _FLOAT_ENDS, pixels=self._pixels)
         return LiteModel(content, quant_type, found)
 
     def _step(self, quant_type: str) -> Callable[[], bytes]:
         """What is left to do for a quant type; what is shared is made, and reported, before."""
         if quant_type in _CALIBRATED:
             calibrated = self._calibrated
-            return lambda: quantize(calibrated, float_io=quant_type == _FLOAT_ENDS)
+            return lambda: quantize(calibrated, float_io=quant_type == _FLOAT_ENDS, pixels=self._pixels)
+        feed = feed_uint8 if self._pixels else bytes
         if quant_type == "none":
             graph = self._float_graph
-            return lambda: graph
-        return lambda: lower(self._frozen, quant_type)
+            return lambda: feed(graph)
+        return lambda: feed(lower(self._frozen, quant_type))
 
     @cached_property
     def _float_graph(self) -> bytes:
@@ -184,11 +202,12 @@ class _Exporter:
         if images is None:
             raise AssertionError("an int8 type reached the exporter without images")
         with _Stage(f"calibration on {len(images)} images", self._report):
-            ranges = measure_ranges(content, images, num_threads=self._threads, progress=self._report)
-            return write_ranges(content, ranges)
+            floats = images.astype(np.float32, copy=False)
+            ranges = measure_ranges(content, floats, num_threads=self._threads, progress=self._report)
+            return write_ranges(content, pin_pixel_range(content, ranges) if self._pixels else ranges)
 
 
-def quantize(content: bytes, *, float_io: bool = False) -> bytes:
+def quantize(content: bytes, *, float_io: bool = False, pixels: bool = False) -> bytes:
     """Quantise a float flatbuffer whose tensors carry their ranges to int8.
 
     Weights get a scale per output channel (zero point 0, so an exact zero stays code 0), activations one per tensor.
@@ -196,6 +215,7 @@ def quantize(content: bytes, *, float_io: bool = False) -> bytes:
     Args:
         content: float flatbuffer with ranges (`ranges.write_ranges`).
         float_io: keep float32 at the ends.
+        pixels: uint8 at the input, whose range is 0 to 255.
     """
     import tensorflow as tf
 
@@ -204,7 +224,8 @@ def quantize(content: bytes, *, float_io: bool = False) -> bytes:
     from tensorflow.lite.python.convert import mlir_quantize
 
     end = tf.float32 if float_io else tf.int8
-    return _run(lambda: mlir_quantize(content, input_data_type=end, output_data_type=end))
+    start = tf.uint8 if pixels else end
+    return _run(lambda: mlir_quantize(content, input_data_type=start, output_data_type=end))
 
 
 def lower(frozen: FrozenFunction, quant_type: str) -> bytes:

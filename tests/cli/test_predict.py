@@ -15,7 +15,7 @@ from cxr_compress.cli.predict import main
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import INTENDED_USE, read_model
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.films import colour_photo, draw_film
+from tests.device.films import colour_photo, draw_chest, draw_film
 from tests.device.golden import INT8_MODEL
 from tests.device.images import jpeg, png
 
@@ -63,7 +63,7 @@ def test_predict_json_is_what_the_classifier_says(film: Path, capsys: pytest.Cap
     }
     assert result["errors"] == []
     (image,) = result["images"]
-    assert list(image) == ["image", "findings", "milliseconds"]
+    assert list(image) == ["image", "findings", "warnings", "milliseconds"]
     assert image["image"] == str(film)
     assert image["milliseconds"] > 0
     assert image["findings"] == classifier.predict(film).to_dict()["findings"]
@@ -145,7 +145,7 @@ def test_predict_batch_of_only_bad_files_ends_with_1(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-@pytest.mark.parametrize("kind", ["missing", "cut_jpeg", "empty", "text", "colour", "dicom"])
+@pytest.mark.parametrize("kind", ["missing", "cut_jpeg", "empty", "text", "colour"])
 def test_predict_single_bad_image_is_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, form: str
 ) -> None:
@@ -154,9 +154,11 @@ def test_predict_single_bad_image_is_one_line_and_exit_2(
         "missing": (None, "not found; check the path"),
         "cut_jpeg": (jpeg(draw_film(0))[:-50], "without its end mark (EOI); copy or export it again"),
         "empty": (b"", "is empty; copy or export it again"),
-        "text": (b"Patient: ...", "is not a PNG or JPEG file (it starts with 50 61 74 69); export it as PNG first"),
+        "text": (
+            b"Patient: ...",
+            "is not a PNG, JPEG or DICOM file (it starts with 50 61 74 69); export it as PNG first",
+        ),
         "colour": (png(colour_photo()), "or go on at your own risk with --gate=off"),
-        "dicom": (bytes(128) + b"DICM", "is a DICOM file, which is not read here"),
     }[kind]
     if content is not None:
         path.write_bytes(content)
@@ -168,23 +170,41 @@ def test_predict_single_bad_image_is_one_line_and_exit_2(
     assert err.count("\n") == 1
 
 
-def test_predict_gate_off_warns_with_the_image_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_gate_off_warns_by_number_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []
     for name in ("one.png", "two.png"):
         (tmp_path / name).write_bytes(png(colour_photo()))
         paths.append(str(tmp_path / name))
-    assert main([MODEL, *paths, "--gate=off"]) == 0
-    warned = [line for line in capsys.readouterr().err.splitlines() if "gate is off" in line]
-    assert len(warned) == 2
-    for line, path in zip(warned, paths, strict=True):
-        assert line.startswith(f"cxr_predict: {path}: warning: expected a gray image, got colour")
+    assert main([MODEL, *paths, "--gate=off", "--format=json"]) == 0
+    out, err = capsys.readouterr()
+    warned = [line for line in err.splitlines() if "gate is off" in line]
+    assert [line.split(": expected")[0] for line in warned] == [
+        "cxr_predict: warning: image 1",
+        "cxr_predict: warning: image 2",
+    ]
+    assert tmp_path.name not in err
+    for image in json.loads(out)["images"]:
+        assert "expected a gray image, got colour" in image["warnings"][0]
+
+
+def test_predict_inverted_film_is_named_by_number_and_in_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(draw_chest()))
+    (tmp_path / "b.png").write_bytes(png(255 - draw_chest()))
+    assert main([MODEL, str(tmp_path), "--format=json"]) == 0
+    out, err = capsys.readouterr()
+    assert [len(image["warnings"]) for image in json.loads(out)["images"]] == [0, 1]
+    (line,) = [line for line in err.splitlines() if "looks inverted" in line]
+    assert line.startswith("cxr_predict: warning: image 2: looks inverted")
+    assert "b.png" not in err
 
 
 def test_predict_folder_without_images_is_exit_2_alone_and_1_in_a_batch(
     tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    text = f"cxr_predict: {tmp_path / 'empty'}: holds no image (.png, .jpg, .jpeg); check the folder\n"
+    text = f"cxr_predict: {tmp_path / 'empty'}: holds no image (.png, .jpg, .jpeg, .dcm, .dicom); check the folder\n"
     assert main([MODEL, str(tmp_path / "empty")]) == 2
     assert capsys.readouterr() == ("", text)
     assert main([MODEL, str(tmp_path / "empty"), str(film)]) == 1
@@ -268,3 +288,42 @@ def test_predict_real_films_are_read(cxr_data: Path, capsys: pytest.CaptureFixtu
     images = read_json(capsys)["images"]
     assert len(images) == 16
     assert all(0 <= finding["probability"] <= 1 for image in images for finding in image["findings"])
+
+
+def test_predict_dicom_file_and_folder_equal_the_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pydicom")
+    from tests.device.dicoms import make_dicom
+
+    (tmp_path / "a.png").write_bytes(png(draw_film(1)))
+    (tmp_path / "b.dcm").write_bytes(make_dicom(draw_film(1)))
+    (tmp_path / "c").write_bytes(make_dicom(255 - draw_film(1), "MONOCHROME1"))
+    assert main([MODEL, str(tmp_path), "--format=json"]) == 0
+    images = read_json(capsys)["images"]
+    assert [Path(image["image"]).name for image in images] == ["a.png", "b.dcm", "c"]
+    assert images[0]["findings"] == images[1]["findings"] == images[2]["findings"]
+
+
+def test_predict_frame_and_window_choose_what_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pydicom")
+    from tests.device.dicoms import make_dataset, to_bytes
+
+    films = [draw_film(1), draw_film(3)]
+    dataset = make_dataset(films[0], NumberOfFrames=2, WindowCenter=[128, 60], WindowWidth=[256, 40])
+    dataset.PixelData = np.stack(films).tobytes()
+    path = tmp_path / "film.dcm"
+    path.write_bytes(to_bytes(dataset))
+    answers = []
+    for flags in (["--frame=1"], ["--frame=2"], ["--frame=2", "--window=2"], ["--frame=2", "--window=60,40"]):
+        assert main([MODEL, str(path), "--format=json", *flags]) == 0
+        answers.append(read_json(capsys)["images"][0]["findings"])
+    expected = [Classifier(INT8_MODEL).predict(film).to_dict()["findings"] for film in films]
+    assert answers[:2] == expected
+    assert answers[2] == answers[3] != answers[1]
+    for flags, text in (
+        ([], "holds 2 frames, expected one film; choose one with --frame=1 to 2"),
+        (["--frame=0"], "--frame or --window: expected a frame number from 1 on, got 0 (see cxr_predict --help)"),
+        (["--frame=1", "--window=9"], "offers 2 windows, --window=9 is none of them"),
+        (["--frame=1", "--window=wide"], "expected a window as its number in the file (from 1 on) or CENTER,WIDTH"),
+    ):
+        assert main([MODEL, str(path), *flags]) == 2
+        assert text in capsys.readouterr().err

@@ -297,3 +297,41 @@ def test_normalize_empty_batch_gives_an_empty_batch() -> None:
 def test_normalize_wrong_image_is_refused(image: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"normalize: expected uint8 of shape \(16, 20\)"):
         normalize(image, GRAY)
+
+
+# --- presets and pixels -----------------------------------------------------------------------------------------------
+
+# What the networks' own code does to one RGB pixel of 0 to 255, channel by channel.
+PRESET_FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "imagenet_torch": lambda x: (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+    "unit": lambda x: x / 255,
+    "tf": lambda x: x / 127.5 - 1,
+    "caffe": lambda x: x[..., ::-1] - [103.939, 116.779, 123.68],
+    "xrv": lambda x: (2 * x[..., :1] / 255 - 1) * 1024,
+    "raw": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("preset", PRESET_FORMULAS)
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_normalize_preset_is_the_formula_of_its_networks(preset: str, color: str) -> None:
+    if (preset, color) == ("xrv", "rgb"):
+        pytest.skip("torchxrayvision's networks take one gray channel")
+    spec = PreprocessSpec.preset(preset, 4, 5, color=color)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3) if color == "rgb" else (4, 5), np.uint8)
+    as_rgb = pixels if color == "rgb" else np.repeat(pixels[..., np.newaxis], 3, axis=2)
+    expected = PRESET_FORMULAS[preset](as_rgb.astype(np.float64))
+    # float64 and one rounding to float32: 2**-24 of numbers up to 1024, or 255 beside which others cancel.
+    np.testing.assert_allclose(normalize(pixels, spec), expected, rtol=2**-23, atol=2**-40 * 1024)
+    others = [PRESET_FORMULAS[name](as_rgb.astype(np.float64)) for name in PRESET_FORMULAS if name != preset]
+    assert all(np.abs(expected - other).max() > 0.1 for other in others)  # control: no two presets are alike
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_normalize_for_a_model_that_takes_pixels_hands_them_through(color: str) -> None:
+    spec = PreprocessSpec(16, 20, color=color, input="uint8")
+    batch = np.random.default_rng(0).integers(0, 256, (3, 16, 20, 3) if color == "rgb" else (3, 16, 20), np.uint8)
+    fed = normalize(batch, spec)
+    assert (fed.dtype, fed.shape) == (np.uint8, (3, *spec.input_shape))
+    np.testing.assert_array_equal(fed.reshape(batch.shape), batch)
+    np.testing.assert_array_equal(normalize(batch[1], spec), fed[1])

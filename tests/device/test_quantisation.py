@@ -102,3 +102,18 @@ def test_tensor_format_other_dtype_is_refused(dtype: type) -> None:
 def test_tensor_format_integer_tensor_without_one_scale_is_refused(scales: list[float]) -> None:
     with pytest.raises(ModelFileError, match="expected one quantisation scale above 0 for an int8 tensor"):
         TensorFormat.from_details(details(np.int8, scales, [0] * len(scales)))
+
+
+@pytest.mark.parametrize("scales", [[], [1.0]])
+def test_tensor_format_of_pixels_hands_uint8_through(scales: list[float]) -> None:
+    tensor = TensorFormat.from_details(details(np.uint8, scales, [0] * len(scales)))
+    assert (tensor.scale, tensor.zero_point, tensor.takes_pixels) == (1.0, 0, True)
+    pixels = every_code(np.uint8)
+    assert tensor.encode(pixels) is pixels
+    np.testing.assert_array_equal(tensor.encode(pixels.astype(np.float32)), pixels)
+    assert tensor.encode(pixels.astype(np.float32)).dtype == np.uint8
+
+
+def test_tensor_format_of_quantised_floats_takes_no_pixels() -> None:
+    assert not TensorFormat.from_details(details(np.uint8, [0.5], [0])).takes_pixels
+    assert not TensorFormat.from_details(details(np.int8, [1.0], [0])).takes_pixels

@@ -1,4 +1,4 @@
-"""The golden files of the device tests; make_golden.py and make_probe_pack.py make them."""
+"""The golden files of the device tests; make_golden.py, make_films.py and make_probe_pack.py make them."""
 
 from pathlib import Path
 
@@ -8,3 +8,4 @@ FLOAT_MODEL = FOLDER / "tiny_float.tflite"
 NEWER_OP_FLATBUFFER = FOLDER / "newer_op.tflite"
 EXPECTED = FOLDER / "expected.json"
 PROBE_PACK = FOLDER / "probe_pack.zip"
+FILMS = FOLDER / "films"

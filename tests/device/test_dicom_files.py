@@ -1,0 +1,96 @@
+"""DICOM as files, in folders, in threads, and as a command line asks for them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+
+from cxr_compress.device.decode import decode_image, images_in  # noqa: E402
+from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
+from cxr_compress.errors import DataError  # noqa: E402
+from tests.device.dicoms import make_dataset, make_dicom  # noqa: E402
+from tests.device.films import draw_film  # noqa: E402
+from tests.device.images import png  # noqa: E402
+
+FILM = draw_film(1)
+FILM12 = draw_film(2).astype(np.uint16) * 16 + draw_film(3) % 16  # 0 to 4095
+FULL12 = {"WindowCenter": 2048, "WindowWidth": 4096}
+
+
+def test_dicom_without_preamble_is_known_by_its_suffix(tmp_path: Path) -> None:
+    dataset = make_dataset(FILM)
+    buffer = io.BytesIO()
+    del dataset.file_meta
+    dataset.preamble = None
+    pydicom.dcmwrite(buffer, dataset, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert buffer.getvalue()[128:132] != b"DICM"
+    for name in ("film.dcm", "film.DICOM"):
+        (tmp_path / name).write_bytes(buffer.getvalue())
+        np.testing.assert_array_equal(decode_image(tmp_path / name), FILM)
+    (tmp_path / "film").write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match="is not a PNG, JPEG or DICOM file"):
+        decode_image(tmp_path / "film")
+
+
+def test_dicom_suffix_on_other_content_is_judged_by_the_content(tmp_path: Path) -> None:
+    (tmp_path / "film.dcm").write_bytes(png(FILM))
+    np.testing.assert_array_equal(decode_image(tmp_path / "film.dcm"), FILM)
+    (tmp_path / "text.dcm").write_text("Patient: ... " * 20)
+    with pytest.raises(DataError, match=r"holds no image|is no DICOM file"):
+        decode_image(tmp_path / "text.dcm")
+
+
+def test_images_in_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
+    data = make_dicom(FILM)
+    for name in ("a.dcm", "b.DICOM", "IM0001", "1.2.840.113", ".hidden", "DICOMDIR", "sub/IM2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "c.png").write_bytes(png(FILM))
+    (tmp_path / "README").write_text("not an image")
+    (tmp_path / "notes.txt").write_bytes(data)
+    found = [path.relative_to(tmp_path).as_posix() for path in images_in(tmp_path)]
+    assert found == ["1.2.840.113", "IM0001", "a.dcm", "b.DICOM", "c.png", "sub/IM2"]
+    with pytest.raises(DataError, match="is no folder"):
+        images_in(tmp_path / "c.png")
+
+
+def test_dicom_in_many_threads_gives_the_same_and_leaves_the_filters(tmp_path: Path) -> None:
+    data = make_dicom(FILM12, bits=12, **FULL12)
+    expected, before = decode_dicom(data), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        for decoded in pool.map(decode_dicom, [data] * 64):
+            np.testing.assert_array_equal(decoded, expected)
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize(
+    ("frame", "window", "expected"),
+    [
+        (None, None, DicomView()),
+        (2, None, DicomView(2)),
+        (None, "3", DicomView(None, 3)),
+        (None, "-100.5,2e3", DicomView(None, (-100.5, 2000.0))),
+    ],
+)
+def test_view_parse_reads_flags(frame: int | None, window: str | None, expected: DicomView) -> None:
+    assert DicomView.parse(frame, window) == expected
+
+
+@pytest.mark.parametrize("window", ["", "0", "1.5", "a,b", "1,2,3", "-1", "nan"])
+def test_view_parse_of_no_window_says_what_was_expected(window: str) -> None:
+    with pytest.raises(DataError, match="expected a window as its number in the file"):
+        DicomView.parse(None, window)
+
+
+def test_view_parse_of_impossible_numbers_is_refused() -> None:
+    with pytest.raises(DataError, match="that no film can be seen through"):
+        DicomView.parse(None, "5,0")
+    with pytest.raises(DataError, match="expected a frame number from 1 on, got 0"):
+        DicomView.parse(0, None)

@@ -105,6 +105,7 @@ def test_mean_auroc_undefined_finding_is_left_out() -> None:
     [
         ([0, 1], [0.1, 0.2, 0.3], r"one shape .*got \(2,\) and \(3,\)"),
         ([0, 2], [0.1, 0.2], "labels of 0 or 1"),
+        ([0, 0.7, np.nan], [0.1, 0.2, 0.3], "or nan where unknown, got 0.7; soft labels are for training only"),
         ([0, 1], [0.1, np.nan], "scores without nan, got 1 nan"),
         ([], [], "expected labels and scores"),
     ],
@@ -134,7 +135,7 @@ def test_bootstrap_auroc_order_of_films_changes_nothing() -> None:
 def test_bootstrap_auroc_chunked_draws_equal_draws_at_once(monkeypatch) -> None:
     labels, scores, groups = make_films(patients=30)
     at_once = auroc_samples(labels, scores, groups, samples=50)
-    monkeypatch.setattr("cxr_compress.metrics._CHUNK_VALUES", 7 * len(labels))
+    monkeypatch.setattr("cxr_compress.metrics.bootstrap._CHUNK_VALUES", 7 * len(labels))
     np.testing.assert_array_equal(auroc_samples(labels, scores, groups, samples=50), at_once)
 
 
@@ -264,3 +265,30 @@ def test_auroc_real_predictions_reproduce_the_published_numbers(cxr_data) -> Non
     found = dict(zip(NIH_FINDINGS, auroc_per_finding(labels, scores), strict=True))
     assert set(published) == set(found)
     assert found == pytest.approx(published, abs=1e-12)
+    assert round(mean_auroc(labels, scores), 3) == 0.838
+    # The control: one film in a hundred labelled the other way is noticed.
+    turned = labels ^ (np.random.default_rng(0).uniform(size=labels.shape) < 0.01)
+    assert mean_auroc(turned, scores) < 0.83
+
+
+def test_auroc_of_the_mini_set_agrees_with_scikit_learn_on_a_teachers_predictions(cxr_data) -> None:
+    import csv
+
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    from cxr_compress.data import NIH_FINDINGS
+
+    folder = cxr_data / "nih_mini"
+    with (folder / "labels.csv").open() as file:
+        truth = {row["image"]: [float(row[finding]) for finding in NIH_FINDINGS] for row in csv.DictReader(file)}
+    with (folder / "chexnet_jrzech_preds_subset.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels = np.array([truth[row["Image Index"]] for row in rows])
+    scores = np.array([[float(row[f"prob_{finding}"]) for finding in NIH_FINDINGS] for row in rows])
+    assert labels.shape == (844, 14)
+    found = auroc_per_finding(labels, scores)
+    np.testing.assert_allclose(found, roc_auc_score(labels, scores, average=None), rtol=1e-12)
+    assert 0.75 < found.mean() < 0.95  # a real CheXNet on its own held-out films, not a mix-up of columns
+    for k in range(14):
+        expected = average_precision_score(labels[:, k], scores[:, k])
+        assert average_precision(labels[:, k], scores[:, k]) == pytest.approx(expected, abs=1e-12)

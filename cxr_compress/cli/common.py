@@ -73,6 +73,19 @@ def run_command(
         return _report(name, error)
 
 
+def reader_options(texts: Sequence[str]) -> dict[str, str]:
+    """The options of a data set's reader, from --options=name=value,...
+
+    Raises:
+        UsageError: One has no name or no value.
+    """
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, equals, _) in zip(texts, pairs, strict=True):
+        if not name or not equals:
+            raise UsageError(f"expected --options as name=value, got {text!r}")
+    return {name: value for name, _, value in pairs}
+
+
 def print_error(name: str, text: str) -> None:
     """Write one line `name: text` to stderr, whatever line breaks or odd characters the text has."""
     line = f"{name}: {' '.join(text.split())}\n"

@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import combinations
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cxr_compress.data.split import Split, join_splits
 from cxr_compress.errors import DataError
 
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """The films of one part of a set, in a fixed order.
-
-    Attributes:
-        name: "train", "dev" or "test".
-        paths: (n,) image files.
-        labels: (n, k) float32, 1 where the film has the finding; read-only.
-        patients: (n,) the patient of each film; equal text means the same person.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    labels: NDArray[np.float32]
-    patients: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        labels = np.array(self.labels, np.float32)
-        one_per_film = len(self.paths) == len(labels) == len(self.patients)
-        if labels.ndim != 2 or not one_per_film:  # noqa: PLR2004 - films x findings
-            raise DataError(
-                f"expected one row of labels and one patient per film in {self.name}, got {len(self.paths)} films, "
-                f"labels of shape {labels.shape} and {len(self.patients)} patients"
-            )
-        labels.setflags(write=False)
-        object.__setattr__(self, "labels", labels)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def take(self, films: Sequence[int] | NDArray[np.int64], name: str | None = None) -> Split:
-        """A new split of some of these films, in the order given.
-
-        Args:
-            films: Positions in this split.
-            name: Of the new split; this one's if None.
-        """
-        chosen = np.asarray(films, np.int64)
-        return Split(
-            self.name if name is None else name,
-            tuple(self.paths[i] for i in chosen),
-            self.labels[chosen],
-            tuple(self.patients[i] for i in chosen),
-        )
+__all__ = ["Dataset", "Problem", "ProblemKind", "Split", "check_dataset", "find_problems", "join_splits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +25,11 @@ class Dataset:
         test: The official test films, scored once per final artefact.
         attribution: Whose data this is and under what licence; goes into every report and model file.
         synthetic: True for drawn images: no number measured on them says anything about patients.
+        notes: Sentences a reader of results must know, e.g. that the set has no patients.
+        patient_key: In words, what the reader takes for a patient.
+        allow_one_class: Dev and test may have only films with, or only films without, a finding. Its column stays;
+            evaluation calls it "not enough data". Small real sets need that for rare findings.
+        color: "gray" or "rgb": what the films are.
     """
 
     name: str
@@ -79,6 +39,10 @@ class Dataset:
     test: Split
     attribution: str
     synthetic: bool = False
+    notes: tuple[str, ...] = ()
+    patient_key: str = "what the reader takes for a patient"
+    allow_one_class: bool = False
+    color: str = "gray"
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:
@@ -86,48 +50,98 @@ class Dataset:
         return self.train, self.dev, self.test
 
 
-def check_dataset(dataset: Dataset, *, patient_key: str) -> Dataset:
+class ProblemKind(enum.Enum):
+    """What is wrong; the values are read by people."""
+
+    EMPTY_SPLIT = "empty split"
+    LEAKAGE = "patient leakage"
+    ONE_CLASS = "finding with one class"
+    MISSING = "missing files"
+    CORRUPT = "corrupt files"
+    SAME_FILE = "same file"
+    SAME_IMAGE = "same image"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a set.
+
+    Attributes:
+        kind: Which rule.
+        text: One line that starts with the set's name: what was expected, what was found, what to do.
+        splits: The parts concerned.
+        count: How many patients, films or groups.
+        names: What it is about (file names, groups of them), for results a user asked for; never for logs.
+    """
+
+    kind: ProblemKind
+    text: str
+    splits: tuple[str, ...]
+    count: int
+    names: tuple[str, ...] = ()
+
+
+def check_dataset(dataset: Dataset, *, patient_key: str | None = None) -> Dataset:
     """Refuses a set on which training or scoring would mislead.
 
     Args:
         dataset: What a reader put together.
-        patient_key: In words, what the reader takes for a patient; part of the message.
+        patient_key: In words, what the reader takes for a patient; part of the message. The set's own if None.
 
     Returns:
         The same object.
 
     Raises:
-        DataError: A split is empty, a patient is in two splits, or a finding is in all or none of a split's films.
+        DataError: A split is empty, a patient is in two splits, or a finding is in all or none of a split's films of
+            which it is known. The text is that of the first of ``find_problems``.
     """
-    for split in dataset.splits:
-        if not len(split):
-            raise DataError(f"{dataset.name}: the {split.name} split has no films; use a larger set or dev_fraction")
-    _check_patients(dataset, patient_key)
-    for split in dataset.splits:
-        _check_classes(dataset, split)
+    for problem in find_problems(dataset, patient_key=patient_key):
+        raise DataError(problem.text)
     return dataset
 
 
-def _check_patients(dataset: Dataset, patient_key: str) -> None:
+def find_problems(dataset: Dataset, *, patient_key: str | None = None) -> Iterator[Problem]:
+    """All that is wrong with the splits of a set, without opening a file; the worst first.
+
+    Args:
+        dataset: What a reader put together.
+        patient_key: As ``check_dataset``.
+    """
+    for split in dataset.splits:
+        if not len(split):
+            text = f"{dataset.name}: the {split.name} split has no films; use a larger set or dev_fraction"
+            yield Problem(ProblemKind.EMPTY_SPLIT, text, (split.name,), 0)
+    for one, other in combinations(dataset.splits, 2):
+        yield from _shared_patients(dataset, one, other, patient_key or dataset.patient_key)
+    for split in dataset.splits:
+        if len(split) and (split is dataset.train or not dataset.allow_one_class):
+            yield from _one_class(dataset, split)
+
+
+def _shared_patients(dataset: Dataset, one: Split, other: Split, patient_key: str) -> Iterator[Problem]:
     """No patient may be in two splits: the model would be tested on a body it has learnt by heart."""
-    pairs = [(dataset.train, dataset.dev), (dataset.train, dataset.test), (dataset.dev, dataset.test)]
-    for one, other in pairs:
-        shared = set(one.patients) & set(other.patients)
-        if shared:
-            films = sum(patient in shared for split in (one, other) for patient in split.patients)
-            raise DataError(
-                f"{dataset.name}: {len(shared)} patient(s) with {films} films are in both {one.name} and {other.name} "
-                f"(the key is {patient_key}); move all films of a patient into one split"
-            )
+    shared = set(one.patients) & set(other.patients)
+    if shared:
+        films = sum(patient in shared for split in (one, other) for patient in split.patients)
+        text = (
+            f"{dataset.name}: {len(shared)} patient(s) with {films} films are in both {one.name} and {other.name} "
+            f"(the key is {patient_key}); move all films of a patient into one split"
+        )
+        yield Problem(ProblemKind.LEAKAGE, text, (one.name, other.name), len(shared), tuple(sorted(shared)))
 
 
-def _check_classes(dataset: Dataset, split: Split) -> None:
+def _one_class(dataset: Dataset, split: Split) -> Iterator[Problem]:
     """Without both classes a loss weight, a threshold or an AUROC of the finding does not exist."""
-    positives = split.labels.sum(axis=0)
-    for finding, count in zip(dataset.findings, positives, strict=True):
-        if count in (0, len(split)):
-            lacking = "with" if count == 0 else "without"
-            raise DataError(
-                f"{dataset.name}: expected films with and without {finding!r} in {split.name}, none of its "
-                f"{len(split)} films is {lacking} it; use a larger set"
-            )
+    positives, knowns = split.positive.sum(axis=0), split.known.sum(axis=0)
+    for finding, count, known in zip(dataset.findings, positives.tolist(), knowns.tolist(), strict=True):
+        if 0 < count < known:
+            continue
+        lacking = "with" if count == 0 else "without"
+        films = f"{known} films" if known == len(split) else f"{known} films with a known label"
+        # A finding that train lacks cannot be learnt; one that dev or test lacks can only not be scored.
+        remedy = "use a larger set" if split is dataset.train else "use a larger set, or the option allow_one_class"
+        text = (
+            f"{dataset.name}: expected films with and without {finding!r} in {split.name}, none of its {films} is "
+            f"{lacking} it; {remedy}"
+        )
+        yield Problem(ProblemKind.ONE_CLASS, text, (split.name,), 1, (finding,))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.reading import Request
 from cxr_compress.data.splits import carve_dev
 from cxr_compress.errors import DataError
 
@@ -20,7 +21,7 @@ PATIENT_KEY = "personN_bacteria, personN_virus, IM-NNNN or NORMAL2-IM-NNNN in th
 _IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 _CLASSES = {"NORMAL": 0.0, "PNEUMONIA": 1.0}
 # The bacterial and the viral series number their patients separately: person1_bacteria is not person1_virus.
-_PATIENT = re.compile(r"person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+")
+_PATIENT = re.compile(r"person\d+_(bacteria|virus)|(?:NORMAL2-)?IM-\d+")
 
 
 def load_kermany(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0) -> Dataset:
@@ -38,10 +39,30 @@ def load_kermany(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int =
     Raises:
         DataError: A folder is missing or empty, a file name carries no patient, or the checks of every set fail.
     """
-    root = _find_root(Path(data_dir))
-    train, dev = carve_dev(_read_split(root, "train"), fraction=dev_fraction, seed=seed)
-    dataset = Dataset("kermany", ("Pneumonia",), train, dev, _read_split(root, "test"), ATTRIBUTION)
-    return check_dataset(dataset, patient_key=PATIENT_KEY)
+    return check_dataset(read_kermany(Request(Path(data_dir), dev_fraction, seed)))
+
+
+def read_kermany(request: Request) -> Dataset:
+    """As ``load_kermany``, without the checks of every set.
+
+    ``Split.sources`` is the subtype that the file name carries: "normal", "bacteria" or "virus".
+
+    Args:
+        request: With the option ``allow_one_class``.
+    """
+    root = _find_root(request.data_dir)
+    train, dev = carve_dev(_read_split(root, "train"), fraction=request.dev_fraction, seed=request.seed)
+    return Dataset(
+        "kermany",
+        ("Pneumonia",),
+        train,
+        dev,
+        _read_split(root, "test"),
+        ATTRIBUTION,
+        notes=("children of 1 to 5 years; the official val of 16 films is in no split",),
+        patient_key=PATIENT_KEY,
+        allow_one_class=request.flag("allow_one_class"),
+    )
 
 
 def patient_of(file_name: str) -> str:
@@ -50,13 +71,18 @@ def patient_of(file_name: str) -> str:
     Raises:
         DataError: The name follows none of the set's patterns.
     """
+    return _match(file_name).group()
+
+
+def _match(file_name: str) -> re.Match[str]:
+    """Patient, and the subtype as group 1 if there is one."""
     match = _PATIENT.match(file_name)
     if match is None:
         raise DataError(
             f"kermany: expected a patient in the file name ({PATIENT_KEY}), got {file_name!r}; splits by patient need "
             "the publisher's file names"
         )
-    return match.group()
+    return match
 
 
 def _find_root(data_dir: Path) -> Path:
@@ -80,8 +106,14 @@ def _read_split(root: Path, name: str) -> Split:
         found = _images(root / name / folder)
         paths += found
         labels += [label] * len(found)
-    patients = tuple(patient_of(path.name) for path in paths)
-    return Split(name, tuple(paths), np.array(labels, np.float32)[:, None], patients)
+    matches = [_match(path.name) for path in paths]
+    return Split(
+        name,
+        tuple(paths),
+        np.array(labels, np.float32)[:, None],
+        tuple(match.group() for match in matches),
+        sources=tuple(match.group(1) or "normal" for match in matches),
+    )
 
 
 def _images(folder: Path) -> list[Path]:

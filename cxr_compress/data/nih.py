@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.reading import (
+    Missing,
+    Request,
+    Row,
+    keep_existing,
+    parse_age,
+    parse_sex,
+    parse_view,
+    read_table,
+)
 from cxr_compress.data.splits import carve_dev
 from cxr_compress.errors import DataError
 
@@ -42,6 +49,17 @@ _NO_FINDING = "No Finding"
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """One row of the label file."""
+
+    patient: str
+    labels: tuple[float, ...]
+    age: float
+    sex: str
+    view: str
+
+
 def load_nih(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0, allow_missing: bool = False) -> Dataset:
     """The set with its official test list and a dev split carved out of the patients of the train_val list.
 
@@ -57,19 +75,53 @@ def load_nih(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0, 
         DataError: A file is missing, the lists and the CSV disagree, a label is unknown, images are missing, or the
             checks of every set fail.
     """
-    root = Path(data_dir)
+    missing = Missing.DROP if allow_missing else Missing.REFUSE
+    return check_dataset(read_nih(Request(Path(data_dir), dev_fraction, seed, missing)))
+
+
+def read_nih(request: Request) -> Dataset:
+    """As ``load_nih``, without the checks of every set.
+
+    Args:
+        request: With the options ``allow_one_class`` and ``exclude_list``: a text or CSV file whose first column with
+            image names lists films to leave out, such as cxr14_bad_labels.csv (inverted, rotated, not frontal).
+    """
+    root = request.data_dir
     if not root.is_dir():
         raise DataError(f"nih: expected a folder, {root} does not exist or is not one")
     entries = _read_entries(_find_entries(root))
     lists = {name: _read_list(root / f"{name}_list.txt") for name in ("train_val", "test")}
     _check_lists(lists, entries)
+    left_out = _read_excluded(request.text("exclude_list"), entries)
+    lists = {name: [film for film in listed if film not in left_out] for name, listed in lists.items()}
     images = _find_images(root)
-    if not allow_missing:
-        _check_images(lists, images, root)
-    splits = {name: _make_split(name, listed, entries, images) for name, listed in lists.items()}
-    train, dev = carve_dev(splits["train_val"], fraction=dev_fraction, seed=seed)
-    dataset = Dataset("nih", NIH_FINDINGS, train, dev, splits["test"], ATTRIBUTION)
-    return check_dataset(dataset, patient_key=PATIENT_KEY)
+    counts = {name: (len(set(listed) - images.keys()), len(listed)) for name, listed in lists.items()}
+    keep_existing(request, "nih", counts)
+    if request.missing is Missing.KEEP:
+        images |= {film: root / "images" / film for listed in lists.values() for film in listed if film not in images}
+    train_val, test = (_make_split(name, listed, entries, images) for name, listed in lists.items())
+    train, dev = carve_dev(train_val, fraction=request.dev_fraction, seed=request.seed)
+    return Dataset(
+        "nih",
+        NIH_FINDINGS,
+        train,
+        dev,
+        test,
+        ATTRIBUTION,
+        notes=_notes(counts, len(left_out)),
+        patient_key=PATIENT_KEY,
+        allow_one_class=request.flag("allow_one_class"),
+    )
+
+
+def _notes(counts: Mapping[str, tuple[int, int]], left_out: int) -> tuple[str, ...]:
+    """What makes this copy another set than the published one."""
+    notes = []
+    if any(missing for missing, _ in counts.values()):
+        notes.append("a part of the set, not a random sample: its AUROCs do not compare with published ones")
+    if left_out:
+        notes.append(f"{left_out} films of exclude_list are left out")
+    return tuple(notes)
 
 
 def _find_entries(root: Path) -> Path:
@@ -82,33 +134,29 @@ def _find_entries(root: Path) -> Path:
     return found[0]
 
 
-def _read_entries(path: Path) -> dict[str, tuple[str, list[float]]]:
-    """Image name -> (patient, 14 labels)."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise DataError(f"nih: expected the column(s) {', '.join(missing)} in {path.name}, the header lacks them")
-        return {row["Image Index"]: _read_row(row, path, rows.line_num) for row in rows}
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"nih: {path.name} cannot be read ({error}); download it again") from error
+def _read_entries(path: Path) -> dict[str, _Entry]:
+    """Image name -> what the label file says of it."""
+    return {row["Image Index"]: _read_row(row) for row in read_table(path, who="nih", needed=_COLUMNS).rows}
 
 
-def _read_row(row: dict[str, str | None], path: Path, line: int) -> tuple[str, list[float]]:
-    """The patient and the labels of one film; "A|B" has both findings."""
+def _read_row(row: Row) -> _Entry:
+    """One film; "A|B" has both findings."""
     patient, text = row["Patient ID"], row["Finding Labels"]
     if not patient or not text:
-        raise DataError(f"nih: line {line} of {path.name} has no patient or no labels; download the file again")
+        raise row.error("has no patient or no labels; download the file again")
     named = set(text.split("|")) - {_NO_FINDING}
     unknown = named.difference(NIH_FINDINGS)
     if unknown:
-        raise DataError(
-            f"nih: line {line} of {path.name} has the unknown finding {sorted(unknown)[0]!r}; expected "
-            f"{_NO_FINDING!r} or some of the 14 of ChestX-ray14 joined by '|'"
+        raise row.error(
+            f"has the unknown finding {sorted(unknown)[0]!r}; expected {_NO_FINDING!r} or some of the 14 of "
+            "ChestX-ray14 joined by '|'"
         )
-    return patient.strip(), [float(finding in named) for finding in NIH_FINDINGS]
+    try:
+        age = parse_age(row.get("Patient Age"))
+    except ValueError as error:
+        raise row.error(f"has the age {row.get('Patient Age')!r}; expected years such as 58 or 058Y") from error
+    labels = tuple(float(finding in named) for finding in NIH_FINDINGS)
+    return _Entry(patient, labels, age, parse_sex(row.get("Patient Gender")), parse_view(row.get("View Position")))
 
 
 def _read_list(path: Path) -> list[str]:
@@ -120,7 +168,21 @@ def _read_list(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split()
 
 
-def _check_lists(lists: dict[str, list[str]], entries: dict[str, tuple[str, list[float]]]) -> None:
+def _read_excluded(file_name: str, entries: Mapping[str, _Entry]) -> frozenset[str]:
+    """The films that an exclusion list names, in whatever column."""
+    if not file_name:
+        return frozenset()
+    try:
+        words = Path(file_name).read_text(encoding="utf-8-sig").replace(",", "\n").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"nih: exclude_list {file_name} cannot be read ({error}); name a text or CSV file") from error
+    named = frozenset(words) & entries.keys()
+    if not named:
+        raise DataError(f"nih: no image name of this set is in exclude_list {file_name}; expected names as in its CSV")
+    return named
+
+
+def _check_lists(lists: Mapping[str, list[str]], entries: Mapping[str, _Entry]) -> None:
     """Every film of the CSV is in one list, and the other way round."""
     train_val, test = (set(lists[name]) for name in ("train_val", "test"))
     twice, unlabelled, unlisted = (
@@ -144,23 +206,16 @@ def _find_images(root: Path) -> dict[str, Path]:
     return found
 
 
-def _check_images(lists: dict[str, list[str]], images: Iterable[str], root: Path) -> None:
-    """All listed films must be there."""
-    there = set(images)
-    counts = {name: len(set(listed) - there) for name, listed in lists.items()}
-    if any(counts.values()):
-        raise DataError(
-            f"nih: {counts['train_val']} of {len(lists['train_val'])} train_val films and {counts['test']} of "
-            f"{len(lists['test'])} test films are missing in {root}; complete the download, or use allow_missing "
-            "to work on the part that is there"
-        )
-
-
-def _make_split(
-    name: str, listed: list[str], entries: dict[str, tuple[str, list[float]]], images: dict[str, Path]
-) -> Split:
+def _make_split(name: str, listed: Collection[str], entries: Mapping[str, _Entry], images: Mapping[str, Path]) -> Split:
     """The listed films that are there, in the order of the list."""
     names = [film for film in listed if film in images]
-    labels = np.array([entries[film][1] for film in names], np.float32).reshape(-1, len(NIH_FINDINGS))
-    patients = tuple(entries[film][0] for film in names)
-    return Split(name, tuple(images[film] for film in names), labels, patients)
+    films = [entries[film] for film in names]
+    return Split(
+        name,
+        tuple(images[film] for film in names),
+        np.array([film.labels for film in films], np.float32).reshape(-1, len(NIH_FINDINGS)),
+        tuple(film.patient for film in films),
+        ages=np.array([film.age for film in films], np.float32),
+        sexes=tuple(film.sex for film in films),
+        views=tuple(film.view for film in films),
+    )

@@ -1,4 +1,4 @@
-"""Carving dev out of train, patient by patient, the same on every machine."""
+"""Splitting patient by patient, the same on every machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.dataset import Split
+from cxr_compress.data.split import POSITIVE, Split
 from cxr_compress.errors import DataError
 
 _HEALTHY = -1
@@ -33,6 +33,41 @@ def carve_dev(films: Split, *, fraction: float = 0.1, seed: int = 0) -> tuple[Sp
     return films.take(np.flatnonzero(~in_dev), "train"), films.take(np.flatnonzero(in_dev), "dev")
 
 
+def divide(
+    films: Split, *, dev_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
+) -> tuple[Split, Split, Split]:
+    """Splits films into train, dev and test by patient, for sets that come in one piece.
+
+    The strata are those of ``choose_patients``, made once for all three parts: one of three or more patients is in
+    every part.
+
+    Args:
+        films: The whole set; left unchanged.
+        dev_fraction: Share of the patients that are not in test, in (0, 1).
+        test_fraction: Share of all patients, in (0, 1).
+        seed: Another seed chooses other patients.
+
+    Returns:
+        (train, dev, test), each in the order of ``films``.
+
+    Raises:
+        DataError: A fraction is not between 0 and 1.
+    """
+    _check_fraction(test_fraction, "test")
+    _check_fraction(dev_fraction, "dev")
+    part: dict[str, str] = {}
+    for members in _strata(films.patients, films.labels).values():
+        ranked = _rank(members, seed)
+        test = min(_share(len(ranked), test_fraction), max(len(ranked) - 2, 1)) if len(ranked) > 1 else 0
+        dev = _share(len(ranked) - test, dev_fraction)
+        part |= dict.fromkeys(ranked[:test], "test") | dict.fromkeys(ranked[test : test + dev], "dev")
+    where = np.array([part.get(patient, "train") for patient in films.patients], dtype="U5")
+    train, dev_films, test_films = (
+        films.take(np.flatnonzero(where == name), name) for name in ("train", "dev", "test")
+    )
+    return train, dev_films, test_films
+
+
 def choose_patients(
     patients: Sequence[str], labels: NDArray[np.float32], *, fraction: float, seed: int
 ) -> frozenset[str]:
@@ -44,7 +79,7 @@ def choose_patients(
 
     Args:
         patients: (n,) the patient of each film.
-        labels: (n, k) 0 or 1.
+        labels: (n, k) 0 to 1 or NaN; above one half counts as having the finding.
         fraction: Share of each stratum, in (0, 1), rounded; a stratum of two or more patients gives at least one and
             keeps at least one.
         seed: Part of the hash.
@@ -52,13 +87,21 @@ def choose_patients(
     Raises:
         DataError: The fraction is not between 0 and 1.
     """
-    if not 0.0 < fraction < 1.0:
-        raise DataError(f"expected a dev fraction between 0 and 1 (say 0.1), got {fraction}")
+    _check_fraction(fraction, "dev")
     chosen: list[str] = []
     for members in _strata(patients, labels).values():
-        ranked = sorted(members, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
-        chosen += ranked[: _share(len(members), fraction)]
+        chosen += _rank(members, seed)[: _share(len(members), fraction)]
     return frozenset(chosen)
+
+
+def _check_fraction(fraction: float, part: str) -> None:
+    if not 0.0 < fraction < 1.0:
+        raise DataError(f"expected a {part} fraction between 0 and 1 (say 0.1), got {fraction}")
+
+
+def _rank(members: Sequence[str], seed: int) -> list[str]:
+    """Patients in the order of a hash: as good as random, and alike everywhere."""
+    return sorted(members, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
 
 
 def _share(size: int, fraction: float) -> int:
@@ -70,7 +113,7 @@ def _strata(patients: Sequence[str], labels: NDArray[np.float32]) -> dict[int, l
     """Patients by their rarest finding (column number), or ``_HEALTHY``."""
     names, member = np.unique(np.asarray(patients), return_inverse=True)
     has = np.zeros((len(names), labels.shape[1]), bool)
-    np.logical_or.at(has, member, labels > 0)
+    np.logical_or.at(has, member, labels > POSITIVE)
     by_rarity = np.argsort(has.sum(axis=0), kind="stable")  # stable: equally rare findings in column order
     strata: dict[int, list[str]] = {}
     for name, row in zip(names.tolist(), has[:, by_rarity], strict=True):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.dataset import Dataset, ProblemKind, Split, check_dataset, find_problems
 from cxr_compress.errors import DataError
 
 
@@ -46,6 +47,56 @@ def test_check_dataset_sound_set_passes_unchanged() -> None:
 def test_check_dataset_misleading_set_is_refused(changes, message) -> None:
     with pytest.raises(DataError, match=message):
         check_dataset(make_dataset(**changes), patient_key="the letter")
+
+
+def with_labels(name: str, *labels: float) -> Split:
+    films = len(labels)
+    paths = tuple(Path(f"{name}{i}") for i in range(films))
+    return Split(name, paths, np.array(labels, np.float32)[:, None], tuple(f"{name}{i}" for i in range(films)))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ((1, NAN, NAN), "none of its 1 films with a known label is without it"),
+        ((0.2, 0.5, NAN), "none of its 2 films with a known label is with it"),
+        ((NAN, NAN), "none of its 0 films with a known label is with it"),
+        ((0.6, 0.9), "none of its 2 films is without it"),
+    ],
+)
+def test_check_dataset_needs_both_classes_among_known_labels(labels, message) -> None:
+    with pytest.raises(DataError, match=message):
+        check_dataset(make_dataset(dev=with_labels("dev", *labels)))
+
+
+def test_check_dataset_soft_and_unknown_labels_of_both_classes_pass() -> None:
+    dataset = make_dataset(dev=with_labels("dev", 0.7, 0.3, NAN))
+    assert check_dataset(dataset) is dataset
+
+
+def test_check_dataset_one_class_may_be_allowed_in_dev_and_test_but_not_in_train() -> None:
+    poor = {"dev": make_split("dev", "ef", "0"), "test": make_split("test", "gh", "1")}
+    dataset = replace(make_dataset(**poor), allow_one_class=True)
+    assert check_dataset(dataset).findings == ("Cough",)
+    with pytest.raises(DataError, match="with and without 'Cough' in train"):
+        check_dataset(replace(dataset, train=make_split("train", "abcd", "0")))
+
+
+def test_find_problems_tells_all_of_them_the_worst_first() -> None:
+    dataset = make_dataset(dev=make_split("dev", ""), test=make_split("test", "gab", "0"))
+    problems = list(find_problems(dataset, patient_key="the letter"))
+    assert [problem.kind for problem in problems] == [
+        ProblemKind.EMPTY_SPLIT,
+        ProblemKind.LEAKAGE,
+        ProblemKind.ONE_CLASS,
+    ]
+    assert problems[1].splits == ("train", "test")
+    assert (problems[1].count, problems[1].names) == (2, ("a", "b"))
+    with pytest.raises(DataError, match=r"^toy: the dev split has no films"):
+        check_dataset(dataset)
 
 
 def test_split_lengths_that_disagree_are_refused() -> None:

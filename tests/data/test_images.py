@@ -85,3 +85,34 @@ def test_decode_split_colour_photo_for_a_gray_model_is_refused_by_name(tmp_path)
     cv2.imwrite(str(tmp_path / "b.png"), np.full((20, 20, 3), (10, 200, 90), np.uint8))
     with pytest.raises(DataError, match=r"1 of the 2 films in train cannot be used: .*b\.png: expected a gray image"):
         decode_split(split, PreprocessSpec(8, 8))
+
+
+@pytest.mark.parametrize("color", ["gray", "rgb"])
+def test_decode_split_of_arrays_equals_the_device_on_each_array(color) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    split = Split("train", (), np.zeros((40, 1), np.float32), ("",) * 40, pixels=pixels)
+    spec = PreprocessSpec(14, 20, color=color)
+    decoded = decode_split(split, spec, workers=3)
+    np.testing.assert_array_equal(normalize(decoded, spec), [preprocess(film, spec) for film in pixels])
+    assert np.abs(normalize(decoded[::-1], spec) - normalize(decoded, spec)).max() > 0.5
+
+
+def test_decode_split_of_colour_arrays_for_a_gray_model_is_refused_by_position() -> None:
+    pixels = np.repeat(np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8), 3, axis=3)
+    pixels[1, ..., 0] ^= 128
+    split = Split("test", (), np.zeros((3, 1), np.float32), ("",) * 3, pixels=pixels)
+    with pytest.raises(DataError, match=r"1 of the 3 films in test cannot be used: film 1: expected a gray image"):
+        decode_split(split, PreprocessSpec(28, 28))
+
+
+def test_decode_split_interrupted_in_a_progress_call_ends_at_once(tmp_path) -> None:
+    split = make_split(tmp_path, [f"{i}.png" for i in range(400)], size=8)
+    told: list[int] = []
+
+    def interrupt(done: int, total: int) -> None:
+        told.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_split(split, PreprocessSpec(8, 8), workers=1, progress=interrupt)
+    assert told == [8]

@@ -44,6 +44,12 @@ def test_load_kermany_leftovers_of_other_systems_are_passed_over(tmp_path: Path)
     assert load_kermany(tmp_path).train.paths == expected.train.paths
 
 
+def test_load_kermany_sources_are_the_subtypes(tmp_path: Path) -> None:
+    for split in load_kermany(make_kermany(tmp_path)).splits:
+        for path, source in zip(split.paths, split.sources, strict=True):
+            assert source == ("normal" if "IM-" in path.name else path.name.split("_")[1])
+
+
 def test_load_kermany_same_seed_gives_the_same_dev_and_another_seed_another(tmp_path: Path) -> None:
     make_kermany(tmp_path)
     assert load_kermany(tmp_path, seed=1).dev.paths == load_kermany(tmp_path, seed=1).dev.paths

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import NIH_FINDINGS, decode_split, load_dataset, load_nih
+from cxr_compress.data.load import read_dataset
+from cxr_compress.data.reading import Missing
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
 from tests.data.files import draw, write_nih
@@ -146,9 +148,76 @@ def test_load_nih_real_csv_and_lists_with_a_real_subset_agree_with_its_labels(cx
     assert decode_split(dataset.dev.take(range(4)), PreprocessSpec(64, 64)).std() > 10
 
 
+def test_load_nih_age_sex_and_view_are_read_in_both_spellings_and_typing_errors_are_unknown(tmp_path: Path) -> None:
+    entries = make_nih(tmp_path) / "Data_Entry_2017.csv"
+    lines = entries.read_text().splitlines()
+    for row, (age, sex, view) in enumerate([("58", "F", "AP"), ("414Y", "M", "PA"), ("006M", "F", "PA")], start=121):
+        lines[row] = lines[row].replace("058Y,M,PA", f"{age},{sex},{view}")
+    entries.write_text("\n".join(lines))
+    test = load_nih(tmp_path).test
+    np.testing.assert_array_equal(test.ages[:4], np.array([58, np.nan, 0.5, 58], np.float32))
+    assert test.sexes[:4] == ("F", "M", "F", "M")
+    assert test.views[:4] == ("AP", "PA", "PA", "PA")
+    entries.write_text("\n".join(lines).replace(",58,", ",old,"))
+    with pytest.raises(DataError, match=r"line 122 of Data_Entry_2017.csv has the age 'old'; expected years such as"):
+        load_nih(tmp_path)
+
+
+def test_load_dataset_nih_exclude_list_takes_films_out_wherever_they_are_named(tmp_path: Path) -> None:
+    whole = load_dataset("nih", make_nih(tmp_path))
+    bad = [whole.test.paths[0].name, whole.train.paths[3].name]
+    listed = tmp_path / "bad.csv"
+    listed.write_text(f",Index,Inverted\n0,{bad[0]},1.0\n1,{bad[1]},0.0\n")
+    dataset = load_dataset("nih", tmp_path, options={"exclude_list": str(listed)})
+    names = {path.name for split in dataset.splits for path in split.paths}
+    assert len(names) == sum(map(len, whole.splits)) - 2
+    assert not names & set(bad)
+    assert dataset.notes == ("2 films of exclude_list are left out",)
+    listed.write_text("nothing\n")
+    with pytest.raises(DataError, match=r"no image name of this set is in exclude_list"):
+        load_dataset("nih", tmp_path, options={"exclude_list": str(listed)})
+
+
+def test_read_dataset_nih_can_keep_the_missing_films(tmp_path: Path) -> None:
+    make_nih(tmp_path)
+    gone = sorted((tmp_path / "images_001" / "images").iterdir())[0]
+    gone.unlink()
+    dataset = read_dataset("nih", tmp_path, missing=Missing.KEEP)
+    assert sum(map(len, dataset.splits)) == 180
+    absent = [path for split in dataset.splits for path in split.paths if not path.exists()]
+    assert [path.name for path in absent] == [gone.name]
+
+
+def test_read_dataset_nih_whole_real_label_file_has_the_published_counts(cxr_data: Path, tmp_path: Path) -> None:
+    for name in ("Data_Entry_2017_v2020.csv.gz", "train_val_list.txt", "test_list.txt"):
+        (tmp_path / name).symlink_to(cxr_data / "nih_meta" / name)
+    draw(tmp_path / "images" / "00000001_000.png")
+    whole = read_dataset("nih", tmp_path, missing=Missing.KEEP)
+    assert (len(whole.train) + len(whole.dev), len(whole.test)) == (86524, 25596)
+    assert len({patient for split in whole.splits for patient in split.patients}) == 30805
+    assert not set(whole.test.patients) & (set(whole.train.patients) | set(whole.dev.patients))
+    positives = sum(split.labels.sum(axis=0) for split in whole.splits)
+    counts = dict(zip(NIH_FINDINGS, positives.astype(int).tolist(), strict=True))
+    # Wang et al. 2017, table 1 of the ChestX-ray14 readme; Hernia and Pneumonia are its two rarest.
+    assert (counts["Infiltration"], counts["Pneumonia"], counts["Hernia"]) == (19894, 1431, 227)
+    ages = np.concatenate([split.ages for split in whole.splits])
+    assert np.nanmax(ages) <= 110
+    assert np.isnan(ages).sum() < 30
+    assert {sex for split in whole.splits for sex in split.sexes} == {"F", "M"}
+    assert {view for split in whole.splits for view in split.views} == {"PA", "AP"}
+    with (cxr_data / "nih_meta" / "cxr14_bad_labels.csv").open() as file:
+        named = {row["Index"] for row in csv.DictReader(file)}
+    assert len(named) == 257  # in 432 rows: some films are listed more than once
+    assert named <= {path.name for split in whole.splits for path in split.paths}
+
+
 def test_load_dataset_unknown_name_and_misplaced_option_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected a data set of kermany, nih, phantom; got 'mnist'"):
+    with pytest.raises(DataError, match=r"expected a data set of kermany, nih, chexpert, .*, phantom; got 'mnist'"):
         load_dataset("mnist", tmp_path)
     draw(tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match="allow_missing is for sets with an official list"):
         load_dataset("kermany", tmp_path, allow_missing=True)
+    with pytest.raises(DataError, match="kermany: unknown option 'sizes'; it knows allow_one_class"):
+        load_dataset("kermany", tmp_path, options={"sizes": 3})
+    with pytest.raises(DataError, match="phantom: unknown option 'x'; it has none"):
+        load_dataset("phantom", tmp_path, options={"x": 3})

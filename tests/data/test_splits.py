@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.splits import carve_dev, choose_patients
+from cxr_compress.data.splits import carve_dev, choose_patients, divide
 from cxr_compress.errors import DataError
 
 # (patient, labels of three findings) per film
@@ -84,3 +84,61 @@ def test_choose_patients_known_seed_gives_the_known_patients() -> None:
 def test_choose_patients_fraction_out_of_range_is_refused(fraction) -> None:
     with pytest.raises(DataError, match="dev fraction between 0 and 1"):
         choose_patients(["a", "b"], np.zeros((2, 1), np.float32), fraction=fraction, seed=0)
+
+
+@given(rows, st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(0, 3))
+def test_divide_any_films_keeps_every_film_once_and_every_patient_in_one_part(drawn, dev, test, seed) -> None:
+    films = make_split(drawn)
+    parts = divide(films, dev_fraction=dev, test_fraction=test, seed=seed)
+    assert [part.name for part in parts] == ["train", "dev", "test"]
+    assert sorted(path for part in parts for path in part.paths) == sorted(films.paths)
+    everyone = [patient for part in parts for patient in set(part.patients)]
+    assert len(everyone) == len(set(everyone))
+
+
+@given(rows, st.integers(0, 3))
+def test_divide_stratum_of_three_patients_is_in_every_part(drawn, seed) -> None:
+    """So is every finding that is the rarest of at least three patients, and "no finding"."""
+    films = make_split(drawn)
+    parts = divide(films, dev_fraction=0.1, test_fraction=0.2, seed=seed)
+    strata: dict[int, set[str]] = {}
+    for patient in set(films.patients):
+        strata.setdefault(stratum(films, patient), set()).add(patient)
+    for finding, members in strata.items():
+        if len(members) >= 3:
+            assert all(members & set(part.patients) for part in parts)
+            assert finding < 0 or all(part.labels[:, finding].any() for part in parts)
+
+
+@given(rows, st.randoms(use_true_random=False))
+def test_divide_order_of_films_changes_nothing(drawn, shuffler) -> None:
+    films = make_split(drawn)
+    order = list(range(len(films)))
+    shuffler.shuffle(order)
+    for part, other in zip(divide(films, seed=5), divide(films.take(order), seed=5), strict=True):
+        assert sorted(part.paths) == sorted(other.paths)
+
+
+def test_divide_known_seed_gives_the_known_patients() -> None:
+    """Written out, so that another platform or NumPy that chose others would be noticed."""
+    films = make_split([(number, (False, False, False)) for number in range(20)])
+    _, dev, test = divide(films, dev_fraction=0.125, test_fraction=0.2, seed=0)
+    assert set(test.patients) == {"p2", "p14", "p10", "p7"}
+    assert set(dev.patients) == {"p4", "p15"}
+
+
+@pytest.mark.parametrize(("fractions", "which"), [({"dev_fraction": 1.0}, "dev"), ({"test_fraction": 0.0}, "test")])
+def test_divide_fraction_out_of_range_is_refused(fractions, which: str) -> None:
+    with pytest.raises(DataError, match=f"expected a {which} fraction between 0 and 1"):
+        divide(make_split([(0, (True, False, True))]), **fractions)
+
+
+@given(rows, st.integers(0, 3))
+def test_choose_patients_unknown_labels_count_as_absent_and_soft_ones_above_one_half_as_present(drawn, seed) -> None:
+    films = make_split(drawn)
+    vague = np.where(films.labels == 1, np.float32(0.7), np.float32(np.nan))
+    options = {"fraction": 0.3, "seed": seed}
+    assert choose_patients(films.patients, vague, **options) == choose_patients(films.patients, films.labels, **options)
+    # The control: at one half and below nobody has anything, so all are one stratum.
+    nobody = choose_patients(films.patients, np.minimum(films.labels, np.float32(0.5)), **options)
+    assert nobody == choose_patients(films.patients, np.zeros_like(films.labels), **options)

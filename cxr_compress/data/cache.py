@@ -1,0 +1,205 @@
+r"""Decoded films on disk: decoded once, then read through a memory map in every epoch of every run.
+
+A cache is one .npy file of fixed-size uint8 rows (``numpy.load`` reads it) and a JSON manifest beside it; 112,120 films
+at 224 px take 5.6 GB. It belongs to one split (order, relative paths and sizes of its films) and one size and colour.
+Anything in a cache folder may be deleted when nothing uses it: what is missing is made again. Caches of films that have
+changed since, and unfinished ones (.partial, .journal), stay until then.
+
+What an opened cache trusts, from cheap to dear:
+
+- always: the manifest, the size of the data file, and that every film has the size and modification time it had. If
+  only times differ (the set was copied), the films' contents are compared, which reads them but decodes nothing.
+- ``verify_cache``: every byte of the cache, and the contents of every film. Only this finds a film that was changed
+  without changing its size or time, and a disk that flips bits.
+
+Neither names nor patients are in the manifest: only digests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_compress.data.cache_file import exclusive, file_sha256, open_partial, read_chunk_digest
+from cxr_compress.data.cache_plan import CachePlan, Manifest, changed_chunks, plan_cache, same_contents
+from cxr_compress.data.dataset import Split
+from cxr_compress.data.decoding import Progress, decode_chunks, refuse_bad, source_digests
+from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.errors import CompressionError, DataError
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A complete cache.
+
+    Attributes:
+        path: The .npy file.
+        films: Rows in it.
+        bytes: Of the file.
+        sha256: Of the file.
+        decoded: Films that this call decoded; 0 if the cache was there already.
+    """
+
+    path: Path
+    films: int
+    bytes: int
+    sha256: str
+    decoded: int
+
+
+def build_cache(
+    split: Split,
+    spec: PreprocessSpec,
+    cache_dir: str | Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CacheEntry:
+    """Make sure that a split's cache is complete and true; decodes only what is missing.
+
+    Ctrl-C, kill -9 or a full disk cost at most the chunk that was being written, and never a complete cache. Of several
+    processes that want the same cache one builds it and the others wait.
+
+    Args:
+        split: Which films; at least one.
+        spec: Size and colour; its normalisation does not matter.
+        cache_dir: Where; made if missing.
+        workers: Threads; None for one per core.
+        progress: Called as (films done, films in all).
+
+    Raises:
+        DataError: Films cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
+            has no room: says how many bytes are needed and free.
+        CompressionError: The folder cannot be written.
+    """
+    if not len(split):
+        raise DataError(f"expected films to cache, the {split.name} split has none")
+    plan = plan_cache(split, spec, cache_dir)
+    manifest = _read_true(plan, workers)
+    if manifest is not None:
+        return _entry(plan, manifest, 0)
+    folder = make_folder(cache_dir)
+    try:
+        with exclusive(plan.lock):
+            manifest = _read_true(plan, workers)
+            return _build(plan, workers, progress) if manifest is None else _entry(plan, manifest, 0)
+    except OSError as error:
+        raise DataError(
+            f"could not write the cache of {split.name} in {folder}: {error.strerror or error}; choose another folder "
+            "or put that right, and run the same command again"
+        ) from error
+
+
+def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDArray[np.uint8]:
+    """A split's complete cache as a read-only memory map, to be used like any array.
+
+    Returns:
+        ``numpy.memmap``, uint8 (films, height, width), or (films, height, width, 3) where ``spec.color`` is "rgb".
+
+    Raises:
+        DataError: There is none, or its films have changed.
+    """
+    plan = plan_cache(split, spec, cache_dir)
+    return map_cache(_entry(plan, _require(plan), 0))
+
+
+def map_cache(entry: CacheEntry) -> NDArray[np.uint8]:
+    """The rows of a complete cache as a read-only ``numpy.memmap``."""
+    images: NDArray[np.uint8] = np.load(entry.path, mmap_mode="r", allow_pickle=False)
+    return images
+
+
+def verify_cache(
+    split: Split,
+    spec: PreprocessSpec,
+    cache_dir: str | Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> CacheEntry:
+    """Read all of a cache and all of its films, and compare both with what was noted when it was made.
+
+    Args:
+        split: As in ``build_cache``.
+        spec: As in ``build_cache``.
+        cache_dir: As in ``build_cache``.
+        workers: Threads that read the films; None for one per core.
+        progress: Called as (films done, films in all) while the films are read.
+
+    Raises:
+        DataError: There is no complete cache, a part of it is damaged, or films have other contents than when they
+            were decoded.
+    """
+    plan = plan_cache(split, spec, cache_dir)
+    manifest = _require(plan)
+    remedy = f"delete {plan.data} and run the same command again"
+    for index, record in enumerate(manifest.chunks):
+        if read_chunk_digest(plan, plan.data, index) != record.pixels:
+            raise DataError(f"the cache {plan.data} is damaged in {_films(plan, index)}; {remedy}")
+    if file_sha256(plan.data) != manifest.sha256:
+        raise DataError(f"the cache {plan.data} is damaged before its first film; {remedy}")
+    found = source_digests(split, plan.chunks, workers=workers, progress=progress)
+    for index, (sources, record) in enumerate(zip(found, manifest.chunks, strict=True)):
+        if sources != record.sources:
+            raise DataError(
+                f"{_films(plan, index)} of {split.name} hold something else than when they were cached, though their "
+                f"sizes and times are the same; {remedy}"
+            )
+    return _entry(plan, manifest, 0)
+
+
+def _read_true(plan: CachePlan, workers: int | None = None) -> Manifest | None:
+    """The manifest if the cache is complete and its films are those that were decoded."""
+    manifest = plan.read_manifest()
+    if manifest is None:
+        return None
+    changed = changed_chunks(plan, manifest)
+    if not changed:
+        return manifest
+    if not same_contents(plan, manifest, changed, workers):
+        return None
+    pairs = zip(manifest.chunks, plan.states, strict=True)
+    manifest = replace(manifest, chunks=tuple(replace(record, state=state) for record, state in pairs))
+    with contextlib.suppress(CompressionError):  # a shared cache that others may only read is as good
+        write_text(plan.manifest, manifest.to_json())
+    return manifest
+
+
+def _build(plan: CachePlan, workers: int | None, progress: Progress | None) -> CacheEntry:
+    with open_partial(plan) as partial:
+        todo = [index for index in range(len(plan.chunks)) if index not in partial.done]
+        bad: list[tuple[int, str]] = []
+        missing = [plan.chunks[index] for index in todo]
+        decoding = decode_chunks(plan.split, plan.spec, missing, workers=workers, progress=progress, digests=True)
+        with contextlib.closing(decoding):
+            for index, chunk in zip(todo, decoding, strict=True):
+                bad += chunk.bad
+                if not chunk.bad:
+                    partial.write(index, chunk.images, chunk.sources)
+        refuse_bad(plan.split, bad)
+        return _entry(plan, partial.finish(), sum(map(len, missing)))
+
+
+def _require(plan: CachePlan) -> Manifest:
+    manifest = _read_true(plan)
+    if manifest is None:
+        raise DataError(
+            f"expected a complete cache of {plan.split.name} at {plan.spec.height}x{plan.spec.width} "
+            f"({plan.spec.color}) in {plan.data.parent}, found none that fits these films: build it first (cxr_data "
+            "cache)"
+        )
+    return manifest
+
+
+def _entry(plan: CachePlan, manifest: Manifest, decoded: int) -> CacheEntry:
+    return CacheEntry(plan.data, len(plan.split), plan.data_bytes, manifest.sha256, decoded)
+
+
+def _films(plan: CachePlan, index: int) -> str:
+    films = plan.chunks[index]
+    return f"films {films.start} to {films.stop - 1}"

@@ -1,0 +1,234 @@
+"""Looks at every film of a set and reports all that is wrong with it at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, Split, find_problems, join_splits
+from cxr_compress.data.duplicates import THUMBNAIL, equal_groups, similar_groups
+from cxr_compress.device.preprocess import PreprocessSpec, load_uint8
+from cxr_compress.errors import DataError
+
+_QUEUED = 64  # films per worker and wave: smooth progress, and Ctrl-C ends at once
+_GRAY = 2  # axes of a gray image
+
+
+@dataclass(frozen=True)
+class Count:
+    """How often a finding is in a split.
+
+    Attributes:
+        split: "train", "dev" or "test".
+        films: In the split.
+        patients: In the split.
+        finding: Which.
+        positives: Films known to have it (a soft label above one half counts).
+        unknown: Films without a label of it.
+    """
+
+    split: str
+    films: int
+    patients: int
+    finding: str
+    positives: int
+    unknown: int
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen of one film."""
+
+    digest: bytes  # b"" where it could not be read
+    thumbnail: NDArray[np.uint8] | None
+    trouble: ProblemKind | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Films:
+    """All films of a set, one split after the other."""
+
+    dataset: Dataset
+    split: Split
+    parts: tuple[str, ...]
+
+    def name(self, film: int) -> str:
+        """What a user finds it by."""
+        if not self.split.paths:
+            return f"{self.parts[film]} image {film - self.parts.index(self.parts[film])}"
+        return str(self.split.paths[film])
+
+
+def count_films(dataset: Dataset) -> list[Count]:
+    """Films, patients, positives and unknown labels for each finding of each split."""
+    return [
+        Count(split.name, len(split), len(set(split.patients)), finding, int(positives), int(len(split) - known))
+        for split in dataset.splits
+        for finding, positives, known in zip(
+            dataset.findings, split.positive.sum(axis=0), split.known.sum(axis=0), strict=True
+        )
+    ]
+
+
+def examine(
+    dataset: Dataset, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> list[Problem]:
+    """All problems of a set: those of its splits, and those of its files.
+
+    Every file is read and decoded in full. Beside the set's own records this holds 1 KB a film.
+
+    Args:
+        dataset: As a reader gives it, unchecked; listed films may be missing.
+        workers: Threads; None for one per core.
+        progress: Called as (films done, films in all) from the calling thread.
+
+    Returns:
+        The worst first: what ``find_problems`` tells; missing and corrupt files; the same file, then the same image,
+        in several splits, then within one split.
+    """
+    films = _Films(
+        dataset,
+        join_splits(dataset.splits, "all"),
+        tuple(split.name for split in dataset.splits for _ in range(len(split))),
+    )
+    looks = _look_at_all(films, workers or os.cpu_count() or 1, progress)
+    return [*find_problems(dataset), *_unreadable(films, looks), *_duplicates(films, looks)]
+
+
+def is_serious(problem: Problem) -> bool:
+    """False for copies within one split: they waste time and weigh a film twice, but no result is wrong by them."""
+    copies = problem.kind in (ProblemKind.SAME_FILE, ProblemKind.SAME_IMAGE)
+    return not (copies and len(problem.splits) == 1)
+
+
+def _look_at_all(films: _Films, workers: int, progress: Callable[[int, int], None] | None) -> list[_Look]:
+    """Every film, by several threads: hashing and OpenCV both work outside Python's lock."""
+    color = films.dataset.color
+    spec = PreprocessSpec(THUMBNAIL, THUMBNAIL, color="rgb" if color == "rgb" else "gray")
+    total = len(films.split)
+    waiting = iter(range(total))
+
+    def look(film: int) -> _Look:
+        if films.split.pixels is not None:
+            return _look_at_pixels(films.split.pixels[film])
+        return _look_at_file(films.split.paths[film], spec)
+
+    looks: list[_Look] = []
+    with ThreadPoolExecutor(workers) as pool:
+        while wave := list(islice(waiting, _QUEUED * workers)):
+            looks += pool.map(look, wave)
+            if progress is not None:
+                progress(len(looks), total)
+    return looks
+
+
+def _look_at_file(path: Path, spec: PreprocessSpec) -> _Look:
+    """Reads one file twice (the second time from the system's cache): for its digest and for its picture."""
+    if not path.is_file():
+        return _Look(b"", None, ProblemKind.MISSING, "no such file")
+    try:
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        return _Look(digest, _gray(load_uint8(path, spec)))
+    except (DataError, OSError) as error:
+        return _Look(b"", None, ProblemKind.CORRUPT, str(error))
+
+
+def _look_at_pixels(image: NDArray[np.uint8]) -> _Look:
+    """One image of an array."""
+    small = cv2.resize(_gray(image), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return _Look(hashlib.sha256(image.tobytes()).digest(), np.asarray(small, np.uint8))
+
+
+def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w) of a gray or RGB image."""
+    return image if image.ndim == _GRAY else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _unreadable(films: _Films, looks: Sequence[_Look]) -> Iterator[Problem]:
+    """Missing and corrupt files, each kind as one problem."""
+    remedies = {
+        ProblemKind.MISSING: "complete the set, or use allow_missing",
+        ProblemKind.CORRUPT: "copy them again, or take them out of the set",
+    }
+    for kind, remedy in remedies.items():
+        bad = [film for film, look in enumerate(looks) if look.trouble is kind]
+        if bad:
+            told = "are missing" if kind is ProblemKind.MISSING else "cannot be used"
+            text = f"{films.dataset.name}: {len(bad)} of {len(looks)} films {told}; {remedy}"
+            names = tuple(_with_reason(films.name(film), looks[film].reason) for film in bad)
+            yield Problem(kind, text, _parts(films, bad), len(bad), names)
+
+
+def _with_reason(name: str, reason: str) -> str:
+    return reason if name in reason else f"{name}: {reason}"
+
+
+def _duplicates(films: _Films, looks: Sequence[_Look]) -> Iterator[Problem]:
+    """Copies in several splits first: those make a test easier than it is."""
+    same_file = equal_groups([look.digest for look in looks])
+    copies = {film: group for group in same_file for film in group}
+    # One film of each group stands for all of it.
+    seen = [
+        film for film, look in enumerate(looks) if look.thumbnail is not None and copies.get(film, (film,))[0] == film
+    ]
+    thumbnails = [thumbnail for film in seen if (thumbnail := looks[film].thumbnail) is not None]
+    stacked = np.stack(thumbnails) if thumbnails else np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
+    same_image = [
+        tuple(sorted(film for place in group for film in copies.get(seen[place], (seen[place],))))
+        for group in similar_groups(stacked)
+    ]
+    for across in (True, False):
+        for kind, groups in ((ProblemKind.SAME_FILE, same_file), (ProblemKind.SAME_IMAGE, same_image)):
+            chosen = [group for group in groups if (len(_parts(films, group)) > 1) is across]
+            yield from _copies(films, kind, chosen, across=across)
+
+
+def _copies(films: _Films, kind: ProblemKind, groups: list[tuple[int, ...]], *, across: bool) -> Iterator[Problem]:
+    """Groups of one kind as one problem, or as one for each split that they are within."""
+    sorted_out: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    for group in groups:
+        sorted_out.setdefault(_parts(films, group), []).append(group)
+    for parts, members in sorted_out.items():
+        count = sum(map(len, members))
+        doubts = [
+            f", {number} {told}"
+            for number, told in (
+                (sum(_labels_differ(films, group) for group in members), "with different labels"),
+                (sum(_patients_differ(films, group) for group in members), "of different patients"),
+            )
+            if number
+        ]
+        where = f"in {' and '.join(parts)}" if across else f"within {parts[0]}"
+        remedy = "keep each film in one split" if across else "keep one of each"
+        what = "the same file" if kind is ProblemKind.SAME_FILE else "the same image saved anew"
+        told = f"{count} films are {len(members)} group(s) of {what} {where}{''.join(doubts)}"
+        text = f"{films.dataset.name}: {told}; {remedy}"
+        names = tuple(" = ".join(films.name(film) for film in group) for group in members)
+        yield Problem(kind, text, parts, len(members), names)
+
+
+def _parts(films: _Films, group: Sequence[int]) -> tuple[str, ...]:
+    """The splits that some films are in, in their order."""
+    there = {films.parts[film] for film in group}
+    return tuple(split.name for split in films.dataset.splits if split.name in there)
+
+
+def _labels_differ(films: _Films, group: Sequence[int]) -> bool:
+    """A copy that says something else than its original is a mistake in one of the two."""
+    rows = films.split.labels[list(group)]
+    return bool((~((rows == rows[:1]) | (np.isnan(rows) & np.isnan(rows[:1])))).any())
+
+
+def _patients_differ(films: _Films, group: Sequence[int]) -> bool:
+    """One film under two names: one of the two patients is none, or both are the same person."""
+    return len({films.split.patients[film] for film in group}) > 1

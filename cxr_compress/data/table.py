@@ -1,0 +1,208 @@
+"""Reads a set from one CSV table: the way in for every set that has no reader of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.reading import (
+    Missing,
+    Request,
+    Row,
+    keep_existing,
+    parse_age,
+    parse_sex,
+    parse_view,
+    read_table,
+)
+from cxr_compress.data.splits import carve_dev, divide
+from cxr_compress.errors import DataError
+
+OPTIONS = (
+    "allow_one_class",
+    "attribution",
+    "color",
+    "findings",
+    "path_column",
+    "table",
+    "test_fraction",
+)
+RESERVED = ("patient_id", "lesion_id", "sex", "age", "view", "split", "source")
+_PARTS = {
+    **dict.fromkeys(("train", "train_val"), "train"),
+    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
+    "test": "test",
+}
+_OWN_PATIENT = "the table has no patient_id: every film counts as a patient, so one person may be in two splits"
+_OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the columns of a table mean."""
+
+    path: str
+    patient: tuple[str, ...]  # the first of them that a row fills
+    findings: tuple[str, ...]
+    columns: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Film:
+    """One row."""
+
+    path: Path
+    part: str
+    patient: str
+    labels: tuple[float, ...]
+    age: float
+    sex: str
+    view: str
+    source: str
+
+
+def read_csv(request: Request) -> Dataset:
+    """A set from a table ``path,label...[,patient_id|lesion_id,sex,age,view,split,source]``.
+
+    Every column that is not reserved holds labels: 0, 1, a soft target between them, or nothing (unknown). ``split``
+    says train, dev (or val) or test; without dev rows dev is carved out of train by patient; without the column a
+    seeded, stratified split is made. Paths are relative to the table's folder, or to ``data_dir`` if that is a folder.
+
+    Args:
+        request: ``data_dir`` is the table (.csv or .csv.gz) or a folder with exactly one; options: ``table`` (the
+            table, where data_dir is only the folder of the images), ``path_column`` (default "path"), ``findings``
+            (the label columns, joined by ``|``), ``color`` ("gray" or "rgb", only recorded), ``test_fraction``
+            (default 0.2, of tables without ``split``), ``attribution``, ``allow_one_class``.
+
+    Raises:
+        DataError: No table, a column missing, a row that cannot be used (with file and line), films missing.
+    """
+    table_path, root = _find(request)
+    films, layout = _read_films(table_path, root, request)
+    there = [film.path.is_file() for film in films]
+    keep_existing(request, "csv", {"listed": (len(films) - sum(there), len(films))})
+    if request.missing is not Missing.KEEP:
+        films = [film for film, found in zip(films, there, strict=True) if found]
+    notes = [] if layout.patient else [_OWN_PATIENT]
+    if "split" not in layout.columns:
+        notes.append(_OWN_SPLIT)
+    return Dataset(
+        "csv",
+        layout.findings,
+        *_make_parts(films, layout, request),
+        request.text("attribution", "not given: say whose data this is with the option attribution"),
+        notes=tuple(notes),
+        patient_key=f"the column {layout.patient[0]!r}" if layout.patient else "the path, for want of a patient_id",
+        allow_one_class=request.flag("allow_one_class"),
+        color=request.text("color", "gray", ("gray", "rgb")),
+    )
+
+
+def _find(request: Request) -> tuple[Path, Path]:
+    """The table, and the folder that its paths start from."""
+    where, named = request.data_dir, request.text("table")
+    if named:
+        candidates = [path for path in (Path(named), where / named) if path.is_file()]
+        if not candidates:
+            raise DataError(f"csv: expected a table, {named} does not exist")
+        return candidates[0], where
+    if where.is_file():
+        return where, where.parent
+    found = [path for path in sorted(where.glob("*")) if path.name.lower().endswith((".csv", ".csv.gz"))]
+    if len(found) != 1:
+        raise DataError(f"csv: expected one .csv in {where}, found {len(found)}; name the table itself")
+    return found[0], where
+
+
+def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], _Layout]:
+    """All rows, each path once."""
+    path_column = request.text("path_column", "path")
+    findings = request.names("findings")
+    table = read_table(path, who="csv", needed=(path_column, *findings), exact=True)
+    findings = findings or tuple(name for name in table.columns if name not in (path_column, *RESERVED))
+    if not findings:
+        raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
+    patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
+    layout = _Layout(path_column, patient, findings, frozenset(table.columns))
+    films: dict[Path, _Film] = {}
+    for row in table.rows:
+        film = _read_film(row, layout, root)
+        if film.path in films:
+            raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per film")
+        films[film.path] = film
+    return list(films.values()), layout
+
+
+def _read_film(row: Row, layout: _Layout, root: Path) -> _Film:
+    """One row, checked."""
+    path = row[layout.path]
+    if not path:
+        raise row.error(f"has nothing in the column {layout.path!r}; expected the path of a film")
+    patient = next((row[name] for name in layout.patient if row[name]), "" if layout.patient else path)
+    if not patient:
+        raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every film, or no such column")
+    part = _PARTS.get(row.get("split").lower())
+    if part is None and "split" in layout.columns:
+        raise row.error(f"has the split {row['split']!r}; expected train, dev, val or test")
+    try:
+        age = parse_age(row.get("age"))
+    except ValueError as error:
+        raise row.error(f"has the age {row['age']!r}; expected years") from error
+    return _Film(
+        path=root / path,
+        part=part or "",
+        patient=patient,
+        labels=tuple(_label(row, finding) for finding in layout.findings),
+        age=age,
+        sex=parse_sex(row.get("sex")),
+        view=parse_view(row.get("view")),
+        source=row.get("source"),
+    )
+
+
+def _label(row: Row, finding: str) -> float:
+    """A number from 0 to 1, or NaN for nothing."""
+    text = row[finding]
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        value = math.inf
+    if text and not 0 <= value <= 1:
+        raise row.error(
+            f"has {text!r} in the column {finding!r}; expected 0, 1, a soft label between them or nothing (if this "
+            "is no column of labels, name those that are with the option findings)"
+        )
+    return value
+
+
+def _make_parts(films: list[_Film], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
+    """Train, dev and test as the table says, or as the seed says."""
+    if "split" not in layout.columns:
+        test_fraction = request.number("test_fraction", 0.2)
+        whole = _make_split("all", films, layout)
+        return divide(whole, dev_fraction=request.dev_fraction, test_fraction=test_fraction, seed=request.seed)
+    train, dev, test = (
+        _make_split(name, [film for film in films if film.part == name], layout) for name in ("train", "dev", "test")
+    )
+    if not len(dev):
+        train, dev = carve_dev(train, fraction=request.dev_fraction, seed=request.seed)
+    return train, dev, test
+
+
+def _make_split(name: str, films: list[_Film], layout: _Layout) -> Split:
+    """Films as a split, with the optional fields that the table has."""
+    has = layout.columns.__contains__
+    return Split(
+        name,
+        tuple(film.path for film in films),
+        np.array([film.labels for film in films], np.float32).reshape(-1, len(layout.findings)),
+        tuple(film.patient for film in films),
+        ages=np.array([film.age for film in films], np.float32) if has("age") else None,
+        sexes=tuple(film.sex for film in films) if has("sex") else None,
+        views=tuple(film.view for film in films) if has("view") else None,
+        sources=tuple(film.source for film in films) if has("source") else None,
+    )

@@ -1,0 +1,60 @@
+"""How well scores separate sick from healthy films, and how sure that is: numpy only, the same code everywhere.
+
+Labels are 0, 1 or nan for "not known"; an unknown label leaves its film out of that finding alone. Soft labels are for
+training and refused here: whoever scores against them has to say first where "yes" begins.
+
+All intervals resample *patients*, not films: two films of one patient are not two independent observations, and an
+interval that counts them as such is too narrow.
+"""
+
+from cxr_compress.metrics.bootstrap import (
+    Interval,
+    auroc_samples,
+    average_precision_samples,
+    bootstrap_auroc,
+    bootstrap_mean,
+    interval,
+    mean_samples,
+    paired_auroc_difference,
+)
+from cxr_compress.metrics.decisions import (
+    ENOUGH_FILMS,
+    choose_threshold,
+    count_films,
+    has_enough_data,
+    sensitivity_specificity,
+)
+from cxr_compress.metrics.probabilities import brier_score, expected_calibration_error
+from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc
+from cxr_compress.metrics.strata import (
+    count_comparable_films,
+    stratified_auroc,
+    stratified_auroc_per_finding,
+    stratified_auroc_samples,
+)
+
+__all__ = [
+    "ENOUGH_FILMS",
+    "Interval",
+    "auroc",
+    "auroc_per_finding",
+    "auroc_samples",
+    "average_precision",
+    "average_precision_samples",
+    "bootstrap_auroc",
+    "bootstrap_mean",
+    "brier_score",
+    "choose_threshold",
+    "count_comparable_films",
+    "count_films",
+    "expected_calibration_error",
+    "has_enough_data",
+    "interval",
+    "mean_auroc",
+    "mean_samples",
+    "paired_auroc_difference",
+    "sensitivity_specificity",
+    "stratified_auroc",
+    "stratified_auroc_per_finding",
+    "stratified_auroc_samples",
+]

@@ -1,0 +1,247 @@
+"""Intervals: every measurement again on resampled patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cxr_compress.errors import DataError
+from cxr_compress.metrics.checks import Array, checked, mean_defined, row_means
+from cxr_compress.metrics.ranking import (
+    Ranked,
+    auroc_per_finding,
+    quotient,
+    rank,
+    weighted_auroc,
+    weighted_average_precision,
+)
+
+Groups = Sequence[str] | Sequence[int] | NDArray[np.str_] | NDArray[np.int64]
+Weigh = Callable[[NDArray[np.int64]], Array]  # film numbers -> how often each set drew them, (films, sets)
+Measure = Callable[[Weigh], Array]  # -> one value a set
+
+# Bounds the bootstrap's temporaries at half a million float64 (4 MB) each, whatever the number of films.
+_CHUNK_VALUES = 500_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value measured on the data at hand, and the range that resampled patients give it.
+
+    Attributes:
+        value: The measurement; nan where it is undefined.
+        low: Lower bound of the percentile interval; nan where it is undefined.
+        high: Upper bound of the percentile interval; nan where it is undefined.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_auroc(
+    labels: ArrayLike, scores: ArrayLike, groups: Groups, *, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The AUROC, or the mean AUROC of several findings, with a percentile interval over resampled patients.
+
+    A resampled set in which a finding has one class only leaves that finding out. Where nearly every film is ranked
+    right the interval collapses towards its value: with few positives read it as a lower bound of the doubt.
+
+    Args:
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores: Like labels.
+        groups: (n,) the patient of each film.
+        samples: Number of resampled sets.
+        seed: The same seed gives the same interval, in whatever order the films come.
+        level: The share of resampled sets inside the interval.
+
+    Returns:
+        The interval; all three nan if no finding has both classes.
+
+    Raises:
+        DataError: As in ``auroc``, or ``groups`` has another length.
+    """
+    drawn = auroc_samples(labels, scores, groups, samples=samples, seed=seed)
+    return bootstrap_mean(auroc_per_finding(labels, scores), drawn, level=level)
+
+
+def paired_auroc_difference(
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    groups: Groups,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """How much higher the (mean) AUROC of scores ``a`` is than that of ``b`` on the same films: a minus b.
+
+    Both are measured on the same resampled patients, so what makes a set hard for both cancels out: the interval is
+    much narrower than the two single ones suggest.
+
+    Args:
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores_a: Like labels.
+        scores_b: Like labels.
+        groups: (n,) the patient of each film.
+        samples: Number of resampled sets.
+        seed: Of the resampling.
+        level: The share of resampled sets inside the interval.
+
+    Raises:
+        DataError: As in ``bootstrap_auroc``.
+    """
+    values = auroc_per_finding(labels, scores_a) - auroc_per_finding(labels, scores_b)
+    drawn_a = auroc_samples(labels, scores_a, groups, samples=samples, seed=seed)
+    drawn_b = auroc_samples(labels, scores_b, groups, samples=samples, seed=seed)
+    return bootstrap_mean(values, drawn_a - drawn_b, level=level)
+
+
+def auroc_samples(labels: ArrayLike, scores: ArrayLike, groups: Groups, *, samples: int = 1000, seed: int = 0) -> Array:
+    """The AUROC of each finding in each set of resampled patients: what every interval here is made of.
+
+    Args:
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores: Like ``labels``.
+        groups: (n,) the patient of each film.
+        samples: Number of resampled sets; each draws as many patients as there are, with replacement.
+        seed: Sets of one seed are the same for every score, which is what pairs two models.
+
+    Returns:
+        (samples, k) float64, nan where a resampled set holds one class only.
+
+    Raises:
+        DataError: As in ``auroc``, or ``groups`` has another length.
+    """
+    truth, values = checked(labels, scores)
+    ranked = [rank(truth[:, k], values[:, k]) for k in range(truth.shape[1])]
+    return resample([_weighted(weighted_auroc, one) for one in ranked], groups, len(truth), samples, seed)
+
+
+def average_precision_samples(
+    labels: ArrayLike, scores: ArrayLike, groups: Groups, *, samples: int = 1000, seed: int = 0
+) -> Array:
+    """The average precision of each finding in each set of resampled patients.
+
+    Args:
+        labels: As in ``auroc_samples``, like all that follow.
+        scores: See there.
+        groups: See there.
+        samples: See there.
+        seed: See there.
+
+    Returns:
+        (samples, k) float64, nan where a resampled set holds no film with the finding.
+
+    Raises:
+        DataError: As in ``auroc_samples``.
+    """
+    truth, values = checked(labels, scores)
+    ranked = [rank(truth[:, k], -values[:, k]) for k in range(truth.shape[1])]
+    return resample([_weighted(weighted_average_precision, one) for one in ranked], groups, len(truth), samples, seed)
+
+
+def mean_samples(values: ArrayLike, groups: Groups, *, samples: int = 1000, seed: int = 0) -> Array:
+    """The mean of each column in each set of resampled patients: of decisions a share, of squared errors a Brier score.
+
+    Args:
+        values: (n, k); nan leaves a film out of that column.
+        groups: (n,) the patient of each film.
+        samples: As in ``auroc_samples``.
+        seed: As in ``auroc_samples``.
+
+    Returns:
+        (samples, k) float64, nan where a set drew no film that counts.
+
+    Raises:
+        DataError: ``groups`` has another length.
+    """
+    columns = np.asarray(values, np.float64)
+    patients, member = _patients(groups, len(columns))
+    known = ~np.isnan(columns)
+    # A mean needs only the sums of each patient: far fewer numbers to weigh than films.
+    sums, counts = np.zeros((2, patients, columns.shape[1]))
+    np.add.at(sums, member, np.where(known, columns, 0.0))
+    np.add.at(counts, member, known)
+    drawn = _draws(patients, len(columns), samples, seed)
+    rows = [(weights.T @ sums, weights.T @ counts) for weights in drawn]
+    return np.concatenate([quotient(top, bottom) for top, bottom in rows])
+
+
+def interval(value: float, drawn: Array, *, level: float = 0.95) -> Interval:
+    """A percentile interval from resampled values.
+
+    Args:
+        value: The measurement itself.
+        drawn: (samples,) the same measurement on each resampled set; nan ones are left out.
+        level: The share of them inside the interval.
+
+    Returns:
+        Nan bounds if the value is undefined or fewer than half of the resampled sets define it: then too few
+        patients carry the rarer class for any interval.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or 2 * len(defined) < len(drawn) or not len(defined):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def bootstrap_mean(values: Array, drawn: Array, *, level: float = 0.95) -> Interval:
+    """The mean over findings with its interval, from what ``auroc_per_finding`` and ``auroc_samples`` gave.
+
+    Args:
+        values: (k,) the measurement per finding.
+        drawn: (samples, k) the same on each resampled set; nan ones are left out of the mean of their set.
+        level: The share of resampled sets inside the interval.
+    """
+    return interval(mean_defined(values), row_means(drawn), level=level)
+
+
+def resample(measures: Sequence[Measure], groups: Groups, films: int, samples: int, seed: int) -> Array:
+    """Every measurement on every resampled set, (samples, measures); all of them see the same sets.
+
+    Raises:
+        DataError: ``groups`` does not name one patient per film.
+    """
+    patients, member = _patients(groups, films)
+    rows = [
+        np.stack([measure(_weigher(counts, member)) for measure in measures], axis=1)
+        for counts in _draws(patients, films, samples, seed)
+    ]
+    return np.concatenate(rows)
+
+
+def _patients(groups: Groups, films: int) -> tuple[int, NDArray[np.int64]]:
+    """How many patients there are, and the number of each film's."""
+    if len(groups) != films:
+        raise DataError(f"expected one patient per film, got {len(groups)} patients for {films} films")
+    patients, member = np.unique(np.asarray(groups), return_inverse=True)
+    return len(patients), member
+
+
+def _weigher(counts: Array, member: NDArray[np.int64]) -> Weigh:
+    """Looks up how often the patient of each film was drawn."""
+    return lambda films: counts[member[films]]
+
+
+def _weighted(formula: Callable[[Ranked, Array], Array], ranked: Ranked) -> Measure:
+    """A formula on ranked films, ready for the weights of resampled sets."""
+    return lambda weigh: formula(ranked, weigh(ranked.order))
+
+
+def _draws(patients: int, films: int, samples: int, seed: int) -> Iterator[Array]:
+    """How often each patient was drawn, (patients, chunk) at a time, ``samples`` columns in all."""
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_VALUES // max(films, 1))
+    for first in range(0, samples, chunk):
+        rows = min(chunk, samples - first)
+        drawn = rng.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)
+        yield np.ascontiguousarray(
+            counts.T, np.float64
+        )  # a film's counts side by side: gathering them is half the work

@@ -1,0 +1,156 @@
+"""AUROC and average precision from one sort per finding, which any number of weightings of the films then share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cxr_compress.metrics.checks import Array, checked, mean_defined
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The films of one finding with a known label in ascending order of score, to be weighted again and again.
+
+    Attributes:
+        order: (films,) film numbers by ascending score.
+        starts: (blocks,) where each run of equal scores begins in that order.
+        positive: (films,) 1 for a film with the finding, in that order.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    positive: Array
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """The chance that a film with the finding scores above one without it; equal scores count one half.
+
+    Args:
+        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        scores: (n,), any scale; higher means more likely to have the finding.
+
+    Returns:
+        A value in [0, 1], or nan if the known labels hold one class only.
+
+    Raises:
+        DataError: Lengths differ, a label is neither 0, 1 nor nan, or a score is nan.
+
+    Source: Mann and Whitney 1947, the U statistic divided by the number of pairs.
+    """
+    truth, values = checked(labels, scores)
+    ranked = rank(truth[:, 0], values[:, 0])
+    return float(weighted_auroc(ranked, np.ones((len(ranked.order), 1)))[0])
+
+
+def mean_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """The mean of the AUROCs of several findings, without those that are undefined (one class only).
+
+    Args:
+        labels: (n, k), 0, 1 or nan.
+        scores: (n, k).
+
+    Returns:
+        The mean, or nan if no finding has both classes.
+
+    Raises:
+        DataError: As in ``auroc``.
+    """
+    return mean_defined(auroc_per_finding(labels, scores))
+
+
+def auroc_per_finding(labels: ArrayLike, scores: ArrayLike) -> Array:
+    """The AUROC of each column.
+
+    Args:
+        labels: (n, k), 0, 1 or nan.
+        scores: (n, k).
+
+    Returns:
+        (k,) float64, nan where the known labels of a column hold one class only.
+
+    Raises:
+        DataError: As in ``auroc``.
+    """
+    truth, values = checked(labels, scores)
+    return np.array([auroc(truth[:, k], values[:, k]) for k in range(truth.shape[1])])
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """The area under precision over recall as a step function; unlike AUROC it falls with the prevalence.
+
+    Args:
+        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        scores: (n,), higher means more likely to have the finding.
+
+    Returns:
+        A value in [0, 1], or nan if no label is 1. Equal scores enter together.
+
+    Raises:
+        DataError: As in ``auroc``.
+    """
+    truth, values = checked(labels, scores)
+    ranked = rank(truth[:, 0], -values[:, 0])
+    if not ranked.positive.any():
+        return float("nan")
+    hits = np.cumsum(np.add.reduceat(ranked.positive, ranked.starts))
+    called = np.append(ranked.starts[1:], len(ranked.order))
+    return float(np.sum(np.diff(hits, prepend=0.0) * hits / called) / hits[-1])
+
+
+def rank(positive: Array, scores: Array, films: NDArray[np.bool_] | None = None) -> Ranked:
+    """Sort once; equal scores form one block.
+
+    Args:
+        positive: (n,) 1, 0, or nan for a film that is left out.
+        scores: (n,) to sort by.
+        films: (n,) which films to rank; None for all.
+    """
+    known = ~np.isnan(positive)
+    chosen = np.flatnonzero(known if films is None else known & films)
+    order = chosen[np.argsort(scores[chosen], kind="stable")]
+    ordered = scores[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(order)])
+    return Ranked(order, starts, positive[order])
+
+
+def weighted_auroc(ranked: Ranked, weights: Array) -> Array:
+    """AUROC (sets,) of films counted ``weights`` (films, sets) times; nan for a set with one class only."""
+    wins, pairs = weighted_pairs(ranked, weights)
+    return quotient(wins, pairs)
+
+
+def weighted_pairs(ranked: Ranked, weights: Array) -> tuple[Array, Array]:
+    """How many pairs of a film with and one without the finding are ranked right (sets,), and how many there are.
+
+    Films come in the order of ``ranked``. Weights are whole numbers, so every sum is exact and the order in which the
+    films were given cannot matter.
+    """
+    if not len(ranked.order):
+        return np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
+    sick = weights * ranked.positive[:, None]
+    healthy = weights - sick
+    if len(ranked.starts) < len(weights):  # equal scores: one block, in which every pair is half won
+        sick, healthy = (np.add.reduceat(films, ranked.starts, axis=0) for films in (sick, healthy))
+    below = np.cumsum(healthy, axis=0)
+    wins = np.einsum("bs,bs->s", sick, below - healthy / 2)
+    return wins, sick.sum(axis=0) * below[-1]
+
+
+def weighted_average_precision(ranked: Ranked, weights: Array) -> Array:
+    """Average precision (sets,) of films counted ``weights`` (films, sets) times, ranked by *descending* score."""
+    if not len(ranked.order):
+        return np.full(weights.shape[1], np.nan)
+    sick = weights * ranked.positive[:, None]
+    if len(ranked.starts) < len(weights):
+        sick, weights = (np.add.reduceat(films, ranked.starts, axis=0) for films in (sick, weights))
+    hits, called = np.cumsum(sick, axis=0), np.cumsum(weights, axis=0)
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)  # none drawn so far: no hit either
+    return quotient(np.einsum("bs,bs->s", sick, precision), hits[-1])
+
+
+def quotient(top: Array, bottom: Array) -> Array:
+    """``top / bottom``, nan where there is nothing to divide by."""
+    return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)

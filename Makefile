@@ -16,7 +16,7 @@ DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
 demo: .venv/.train
 	$(BIN)/python experiments/demo.py
 
-test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device
+test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device .venv-torch/.device
 	@echo "== device code where only LiteRT is installed"
 	.venv-litert/bin/python $(DEVICE_TESTS)
 	@if [ -x .venv-tflite/bin/python ]; then \
@@ -26,7 +26,8 @@ test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device
 	  echo "== device code on emulated aarch64 with tflite-runtime 2.14" && .venv-aarch64/python $(DEVICE_TESTS); \
 	else echo "== SKIPPED tests on emulated aarch64: they need qemu-aarch64-static, apt-get and Debian's arm64 packages"; fi
 	@echo "== the whole package"
-	$(TESTS)
+	@if [ -x .venv-torch/bin/python ]; then CXR_TORCH_PYTHON=$(CURDIR)/.venv-torch/bin/python $(TESTS); \
+	else echo "== SKIPPED tests with files of real PyTorch: it could not be installed" && $(TESTS); fi
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -41,7 +42,7 @@ lint: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.train
-	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,report]'
+	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,dicom,report]'
 	@touch $@
 
 .venv-litert/.device: $(SETUP)
@@ -56,6 +57,12 @@ lint: .venv/.dev
 	  .venv-tflite/bin/python $(PIP) -c .ci/constraints-tflite.txt -e '.[tflite]' pytest hypothesis; fi
 	@touch $@
 
+# PyTorch (its CPU build does) writes the files that the importers are tested with; nothing of ours imports it.
+.venv-torch/.device: .ci/constraints-torch.txt
+	@rm -rf .venv-torch && mkdir -p .venv-torch
+	@$(PYTHON) -m venv .venv-torch && .venv-torch/bin/python $(PIP) -r .ci/constraints-torch.txt || rm -rf .venv-torch/bin
+	@touch $@
+
 .venv-aarch64/.device: setup.cfg .ci/aarch64 .ci/constraints-tflite.txt
 	@mkdir -p .venv-aarch64
 	@if command -v qemu-aarch64-static >/dev/null && command -v apt-get >/dev/null; then \
@@ -63,4 +70,4 @@ lint: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-litert .venv-tflite .venv-aarch64 demo_run build *.egg-info
+	rm -rf .venv .venv-litert .venv-tflite .venv-aarch64 .venv-torch demo_run build *.egg-info

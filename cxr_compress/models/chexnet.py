@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.input_shape import check_classes, check_input_shape
 
 HEAD_NAME = "logits"
-SMALLEST_SIDE = 32  # the stem and three transitions halve the film five times: 32 -> 1
-_BN_EPSILON = 1.001e-5  # of the published weights; tf_keras's applications use it too
+BN_EPSILON = 1.001e-5  # of the published weights; tf_keras's applications use it too
 # As CheXNet was trained (PyTorch's 0.1): Keras's own 0.99 takes 500 steps to forget its start, all of a short training.
-_BN_MOMENTUM = 0.9
+BN_MOMENTUM = 0.9
 _CHANNEL_MULTIPLE = 4
 
 
@@ -89,20 +89,12 @@ def tiny_chexnet(num_classes: int = 1, input_shape: Sequence[int | None] = (64, 
 
 
 def _check_arguments(num_classes: int, input_shape: Sequence[int | None], width: float, blocks: Sequence[int]) -> None:
-    if num_classes < 1:
-        raise CompressionError(f"num_classes must be at least 1, got {num_classes}: pass the number of findings")
+    check_classes(num_classes)
     if not width > 0:
         raise CompressionError(f"width must be above 0, got {width}: 1.0 is DenseNet121, 0.5 half its channels")
     if not blocks or min(blocks) < 1:
         raise CompressionError(f"blocks must be positive layer counts such as (6, 12, 24, 16), got {tuple(blocks)}")
-    shape = tuple(input_shape)
-    if len(shape) != 3 or shape[2] is None or shape[2] < 1:  # noqa: PLR2004 - height, width, channels
-        raise CompressionError(f"input_shape must be (height, width, channels) such as (224, 224, 3), got {shape}")
-    if any(side is not None and side < SMALLEST_SIDE for side in shape[:2]):
-        raise CompressionError(
-            f"input_shape {shape} is too small: the network halves the film five times and needs at least "
-            f"{SMALLEST_SIDE}x{SMALLEST_SIDE} pixels"
-        )
+    check_input_shape(input_shape)
 
 
 def _scaled(base: int, width: float) -> int:
@@ -111,7 +103,7 @@ def _scaled(base: int, width: float) -> int:
 
 
 def _norm_relu(x: Any, norm_name: str, relu_name: str) -> Any:
-    x = keras.layers.BatchNormalization(momentum=_BN_MOMENTUM, epsilon=_BN_EPSILON, name=norm_name)(x)
+    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=norm_name)(x)
     return keras.layers.Activation("relu", name=relu_name)(x)
 
 

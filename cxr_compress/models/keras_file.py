@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from cxr_compress.device.atomic import make_folder, write_bytes
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
@@ -24,28 +26,64 @@ _KERAS2 = "2."
 _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
 
-def save_model(model: Any, path: str | Path) -> None:
+def save_model(model: Any, path: str | Path, *, about: ModelAbout | None = None) -> None:
     """Write a model as a ``.keras`` file that plain ``load_model`` reads: at once, and without time or place in it.
 
     Optimiser and loss are left out (training keeps them in its run folder). Two models of equal layers and weights
-    give equal bytes, so files can be compared and cached by their hash.
+    and equal `about` give equal bytes, so files can be compared and cached by their hash.
 
     Args:
         model: Functional or Sequential; it is not changed.
         path: Ends in ``.keras``; an older file there is replaced once the new one is complete.
+        about: Findings, preprocessing and so on, kept as an entry of its own that Keras does not look at; `read_about`
+            gives it back.
 
     Raises:
-        CompressionError: The name has another ending, or the disk is full or not writable.
+        CompressionError: The name has another ending, `about` names more or fewer findings than the model has logits,
+            or the disk is full or not writable.
     """
     path = Path(path)
     if path.suffix != ".keras":
         raise CompressionError(f"expected a file name that ends in .keras, got {path.name}: rename the output file")
+    if about is not None:
+        _check_findings(model, about)
     with tempfile.TemporaryDirectory(prefix="cxr_compress_") as folder:
         raw = Path(folder) / "model.keras"
         _without_optimizer(model).save(raw, save_format="keras")
-        content = _normalised(raw)
+        content = _normalised(raw, {} if about is None else {ABOUT_ENTRY: about.to_bytes()})
     make_folder(path.parent)
     write_bytes(path, content)
+
+
+def read_about(path: str | Path) -> ModelAbout | None:
+    """Read what `save_model` was told about a model; nothing else in the file is looked at.
+
+    Args:
+        path: A model file of any kind that `load_model` reads.
+
+    Returns:
+        What the file says; None where it says nothing, as files of plain Keras and all ``.h5`` files do.
+
+    Raises:
+        ModelFileError: The file is missing or damaged, or a newer version wrote it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelFileError(f"the model file {path} does not exist: check the path")
+    if path.suffix.lower() != _ZIPPED:
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if ABOUT_ENTRY not in archive.namelist():
+                return None
+            if archive.getinfo(ABOUT_ENTRY).file_size > LARGEST_ABOUT:
+                raise ModelFileError(f"{path.name} is damaged (its {ABOUT_ENTRY} is far too large): copy it again")
+            content = archive.read(ABOUT_ENTRY)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{path.name} is no complete .keras file ({_first_line(error)}): copy or export it again"
+        ) from error
+    return ModelAbout.from_bytes(content, path.name)
 
 
 def load_model(path: str | Path) -> Any:
@@ -156,6 +194,15 @@ def _classes(config: Any) -> Iterator[tuple[str, str]]:
             yield from _classes(value)
 
 
+def _check_findings(model: Any, about: ModelAbout) -> None:
+    """Require a name for every logit."""
+    logits = model.output_shape[-1]
+    if logits != len(about.findings):
+        raise CompressionError(
+            f"the model has {logits} logits, about names {len(about.findings)} findings: give one name per logit"
+        )
+
+
 def _without_optimizer(model: Any) -> Any:
     if getattr(model, "optimizer", None) is None:
         return model
@@ -164,12 +211,12 @@ def _without_optimizer(model: Any) -> Any:
     return plain
 
 
-def _normalised(raw: Path) -> bytes:
-    """The same archive with sorted entries, fixed times and no date of saving."""
+def _normalised(raw: Path, extra: dict[str, bytes]) -> bytes:
+    """The same archive with the extra entries, in the order of names, with fixed times and no date of saving."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
-        for name in sorted(source.namelist()):
-            content = source.read(name)
+        for name in sorted([*source.namelist(), *extra]):
+            content = extra[name] if name in extra else source.read(name)
             if name == _METADATA:
                 version = json.loads(content)["keras_version"]
                 content = json.dumps({"keras_version": version}).encode()

@@ -11,8 +11,8 @@ from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, normalize
 from cxr_compress.errors import ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import auroc
-from cxr_compress.models import chexnet
-from cxr_compress.models.npz_weights import load_npz_weights
+from cxr_compress.models import ModelAbout, build, chexnet, import_weights
+from cxr_compress.models.npz_weights import load_npz_weights, read_npz_about, save_npz_weights
 from tests.models.test_chexnet import random_weights
 
 
@@ -121,6 +121,25 @@ def test_load_npz_weights_pickled_objects_are_refused(arrays, tmp_path):
         load_npz_weights(small_net(), path)
 
 
+def test_save_npz_weights_file_is_what_load_reads_and_has_equal_bytes_for_equal_weights(tmp_path):
+    model, again = small_net(), small_net()
+    model.set_weights(random_weights(model))
+    for name in ("a.npz", "b.npz"):
+        save_npz_weights(model, tmp_path / name)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert load_npz_weights(again, tmp_path / "a.npz").renamed == {}
+    for old, new in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old.astype(np.float16).astype(np.float32))
+
+
+def test_save_npz_weights_number_beyond_float16_is_an_error_and_writes_nothing(tmp_path):
+    model = small_net()
+    model.layers[-1].bias.assign([7e4])
+    with pytest.raises(ModelFileError, match=r"logits/bias:0 holds numbers beyond float16 \(65504\)"):
+        save_npz_weights(model, tmp_path / "w.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.densenet
 def test_load_npz_weights_trained_densenet121_ranks_real_films(cxr_data):
     weights = cxr_data.parent / "weights" / "kermany_densenet121_fp16.npz"
@@ -138,3 +157,20 @@ def test_load_npz_weights_trained_densenet121_ranks_real_films(cxr_data):
     load_npz_weights(model, weights)
     # 0.967 on all 624 test films; 0.9 leaves room for the luck of 48 of them, and none for a wrong weight order.
     assert auroc(sick, model.predict(films, batch_size=16, verbose=0)[:, 0]) > 0.9
+
+
+def test_npz_weights_that_say_what_they_are_import_without_being_told(tmp_path):
+    about = ModelAbout(("A", "B"), PreprocessSpec.preset("unit", 48, 48), dataset="d", pos_weight=(2.0, 3.0))
+    model = build("tiny_chexnet", 2, (48, 48, 3))
+    save_npz_weights(model, tmp_path / "w.npz", about=about)
+    imported = import_weights("npz", tmp_path / "w.npz")
+    assert imported.about == about
+    assert (imported.model.name, imported.model.input_shape) == ("tiny_chexnet", (None, 48, 48, 3))
+    for one, other in zip(model.get_weights(), imported.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one.astype(np.float16), other)
+    larger = import_weights("npz", tmp_path / "w.npz", input_size=64, findings=("C", "D"))
+    assert larger.model.input_shape == (None, 64, 64, 3)
+    assert (larger.about.preprocess.height, larger.about.findings) == (64, ("C", "D"))
+    assert read_npz_about(tmp_path / "w.npz") == ("tiny_chexnet", about)
+    save_npz_weights(model, tmp_path / "alone.npz")
+    assert read_npz_about(tmp_path / "alone.npz") is None

@@ -1,0 +1,128 @@
+"""What a model file says about itself beyond layers and weights: its findings, its input, where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import DataError, ModelFileError
+
+ABOUT_ENTRY = "cxr_compress.json"  # the entry of a .keras archive; Keras reads its own entries by name and no other
+LARGEST_ABOUT = 1 << 20  # bytes: 18 findings take 2 kB, and a bomb takes more than this
+
+
+@dataclass(frozen=True)
+class ModelAbout:
+    """What travels inside a .keras file, so that evaluation, export and the device use the model as it was trained.
+
+    Attributes:
+        findings: one name per logit, in the order of the logits.
+        preprocess: how a film becomes the model's input.
+        dataset: what the model was trained on ("" where unknown).
+        attribution: whom to name with every copy: authors and licence of data and weights.
+        pos_weight: the weight of positives in the loss, one per finding; None where the loss had none.
+        notes: anything else a user should know, such as thresholds that came with foreign weights.
+    """
+
+    findings: tuple[str, ...]
+    preprocess: PreprocessSpec
+    dataset: str = ""
+    attribution: str = ""
+    pos_weight: tuple[float, ...] | None = None
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "findings", _names(self.findings))
+        if not isinstance(self.preprocess, PreprocessSpec):
+            raise DataError(f"ModelAbout: expected preprocess as a PreprocessSpec, got {self.preprocess!r}")
+        for name in ("dataset", "attribution", "notes"):
+            if not isinstance(getattr(self, name), str):
+                raise DataError(f"ModelAbout: expected {name} as a text, got {getattr(self, name)!r}")
+        if self.pos_weight is not None:
+            object.__setattr__(self, "pos_weight", _weights(self.pos_weight, len(self.findings)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON-ready values."""
+        return {
+            "findings": list(self.findings),
+            "preprocess": self.preprocess.to_dict(),
+            "dataset": self.dataset,
+            "attribution": self.attribution,
+            "pos_weight": None if self.pos_weight is None else list(self.pos_weight),
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelAbout:
+        """Build what `to_dict` gave.
+
+        Raises:
+            DataError: an unknown or missing key, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise DataError(f"ModelAbout: unknown keys {unknown}; known are {sorted(known)}")
+        missing = sorted({"findings", "preprocess"} - set(fields))
+        if missing:
+            raise DataError(f"ModelAbout: missing keys {missing}")
+        if not isinstance(fields["preprocess"], dict):
+            raise DataError(f"ModelAbout: expected preprocess as an object, got {fields['preprocess']!r}")
+        return cls(**{**fields, "preprocess": PreprocessSpec.from_dict(fields["preprocess"])})
+
+    def to_bytes(self) -> bytes:
+        """Give JSON of equal bytes for equal values, as it lies in a model file."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
+
+    @classmethod
+    def from_bytes(cls, content: bytes, file: str) -> ModelAbout:
+        """Read what `to_bytes` gave.
+
+        Args:
+            content: of the entry.
+            file: name of the model file, for the error.
+
+        Raises:
+            ModelFileError: it is no such JSON, or has unknown keys.
+        """
+        try:
+            fields = json.loads(content)
+            if not isinstance(fields, dict):
+                raise DataError(f"ModelAbout: expected an object, got {type(fields).__name__}")
+            return cls.from_dict(fields)
+        except (DataError, ValueError, TypeError, RecursionError) as error:
+            raise ModelFileError(
+                f"{file} does not say what its model is for ({_one_line(error)}): save the model again"
+            ) from error
+
+
+def _one_line(error: BaseException, limit: int = 200) -> str:
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """Give findings as a tuple of different texts, or raise a DataError."""
+    if isinstance(values, str) or not isinstance(values, tuple | list):
+        raise DataError(f"ModelAbout: expected findings as a list of names, got {values!r}")
+    names = tuple(values)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"ModelAbout: expected findings as a list of at least one name, got {list(names)!r}")
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"ModelAbout: the findings {twice} stand there twice: give each logit a name of its own")
+    return names
+
+
+def _weights(values: Any, count: int) -> tuple[float, ...]:
+    """Give weights as `count` finite floats above 0, or raise a DataError."""
+    try:
+        weights = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"ModelAbout: expected pos_weight as {count} numbers, got {values!r}") from error
+    if len(weights) != count or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise DataError(f"ModelAbout: expected pos_weight as {count} finite numbers above 0, got {list(weights)}")
+    return weights

@@ -1,0 +1,119 @@
+"""Names of DenseNet weights in PyTorch files and in ours, and the size of the network that they make up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cxr_compress.errors import ModelFileError
+from cxr_compress.models.chexnet import HEAD_NAME
+from cxr_compress.models.layer_arrays import LayerArrays, shown
+
+TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
+# Modules that others put around torchvision's DenseNet: DataParallel, arnoweng/CheXNet, and training scripts.
+_AROUND = re.compile(r"^(?:(?:module|model|net|densenet121|densenet169|densenet|backbone)\.)+")
+_OLD_STYLE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # torchvision until 2018: norm.1 for norm1
+_COUNTER = ".num_batches_tracked"
+_LAYER = re.compile(r"features\.denseblock(\d{1,3})\.denselayer(\d{1,3})\.(norm|conv)([12])")
+_TRANSITION = re.compile(r"features\.transition(\d{1,3})\.(norm|conv)")
+_ENDS = {
+    "features.conv0": "conv1/conv",
+    "features.norm0": "conv1/bn",
+    "features.norm5": "bn",
+    "classifier": HEAD_NAME,
+    "classifier.0": HEAD_NAME,  # of Sequential(Linear, Sigmoid); the sigmoid has no weights and is left out
+}
+_OURS = {"norm1": "0_bn", "conv1": "1_conv", "norm2": "1_bn", "conv2": "2_conv"}
+_BLOCK = re.compile(r"conv(\d{1,3})_block(\d{1,3})_")
+
+TorchLayers = dict[str, dict[str, tuple[str, np.ndarray]]]
+
+
+class Architecture(NamedTuple):
+    """What `chexnet` needs to know to build the network."""
+
+    blocks: tuple[int, ...]
+    width: float
+    channels: int
+
+
+def densenet_layers(tensors: Mapping[str, np.ndarray]) -> tuple[TorchLayers, tuple[str, ...]]:
+    """Sort the tensors of a DenseNet by our layers.
+
+    Args:
+        tensors: name in a PyTorch file -> tensor, in any of the spellings that torchvision, arnoweng/CheXNet and
+            torchxrayvision have used.
+
+    Returns:
+        Our layer -> part -> (name in the file, tensor), and the names that hold no weights.
+
+    Raises:
+        ModelFileError: names that no DenseNet has, or two for one weight.
+    """
+    layers: TorchLayers = {}
+    ignored, unknown = [], []
+    for name, tensor in tensors.items():
+        if name.endswith(_COUNTER):
+            ignored.append(name)
+            continue
+        layer, part = _ours(name)
+        if layer is None:
+            unknown.append(name)
+        elif part in layers.setdefault(layer, {}):
+            raise ModelFileError(f"{shown([layers[layer][part][0], name])} are the same weight: leave one of them out")
+        else:
+            layers[layer][part] = (name, tensor)
+    if unknown:
+        raise ModelFileError(f"{len(unknown)} of its names are those of no DenseNet: {shown(unknown)}")
+    return layers, tuple(ignored)
+
+
+def _ours(name: str) -> tuple[str | None, str]:
+    """Give our layer (None where there is none) and PyTorch's part of it."""
+    plain = _OLD_STYLE.sub(r"\1\2.", _AROUND.sub("", name))
+    module, _, part = plain.rpartition(".")
+    if module in _ENDS:
+        return _ENDS[module], part
+    inner = _LAYER.fullmatch(module)
+    if inner:
+        block, layer, kind, number = inner.groups()
+        return f"conv{int(block) + 1}_block{int(layer)}_{_OURS[kind + number]}", part
+    between = _TRANSITION.fullmatch(module)
+    if between:
+        return f"pool{int(between[1]) + 1}_{'bn' if between[2] == 'norm' else 'conv'}", part
+    return None, part
+
+
+def architecture(arrays: LayerArrays) -> Architecture:
+    """Tell from names and shapes which DenseNet it is.
+
+    Raises:
+        ModelFileError: the first layers are missing, or its widths are those of none that `chexnet` builds.
+    """
+    numbers = [(int(found[1]), int(found[2])) for found in map(_BLOCK.match, arrays) if found]
+    stages = sorted({stage for stage, _ in numbers})
+    if not stages or stages != list(range(2, 2 + len(stages))):
+        raise ModelFileError("it has no dense blocks, or one of them is missing: it holds no DenseNet")
+    blocks = tuple(max(layer for at, layer in numbers if at == stage) for stage in stages)
+    if sum(blocks) > len(numbers):
+        raise ModelFileError("layers in the middle of its dense blocks are missing: it is not complete")
+    stem, narrow, new = (
+        _kernel_shape(arrays, layer) for layer in ("conv1/conv", "conv2_block1_1_conv", "conv2_block1_2_conv")
+    )
+    width = stem[3] / 64
+    if width <= 0 or (narrow[3], new[3]) != (128 * width, 32 * width):
+        raise ModelFileError(
+            f"its stem, bottlenecks and growth are {stem[3]}, {narrow[3]} and {new[3]} filters: expected 64, 128 and "
+            "32 (DenseNet121, 169 or 201), or the same multiple of each"
+        )
+    return Architecture(blocks, width, stem[2])
+
+
+def _kernel_shape(arrays: LayerArrays, layer: str) -> tuple[Any, ...]:
+    kernel = arrays.get(layer, {}).get("kernel")
+    if kernel is None or kernel.array.ndim != 4:  # noqa: PLR2004 - of a convolution
+        raise ModelFileError(f"it lacks the convolution {layer}: it holds no complete DenseNet")
+    return kernel.array.shape

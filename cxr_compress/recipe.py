@@ -27,7 +27,7 @@ class Recipe:
 
     Attributes:
         model: the architecture to build, or the name to give a model that comes from a file.
-        dataset: kermany, nih or phantom.
+        dataset: the name of a set, as ``data.DATASETS`` has them.
         input_size: height and width of the model's input, pixels.
         epochs: training epochs of the uncut model; not used when the model comes from a file.
         learning_rate: of that training.

@@ -23,6 +23,7 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.data import DATASETS
 from cxr_compress.recipe import CRITERIA, NORMALIZERS, PRESETS, REDUCTIONS, SCOPES, Recipe, make_recipe
 
 NAME = "cxr_compress"
@@ -89,7 +90,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags; those of the recipe have no default here, the recipe has."""
     flags.DEFINE_string("model", None, f"Architecture to build: {', '.join(sorted(PRESETS))}.", flag_values=values)
     flags.DEFINE_string("keras_model_file", None, "An uncut model of yours to start from.", flag_values=values)
-    flags.DEFINE_string("dataset", None, "kermany, nih or phantom.", flag_values=values)
+    flags.DEFINE_string("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
     flags.DEFINE_string("output_dir", None, "Where artefacts and report go.", flag_values=values)
     flags.DEFINE_string("recipe", None, "A recipe.json to start from; flags change it.", flag_values=values)
@@ -126,8 +127,8 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     for name in ("data_dir", "output_dir"):
         if not values[name].value:
             raise UsageError(f"expected --{name}=FOLDER, got none")
-    if not Path(values.data_dir).is_dir():
-        raise UsageError(f"expected --data_dir to be a folder, got {values.data_dir!r}")
+    if not Path(values.data_dir).exists():
+        raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     for name in ("keras_model_file", "latency_table"):
         if values[name].value and not Path(values[name].value).is_file():
             raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
@@ -183,7 +184,7 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
             "as --keras_model_file"
         )
     if values.dataset is None:
-        raise UsageError("expected --dataset=kermany, nih or phantom; got none")
+        raise UsageError(f"expected --dataset, one of {', '.join(DATASETS)}; got none")
     if set(_BUDGETS) & set(changes) and "target_macs" not in changes:
         changes["target_macs"] = None
     return make_recipe(values.model or Path(values.keras_model_file).stem, changes)

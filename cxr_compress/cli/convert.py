@@ -14,40 +14,38 @@ Research use only; not a medical device and not a diagnosis.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
+from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.data import DATASETS, load_dataset
+from cxr_compress.data import DATASETS, decode_split, load_dataset
 from cxr_compress.device.atomic import write_bytes
-from cxr_compress.device.decode import IMAGE_SUFFIXES
+from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
 from cxr_compress.device.modelfile import pack_model
 from cxr_compress.device.modelinfo import ModelInfo
-from cxr_compress.device.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.lite import QUANT_TYPES, FrozenFunction, LiteModel, convert, freeze
 from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, image_batches, pick_evenly
 from cxr_compress.lite.convert import check_quant_types
 from cxr_compress.lite.load import fingerprint, load_saved_model
 
+if TYPE_CHECKING:
+    from cxr_compress.models import ModelAbout
+
 NAME = "cxr_convert"
 _RGB = 3
 _CLASSIFIER_RANK = 2
-# What networks are trained on, as mean and standard deviation of pixel / 255.
-PRESETS = {
-    "imagenet_torch": (IMAGENET_MEAN, IMAGENET_STD),
-    "minus_one_to_one": ((0.5,) * 3, (0.5,) * 3),
-    "zero_to_one": ((0.0,) * 3, (1.0,) * 3),
-    "raw": ((0.0,) * 3, (1 / 255,) * 3),
-}
 _COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights")
 
 
@@ -63,15 +61,19 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("quant_type", ["none"], f"One or more of {', '.join(QUANT_TYPES)}.", flag_values=values)
     flags.DEFINE_string("calibration_data", None, "Folder of images for the int8 types.", flag_values=values)
     flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on the training part of this set.", flag_values=values)
+    flags.DEFINE_list("options", [], "Of that set's reader, as name=value.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Where that set lies.", flag_values=values)
     text = "Calibration images at most, spread evenly over the set."
     flags.DEFINE_integer("calibration_steps", DEFAULT_STEPS, text, lower_bound=MIN_IMAGES, flag_values=values)
     flags.DEFINE_list("labels", [], "The findings, in the order of the logits.", flag_values=values)
     text = "Height and width in pixels, where the model leaves them open."
     flags.DEFINE_integer("input_size", None, text, lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("color", "gray", ("gray", "rgb"), "What images the model is for.", flag_values=values)
-    text = "How pixels become the input: as the model was trained."
-    flags.DEFINE_enum("preset", "imagenet_torch", list(PRESETS), text, flag_values=values)
+    text = "What images the model is for; left out: what the model file says, or gray."
+    flags.DEFINE_enum("color", None, ("gray", "rgb"), text, flag_values=values)
+    text = "How pixels become the input, as the model was trained; left out: what the file says, or imagenet_torch."
+    flags.DEFINE_enum("preset", None, list(PRESETS), text, flag_values=values)
+    text = "What the device feeds: float32, normalised, or uint8 pixels, which the file then normalises itself."
+    flags.DEFINE_enum("input", "float32", INPUTS, text, flag_values=values)
 
 
 def _define_source_flags(values: flags.FlagValues) -> None:
@@ -89,16 +91,18 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     targets = _targets(Path(values.output_file), values.quant_type)
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
         frozen = _load(values, say)
-        labels = _labels(values.labels, frozen.output_shape)
-        spec = _spec(values, frozen.input_shape)
+        about = _read_about(source)
+        labels = _labels(values.labels or (list(about.findings) if about else []), frozen.output_shape)
+        spec = _spec(values, frozen.input_shape, about)
         made = convert(
             frozen,
             list(values.quant_type),
             calibration=_calibration(values, spec),
             calibration_steps=values.calibration_steps,
+            pixels=spec if spec.input == "uint8" else None,
             progress=say,
         )
-    info = _info(values, source, labels, spec)
+    info = _info(values, source, labels, spec, about)
     packed = {name: pack_model(made[name].content, _named(info, name)) for name in made}
     for name, path in targets.items():
         write_bytes(path, packed[name])
@@ -168,55 +172,74 @@ def _labels(given: list[str], output_shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(given) or tuple(f"finding_{number}" for number in range(1, count + 1))
 
 
-def _spec(values: flags.FlagValues, input_shape: tuple[int, ...]) -> PreprocessSpec:
-    """The preprocessing that the file will carry."""
+def _read_about(source: Path) -> ModelAbout | None:
+    """What a model file says of itself; a SavedModel says nothing."""
+    from cxr_compress.models import read_about
+
+    return read_about(source) if source.is_file() else None
+
+
+def _spec(values: flags.FlagValues, input_shape: tuple[int, ...], about: ModelAbout | None) -> PreprocessSpec:
+    """The preprocessing that the file will carry: the model's own, or as the flags say."""
     _, height, width, channels = input_shape
-    mean, std = (tuple(side) for side in PRESETS[values.preset])
-    if channels != _RGB and len(set(mean)) > 1:
+    if about is not None and values.preset is None:
+        own_spec = replace(about.preprocess, height=height, width=width, input=values.input)
+        return replace(own_spec, color=values.color) if values.color else own_spec
+    name = values.preset or "imagenet_torch"
+    preset = PRESETS[name]
+    own = preset.get("channels", _RGB)
+    fields: dict[str, Any] = {"color": values.color or "gray", "input": values.input}
+    # A preset that treats its channels alike serves any number of them.
+    alike = len(set(preset["mean"])) == len(set(preset["std"])) == 1
+    if channels != own and not alike:
         raise CompressionError(
-            f"--preset={values.preset} is for {_RGB} channels, the model takes {channels}: choose another preset"
+            f"--preset={name} is for {own} channels, the model takes {channels}: choose another preset"
         )
-    if channels != _RGB:
-        mean, std = mean[:1] * channels, std[:1] * channels
-    return PreprocessSpec(height, width, channels, color=values.color, mean=mean, std=std)
+    if channels != own:
+        fields |= {"channels": channels, **{name: preset[name][:1] * channels for name in ("mean", "std")}}
+    return PreprocessSpec.preset(name, height, width, **fields)
 
 
 def _calibration(values: flags.FlagValues, spec: PreprocessSpec) -> Iterator[np.ndarray] | None:
     """Calibration images as batches, read when asked for; None where the user names none."""
     if values.dataset:
-        paths: Sequence[Path] = load_dataset(values.dataset, values.data_dir).train.paths
-    elif values.calibration_data:
-        paths = _images_in(Path(values.calibration_data))
-    else:
-        return None
-    return image_batches(pick_evenly(paths, values.calibration_steps), spec)
+        options = reader_options(values.options)
+        films = load_dataset(values.dataset, values.data_dir, options=options).train
+        chosen = films.take(pick_evenly(range(len(films)), values.calibration_steps))
+        return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
+    if values.calibration_data:
+        return image_batches(pick_evenly(_images_in(Path(values.calibration_data)), values.calibration_steps), spec)
+    return None
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """The images of a folder and its sub-folders, sorted by path; hidden ones (macOS leaves some) are left out."""
+    """The images of a folder and its sub-folders, sorted by path."""
     if not folder.is_dir():
         raise DataError(f"--calibration_data {folder} is no folder: give a folder of images")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    images = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    images = images_in(folder)
     if not images:
         raise DataError(f"--calibration_data {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): check the folder")
     return images
 
 
-def _info(values: flags.FlagValues, source: Path, labels: tuple[str, ...], spec: PreprocessSpec) -> ModelInfo:
+def _info(
+    values: flags.FlagValues, source: Path, labels: tuple[str, ...], spec: PreprocessSpec, about: ModelAbout | None
+) -> ModelInfo:
     """What the files say about themselves; nothing is claimed that this command does not know."""
     count = len(labels)
+    weights = about.pos_weight if about is not None and about.pos_weight else (1.0,) * count
     return ModelInfo(
         model_name=source.resolve().stem,
         labels=labels,
         preprocess=spec,
         logit_slope=(1.0,) * count,
-        logit_offset=(0.0,) * count,
+        logit_offset=tuple(-math.log(weight) for weight in weights),
         thresholds=(0.5,) * count,
         threshold_source="0.5 by default, not chosen on data",
         quant_type="",
         parents={"source": fingerprint(source)},
-        training_data="not stated",
+        training_data=(about.dataset if about is not None else "") or "not stated",
+        attribution=about.attribution if about is not None else "",
         recipe={"command": NAME, "calibration_set": values.dataset or ("folder" if values.calibration_data else "")},
     )
 

@@ -1,16 +1,41 @@
 """Scoring what ships: the device's own classifier on a labelled set, and the harm between two files."""
 
-from cxr_compress.evaluate.calibrate import Calibration, choose_calibration
+from cxr_compress.evaluate.calibrate import Calibration, choose_calibration, undo_class_weights
 from cxr_compress.evaluate.compare import Difference, auroc_difference
-from cxr_compress.evaluate.score import Evaluation, FindingScore, score_file, score_logits
+from cxr_compress.evaluate.finding_score import FindingScore
+from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
+from cxr_compress.evaluate.match import Match, match_findings
+from cxr_compress.evaluate.predictions import predictions_csv
+from cxr_compress.evaluate.scorable import BATCH, ScorableModel, from_classifier, run_model
+from cxr_compress.evaluate.score import Evaluation, score_file, score_logits, score_model
+from cxr_compress.evaluate.view import FLAT_COLUMNS, flat_rows, render_evaluation
 
 __all__ = [
+    "BATCH",
+    "FLAT_COLUMNS",
+    "GROUPINGS",
     "Calibration",
     "Difference",
     "Evaluation",
     "FindingScore",
+    "Group",
+    "GroupFinding",
+    "Grouping",
+    "Match",
+    "ScorableModel",
+    "age_bands",
     "auroc_difference",
     "choose_calibration",
+    "flat_rows",
+    "from_classifier",
+    "groups_of",
+    "match_findings",
+    "predictions_csv",
+    "render_evaluation",
+    "run_model",
     "score_file",
+    "score_groups",
     "score_logits",
+    "score_model",
+    "undo_class_weights",
 ]

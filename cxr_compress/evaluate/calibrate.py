@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.errors import DataError
 from cxr_compress.metrics import choose_threshold
@@ -35,7 +35,7 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
     error, and must be chosen again for a clinic with other patients or other costs of a missed finding.
 
     Args:
-        labels_dev: (n, k), 0 or 1.
+        labels_dev: (n, k), 0 or 1, or nan where unknown.
         logits_dev: (n, k), from the very file that will ship: quantisation moves logits.
         pos_weight: (k,) as in the loss; ones for an unweighted loss.
 
@@ -52,12 +52,25 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise DataError(f"expected class weights above 0, got {weights.tolist()}")
     offset = -np.log(weights)
-    probabilities = _sigmoid(logits + offset)
+    probabilities = undo_class_weights(logits, weights)
     thresholds = tuple(choose_threshold(labels[:, k], probabilities[:, k]) for k in range(len(weights)))
     return Calibration((1.0,) * len(weights), tuple(float(value) for value in offset), thresholds)
 
 
-def _sigmoid(z: np.ndarray) -> np.ndarray:
+def undo_class_weights(logits: ArrayLike, pos_weight: ArrayLike) -> NDArray[np.float32]:
+    """Probabilities from the logits of a network whose loss counted positives ``pos_weight`` times.
+
+    Args:
+        logits: (n, k).
+        pos_weight: (k,), above 0; ones for an unweighted loss.
+
+    Returns:
+        float32 (n, k); they refer to the prevalence of the training set.
+    """
+    return _sigmoid(np.asarray(logits, np.float64) - np.log(np.asarray(pos_weight, np.float64)))
+
+
+def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float32]:
     """In float32, as the device computes it: a threshold must lie between probabilities that can occur there."""
     small = np.exp(-np.abs(z))  # never of a positive number: no overflow at extreme logits
     return (np.where(z >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate.score import Evaluation, interval_dict
+from cxr_compress.evaluate.finding_score import interval_dict
+from cxr_compress.evaluate.score import Evaluation
 from cxr_compress.metrics import Interval, auroc_per_finding, auroc_samples, bootstrap_mean, interval
 
 
@@ -19,12 +20,12 @@ class Difference:
     Attributes:
         mean_auroc: Of the means over findings, with the paired interval.
         per_finding: Finding -> difference with its paired interval.
-        decisions_changed: Share of the decisions (film and finding) that differ.
+        decisions_changed: Share of the decisions (film and finding) that differ; None where a model decides nothing.
     """
 
     mean_auroc: Interval
     per_finding: dict[str, Interval]
-    decisions_changed: float
+    decisions_changed: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Gives JSON-ready values."""
@@ -48,7 +49,7 @@ def auroc_difference(candidate: Evaluation, reference: Evaluation) -> Difference
         DataError: The two were not scored on the same films and findings.
     """
     same = candidate.findings == reference.findings and candidate.patients == reference.patients
-    if not same or not np.array_equal(candidate.labels, reference.labels):
+    if not same or not np.array_equal(candidate.labels, reference.labels, equal_nan=True):
         raise DataError(
             f"a difference needs two files scored on the same films, got {len(candidate.labels)} and "
             f"{len(reference.labels)} films that differ in findings, patients or labels; score both on one set"
@@ -58,7 +59,8 @@ def auroc_difference(candidate: Evaluation, reference: Evaluation) -> Difference
     )
     drawn = _drawn(candidate, candidate) - _drawn(reference, candidate)
     per_finding = {finding: interval(float(values[k]), drawn[:, k]) for k, finding in enumerate(candidate.findings)}
-    changed = float(np.mean(candidate.decisions != reference.decisions))
+    decided = candidate.decisions is not None and reference.decisions is not None
+    changed = float(np.mean(candidate.decisions != reference.decisions)) if decided else None
     return Difference(bootstrap_mean(values, drawn), per_finding, changed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,58 +12,10 @@ from numpy.typing import NDArray
 
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile
-from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import DataError
-from cxr_compress.metrics import Interval, auroc_per_finding, auroc_samples, bootstrap_mean, interval
-
-_BATCH = 32  # films normalised at a time: at 224 px their float32 tensors take 19 MB
-
-
-@dataclass(frozen=True)
-class FindingScore:
-    """How well one finding is told apart.
-
-    Attributes:
-        finding: Its name.
-        positives: Films that have it.
-        negatives: Films that do not.
-        auroc: With its interval; nan where undefined.
-        threshold: On the probability, from the model file.
-        sensitivity: Share of the positives at or above the threshold; nan without positives.
-        specificity: Share of the negatives below it; nan without negatives.
-        distinct_codes: Number of different outputs on this set: few mean ties, and thresholds that cannot be met.
-    """
-
-    finding: str
-    positives: int
-    negatives: int
-    auroc: Interval
-    threshold: float
-    sensitivity: float
-    specificity: float
-    distinct_codes: int
-
-    @property
-    def reason(self) -> str | None:
-        """Why the AUROC or its interval is undefined; None if both are defined."""
-        if not self.positives or not self.negatives:
-            return f"no film {'without' if self.positives else 'with'} the finding"
-        if np.isnan(self.auroc.low):
-            return "too few patients with the rarer class for an interval"
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Gives JSON-ready values; what is undefined is null, with a reason."""
-        fields = {
-            "positives": self.positives,
-            "negatives": self.negatives,
-            "auroc": interval_dict(self.auroc),
-            "threshold": self.threshold,
-            "sensitivity": _or_none(self.sensitivity),
-            "specificity": _or_none(self.specificity),
-            "distinct_codes": self.distinct_codes,
-        }
-        return {**fields, "reason": self.reason} if self.reason else fields
+from cxr_compress.evaluate.finding_score import UNDEFINED, FindingScore, draw, interval_dict, score_findings
+from cxr_compress.evaluate.scorable import Progress, ScorableModel, from_classifier, run_model
+from cxr_compress.metrics import Interval, auroc_per_finding, bootstrap_mean, has_enough_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,25 +24,27 @@ class Evaluation:
 
     Attributes:
         logits: float32 (n, k) as the device gives them.
-        labels: float32 (n, k).
+        labels: float32 (n, k), nan where unknown.
         patients: (n,) the patient of each film.
-        decisions: bool (n, k), probability at or above the file's threshold.
+        decisions: bool (n, k), probability at or above the file's threshold; None for a model without thresholds.
         scores: One per finding.
-        mean_auroc: Over the findings that have both classes.
+        mean_auroc: Over all findings that have both classes, however few films of one.
         samples: Number of resampled sets behind each interval.
         seed: Of the resampling.
         runtime: What ran the file, or None if the logits were given.
+        mean_auroc_enough_data: Over the findings with at least 20 films of each class: the mean to quote.
     """
 
     logits: NDArray[np.float32]
     labels: NDArray[np.float32]
     patients: tuple[str, ...]
-    decisions: NDArray[np.bool_]
+    decisions: NDArray[np.bool_] | None
     scores: tuple[FindingScore, ...]
     mean_auroc: Interval
     samples: int
     seed: int
     runtime: str | None = None
+    mean_auroc_enough_data: Interval = UNDEFINED
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -103,6 +57,11 @@ class Evaluation:
             "films": len(self.labels),
             "patients": len(set(self.patients)),
             "mean_auroc": interval_dict(self.mean_auroc),
+            "mean_auroc_enough_data": interval_dict(self.mean_auroc_enough_data),
+            "mean_over": {
+                "mean_auroc": [score.finding for score in self.scores if not np.isnan(score.auroc.value)],
+                "mean_auroc_enough_data": [score.finding for score in self.scores if score.enough_data],
+            },
             "findings": {score.finding: score.to_dict() for score in self.scores},
             "interval": f"95 % percentile bootstrap, {self.samples} resamplings of patients, seed {self.seed}",
             "runtime": self.runtime,
@@ -123,16 +82,17 @@ def score_file(
     seed: int = 0,
     num_threads: int = 1,
     runtime: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Scores a .tflite file as a clinic would run it: same preprocessing, runtime, calibration and thresholds.
 
     Args:
         model: The file, or what ``read_model`` gave.
         images: uint8 (n, h, w[, 3]) at the model's size, as ``data.decode_split`` gives them.
-        labels: (n, k), 0 or 1.
+        labels: (n, k), 0 or 1, or nan where unknown.
         patients: (n,) the patient of each film; intervals resample these.
-        findings: (k,) what the columns of ``labels`` mean; must be those of the file, in its order.
+        findings: (k,) what the columns of ``labels`` mean; must be those of the file, in its order
+            (``match_findings`` brings others into it).
         samples: Resampled sets per interval.
         seed: Of the resampling.
         num_threads: Threads of the TFLite kernels.
@@ -143,32 +103,63 @@ def score_file(
         DataError: Findings, sizes or numbers of films do not agree.
         ModelFileError, RuntimeUnavailableError: As ``Classifier``.
     """
-    classifier = Classifier(model, num_threads=num_threads, runtime=runtime)
-    if tuple(findings) != classifier.labels:
+    file = from_classifier(Classifier(model, num_threads=num_threads, runtime=runtime))
+    if tuple(findings) != file.findings:
         raise DataError(
-            f"expected the findings of the model file ({', '.join(classifier.labels)}) in that order, the data set has "
-            f"{', '.join(findings)}; score it on the kind of set it was made for"
+            f"expected the findings of the model file ({', '.join(file.findings or ())}) in that order, the data set "
+            f"has {', '.join(findings)}; score it on the kind of set it was made for"
         )
+    return score_model(file, images, labels, patients, findings, samples=samples, seed=seed, progress=progress)
+
+
+def score_model(
+    model: ScorableModel,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.float32],
+    patients: Sequence[str],
+    findings: Sequence[str],
+    *,
+    columns: Sequence[int] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores anything that turns films into logits.
+
+    Args:
+        model: See there.
+        images: uint8 (n, h, w[, 3]) at the model's size.
+        labels: (n, k), 0 or 1, or nan where unknown.
+        patients: (n,) the patient of each film.
+        findings: (k,) what the columns of ``labels`` mean.
+        columns: (k,) which logit belongs to each; None for the first k in order.
+        samples: Resampled sets per interval.
+        seed: Of the resampling.
+        progress: Called as (films done, films in all).
+
+    Raises:
+        DataError: Sizes or numbers of films do not agree, a label is soft, or a logit is nan.
+    """
     if len(images) != len(labels):
         raise DataError(f"expected one row of labels per film, got {len(images)} films and {len(labels)} rows")
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        parts.append(classifier.logits(normalize(images[start : start + _BATCH], classifier.spec)))
-        if progress is not None:
-            progress(min(start + _BATCH, len(images)), len(images))
-    logits = np.concatenate(parts) if parts else np.empty((0, len(findings)), np.float32)
-    thresholds = np.asarray(classifier.info.thresholds, np.float32)
-    decisions = classifier.probabilities(logits) >= thresholds  # as Classifier.decide
+    logits = run_model(model, images, progress)
+    chosen = list(range(len(findings)) if columns is None else columns)
+    probabilities = None if model.probabilities is None or not len(logits) else model.probabilities(logits)
+    thresholds = None if model.thresholds is None else np.asarray(model.thresholds, np.float32)
+    decisions = None
+    if probabilities is not None and thresholds is not None:
+        decisions = (probabilities >= thresholds)[:, chosen]  # as Classifier.decide
     return score_logits(
-        logits,
+        logits[:, chosen],
         labels,
         patients,
         findings,
         decisions=decisions,
-        thresholds=classifier.info.thresholds,
+        thresholds=None if decisions is None or model.thresholds is None else [model.thresholds[c] for c in chosen],
+        probabilities=None if probabilities is None or not model.calibrated else probabilities[:, chosen],
         samples=samples,
         seed=seed,
-        runtime=classifier.runtime,
+        runtime=model.runtime,
     )
 
 
@@ -178,8 +169,9 @@ def score_logits(
     patients: Sequence[str],
     findings: Sequence[str],
     *,
-    decisions: NDArray[np.bool_],
-    thresholds: Sequence[float],
+    decisions: NDArray[np.bool_] | None = None,
+    thresholds: Sequence[float] | None = None,
+    probabilities: NDArray[np.float32] | None = None,
     samples: int = 1000,
     seed: int = 0,
     runtime: str | None = None,
@@ -188,53 +180,53 @@ def score_logits(
 
     Args:
         logits: (n, k).
-        labels: (n, k), 0 or 1.
+        labels: (n, k), 0 or 1, or nan where unknown.
         patients: (n,).
         findings: (k,).
-        decisions: (n, k), what was called positive.
+        decisions: (n, k), what was called positive; None where nothing was decided.
         thresholds: (k,) that led to the decisions; recorded.
+        probabilities: (n, k), calibrated; None where there are none.
         samples: Resampled sets per interval.
         seed: Of the resampling.
         runtime: Recorded.
 
     Raises:
-        DataError: Shapes disagree, there are no films, or a logit is nan.
+        DataError: Shapes disagree, there are no films, a label is soft, or a logit is nan.
     """
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.float32)
-    columns = {len(findings), len(thresholds), *logits.shape[1:], *labels.shape[1:], *decisions.shape[1:]}
-    if len(columns) != 1 or logits.shape != labels.shape or decisions.shape != labels.shape:
+    _check_shapes(logits, labels, findings, decisions, thresholds)
+    options: dict[str, Any] = {"decisions": decisions, "probabilities": probabilities}
+    values = auroc_per_finding(labels, logits)  # first: it checks labels and logits
+    drawn = draw(labels, logits, patients, samples=samples, seed=seed, **options)
+    scores = score_findings(labels, logits, findings, drawn, thresholds=thresholds, **options)
+    enough = has_enough_data(labels)
+    return Evaluation(
+        logits,
+        labels,
+        tuple(patients),
+        decisions,
+        scores,
+        bootstrap_mean(values, drawn.auroc),
+        samples,
+        seed,
+        runtime,
+        bootstrap_mean(values[enough], drawn.auroc[:, enough]),
+    )
+
+
+def _check_shapes(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    findings: Sequence[str],
+    decisions: NDArray[np.bool_] | None,
+    thresholds: Sequence[float] | None,
+) -> None:
+    """One column per finding and one row per film, everywhere."""
+    called = labels if decisions is None else decisions
+    count = len(findings) if thresholds is None else len(thresholds)
+    columns = {len(findings), count, *logits.shape[1:], *labels.shape[1:], *called.shape[1:]}
+    if len(columns) != 1 or logits.shape != labels.shape or called.shape != labels.shape:
         raise DataError(
             f"expected logits, labels and decisions of shape (films, {len(findings)}) and as many thresholds, got "
-            f"{logits.shape}, {labels.shape}, {decisions.shape} and {len(thresholds)}"
+            f"{logits.shape}, {labels.shape}, {called.shape} and {count}"
         )
-    values = auroc_per_finding(labels, logits)
-    drawn = auroc_samples(labels, logits, patients, samples=samples, seed=seed)
-    scores = tuple(
-        FindingScore(
-            finding=finding,
-            positives=int(labels[:, k].sum()),
-            negatives=int((1 - labels[:, k]).sum()),
-            auroc=interval(float(values[k]), drawn[:, k]),
-            threshold=float(thresholds[k]),
-            sensitivity=_share(decisions[labels[:, k] == 1, k]),
-            specificity=_share(~decisions[labels[:, k] == 0, k]),
-            distinct_codes=len(np.unique(logits[:, k])),
-        )
-        for k, finding in enumerate(findings)
-    )
-    mean = bootstrap_mean(values, drawn)
-    return Evaluation(logits, labels, tuple(patients), decisions, scores, mean, samples, seed, runtime)
-
-
-def interval_dict(measured: Interval) -> dict[str, float | None]:
-    """Gives an interval as JSON-ready values: null, not nan, where it is undefined."""
-    return {"value": _or_none(measured.value), "low": _or_none(measured.low), "high": _or_none(measured.high)}
-
-
-def _share(flags: NDArray[np.bool_]) -> float:
-    """The share that is true; nan of nothing."""
-    return float(np.mean(flags)) if len(flags) else float("nan")
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,20 +86,23 @@ class RunData:
                 "patients": len(set(films.split.patients)),
                 **{
                     f"positive {finding}": int(total)
-                    for finding, total in zip(self.dataset.findings, films.split.labels.sum(axis=0), strict=True)
+                    for finding, total in zip(self.dataset.findings, films.split.positive.sum(axis=0), strict=True)
                 },
             }
             for films in (self.train, self.dev, self.test)
         }
 
 
-def load_run_data(recipe: Recipe, data_dir: Path, decoding: Decoding) -> RunData:
+def load_run_data(
+    recipe: Recipe, data_dir: Path, decoding: Decoding, preprocess: PreprocessSpec | None = None
+) -> RunData:
     """Read, check and decode the three splits of a recipe's data set.
 
     Args:
         recipe: names the set, its size and the dev share.
         data_dir: where the set lies.
         decoding: is told (split name, films done, films in all).
+        preprocess: how the model to start from wants its films, at whatever size; as CheXNet where None.
 
     Raises:
         DataError: as `load_dataset` and `decode_split`.
@@ -111,7 +114,8 @@ def load_run_data(recipe: Recipe, data_dir: Path, decoding: Decoding) -> RunData
         seed=recipe.seed,
         allow_missing=recipe.allow_missing,
     )
-    spec = PreprocessSpec(recipe.input_size, recipe.input_size)
+    size = recipe.input_size
+    spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
 
     def decoded(split: Split) -> Films:
         images = decode_split(split, spec, progress=lambda done, total: decoding(split.name, done, total))

@@ -13,7 +13,7 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.evaluate import Evaluation, auroc_difference, score_file
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import load_model
+from cxr_compress.models.keras_file import load_model, read_about
 from cxr_compress.pipeline.delivery import Delivery, file_facts
 from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.stages import Stages
@@ -56,7 +56,7 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
-    stages = _open(recipe, data_dir, output_dir, news, decoding)
+    stages = _open(recipe, data_dir, output_dir, keras_model_file, news, decoding)
     base = stages.base(keras_model_file)
     delivery = Delivery(recipe, stages.data, stages.digest, stages.store, stages.pos_weight, news)
     uncut_names = {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
@@ -97,21 +97,24 @@ def write_probe_pack(
     Raises:
         CompressionError: and its subclasses.
     """
-    stages = _open(recipe, data_dir, output_dir, news, decoding)
+    stages = _open(recipe, data_dir, output_dir, keras_model_file, news, decoding)
     stages.probes(stages.base(keras_model_file), path)
 
 
-def _open(recipe: Recipe, data_dir: Path, output_dir: Path, news: News, decoding: Decoding) -> Stages:
+def _open(  # noqa: PLR0917 - what a run is made of
+    recipe: Recipe, data_dir: Path, output_dir: Path, keras_model_file: Path | None, news: News, decoding: Decoding
+) -> Stages:
     """The stages of a run, with its films read and its folder made."""
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(recipe.seed)
     make_folder(output_dir)
-    data = load_run_data(recipe, data_dir, decoding)
+    about = read_about(keras_model_file) if keras_model_file is not None else None
+    data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
     write_text(output_dir / "recipe.json", recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    return Stages(recipe, data, digest, StageStore(output_dir, news), news)
+    return Stages(recipe, data, digest, StageStore(output_dir, news), news, about)
 
 
 def _compress(stages: Stages, base: Artefacts, cost_table: CostTable | None) -> Artefacts:

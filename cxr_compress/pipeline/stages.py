@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cxr_compress.device.atomic import write_text
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models import chexnet, tiny_chexnet
+from cxr_compress.models import ModelAbout, chexnet, tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
 from cxr_compress.pipeline.costing import make_probe_pack, measure_costs
 from cxr_compress.pipeline.films import RunData
@@ -40,6 +41,7 @@ class Stages:
         data: the films.
         digest: the hash of train and dev films: what every stage here depends on.
         store: where artefacts go.
+        about: what the model to start from says of itself.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Stages:
     digest: str
     store: StageStore
     news: Any
+    about: ModelAbout | None = None
 
     def base(self, keras_model_file: Path | None) -> Artefacts:
         """The uncut model: trained here, or taken from a file and checked against the data."""
@@ -151,7 +154,9 @@ class Stages:
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
-        """(findings,) the weights of positives in the loss; the device undoes them."""
+        """(findings,) the weights of positives in the loss, those of the uncut model; the device undoes them."""
+        if self.about is not None and self.about.pos_weight is not None:
+            return np.array(self.about.pos_weight, np.float32)
         return pos_weights(self.data.train.split.labels)
 
     def _train_base(self, work: Path) -> Mapping[str, Any]:
@@ -165,7 +170,7 @@ class Stages:
 
     def _fit(self, model: keras.Model, config: FitConfig, work: Path, teacher: Any = None) -> dict[str, Any]:
         if teacher is None:
-            config = FitConfig(**{**config.to_dict(), "distill_weight": 0.0})
+            config = dataclasses.replace(config, distill_weight=0.0)
         result = fit(
             model,
             self.data.train.pair,
@@ -190,7 +195,15 @@ class Stages:
         )
 
     def _save(self, model: keras.Model, name: str) -> dict[str, Any]:
-        save_model(model, self.store.folder / name)
+        dataset = self.data.dataset
+        about = ModelAbout(
+            findings=dataset.findings,
+            preprocess=self.data.spec,
+            dataset=dataset.name,
+            attribution=dataset.attribution,
+            pos_weight=tuple(float(weight) for weight in self.pos_weight),
+        )
+        save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}
 
     def _inputs(self, fields: tuple[str, ...], *parents: Artefacts) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 class AugmentRanges:
     """How far a film may be changed; every amount is drawn evenly from plus or minus its range.
 
-    There is no mirror image among them: a mirrored chest has its heart on the wrong side, which is a finding.
+    Unless asked for there is no mirror image among them: a mirrored chest has its heart on the wrong side, which is a
+    finding.
 
     Attributes:
         shift: Fraction of the side, both directions.
@@ -20,6 +21,8 @@ class AugmentRanges:
         scale: Fraction of the size.
         contrast: Fraction of the distance of each gray value from the film's mean.
         brightness: Gray levels out of 255.
+        gamma: Of the exponent's natural logarithm: 0.2 bends gray values by exponents from 0.82 to 1.22.
+        mirror: Mirror every other image; for images without a left and a right (skin), never for chests.
     """
 
     shift: float = 0.06
@@ -27,6 +30,8 @@ class AugmentRanges:
     scale: float = 0.08
     contrast: float = 0.15
     brightness: float = 15.0
+    gamma: float = 0.0
+    mirror: bool = False
 
 
 DEFAULT_RANGES = AugmentRanges()
@@ -35,7 +40,7 @@ DEFAULT_RANGES = AugmentRanges()
 def augment(image: np.ndarray, generator: np.random.Generator, ranges: AugmentRanges = DEFAULT_RANGES) -> np.ndarray:
     """Return a moved, turned, scaled and re-exposed copy of one film; the argument is left as it is.
 
-    Six numbers are drawn from ``generator`` whatever the ranges are, so the same generator state always gives the
+    Eight numbers are drawn from ``generator`` whatever the ranges are, so the same generator state always gives the
     same film. What comes in from outside repeats the border pixel.
 
     Args:
@@ -46,10 +51,13 @@ def augment(image: np.ndarray, generator: np.random.Generator, ranges: AugmentRa
     Returns:
         uint8 of the same shape.
     """
-    amounts = generator.uniform(-1.0, 1.0, size=6)
+    amounts = generator.uniform(-1.0, 1.0, size=8)
     moved = _move(image, amounts[:4], ranges)
+    if ranges.mirror and amounts[7] > 0:
+        moved = np.ascontiguousarray(moved[:, ::-1])
     contrast = 1.0 + ranges.contrast * amounts[4]
-    return cv2.LUT(moved, _exposure_table(float(moved.mean()), contrast, ranges.brightness * amounts[5]))
+    table = _exposure_table(float(moved.mean()), contrast, ranges.brightness * amounts[5])
+    return cv2.LUT(moved, _bent(table, ranges.gamma * float(amounts[6])))
 
 
 def _move(image: np.ndarray, amounts: np.ndarray, ranges: AugmentRanges) -> np.ndarray:
@@ -64,3 +72,10 @@ def _exposure_table(mean: float, contrast: float, brightness: float) -> np.ndarr
     """The 256 new gray values: a table is the fastest exact way to map a uint8 film."""
     levels = (np.arange(256) - mean) * contrast + mean + brightness
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _bent(table: np.ndarray, log_exponent: float) -> np.ndarray:
+    """The table followed by a gamma curve; 0 leaves it as it is."""
+    if not log_exponent:
+        return table
+    return np.rint(255.0 * (table / 255.0) ** np.exp(log_exponent)).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.train.augment import augment
+from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges, augment
 
 _BATCHES_AHEAD = 3
 
@@ -37,17 +38,22 @@ class Batches(keras.utils.Sequence):
         seed: int = 0,
         shuffle: bool = True,
         augment: bool = True,
+        ranges: AugmentRanges = DEFAULT_RANGES,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Check the films and fix the order of the first epoch.
 
         Args:
             images: uint8 (films, height, width) or (films, height, width, 3), as ``data.decode_split`` gives them.
-            labels: (films, findings), 0 or 1.
+            labels: (films, findings), 0 to 1, or NaN for unknown.
             spec: How the model wants its films.
             batch_size: Films per batch; a set with fewer films gives one smaller batch.
             seed: Of order and changes.
             shuffle: Draw a new order each epoch and leave out what does not fill a batch.
             augment: Change each film a little; off for scoring.
+            ranges: How far.
+            share: (i, n): give part i of n of the films of each batch, as one of n workers trains on; n must divide
+                the batch. Which films are in a batch does not depend on it.
 
         Raises:
             DataError: Films and labels do not belong together, or hold something else than films and 0/1 labels.
@@ -59,6 +65,8 @@ class Batches(keras.utils.Sequence):
         self.seed = seed
         self.shuffle = shuffle
         self.augment = augment
+        self.ranges = ranges
+        self.share = share
         self.epoch = 0
         self._drawn: tuple[int, np.ndarray] | None = None
 
@@ -67,15 +75,26 @@ class Batches(keras.utils.Sequence):
         return films // self.batch_size if self.shuffle else -(-films // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = self._order()[index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = self._in_batch(index)
+        part, parts = self.share
+        chosen = chosen[part * len(chosen) // parts : (part + 1) * len(chosen) // parts]
         films = self.images[chosen]
         if self.augment:
             films = np.stack([self._augmented(int(film)) for film in chosen])
         return normalize(films, self.spec), self.labels[chosen]
 
+    def film_ids(self, index: int) -> list[str]:
+        """Hashes of the decoded films in a batch, which name them without their file names: 12 digits of SHA-256."""
+        chosen = self._in_batch(index)
+        return [hashlib.sha256(np.ascontiguousarray(self.images[film]).data).hexdigest()[:12] for film in chosen]
+
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order and changes."""
         self.epoch += 1
+
+    def _in_batch(self, index: int) -> np.ndarray:
+        """The films of a whole batch, by number."""
+        return self._order()[index * self.batch_size : (index + 1) * self.batch_size]
 
     def _order(self) -> np.ndarray:
         if not self.shuffle:
@@ -86,7 +105,7 @@ class Batches(keras.utils.Sequence):
         return self._drawn[1]
 
     def _augmented(self, film: int) -> np.ndarray:
-        return augment(self.images[film], np.random.default_rng((self.seed, self.epoch, film)))
+        return augment(self.images[film], np.random.default_rng((self.seed, self.epoch, film)), self.ranges)
 
 
 def ahead(batches: Batches, depth: int = _BATCHES_AHEAD) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
@@ -108,7 +127,7 @@ def checked_films(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec) 
     """Return films and float32 labels if they belong together.
 
     Raises:
-        DataError: Wrong dtype or shape, no film, another count of labels, or labels other than 0 and 1.
+        DataError: Wrong dtype or shape, no film, another count of labels, or labels outside [0, 1] that are not NaN.
     """
     labels = np.asarray(labels, dtype=np.float32)
     wanted = (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
@@ -119,6 +138,6 @@ def checked_films(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec) 
         )
     if labels.ndim != 2 or len(labels) != len(images) or not len(images):  # noqa: PLR2004 - films x findings
         raise DataError(f"expected labels (films, findings) for {len(images)} films (at least 1), got {labels.shape}")
-    if not np.all((labels == 0) | (labels == 1)):
-        raise DataError("labels must be 0 or 1: map uncertain or missing labels before training")
+    if not np.all(((labels >= 0) & (labels <= 1)) | np.isnan(labels)):
+        raise DataError("labels must be 0, 1, a soft label in between, or NaN for unknown: map others before training")
     return images, labels

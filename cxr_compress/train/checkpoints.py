@@ -1,8 +1,8 @@
 """The folder of one training run: what it was started with, its log, and a state from which it goes on.
 
-``run.json`` (what decides the result), ``last.npz`` (weights, optimiser and history after the last finished epoch),
-``best_epoch_N.npz`` (weights alone) and ``log.jsonl`` (the history for people). Every file appears at once or not at
-all, and ``last.npz``, written last, names the best file that belongs to it: the run may be killed at any moment.
+``run.json`` (what decides the result), ``last.npz`` (weights, optimiser and history after the last finished epoch) and
+``best_epoch_N.npz`` (weights alone); the log for people is in ``logs``. Every file appears at once or not at all, and
+``last.npz``, written last, names the best file that belongs to it: the run may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -59,23 +59,31 @@ class RunFolder:
         make_folder(path)
         write_text(record, json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
-    def save(self, progress: Progress, weights: Sequence[Any], optimizer: Sequence[Any]) -> None:
+    def save(self, progress: Progress, state: Mapping[str, Sequence[Any]], scored: Sequence[Any] | None = None) -> None:
         """Write the state after an epoch: the best weights first, if they are this epoch's, then all the rest.
+
+        Args:
+            progress: The epochs so far, this one included.
+            state: Everything needed to go on, by kind: "weights", "optimizer" and what else there is.
+            scored: The weights that this epoch was scored with, where those are not ``state["weights"]``.
 
         Raises:
             CompressionError: The disk is full or the folder cannot be written.
         """
         if progress.best_epoch == len(progress.history):
-            write_bytes(self._best_file(progress.best_epoch), _pack({"weights": weights}))
-        write_text(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in progress.history))
-        state = json.dumps({"best_epoch": progress.best_epoch, "history": progress.history})
-        write_bytes(self.path / "last.npz", _pack({"weights": weights, "optimizer": optimizer}, state))
+            best = state["weights"] if scored is None else scored
+            write_bytes(self._best_file(progress.best_epoch), _pack({"weights": best}))
+        done = json.dumps({"best_epoch": progress.best_epoch, "history": progress.history})
+        write_bytes(self.path / "last.npz", _pack(state, done))
         for old in self.path.glob("best_epoch_*.npz"):
             if old != self._best_file(progress.best_epoch):
                 old.unlink()
 
-    def restore(self, weights: Sequence[Any], optimizer: Sequence[Any]) -> Progress:
+    def restore(self, state: Mapping[str, Sequence[Any]]) -> Progress:
         """Set variables to the state after the last finished epoch; a folder without one leaves them as they are.
+
+        Args:
+            state: The variables by kind, as ``save`` was given them.
 
         Raises:
             ModelFileError: The checkpoint is damaged or belongs to another model.
@@ -84,10 +92,10 @@ class RunFolder:
         if not file.exists():
             return Progress()
         arrays = _unpack(file)
-        _assign(weights, arrays, "weights")
-        _assign(optimizer, arrays, "optimizer")
-        state = json.loads(arrays["state"].tobytes().decode())
-        return Progress(history=state["history"], best_epoch=state["best_epoch"])
+        for kind, variables in state.items():
+            _assign(variables, arrays, kind)
+        done = json.loads(arrays["state"].tobytes().decode())
+        return Progress(history=done["history"], best_epoch=done["best_epoch"])
 
     def restore_best(self, progress: Progress, weights: Sequence[Any]) -> None:
         """Set variables to the weights of the best epoch.
@@ -96,6 +104,11 @@ class RunFolder:
             ModelFileError: The file is missing, damaged or belongs to another model.
         """
         _assign(weights, _unpack(self._best_file(progress.best_epoch)), "weights")
+
+    def keep_bad_batch(self, epoch: int, batch: int, film_ids: Sequence[str]) -> None:
+        """Write down which films a loss that is no number came from, by the hashes of their decoded pixels."""
+        entry = {"epoch": epoch, "batch": batch, "sha256_of_decoded_film": list(film_ids)}
+        write_text(self.path / "nan_batch.json", json.dumps(entry, indent=2) + "\n")
 
     def _best_file(self, epoch: int) -> Path:
         return self.path / f"best_epoch_{epoch}.npz"

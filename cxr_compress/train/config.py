@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
+
+LOSSES = ("bce", "focal")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,14 @@ class FitConfig:
         learning_rate: Adam's rate at the end of the warm-up; from there it falls to 0 along a half cosine.
         warmup_fraction: Share of all steps in which the rate climbs from 0; 0 starts at the full rate.
         weight_decay: Decoupled (AdamW) decay per step, times the rate; batch-norm parameters and biases are spared.
-        augment: Shift, turn, scale and re-expose each film a little.
+        augment: Change each film a little, within ``ranges``.
+        ranges: How far.
+        loss: "bce", weighted binary cross-entropy, or "focal", which also plays down the films that are easy.
+        focal_gamma: Exponent of the focal loss; 0 makes it the cross-entropy.
+        label_smoothing: Share by which labels move towards 0.5; helps where labels were mined from reports.
+        ema_decay: Of a running average of all weights, which then is what is scored and kept; 0 keeps the weights
+            themselves. The average follows faster in the first steps.
+        patience: Stop after this many epochs without a better dev AUROC; 0 never stops early.
         seed: Of film order, of the changes to the films and of what is random inside the model.
         distill_weight: Share of the loss that pulls towards the teacher's probabilities instead of the labels; needs a
             teacher when above 0.
@@ -34,6 +44,12 @@ class FitConfig:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     augment: bool = True
+    ranges: AugmentRanges = DEFAULT_RANGES
+    loss: str = "bce"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    patience: int = 0
     seed: int = 0
     distill_weight: float = 0.0
 
@@ -49,6 +65,11 @@ class FitConfig:
         self._require(0 <= self.warmup_fraction < 1, "warmup_fraction", "in [0, 1)")
         self._require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or a positive number")
         self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
+        self._require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        self._require(0 <= self.focal_gamma < math.inf, "focal_gamma", "0 or a positive number")
+        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        self._require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
+        self._require(self.patience >= 0, "patience", "0 or more")
 
     def steps_per_epoch(self, films: int) -> int:
         """Full batches in an epoch; a set smaller than a batch is one smaller batch."""

@@ -18,14 +18,20 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import auroc_per_finding, mean_auroc
+from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.batches import Batches, ahead, checked_films
 from cxr_compress.train.checkpoints import Progress, RunFolder
 from cxr_compress.train.config import FitConfig, FitResult
-from cxr_compress.train.losses import pos_weights, weighted_bce
-from cxr_compress.train.step import Forward, Step, make_forward, make_optimizer, make_train_step, predict_logits
+from cxr_compress.train.distribute import Distribution
+from cxr_compress.train.logs import EpochLog
+from cxr_compress.train.losses import make_loss, pos_weights
+from cxr_compress.train.replicas import Engine, make_engine
+from cxr_compress.train.step import Forward, Step, make_optimizer, predict_logits
 
 Films = tuple[np.ndarray, np.ndarray]
+OnStep = Callable[[int, int, int, float], None]
 _SECONDS_BETWEEN_NEWS = 10.0
+_WHERE = "; nan_batch.json in the run's folder names the batch's films by hash"
 
 
 def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does without one of the six
@@ -43,6 +49,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     best_from_epoch: int = 1,
     facts: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
+    on_step: OnStep | None = None,
+    distribution: Distribution | None = None,
 ) -> FitResult:
     """Train ``model`` in place, an epoch at a time, and leave the weights of the best epoch in it.
 
@@ -53,8 +61,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
 
     Args:
         model: From preprocessed films to logits; not compiled by this function.
-        train: (images, labels): uint8 (films, height, width[, 3]) and 0/1 (films, findings).
-        dev: As ``train``, of other patients; chooses the best epoch.
+        train: (images, labels): uint8 (films, height, width[, 3]) and (films, findings) of 0 to 1, NaN for unknown.
+        dev: As ``train``, of other patients; chooses the best epoch, by the labels that are 0 or 1.
         spec: How the model wants its films.
         config: The choices of the run.
         run_dir: Folder of this run alone.
@@ -64,20 +72,27 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         extra_callbacks: Keras callbacks; they may read and change weights, on batch and epoch borders.
         best_from_epoch: Earlier epochs (the first is 1) are never the best: pruning is not done yet, say.
         facts: What else decides the result (JSON-ready); compared on resume.
-        progress: Takes one line per epoch, and one every ten seconds within; None is silent.
+        progress: Takes one line per epoch, and without ``on_step`` one every ten seconds within; None is silent.
+        on_step: Takes (epoch, batch, batches, loss) after each step, both counted from 1: for a progress bar.
+        distribution: Train on several GPUs or machines: what ``start_distribution`` gave. Every worker makes the same
+            call and gets the same result; ``run_dir`` is the chief's. It is no part of what decides the run, which may
+            go on with other workers or with none.
 
     Returns:
         What was reached.
 
     Raises:
-        DataError: Films and labels do not fit one another or the model, or the loss stopped being a number.
-        CompressionError: ``run_dir`` holds a run with other settings, or the disk is full.
+        DataError: Films and labels do not fit one another or the model, or the loss stopped being a number (the films
+            of that batch are then named by hashes in ``run_dir/nan_batch.json``).
+        CompressionError: ``run_dir`` holds a run with other settings, the disk is full, or a worker is gone.
         ModelFileError: A checkpoint in ``run_dir`` is damaged.
     """
     train, dev = checked_films(*train, spec), checked_films(*dev, spec)
     weights_of_loss = pos_weights(train[1]) if pos_weight is None else np.asarray(pos_weight, np.float32)
     _check_findings(model, findings, train[1], dev[1], weights_of_loss)
     _check_options(config, teacher, best_from_epoch)
+    if distribution is not None and extra_callbacks:
+        raise CompressionError("callbacks change one model, not its replicas: train with them without a distribution")
     decided = {
         **config.to_dict(),
         **(facts or {}),
@@ -89,32 +104,49 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         "start_weights": _digest(model.get_weights()),
         "teacher": _digest(teacher.get_weights()) if teacher is not None else None,
     }
-    folder = RunFolder(Path(run_dir), decided)
-    keras.utils.set_random_seed(config.seed)
-    batches = Batches(*train, spec, config.batch_size, seed=config.seed, augment=config.augment)
-    run = _Run(
-        model=model,
-        batches=batches,
-        dev=dev,
-        findings=tuple(findings),
-        config=config,
-        loss=weighted_bce(weights_of_loss),
-        optimizer=make_optimizer(config, config.epochs * len(batches)),
-        callbacks=keras.callbacks.CallbackList(list(extra_callbacks), model=model, epochs=config.epochs),
-        news=progress or _silent,
-    )
-    run.optimizer.build(model.trainable_variables)
-    done = folder.restore(model.weights, run.optimizer.variables)
-    if len(done.history) < config.epochs:
-        _train(run, folder, done, teacher, best_from_epoch)
-    folder.restore_best(done, model.weights)
+    engine = make_engine(distribution)
+    loss = make_loss(config, weights_of_loss, train[1], dev[1])
+    with engine.guard():
+        folder = engine.open_folder(Path(run_dir), decided)
+        keras.utils.set_random_seed(config.seed)
+        with engine.scope():
+            batches = _batches(train, spec, config, engine)
+            trained = engine.adopt(model)
+            run = _Run(
+                engine=engine,
+                model=trained,
+                batches=batches,
+                dev=dev,
+                findings=tuple(findings),
+                config=config,
+                loss=loss,
+                optimizer=make_optimizer(config, config.epochs * len(batches), scale_loss=_computes_in_float16(model)),
+                average=WeightAverage(trained.weights, config.ema_decay) if config.ema_decay else None,
+                callbacks=keras.callbacks.CallbackList(list(extra_callbacks), model=trained, epochs=config.epochs),
+                news=progress or _silent,
+                on_step=on_step,
+            )
+            run.optimizer.build(trained.trainable_variables)
+        done = folder.restore(run.state)
+        if not _finished(done, config):
+            _train(run, folder, done, engine.follow(teacher), best_from_epoch)
+        folder.restore_best(done, trained.weights)
+        engine.give_back(trained, model)
     return _result(done, weights_of_loss)
+
+
+def _batches(train: Films, spec: PreprocessSpec, config: FitConfig, engine: Engine) -> Batches:
+    share = engine.share(min(config.batch_size, len(train[0])))
+    return Batches(
+        *train, spec, config.batch_size, seed=config.seed, augment=config.augment, ranges=config.ranges, share=share
+    )
 
 
 @dataclass(frozen=True)
 class _Run:
     """Everything that stays the same from epoch to epoch."""
 
+    engine: Engine
     model: Any
     batches: Batches
     dev: Films
@@ -122,50 +154,76 @@ class _Run:
     config: FitConfig
     loss: Any
     optimizer: Any
+    average: WeightAverage | None
     callbacks: Any
     news: Callable[[str], None]
+    on_step: OnStep | None
+
+    @property
+    def state(self) -> dict[str, Sequence[Any]]:
+        """Every variable that the next epoch depends on."""
+        state = {"weights": self.model.weights, "optimizer": self.optimizer.variables}
+        return state if self.average is None else {**state, "average": self.average.variables}
+
+    def scored_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the model has the weights that count: their average, if there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
 
 
 def _train(run: _Run, folder: RunFolder, done: Progress, teacher: Any | None, best_from_epoch: int) -> None:
     """Run the epochs that are missing, saving after each."""
-    step = make_train_step(run.model, run.loss, run.optimizer, teacher, run.config.distill_weight)
-    forward = make_forward(run.model)
-    with _one_opencv_thread():
+    step = run.engine.make_step(run.model, run.loss, run.optimizer, teacher, run.config.distill_weight, run.average)
+    forward = run.engine.make_forward(run.model)
+    log = EpochLog(folder.path)
+    with _one_opencv_thread(), contextlib.closing(log):
         run.callbacks.on_train_begin()
         for epoch in range(len(done.history), run.config.epochs):
-            entry = _one_epoch(run, step, forward, epoch)
-            done.history.append(entry)
+            done.history.append(_one_epoch(run, folder, step, forward, epoch))
             done.best_epoch = _best(done.history, best_from_epoch)
-            folder.save(done, run.model.weights, run.optimizer.variables)
-            run.news(_epoch_line(entry, run.config.epochs, done.best_epoch))
+            run.engine.on_chief(lambda: log.write(done.history))
+            folder.save(done, run.state, scored=run.average.weights if run.average else None)
+            run.news(_epoch_line(done.history[-1], run.config.epochs, done.best_epoch))
+            if _finished(done, run.config):
+                break
         run.callbacks.on_train_end()
 
 
-def _one_epoch(run: _Run, step: Step, forward: Forward, epoch: int) -> dict[str, Any]:
+def _finished(done: Progress, config: FitConfig) -> bool:
+    """Whether all epochs are done, or none has been better for as long as patience lasts."""
+    waited = len(done.history) - done.best_epoch
+    gave_up = bool(config.patience and done.best_epoch and waited >= config.patience)
+    return gave_up or len(done.history) >= config.epochs
+
+
+def _one_epoch(run: _Run, folder: RunFolder, step: Step, forward: Forward, epoch: int) -> dict[str, Any]:
     """Train on every batch once, then score the dev set."""
     started = time.perf_counter()
     run.batches.epoch = epoch
     run.callbacks.on_epoch_begin(epoch)
-    loss, images_per_second = _train_batches(run, step, epoch)
+    loss, images_per_second = _train_batches(run, folder, step, epoch)
     run.callbacks.on_epoch_end(epoch)
     images, labels = run.dev
-    logits = predict_logits(run.model, images, run.batches.spec, batch_size=run.config.batch_size, forward=forward)
-    dev_loss = float(run.loss(labels, logits))
-    _check_number(dev_loss, "dev", epoch, run.config)
-    per_finding = auroc_per_finding(labels, logits)
-    return {
+    with run.scored_weights():
+        logits = predict_logits(run.model, images, run.batches.spec, batch_size=run.config.batch_size, forward=forward)
+    dev_loss = run.engine.agree(float(run.loss(labels, logits)))
+    if not math.isfinite(dev_loss):
+        raise DataError(_no_number(dev_loss, "dev", epoch, run.config))
+    hard = np.where((labels == 0) | (labels == 1), labels, np.nan)
+    per_finding = auroc_per_finding(hard, logits)
+    entry = {
         "epoch": epoch + 1,
         "loss": loss,
         "dev_loss": dev_loss,
-        "dev_auroc": _or_none(mean_auroc(labels, logits)),
+        "dev_auroc": _or_none(mean_auroc(hard, logits)),
         "auroc": {name: _or_none(value) for name, value in zip(run.findings, per_finding, strict=True)},
-        "learning_rate": float(run.optimizer.learning_rate),
+        "learning_rate": float(run.optimizer.learning_rate.numpy()),
         "images_per_second": round(images_per_second, 1),
         "seconds": round(time.perf_counter() - started, 3),
     }
+    return run.engine.agree(entry)  # the best epoch and an early stop follow from it: the chief's, to the last bit
 
 
-def _train_batches(run: _Run, step: Step, epoch: int) -> tuple[float, float]:
+def _train_batches(run: _Run, folder: RunFolder, step: Step, epoch: int) -> tuple[float, float]:
     """Return the mean loss of the epoch and the films trained per second."""
     total, count = 0.0, len(run.batches)
     started = last_news = time.perf_counter()
@@ -173,10 +231,14 @@ def _train_batches(run: _Run, step: Step, epoch: int) -> tuple[float, float]:
         for index, (films, labels) in enumerate(stream):
             run.callbacks.on_train_batch_begin(index)
             value = float(step(films, labels))
-            _check_number(value, "training", epoch, run.config)
+            if not math.isfinite(value):
+                folder.keep_bad_batch(epoch + 1, index + 1, run.batches.film_ids(index))
+                raise DataError(_no_number(value, "training", epoch, run.config) + _WHERE)
             run.callbacks.on_train_batch_end(index)
             total += value
-            if time.perf_counter() - last_news > _SECONDS_BETWEEN_NEWS:
+            if run.on_step is not None:
+                run.on_step(epoch + 1, index + 1, count, value)
+            elif time.perf_counter() - last_news > _SECONDS_BETWEEN_NEWS:
                 last_news = time.perf_counter()
                 run.news(f"epoch {epoch + 1}/{run.config.epochs}: batch {index + 1}/{count}, loss {value:.4f}")
     return total / count, count * run.batches.batch_size / (time.perf_counter() - started)
@@ -228,12 +290,15 @@ def _check_options(config: FitConfig, teacher: Any | None, best_from_epoch: int)
         raise CompressionError(f"best_from_epoch must be within 1..{config.epochs} (epochs), got {best_from_epoch}")
 
 
-def _check_number(value: float, which: str, epoch: int, config: FitConfig) -> None:
-    if not math.isfinite(value):
-        raise DataError(
-            f"the {which} loss became {value} in epoch {epoch + 1}: lower the learning rate (now "
-            f"{config.learning_rate:g}), or look for NaN in the model's weights; the epochs before are kept"
-        )
+def _no_number(value: float, which: str, epoch: int, config: FitConfig) -> str:
+    return (
+        f"the {which} loss became {value} in epoch {epoch + 1}: lower the learning rate (now "
+        f"{config.learning_rate:g}), or look for NaN in the model's weights; the epochs before are kept"
+    )
+
+
+def _computes_in_float16(model: Any) -> bool:
+    return any(layer.dtype_policy.name == "mixed_float16" for layer in model.layers)
 
 
 def _digest(arrays: Sequence[np.ndarray]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,25 @@ import tensorflow as tf
 
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.keras2 import keras
+from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.config import FitConfig
 
 Step = Callable[[np.ndarray, np.ndarray], Any]
 Forward = Callable[[np.ndarray], np.ndarray]
+Terms = Callable[[Any, Any], tuple[Any, list[Any]]]
+
+_LossScaleOptimizer = keras.mixed_precision.LossScaleOptimizer
 
 
-def make_optimizer(config: FitConfig, steps: int) -> Any:
+def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -> Any:
     """Adam with a linear warm-up and a half cosine down to 0 over ``steps`` steps.
 
     The rate follows the optimiser's own step counter, so restoring the optimiser's variables resumes it exactly.
+
+    Args:
+        config: Rate, warm-up and decay.
+        steps: Of the whole training.
+        scale_loss: Multiply the loss by a factor that adapts, as training in float16 needs.
     """
     warmup = round(config.warmup_fraction * steps)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -32,40 +41,93 @@ def make_optimizer(config: FitConfig, steps: int) -> Any:
     if config.weight_decay:
         # Decay towards 0 makes sense for kernels only: it would shrink what batch normalisation scales by.
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    return optimizer
+    return _LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
-def make_train_step(model: Any, loss: Any, optimizer: Any, teacher: Any | None, distill_weight: float) -> Step:
+def make_train_step(  # noqa: PLR0917 - a step is made of these six
+    model: Any,
+    loss: Any,
+    optimizer: Any,
+    teacher: Any | None,
+    distill_weight: float,
+    average: WeightAverage | None = None,
+) -> Step:
     """Compile one step: batch in, weights updated, loss out.
 
     With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, the teacher
     seeing the very same changed films.
     """
+    terms = make_terms(model, loss, teacher, distill_weight)
 
-    def total_loss(films: Any, labels: Any) -> Any:
-        logits = model(films, training=True)
-        value = loss(labels, logits)
+    def whole_loss(films: Any, labels: Any) -> Any:
+        value, others = terms(films, labels)
+        for other in others:
+            value += other
+        return value
+
+    step = tf.function(training_step(model, whole_loss, optimizer, average))
+    return lambda films, labels: step(tf.constant(films), tf.constant(labels))
+
+
+def make_terms(model: Any, loss: Any, teacher: Any | None, distill_weight: float) -> Terms:
+    """The terms of a batch's loss: a mean over its known labels, then means over its films and what is no mean.
+
+    Args:
+        model: What is trained.
+        loss: From (labels, logits) to a number.
+        teacher: As ``make_train_step``.
+        distill_weight: Share of the teacher's term.
+
+    Returns:
+        A function from (films, labels) to (loss of the labels, list of the other terms).
+    """
+
+    def terms(films: Any, labels: Any) -> tuple[Any, list[Any]]:
+        logits = tf.cast(model(films, training=True), tf.float32)
+        value, others = loss(labels, logits), []
         if teacher is not None:
             soft = tf.sigmoid(tf.stop_gradient(teacher(films, training=False)))
             pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
-            value = (1.0 - distill_weight) * value + distill_weight * pull
-        return value + tf.add_n(model.losses) if model.losses else value
+            value = (1.0 - distill_weight) * value
+            others.append(distill_weight * pull)
+        return value, [*others, tf.add_n(model.losses)] if model.losses else others
 
-    @tf.function
+    return terms
+
+
+def training_step(
+    model: Any, whole_loss: Callable[[Any, Any], Any], optimizer: Any, average: WeightAverage | None = None
+) -> Callable[[Any, Any], Any]:
+    """One step, not yet compiled: batch in, weights updated, loss out."""
+
     def step(films: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
-            value = total_loss(films, labels)
-        variables = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
+            value = whole_loss(films, labels)
+            scaled = scaled_loss(optimizer, value)
+        update_weights(optimizer, tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
+        if average is not None:
+            average.update()
         return value
 
-    return lambda films, labels: step(tf.constant(films), tf.constant(labels))
+    return step
+
+
+def scaled_loss(optimizer: Any, value: Any) -> Any:
+    """The loss to differentiate: times the loss scale where 16-bit floats would underflow without it."""
+    return optimizer.get_scaled_loss(value) if isinstance(optimizer, _LossScaleOptimizer) else value
+
+
+def update_weights(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    """Apply the gradients of a ``scaled_loss``."""
+    if isinstance(optimizer, _LossScaleOptimizer):
+        gradients = optimizer.get_unscaled_gradients(gradients)
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
 def make_forward(model: Any) -> Forward:
     """Compile the model's inference: float32 films (batch, height, width, channels) to logits (batch, findings)."""
     compiled = tf.function(lambda films: model(films, training=False))
-    return lambda films: compiled(tf.constant(films)).numpy()
+    return lambda films: compiled(tf.constant(films)).numpy().astype(np.float32, copy=False)
 
 
 def predict_logits(

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from cxr_compress.cli.convert import main
 from cxr_compress.device import INTENDED_USE, Classifier, read_model
-from cxr_compress.device.preprocess import preprocess
+from cxr_compress.device.preprocess import PreprocessSpec, preprocess
+from cxr_compress.models import ModelAbout
 from cxr_compress.models.keras_file import save_model
 from tests.lite import nets
 
@@ -68,6 +69,41 @@ def test_convert_writes_a_file_that_the_device_runs(
     assert np.abs(other.logits - findings.logits).max() > 0  # the image reaches the logits
 
 
+def test_convert_follows_what_the_model_file_says_of_itself_and_flags_overrule_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = PreprocessSpec.preset("tf", 16, 16)
+    about = ModelAbout(FINDINGS, spec, dataset="somewhere", attribution="someone", pos_weight=(1.0, 2.0, 4.0, 8.0))
+    save_model(nets.chain(), tmp_path / "said.keras", about=about)
+    source = f"--keras_model_file={tmp_path / 'said.keras'}"
+    assert call(folder, capsys, source, f"--output_file={tmp_path / 'a.tflite'}")[0] == 0
+    info = read_model(tmp_path / "a.tflite").info
+    assert (info.labels, info.preprocess) == (FINDINGS, spec)
+    # What the loss counted positives with is undone: sigmoid(logit - log(weight)).
+    assert info.logit_offset == pytest.approx([-np.log(weight) for weight in (1, 2, 4, 8)])
+    assert (info.training_data, info.attribution) == ("somewhere", "someone")
+    flags = ("--preset=unit", "--labels=a,b,c,d", f"--output_file={tmp_path / 'b.tflite'}")
+    assert call(folder, capsys, source, *flags)[0] == 0
+    other = read_model(tmp_path / "b.tflite").info
+    assert (other.labels, other.preprocess) == (("a", "b", "c", "d"), PreprocessSpec.preset("unit", 16, 16))
+
+
+def test_convert_calibrates_on_a_table_of_films(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "films.csv"
+    paths = sorted((folder / "films").rglob("*.png"))
+    # 16 films to train on, the fewest that calibrate, and both classes in each split.
+    split = dict.fromkeys(range(16, 18), "dev") | dict.fromkeys(range(18, 20), "test")
+    rows = [f"{path},{n % 2},{n},{split.get(n, 'train')}" for n, path in enumerate(paths)]
+    table.write_text("\n".join(["path,Mass,patient_id,split", *rows]) + "\n")
+    flags = ("--quant_type=int8", "--dataset=csv", f"--data_dir={folder / 'films'}", f"--options=table={table}")
+    source = f"--keras_model_file={folder / 'model.keras'}"
+    code, printed = call(folder, capsys, source, *flags, f"--output_file={tmp_path / 'c.tflite'}")
+    assert code == 0, printed.err
+    assert read_model(tmp_path / "c.tflite").info.quant_type == "int8"
+
+
 def test_convert_to_several_types_names_the_files_after_them(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,12 +151,43 @@ def test_convert_without_labels_numbers_the_findings(
 def test_convert_of_an_open_size_takes_the_flag(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--output_file={tmp_path / 'x'}", "--preset=minus_one_to_one", "--color=rgb"]
+    flags = [f"--output_file={tmp_path / 'x'}", "--preset=tf", "--color=rgb"]
     code, printed = call(folder, capsys, *flags, model="open.keras")
     assert (code, "input_size" in printed.err) == (2, True)
     assert call(folder, capsys, *flags, "--input_size=20", model="open.keras")[0] == 0
     spec = read_model(tmp_path / "x").info.preprocess
     assert (spec.height, spec.width, spec.color, spec.mean, spec.std) == (20, 20, "rgb", (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("quant_type", ["none", "int8"])
+def test_convert_to_uint8_input_gives_the_findings_of_the_float_input(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quant_type: str
+) -> None:
+    made = {}
+    for kind in ("float32", "uint8"):
+        flags = [f"--output_file={tmp_path / kind}", f"--quant_type={quant_type}", f"--input={kind}", "--format=json"]
+        code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}")
+        assert code == 0
+        made[kind] = Classifier(tmp_path / kind)
+        assert made[kind].spec.input == kind
+        dtype = json.loads(printed.out)["files"][0]["audit"]["inputs"][0]["dtype"]
+        assert dtype == ("uint8" if kind == "uint8" else "float32" if quant_type == "none" else "int8")
+    films = sorted((folder / "films").glob("*.png"))
+    floats, pixels = (np.stack([one.predict(film).logits for film in films]) for one in made.values())
+    # float32 rounding in another order; int8: as derived in tests/lite/test_uint8_input.py, two steps.
+    step = made["uint8"].output_scale
+    assert np.abs(floats - pixels).max() <= (1e-4 * np.ptp(floats) if step is None else 2 * step + 1e-6)
+    assert np.abs(floats - pixels[::-1]).max() > 0.1 * np.ptp(floats)  # control: films are told apart
+
+
+def test_convert_preset_for_another_number_of_channels_is_refused_or_fitted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(folder, capsys, f"--output_file={tmp_path / 'x'}", "--preset=xrv")[0] == 0
+    spec = read_model(tmp_path / "x").info.preprocess
+    assert (spec.channels, spec.mean) == (3, (0.5,) * 3)  # its channels are alike, so that any number will do
+    assert call(folder, capsys, f"--output_file={tmp_path / 'x'}", "--preset=caffe", "--color=rgb")[0] == 0
+    assert read_model(tmp_path / "x").info.preprocess.order == "bgr"
 
 
 def test_convert_calibrates_on_a_data_set(cxr_data: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -145,7 +212,10 @@ def test_convert_calibrates_on_a_data_set(cxr_data: Path, folder: Path, tmp_path
         (["--quant_type=int8"], "int8: value ranges come from calibration images, got none"),
         (["--quant_type=int4"], "expected quant types among none, fp16, dynamic, int8, int8_float_io"),
         (["--quant_type=int8", "--calibration_data=FOLDER/nowhere"], "nowhere is no folder"),
-        (["--quant_type=int8", "--calibration_data=FOLDER/empty"], "empty holds no image (.png, .jpg, .jpeg)"),
+        (
+            ["--quant_type=int8", "--calibration_data=FOLDER/empty"],
+            "empty holds no image (.png, .jpg, .jpeg, .dcm, .dicom)",
+        ),
         (["--quant_type=int8", "--calibration_data=FOLDER/films/more"], "at least 16 calibration images, got 1"),
         (["--quant_type=int8", "--calibration_data=FOLDER/broken"], "broken"),
         (["--labels=one,two"], "expected 4 labels, one a logit, got 2"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate import choose_calibration
+from cxr_compress.evaluate import choose_calibration, undo_class_weights
 
 
 def test_choose_calibration_undoes_the_class_weights_of_an_ideal_network() -> None:
@@ -47,3 +47,17 @@ def test_choose_calibration_thresholds_separate_in_float32_as_on_the_device() ->
 def test_choose_calibration_bad_input_is_refused(labels, weights, message) -> None:
     with pytest.raises(DataError, match=message):
         choose_calibration(labels, [[0.1], [0.2]], weights)
+
+
+def test_choose_calibration_unknown_labels_choose_nothing() -> None:
+    labels = np.array([[0], [0], [1], [1], [np.nan]], np.float32)
+    logits = np.array([[-3.0], [-2.0], [2.0], [3.0], [1.0]])
+    known = choose_calibration(labels[:4], logits[:4], np.ones(1))
+    assert choose_calibration(labels, logits, np.ones(1)) == known
+    assert choose_calibration(np.nan_to_num(labels), logits, np.ones(1)) != known
+
+
+def test_undo_class_weights_gives_back_the_odds_that_the_loss_multiplied() -> None:
+    found = undo_class_weights(np.array([[np.log(3.0), 0.0]]), (3.0, 0.25))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [[0.5, 0.8]], rtol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.preprocess import PreprocessSpec, resize_uint8
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate import auroc_difference, score_file, score_logits
@@ -149,3 +150,58 @@ def test_auroc_difference_other_films_are_refused(films, labels) -> None:
         auroc_difference(part, whole)
     with pytest.raises(DataError, match="two files scored on the same films"):
         auroc_difference(dataclasses.replace(whole, labels=1 - labels), whole)
+
+
+def test_score_file_unknown_labels_leave_their_films_out_of_that_finding(films, labels) -> None:
+    lame = labels.copy()
+    lame[:10, 1] = np.nan
+    found = score_file(INT8_MODEL, films, lame, PATIENTS, LABELS, samples=50)
+    whole = score_file(INT8_MODEL, films, labels, PATIENTS, LABELS, samples=50)
+    assert found.scores[0] == whole.scores[0]
+    first, second = found.to_dict()["findings"].values()
+    assert (first["films"], second["films"], second["unknown"]) == (FILMS, FILMS - 10, 10)
+    called, truth = found.decisions[10:, 1], labels[10:, 1] == 1
+    assert found.scores[1].auroc.value == auroc(labels[10:, 1], found.logits[10:, 1])
+    assert found.scores[1].sensitivity == called[truth].mean()
+    assert auroc_difference(found, found).mean_auroc.value == 0.0
+
+
+def test_score_file_soft_labels_are_refused(films, labels) -> None:
+    with pytest.raises(DataError, match="soft labels are for training only"):
+        score_file(INT8_MODEL, films, labels * np.float32(0.9), PATIENTS, LABELS, samples=2)
+
+
+def test_evaluation_few_films_are_marked_and_have_a_mean_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.zeros((200, 3), np.float32)
+    labels[:20, 0] = labels[:19, 1] = 1
+    logits = (labels + rng.normal(size=labels.shape)).astype(np.float32)
+    found = score_logits(logits, labels, [str(film) for film in range(200)], "abc", samples=50)
+    assert [score.enough_data for score in found.scores] == [True, False, False]
+    assert found.mean_auroc_enough_data == found.scores[0].auroc
+    assert found.mean_auroc.value == pytest.approx((found.scores[0].auroc.value + found.scores[1].auroc.value) / 2)
+    written = found.to_dict()
+    assert written["mean_over"] == {"mean_auroc": ["a", "b"], "mean_auroc_enough_data": ["a"]}
+    assert "mark" not in written["findings"]["a"]
+    assert written["findings"]["b"]["mark"].startswith("not enough data: fewer than 20 films")
+    assert written["findings"]["b"]["auroc"]["value"] == found.scores[1].auroc.value
+    assert written["findings"]["a"]["threshold"] is None
+    assert written["findings"]["a"]["sensitivity"] is None
+    assert written["findings"]["a"]["ece"] is None
+    json.dumps(written, allow_nan=False)
+
+
+def test_score_file_probabilities_are_scored_where_the_file_calibrates_them(films, labels) -> None:
+    found = score_file(INT8_MODEL, films, labels, PATIENTS, LABELS, samples=50)
+    classifier = Classifier(INT8_MODEL)
+    chances = classifier.probabilities(found.logits).astype(float)
+    assert found.scores[1].brier.value == pytest.approx(((chances[:, 1] - labels[:, 1]) ** 2).mean())
+    assert found.scores[1].brier.low < found.scores[1].brier.value < found.scores[1].brier.high
+    assert 0 < found.scores[1].ece < 1
+    plain = dataclasses.replace(
+        read_model(INT8_MODEL).info, logit_slope=(1.0, 1.0), logit_offset=(0.0, 0.0), thresholds=(0.5, 0.5)
+    )
+    unset = dataclasses.replace(read_model(INT8_MODEL), info=plain)
+    scored = score_file(unset, films, labels, PATIENTS, LABELS, samples=2)
+    assert np.isnan(scored.scores[1].brier.value)
+    assert scored.scores[1].sensitivity >= 0  # the threshold is there all the same

@@ -14,11 +14,12 @@ import pytest
 from cxr_compress.data import PHANTOM_FINDINGS, load_dataset, write_phantom
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
+from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.models.keras_file import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.recipe import make_recipe
 from cxr_compress.sparsity import measure_sparsity
@@ -70,6 +71,21 @@ def test_run_reports_the_three_files_with_their_costs(finished):
     for row in report["rows"]:
         assert row["tflite_bytes"] == (folder / row["file"]).stat().st_size
         assert set(row["evaluation"]["findings"]) == set(PHANTOM_FINDINGS)
+
+
+def test_run_keras_files_say_what_they_are_and_a_run_from_one_follows_it(finished, phantom, tmp_path):
+    folder, _, _ = finished
+    about = read_about(folder / "base.keras")
+    assert (about.findings, about.dataset) == (tuple(PHANTOM_FINDINGS), "phantom")
+    spec = PreprocessSpec.preset("tf", RECIPE.input_size, RECIPE.input_size)
+    said = replace(about, preprocess=spec, pos_weight=(2.0,) * len(about.findings))
+    save_model(load_model(folder / "base.keras"), tmp_path / "said.keras", about=said)
+    recipe = replace(RECIPE, target_macs=None, weight_sparsity=0.0, sparsity_epochs=0)
+    run_recipe(recipe, data_dir=phantom, output_dir=tmp_path / "run", keras_model_file=tmp_path / "said.keras")
+    kept = read_about(tmp_path / "run" / "base.keras")
+    assert (kept.preprocess, kept.pos_weight) == (spec, said.pos_weight)
+    (file,) = (tmp_path / "run").glob("*_fp32.tflite")
+    assert read_model(file).info.preprocess == spec
 
 
 def test_run_cost_in_the_plan_is_that_of_the_delivered_model(finished):

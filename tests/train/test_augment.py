@@ -66,3 +66,24 @@ def test_augment_exposure_never_reorders_gray_values(seed):
     # Contrast acts around the mean (127.5), brightness on all; half a level of rounding.
     limit = DEFAULT_RANGES.contrast * 127.5 + DEFAULT_RANGES.brightness + 0.5
     assert np.abs(changed - np.arange(256)).max() <= limit
+
+
+def test_augment_gamma_bends_gray_values_and_keeps_black_and_white():
+    ranges = AugmentRanges(shift=0, rotation=0, scale=0, contrast=0, brightness=0, gamma=0.5)
+    image = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    seen = [augment(image, np.random.default_rng(seed), ranges) for seed in range(20)]
+    for changed in seen:
+        assert (changed[0, 0], changed[-1, -1]) == (0, 255)
+        assert np.all(np.diff(changed.ravel().astype(int)) >= 0)
+        # 128 at the largest exponents, exp(0.5) and its inverse: 255 * (128 / 255) ** 1.649 = 81.8, ** 0.607 = 168
+        assert 81 <= changed.ravel()[32] <= 169
+    assert {int(changed.ravel()[32]) > int(image.ravel()[32]) for changed in seen} == {True, False}
+
+
+def test_augment_mirror_is_off_by_default_and_mirrors_about_half():
+    image = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+    ranges = AugmentRanges(shift=0, rotation=0, scale=0, contrast=0, brightness=0, mirror=True)
+    mirrored = [bool(augment(image, np.random.default_rng(seed), ranges)[0, 0]) for seed in range(100)]
+    assert 30 < sum(mirrored) < 70  # 100 fair draws: 4 standard deviations are 20
+    assert not AugmentRanges().mirror
+    assert not any(augment(image, np.random.default_rng(seed), NONE)[0, 0] for seed in range(100))

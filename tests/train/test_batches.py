@@ -94,8 +94,12 @@ def test_ahead_gives_the_same_batches_as_indexing_and_can_be_stopped_early():
         (np.zeros((2, 32, 32), np.uint8), np.zeros((3, 1)), r"expected labels .* for 2 films .*got \(3, 1\)"),
         (np.zeros((2, 32, 32), np.uint8), np.zeros(2), r"expected labels .* for 2 films .*got \(2,\)"),
         (np.zeros((0, 32, 32), np.uint8), np.zeros((0, 1)), "for 0 films"),
-        (np.zeros((2, 32, 32), np.uint8), np.full((2, 1), -1), "labels must be 0 or 1: map uncertain"),
-        (np.zeros((2, 32, 32), np.uint8), np.full((2, 1), np.nan), "labels must be 0 or 1"),
+        (
+            np.zeros((2, 32, 32), np.uint8),
+            np.full((2, 1), -1),
+            "labels must be 0, 1, a soft label in between, or NaN .*: map others",
+        ),
+        (np.zeros((2, 32, 32), np.uint8), np.full((2, 1), 2.0), "labels must be 0, 1"),
     ],
 )
 def test_batches_films_and_labels_that_do_not_fit_are_an_error(images, labels, message):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.train.losses import pos_weights, weighted_bce
+from cxr_compress.train.config import FitConfig
+from cxr_compress.train.losses import make_loss, pos_weights, weighted_bce
 
 
 def written_out(labels, logits, weights):
@@ -48,6 +50,77 @@ def test_weighted_bce_best_constant_logit_is_the_log_odds_plus_the_log_weight():
     assert float(unweighted(labels, np.full((5, 1), np.log(0.25), np.float32))) < float(
         unweighted(labels, np.zeros((5, 1), np.float32))
     )
+
+
+def test_weighted_bce_unknown_labels_do_not_count_in_value_or_gradient():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, (6, 2)).astype(np.float32)
+    labels[[0, 2, 5], [1, 0, 1]] = np.nan
+    logits, weights = rng.normal(0, 2, (6, 2)).astype(np.float32), np.array([3.0, 0.5])
+    known = np.isfinite(labels)
+    single = [
+        written_out(np.array([[label]]), np.array([[logit]]), [weights[column]])
+        for (_, column), label, logit in zip(np.argwhere(known), labels[known], logits[known], strict=True)
+    ]
+    variable = tf.Variable(logits)
+    with tf.GradientTape() as tape:
+        value = weighted_bce(weights, masked=True)(labels, variable)
+    # A mean of nine float32 terms: a few roundings of 6e-8 relative.
+    assert float(value) == pytest.approx(np.mean(single), rel=1e-5)
+    gradient = tape.gradient(value, variable).numpy()
+    assert np.all(gradient[~known] == 0)
+    assert np.all(gradient[known] != 0)
+    # The control: unmasked, one unknown label makes the whole loss none.
+    assert np.isnan(float(weighted_bce(weights)(labels, logits)))
+
+
+def test_weighted_bce_batch_without_known_label_is_zero():
+    labels = np.full((2, 3), np.nan, np.float32)
+    assert float(weighted_bce(np.ones(3), masked=True)(labels, np.ones((2, 3), np.float32))) == 0.0
+
+
+def test_weighted_bce_masked_without_unknown_label_is_the_plain_loss():
+    labels, logits = np.eye(3, dtype=np.float32), np.linspace(-2, 2, 9, dtype=np.float32).reshape(3, 3)
+    plain, masked = weighted_bce(np.ones(3)), weighted_bce(np.ones(3), masked=True)
+    assert float(masked(labels, logits)) == pytest.approx(float(plain(labels, logits)), rel=1e-6)
+
+
+def test_weighted_bce_focal_is_the_formula_of_lin_and_plays_down_easy_films():
+    labels = np.array([[1.0], [1.0], [0.0], [0.0]], np.float32)
+    logits = np.array([[3.0], [-1.0], [2.0], [-4.0]], np.float32)
+    q = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    truth = np.where(labels == 1, q, 1 - q)
+    expected = np.mean(-((1 - truth) ** 2) * np.log(truth) * np.where(labels == 1, 5.0, 1.0))
+    assert float(weighted_bce(np.array([5.0]), focal_gamma=2.0)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(weighted_bce(np.array([5.0]))(labels, logits)) > 1.5 * expected
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_weighted_bce_focal_huge_logits_keep_value_and_gradient_finite(logit):
+    variable = tf.Variable([[logit]], dtype=tf.float32)
+    with tf.GradientTape() as tape:
+        value = weighted_bce(np.ones(1), focal_gamma=2.0)(np.ones((1, 1), np.float32), variable)
+    assert np.isfinite(float(value))
+    assert np.isfinite(float(tape.gradient(value, variable)[0, 0]))
+
+
+def test_weighted_bce_label_smoothing_moves_the_best_logit_from_infinity():
+    loss = weighted_bce(np.ones(1), label_smoothing=0.1)
+    at = {z: float(loss(np.ones((1, 1), np.float32), np.full((1, 1), z, np.float32))) for z in (2.0, 2.944, 8.0)}
+    assert min(at, key=at.get) == 2.944  # log(0.95 / 0.05)
+
+
+def test_make_loss_is_masked_only_where_a_label_is_unknown():
+    known, unknown = np.zeros((2, 1)), np.array([[0.0], [np.nan]])
+    assert not make_loss(FitConfig(epochs=1), np.ones(1), known).masked
+    assert make_loss(FitConfig(epochs=1), np.ones(1), known, unknown).masked
+    assert make_loss(FitConfig(epochs=1), np.ones(1), known).focal_gamma == 0.0
+    assert make_loss(FitConfig(epochs=1, loss="focal"), np.ones(1), known).focal_gamma == 2.0
+
+
+def test_pos_weights_count_only_known_labels_and_soft_ones_by_what_is_likelier():
+    labels = np.array([[1.0], [0.8], [0.2], [0.0], [0.0], [0.0], [np.nan], [np.nan]])
+    assert pos_weights(labels) == pytest.approx([4 / 2])
 
 
 @pytest.mark.parametrize("weight", [[0.0], [-1.0], [np.nan], [np.inf], [[1.0]]])

@@ -1,0 +1,327 @@
+"""Score a model on a labelled set: AUROC with its interval and the rest, per finding and per group of films.
+
+    cxr_evaluate --model=model.tflite --dataset=kermany --data_dir=chest_xray
+    cxr_evaluate --model=model.keras --dataset=nih --data_dir=nih --by=source,sex --output_file=eval.json
+
+A .tflite file runs through the code that runs on the device, with its own preprocessing, calibration and thresholds; a
+.keras or .h5 file runs in TensorFlow, with the preprocessing and findings that it was saved with. Findings of model and
+data set are matched by name. Intervals (95 %) resample patients. A finding with fewer than 20 films with or without it
+is marked "not enough data". Films of unknown label are left out, finding by finding.
+
+Choose everything on --split=dev and score --split=test once. Exit codes: 0 done, 2 wrong flag, data or model, 130
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
+from cxr_compress.cli.open_model import MODEL_SUFFIXES, OpenedModel, open_keras, open_tflite
+from cxr_compress.cli.output import write_results
+from cxr_compress.cli.quiet import Say, quiet_native_stderr
+from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
+from cxr_compress.data.split import join_splits
+from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.modelinfo import INTENDED_USE
+from cxr_compress.device.spec import PRESETS
+from cxr_compress.errors import CompressionError
+from cxr_compress.evaluate import (
+    FLAT_COLUMNS,
+    GROUPINGS,
+    Evaluation,
+    Grouping,
+    Match,
+    flat_rows,
+    groups_of,
+    match_findings,
+    predictions_csv,
+    render_evaluation,
+    score_groups,
+    score_model,
+)
+from cxr_compress.metrics import count_comparable_films, count_films
+
+NAME = "cxr_evaluate"
+_SPLITS = ("test", "dev", "train", "all")
+_AUTO = "auto"
+_SECONDS_BETWEEN_LINES = 10
+_PACKAGES = ("cxr-compress", "numpy", "opencv-python-headless", "ai-edge-litert", "tensorflow", "tf_keras")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program name."""
+    return run_command(NAME, __doc__, _define_flags, _run, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    """Define the command's own flags."""
+    text, number, choice = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
+    text("model", None, "The .tflite, .keras or .h5 file.", flag_values=values)
+    text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
+    text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
+    choice("split", "test", _SPLITS, "Which films; all is train, dev and test.", flag_values=values)
+    help_text = "Size of the films in pixels, where a Keras model is to be scored at another than its own."
+    number("input_size", None, help_text, lower_bound=1, flag_values=values)
+    help_text = "Mean and deviation for a Keras file that does not say its own."
+    choice("preprocess", "imagenet_torch", list(PRESETS), help_text, flag_values=values)
+    choice("color", "gray", ("gray", "rgb"), "What images such a file is for.", flag_values=values)
+    help_text = f"Report by {', '.join(GROUPINGS)}; {_AUTO}: by all that the set knows; empty: by none."
+    flags.DEFINE_list("by", [_AUTO], help_text, flag_values=values)
+    number("bootstrap_samples", 1000, "Resampled sets behind an interval.", lower_bound=1, flag_values=values)
+    text("output_file", None, "Write the results as JSON.", flag_values=values)
+    help_text = "Write labels and logits of every film as CSV: films by number, patients hashed, no names."
+    text("predictions_file", None, help_text, flag_values=values)
+    help_text = "Threads; default: one for a .tflite, as on the device, and all cores for the rest."
+    number("threads", None, help_text, lower_bound=1, flag_values=values)
+    flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
+    flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
+    number("seed", 0, "Of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
+    help_text = "Go on with a part of the images that the set's own list names."
+    flags.DEFINE_boolean("allow_missing", False, help_text, flag_values=values)
+    text("cache_dir", None, "Keep decoded films here, for sets larger than the memory.", flag_values=values)
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Load, score, write, print."""
+    _check(values, arguments)
+    path, started = Path(values.model), time.monotonic()
+    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
+        progress = _Progress(say)
+        dataset = _load_dataset(values)
+        split = join_splits(dataset.splits, "all") if values.split == "all" else getattr(dataset, values.split)
+        count_films(split.labels)  # refuses soft labels before anything slow
+        groups = _groups(values.by, split, dataset.name)
+        opened = _open(path, values, progress.tell)
+        match = match_findings(opened.model.findings, dataset.findings, logits=opened.logits)
+        _say_what_to_know(progress.tell, dataset, split, match)
+        images = decode_split(
+            split,
+            opened.model.spec,
+            workers=values.threads,
+            progress=progress.counting("read"),
+            cache_dir=values.cache_dir,
+        )
+        scored = score_model(
+            opened.model,
+            images,
+            split.labels[:, match.labels],
+            split.patients,
+            match.findings,
+            columns=match.logits,
+            samples=values.bootstrap_samples,
+            seed=values.seed,
+            progress=progress.counting("ran the model on", then="; resampling patients"),
+        )
+        progress.tell("dividing by " + ", ".join(groups) if groups else "scored")
+        groupings = score_groups(scored, groups)
+    document = _document(
+        values, dataset=dataset, split=split, opened=opened, match=match, scored=scored, groupings=groupings
+    )
+    document["seconds"] = round(time.monotonic() - started, 1)
+    _write(values, document, scored)
+    _print(values.format, document, scored, groupings)
+    return EXIT_OK
+
+
+def _check(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Find what is wrong before the slow part starts."""
+    if arguments:
+        raise UsageError(f"expected flags only, got {arguments[0]!r}")
+    for name in ("model", "dataset", "data_dir"):
+        if not values[name].value:
+            raise UsageError(f"expected --{name}, got none")
+    if values.dataset not in DATASETS:
+        raise UsageError(f"expected a --dataset of {', '.join(DATASETS)}; got {values.dataset!r}")
+    if Path(values.model).suffix.lower() not in MODEL_SUFFIXES:
+        raise UsageError(f"expected --model as a file that ends in {', '.join(MODEL_SUFFIXES)}; got {values.model!r}")
+    if not Path(values.model).is_file():
+        raise UsageError(f"expected --model to be a file, got {values.model!r}")
+    if not Path(values.data_dir).exists():
+        raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
+    unknown = sorted(set(values.by) - {_AUTO, *GROUPINGS})
+    if unknown:
+        raise UsageError(f"expected --by as some of {', '.join(GROUPINGS)}, or {_AUTO}; got {unknown[0]!r}")
+    _check_outputs(values)
+
+
+def _check_outputs(values: flags.FlagValues) -> None:
+    """Results that took an hour must not fail at the last step."""
+    for name in ("output_file", "predictions_file"):
+        if values[name].value and not Path(values[name].value).parent.is_dir():
+            raise UsageError(f"the folder of --{name}, {Path(values[name].value).parent}, does not exist: create it")
+
+
+def _load_dataset(values: flags.FlagValues) -> Dataset:
+    return load_dataset(
+        values.dataset,
+        values.data_dir,
+        dev_fraction=values.dev_fraction,
+        seed=values.seed,
+        allow_missing=values.allow_missing,
+        options=reader_options(values.options),
+    )
+
+
+def _groups(asked: Sequence[str], split: Split, dataset: str) -> dict[str, tuple[str, ...]]:
+    """The ways to divide the films: those asked for, or all that divide them."""
+    known = groups_of(split)
+    if _AUTO in asked:
+        # Groups that never hold a film with a finding beside one without it (subtypes of the disease, say) cannot be
+        # scored, alone or within.
+        return {by: names for by, names in known.items() if len(set(names)) > 1 and _comparable(split, names)}
+    lacking = [by for by in asked if by not in known]
+    if lacking:
+        raise CompressionError(
+            f"{dataset} does not say the {lacking[0]} of its {split.name} films (it says: "
+            f"{', '.join(known) or 'nothing'}); correct --by"
+        )
+    return {by: known[by] for by in asked}
+
+
+def _comparable(split: Split, names: Sequence[str]) -> bool:
+    """Whether any group has films with and without any one finding."""
+    return bool(np.any(count_comparable_films(split.labels, names)))
+
+
+def _open(path: Path, values: flags.FlagValues, say: Say) -> OpenedModel:
+    """The model, by the kind of its file."""
+    if path.suffix.lower() == ".tflite":
+        return open_tflite(path, say, threads=values.threads or 1, input_size=values.input_size)
+    return open_keras(
+        path,
+        say,
+        threads=values.threads,
+        input_size=values.input_size,
+        preprocess=values.preprocess,
+        color=values.color,
+    )
+
+
+def _document(
+    values: flags.FlagValues,
+    *,
+    dataset: Dataset,
+    split: Split,
+    opened: OpenedModel,
+    match: Match,
+    scored: Evaluation,
+    groupings: Sequence[Grouping],
+) -> dict[str, Any]:
+    """All results, JSON-ready."""
+    return {
+        "model": opened.facts,
+        "dataset": _describe(values, dataset, split),
+        "matching": {
+            "by_position": match.by_position,
+            "only_in_model": list(match.only_model),
+            "only_in_dataset": list(match.only_dataset),
+        },
+        "evaluation": scored.to_dict(),
+        "groups": {grouping.by: grouping.to_dict() for grouping in groupings},
+        "versions": _versions(),
+    }
+
+
+def _describe(values: flags.FlagValues, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """What the results say about the films."""
+    return {
+        "name": dataset.name,
+        "split": split.name,
+        "films": len(split),
+        "patients": len(set(split.patients)),
+        "patient_key": dataset.patient_key,
+        "findings": list(dataset.findings),
+        "attribution": dataset.attribution,
+        "synthetic": dataset.synthetic,
+        "notes": list(dataset.notes),
+        "options": reader_options(values.options),
+        "dev_fraction": values.dev_fraction,
+        "seed": values.seed,
+    }
+
+
+def _say_what_to_know(say: Say, dataset: Dataset, split: Split, match: Match) -> None:
+    """What a reader of the numbers has to know, before they come."""
+    if split.name in ("train", "all"):
+        say(f"note: --split={split.name} holds films that a model trained on {dataset.name} has seen")
+    if match.by_position:
+        say("note: findings are matched by position, not by name")
+    for whose, names in (("the model", match.only_model), ("the data set", match.only_dataset)):
+        if names:
+            say(f"note: not scored, only {whose} has {', '.join(names)}")
+    for note in dataset.notes:
+        say(f"note: {note}")
+    if dataset.synthetic:
+        say("warning: drawn images; the numbers say nothing about patients")
+
+
+def _versions() -> dict[str, str]:
+    """What was installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _write(values: flags.FlagValues, document: dict[str, Any], scored: Evaluation) -> None:
+    """The files that were asked for."""
+    if values.output_file:
+        text = json.dumps({"intended_use": INTENDED_USE, **document}, indent=2, allow_nan=False) + "\n"
+        write_bytes(values.output_file, text.encode())
+    if values.predictions_file:
+        write_bytes(values.predictions_file, predictions_csv(scored).encode())
+
+
+def _print(form: str, document: dict[str, Any], scored: Evaluation, groupings: Sequence[Grouping]) -> None:
+    """Results on stdout."""
+    if form != "table":
+        write_results(form, document=document, headers=FLAT_COLUMNS, rows=flat_rows(scored, groupings))
+        return
+    model, films = document["model"], document["dataset"]
+    size = model["preprocess"]
+    heading = (
+        f"{model['file']} on {films['name']} {films['split']}: {films['films']:,} films of {films['patients']:,} "
+        f"patients, {size['height']} x {size['width']} px, intervals from {scored.samples:,} resamplings of patients"
+    )
+    sys.stdout.write(f"{heading}\n\n{render_evaluation(scored, groupings)}\n\n{INTENDED_USE}\n")
+
+
+class _Progress:
+    """Lines with the seconds since the start."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._started = self._told = time.monotonic()
+
+    def tell(self, line: str) -> None:
+        """Write one line now."""
+        self._told = time.monotonic()
+        self._say(f"[{self._told - self._started:4.0f} s] {line}")
+
+    def counting(self, verb: str, then: str = "") -> Callable[[int, int], None]:
+        """A progress callback that writes a line at the end, with what comes then, and every few seconds before."""
+        begun = time.monotonic()
+
+        def count(done: int, total: int) -> None:
+            now = time.monotonic()
+            if done == total:
+                self.tell(f"{verb} {total:,} films{then}")
+            elif now - self._told > _SECONDS_BETWEEN_LINES:
+                left = (now - begun) / done * (total - done)
+                self.tell(f"{verb} {done:,} of {total:,} films, about {left:.0f} s left")
+
+        return count

@@ -1,0 +1,232 @@
+"""Train or fine-tune a classifier of chest films; resumes when the output folder holds its run.
+
+    cxr_train --model=chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run --sizes=64,112,160 --epochs=8,4,3
+    cxr_train --keras_model_file=base.keras --dataset=csv --data_dir=labels.csv --output_dir=run --sizes=224
+
+Films may start small and grow (--sizes): a step at 64 px costs an eighth of one at 224. --epochs, --batch_size and
+--learning_rate take one value, or one per size. The best epoch is chosen by the mean AUROC on dev, patients set aside
+from train; test is never looked at (cxr_evaluate does that). The folder receives model.keras, training.json, and per
+size run.json, log.jsonl, TensorBoard events and the last epoch's whole state, from which the same command goes on;
+other flags are refused with what differs. With --distribution=multi_worker start the same command on every machine,
+each with its own TF_CONFIG: the first one, the chief, writes. Exit codes: 0 done, 2 wrong flag, data or model or a lost
+worker, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from absl import flags
+
+from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
+from cxr_compress.cli.output import write_results
+from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.data import DATASETS
+
+NAME = "cxr_train"
+_SECONDS_BETWEEN_LINES = 10
+_GO_ON = "finished epochs are kept; the same command goes on from there"
+_COLUMNS = ("stage", "size", "epochs", "best_epoch", "dev_auroc", "seconds")
+_NUMBERS = {
+    "dev_fraction": (0.1, "Share of the training patients set aside to choose the best epoch."),
+    "focal_gamma": (2.0, "Exponent of --loss=focal."),
+    "label_smoothing": (0.0, "Share by which labels move towards 0.5."),
+    "weight_decay": (0.0, "Decoupled weight decay (AdamW); batch norms and biases are spared."),
+    "warmup_fraction": (0.05, "Share of the steps of a size in which the learning rate climbs."),
+    "ema_decay": (0.0, "Score and keep a running average of the weights with this decay, say 0.999; 0: the weights."),
+    "distill_weight": (0.0, "Share of the loss that follows --teacher instead of the labels."),
+}
+_RANGES = {
+    "shift": (0.06, "Of the side, either way."),
+    "rotation": (7.0, "Degrees, either way."),
+    "scale": (0.08, "Of the size, either way."),
+    "contrast": (0.15, "Either way."),
+    "brightness": (15.0, "Gray levels of 255, either way."),
+    "gamma": (0.0, "Logarithm of the exponent that bends gray values, either way."),
+}
+_COUNTS = {
+    "patience": (0, "Epochs of a size without a better dev AUROC that end it; 0: never."),
+    "seed": (0, "Of everything that draws."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program name."""
+    return run_command(NAME, __doc__, _define_flags, _run, argv)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    """Define the command's own flags."""
+    text, switch, choice = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum
+    text(
+        "model",
+        None,
+        "Network to build: chexnet (DenseNet121), densenet169, resnet50, mobilenet_v2, efficientnet_lite0 or "
+        "tiny_chexnet.",
+        flag_values=values,
+    )
+    text("keras_model_file", None, "Start from this model; a head of another size is replaced.", flag_values=values)
+    text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
+    text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
+    text("output_dir", None, "Where the run goes.", flag_values=values)
+    flags.DEFINE_list("sizes", ["224"], "Heights and widths of the films, pixels, in turn.", flag_values=values)
+    flags.DEFINE_list("epochs", ["10"], "Training epochs per size.", flag_values=values)
+    flags.DEFINE_list("batch_size", ["32"], "Films per step, over all workers.", flag_values=values)
+    flags.DEFINE_list("learning_rate", ["1e-3"], "At the end of the warm-up; falls to 0.", flag_values=values)
+    text("preprocess", "imagenet_torch", "Preset of mean and deviation: imagenet_torch, unit, tf, caffe or xrv.",
+         flag_values=values)  # fmt: skip
+    choice("color", "gray", ["gray", "rgb"], "Of the images: gray films, or skin.", flag_values=values)
+    flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
+    switch("allow_missing", False, "Go on with a part of the images that NIH's list names.", flag_values=values)
+    choice("loss", "bce", ["bce", "focal"], "Cross-entropy or focal loss, per finding.", flag_values=values)
+    choice("pos_weight", "balanced", ["balanced", "sqrt", "none"], "Weight of positives in it.", flag_values=values)
+    switch("augment", True, "Change each film a little, by at most the ranges below.", flag_values=values)
+    for name, (default, explanation) in _RANGES.items():
+        flags.DEFINE_float(f"augment_{name}", default, explanation, flag_values=values)
+    switch("augment_mirror", False, "Mirror every other image: never for chests, it moves the heart.",
+           flag_values=values)  # fmt: skip
+    for name, (default, explanation) in _NUMBERS.items():
+        flags.DEFINE_float(name, default, explanation, flag_values=values)
+    for name, (count, explanation) in _COUNTS.items():
+        flags.DEFINE_integer(name, count, explanation, lower_bound=0, flag_values=values)
+    choice("precision", "auto", ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
+           "Of the arithmetic; auto is float32 without a GPU.", flag_values=values)  # fmt: skip
+    text("teacher", None, "A Keras model whose probabilities the loss also follows.", flag_values=values)
+    choice("distribution", "none", ["none", "mirrored", "multi_worker"],
+           "Train on all GPUs of this machine, or on the machines of TF_CONFIG.", flag_values=values)  # fmt: skip
+    text("cache_dir", None, "Keep decoded films here, for sets larger than the memory.", flag_values=values)
+
+
+def _run(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Check the flags before anything slow is imported, then train."""
+    _check(values, arguments)
+    with _terminal() as terminal, quiet_native_stderr(NAME, enabled=not values.debug) as say:
+        # Here and not above: TensorFlow takes seconds to load, and a wrong flag or --help should not wait for it.
+        from cxr_compress.train.distribute import start_distribution
+        from cxr_compress.train.training import Listeners, TrainingFiles, run_training
+
+        progress = _Progress(say, terminal)
+        plan = _plan(values)
+        distribution = start_distribution(values.distribution, progress.tell)
+        files = TrainingFiles(
+            Path(values.data_dir),
+            Path(values.output_dir),
+            *(Path(values[name].value) if values[name].value else None for name in _OPTIONAL_FILES),
+        )
+        listeners = Listeners(progress.tell, progress.decoding, progress.step if terminal else None)
+        try:
+            report = run_training(plan, files, listeners, distribution)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_GO_ON) from None
+        if report is None:
+            progress.tell("this worker is done; the chief has written the model")
+            return EXIT_OK
+    rows = [
+        [
+            index,
+            stage["size"],
+            len(stage["history"]),
+            stage["best_epoch"],
+            stage["dev_auroc"],
+            stage["training_seconds"],
+        ]
+        for index, stage in enumerate(report["stages"], start=1)
+    ]
+    write_results(values.format, document=report, headers=_COLUMNS, rows=rows)
+    return EXIT_OK
+
+
+_OPTIONAL_FILES = ("keras_model_file", "teacher", "cache_dir")
+
+
+def _check(values: flags.FlagValues, arguments: list[str]) -> None:
+    if arguments:
+        raise UsageError(f"expected flags only, got {arguments[0]!r}")
+    if (values.model is None) == (values.keras_model_file is None):
+        raise UsageError("expected --model=NAME to build a network, or --keras_model_file=FILE to start from; not both")
+    for name in ("dataset", "data_dir", "output_dir"):
+        if not values[name].value:
+            raise UsageError(f"expected --{name}, got none")
+    if values.dataset not in DATASETS:
+        raise UsageError(f"expected a --dataset of {', '.join(DATASETS)}; got {values.dataset!r}")
+    if not Path(values.data_dir).exists():
+        raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
+    for name in ("keras_model_file", "teacher"):
+        if values[name].value and not Path(values[name].value).is_file():
+            raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
+    if bool(values.teacher) != (values.distill_weight > 0):
+        raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
+
+
+def _plan(values: flags.FlagValues) -> Any:
+    """The training that the flags ask for."""
+    from cxr_compress.train.augment import AugmentRanges
+    from cxr_compress.train.plan import TrainingPlan
+
+    ranges = {name: values[f"augment_{name}"].value for name in (*_RANGES, "mirror")}
+    direct = ("dataset", "preprocess", "color", "allow_missing", "loss", "pos_weight", "augment", "precision")
+    return TrainingPlan(
+        model=values.model or Path(values.keras_model_file).stem,
+        sizes=_numbers("sizes", values.sizes, int),
+        epochs=_numbers("epochs", values.epochs, int),
+        batch_sizes=_numbers("batch_size", values.batch_size, int),
+        learning_rates=_numbers("learning_rate", values.learning_rate, float),
+        options=reader_options(values.options),
+        ranges=AugmentRanges(**ranges),
+        **{name: values[name].value for name in (*direct, *_NUMBERS, *_COUNTS)},
+    )
+
+
+def _numbers(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(map(kind, texts))
+    except ValueError:
+        raise UsageError(f"expected --{name} as numbers separated by commas, got {','.join(texts)!r}") from None
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[TextIO | None]:
+    """Stderr itself, if a person watches it: what TensorFlow says is held back from it later."""
+    if not (sys.stderr and sys.stderr.isatty()):
+        yield None
+        return
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace") as stream:
+        yield stream
+
+
+class _Progress:
+    """A bar per epoch on a terminal; elsewhere lines with the seconds since the start."""
+
+    def __init__(self, say: Callable[[str], None], terminal: TextIO | None) -> None:
+        self._say = say
+        self._terminal = terminal
+        self._bar: Any = None
+        self._started = self._told = time.monotonic()
+
+    def tell(self, line: str) -> None:
+        """Write one line now."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._told = time.monotonic()
+        self._say(f"[{self._told - self._started:5.0f} s] {line}")
+
+    def decoding(self, split: str, done: int, total: int) -> None:
+        """Write a line when a split is read, and every few seconds before."""
+        if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self.tell(f"read {done} of {total} {split} films")
+
+    def step(self, epoch: int, batch: int, batches: int, loss: float) -> None:
+        """Move the bar of an epoch."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=batches, desc=f"epoch {epoch}", unit="batch", file=self._terminal, leave=False)
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update(batch - self._bar.n)

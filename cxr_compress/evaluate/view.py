@@ -1,0 +1,172 @@
+"""An evaluation as text for a terminal, and as flat rows for a spreadsheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+from cxr_compress.evaluate.finding_score import NOT_ENOUGH_DATA, FindingScore
+from cxr_compress.evaluate.groups import Group, GroupFinding, Grouping
+from cxr_compress.evaluate.score import Evaluation
+from cxr_compress.metrics import ENOUGH_FILMS, Interval
+
+Cell = str | int | float | None
+FLAT_COLUMNS = (
+    "by",
+    "group",
+    "finding",
+    "films",
+    "positives",
+    "auroc",
+    "auroc_low",
+    "auroc_high",
+    "average_precision",
+    "sensitivity",
+    "specificity",
+    "threshold",
+    "brier",
+    "ece",
+    "mark",
+)
+_MISSING = "-"
+
+
+def render_evaluation(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> str:
+    """A table of findings, the means, and a table for each way to divide the films.
+
+    Args:
+        scored: All films.
+        groupings: As ``score_groups`` gives them.
+    """
+    parts = [render_findings(scored), *_means(scored)]
+    parts += [render_grouping(grouping, scored.findings) for grouping in groupings]
+    return "\n\n".join(parts)
+
+
+def render_findings(scored: Evaluation) -> str:
+    """One line per finding; columns that no finding fills are left out."""
+    rows = [_finding_row(score) for score in scored.scores]
+    kept = [title for title in rows[0] if any(row[title] for row in rows)]
+    return _table(
+        kept,
+        [[row[title] or ("" if title == "note" else _MISSING) for title in kept] for row in rows],
+        text_columns=("finding", "note"),
+    )
+
+
+def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
+    """One column per group: AUROC, and how many films with the finding of how many it rests on.
+
+    Groups in which nothing can be given are named under the table instead.
+    """
+    empty = [group for group in grouping.groups if not _given(group)]
+    groups = [*(group for group in grouping.groups if _given(group)), grouping.within]
+    titles = [f"by {grouping.by}", *(group.name for group in groups)]
+    rows = [[finding, *(_group_cell(group.scores[k]) for group in groups)] for k, finding in enumerate(findings)]
+    if len(findings) > 1:
+        rows.append(["mean of those given", *(_mean_cell(group) for group in groups)])
+    rows.append(["films / patients", *(f"{group.films:,} / {group.patients:,}" for group in groups)])
+    legend = [
+        f"AUROC (films with the finding / films). {_MISSING} {NOT_ENOUGH_DATA}: fewer than {ENOUGH_FILMS} films with "
+        "or without it.",
+        f"within {grouping.by}: a film is compared only with films of its own {grouping.by}.",
+    ]
+    if empty:
+        named = ", ".join(f"{group.name} ({group.films:,} films)" for group in empty)
+        legend.append(f"{NOT_ENOUGH_DATA} for any finding: {named}")
+    return "\n".join([_table(titles, rows, text_columns=titles[:1]), *legend])
+
+
+def flat_rows(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> list[list[Cell]]:
+    """A row per finding of all films and of every group, under ``FLAT_COLUMNS``; None where undefined."""
+    rows = [_flat_finding(score) for score in scored.scores]
+    for grouping in groupings:
+        for group in (*grouping.groups, grouping.within):
+            rows += [_flat_group(grouping.by, group, score) for score in group.scores]
+    return [[None if isinstance(cell, float) and np.isnan(cell) else cell for cell in row] for row in rows]
+
+
+def _finding_row(score: FindingScore) -> dict[str, str]:
+    """The cells of one finding, "" where there is nothing to say."""
+    return {
+        "finding": score.finding,
+        "films": f"{score.films:,}",
+        "positives": f"{score.positives:,}",
+        "unknown": f"{score.unknown:,}" if score.unknown else "",
+        "AUROC [95 % CI]": _interval(score.auroc),
+        "AP": _number(score.average_precision.value),
+        "threshold": _number(score.threshold),
+        "sensitivity": _number(score.sensitivity),
+        "specificity": _number(score.specificity),
+        "Brier": _number(score.brier.value),
+        "ECE": _number(score.ece),
+        "note": "" if score.enough_data else NOT_ENOUGH_DATA,
+    }
+
+
+def _means(scored: Evaluation) -> list[str]:
+    """The two means, where several findings make one."""
+    defined = sum(not np.isnan(score.auroc.value) for score in scored.scores)
+    enough = sum(score.enough_data for score in scored.scores)
+    if len(scored.scores) == 1:
+        return []
+    lines = [
+        f"mean AUROC over findings with enough data ({enough}): {_interval(scored.mean_auroc_enough_data) or _MISSING}"
+    ]
+    if defined != enough:
+        lines.append(f"mean AUROC over all defined findings ({defined}): {_interval(scored.mean_auroc) or _MISSING}")
+    return ["\n".join(lines)]
+
+
+def _group_cell(score: GroupFinding) -> str:
+    counts = f"({score.positives:,}/{score.positives + score.negatives:,})"
+    return f"{_number(score.auroc.value) if score.enough_data else _MISSING} {counts}"
+
+
+def _mean_cell(group: Group) -> str:
+    given = _given(group)
+    return f"{_number(group.mean_auroc.value)} ({given} findings)" if given else _MISSING
+
+
+def _given(group: Group) -> int:
+    """For how many findings the group has enough films."""
+    return sum(score.enough_data for score in group.scores)
+
+
+def _flat_finding(score: FindingScore) -> list[Cell]:
+    auroc, mark = score.auroc, "" if score.enough_data else NOT_ENOUGH_DATA
+    measured: list[Cell] = [
+        auroc.value,
+        auroc.low,
+        auroc.high,
+        score.average_precision.value,
+        score.sensitivity,
+        score.specificity,
+    ]
+    tail: list[Cell] = [score.threshold, score.brier.value, score.ece, mark]
+    return ["all", "all", score.finding, score.films, score.positives, *measured, *tail]
+
+
+def _flat_group(by: str, group: Group, score: GroupFinding) -> list[Cell]:
+    auroc, mark = score.auroc, "" if score.enough_data else NOT_ENOUGH_DATA
+    films = score.positives + score.negatives
+    counted: list[Cell] = [by, group.name, score.finding, films, score.positives, auroc.value, auroc.low, auroc.high]
+    return [*counted, None, None, None, None, None, None, mark]
+
+
+def _interval(measured: Interval) -> str:
+    if np.isnan(measured.value):
+        return ""
+    bounds = "" if np.isnan(measured.low) else f" [{measured.low:.3f}, {measured.high:.3f}]"
+    return f"{measured.value:.3f}{bounds}"
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[str]) -> str:
+    aligned = ["left" if title in text_columns else "right" for title in titles]
+    return tabulate(rows, titles, tablefmt="simple", disable_numparse=True, colalign=aligned)

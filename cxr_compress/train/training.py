@@ -1,0 +1,255 @@
+"""A base training from a plan and a data set to a model file: film sizes in turn, resumable at every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_compress import __version__
+from cxr_compress.data import Dataset, Split, decode_split, load_dataset
+from cxr_compress.device.atomic import write_text
+from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.keras2 import keras
+from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
+from cxr_compress.train.config import FitResult
+from cxr_compress.train.distribute import Distribution
+from cxr_compress.train.fit import OnStep, fit
+from cxr_compress.train.losses import pos_weights
+from cxr_compress.train.plan import TrainingPlan
+from cxr_compress.train.replicas import make_engine
+from cxr_compress.train.transfer import at_size, in_precision, with_head
+
+Decoding = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """Where a training reads and writes.
+
+    Attributes:
+        data_dir: The data set; only read.
+        output_dir: The run: a folder per stage, ``model.keras`` and ``training.json``.
+        keras_model_file: Start from this model instead of a random one; its head is replaced where it has another
+            number of outputs.
+        teacher_file: Model to distil from.
+        cache_dir: Keep decoded films here.
+    """
+
+    data_dir: Path
+    output_dir: Path
+    keras_model_file: Path | None = None
+    teacher_file: Path | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears how far it is; none decides anything.
+
+    Attributes:
+        news: One line each.
+        decoding: (split name, films done, films in all).
+        on_step: As ``fit``.
+    """
+
+    news: Callable[[str], None] | None = None
+    decoding: Decoding | None = None
+    on_step: OnStep | None = None
+
+
+def run_training(
+    plan: TrainingPlan,
+    files: TrainingFiles,
+    listeners: Listeners = Listeners(),
+    distribution: Distribution | None = None,
+) -> dict[str, Any] | None:
+    """Train as planned; the same call goes on where it was stopped and refuses a folder with another plan.
+
+    Only train and dev are looked at. What the model is worth on test is for ``cxr_evaluate`` to say, once.
+
+    Args:
+        plan: What decides the result.
+        files: Where to read and write.
+        listeners: Of the progress, on the chief.
+        distribution: Several GPUs or machines; each machine makes the same call and needs the data set and the model
+            files for itself, the chief's ``output_dir`` is written to.
+
+    Returns:
+        What ``training.json`` holds: plan, data, history of every stage, hash of the model, versions, seconds. None
+        on a worker that is not the chief.
+
+    Raises:
+        DataError: The data set cannot be used, or the loss stopped being a number.
+        CompressionError: ``output_dir`` holds another training, the disk is full, or a worker is gone.
+        ModelFileError: The model to start from, or a checkpoint, is missing or damaged.
+        UnsupportedLayerError: The model cannot change its size or its head.
+    """
+    started = time.perf_counter()
+    engine = make_engine(distribution)
+    listeners = listeners if engine.is_chief else Listeners()
+    engine.open_folder(files.output_dir, {**plan.to_dict(), **_file_facts(files)})
+    dataset = load_dataset(
+        plan.dataset,
+        files.data_dir,
+        dev_fraction=plan.dev_fraction,
+        seed=plan.seed,
+        allow_missing=plan.allow_missing,
+        options=plan.options,
+    )
+    spec = _base_spec(plan, files)
+    model, results = _start(plan, files, spec, len(dataset.findings)), []
+    for stage in range(len(plan.sizes)):
+        spec = dataclasses.replace(spec, height=plan.sizes[stage], width=plan.sizes[stage])
+        model, result = _train_stage(stage, plan, files, model, spec, dataset, listeners, distribution)
+        results.append(result)
+    about = ModelAbout(
+        findings=dataset.findings,
+        preprocess=spec,
+        dataset=dataset.name,
+        attribution=dataset.attribution,
+        pos_weight=tuple(float(weight) for weight in results[-1].pos_weight),
+    )
+    return engine.on_chief(lambda: _deliver(model, about, plan, files, dataset, results, started))
+
+
+def _deliver(  # noqa: PLR0917 - what is delivered, and all that is said of it
+    model: Any,
+    about: ModelAbout,
+    plan: TrainingPlan,
+    files: TrainingFiles,
+    dataset: Dataset,
+    results: list[FitResult],
+    started: float,
+) -> dict[str, Any]:
+    """Write the model and its report."""
+    path = files.output_dir / "model.keras"
+    save_model(model, path, about=about)
+    report = _report(plan, dataset, results, path, time.perf_counter() - started)
+    write_text(files.output_dir / "training.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _train_stage(  # noqa: PLR0917 - a stage is made of these eight
+    stage: int,
+    plan: TrainingPlan,
+    files: TrainingFiles,
+    model: Any,
+    spec: PreprocessSpec,
+    dataset: Dataset,
+    listeners: Listeners,
+    distribution: Distribution | None,
+) -> tuple[Any, FitResult]:
+    """Train at one size; give the model of the best epoch, in float32."""
+    size = plan.sizes[stage]
+    if listeners.news:
+        listeners.news(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
+    sized = in_precision(at_size(model, size), plan.precision)
+    teacher = at_size(load_model(files.teacher_file), size) if files.teacher_file else None
+    result = fit(
+        sized,
+        (_decode(dataset.train, spec, files, listeners), dataset.train.labels),
+        (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
+        spec,
+        plan.config(stage),
+        files.output_dir / f"stage_{stage + 1}_{size}px",
+        findings=dataset.findings,
+        pos_weight=_positive_weights(plan.pos_weight, dataset.train.labels),
+        teacher=teacher,
+        progress=listeners.news,
+        on_step=listeners.on_step,
+        distribution=distribution,
+    )
+    return in_precision(sized, "float32"), result
+
+
+def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, findings: int) -> Any:
+    """The model before the first step."""
+    keras.utils.set_random_seed(plan.seed)
+    if files.keras_model_file is None:
+        return build(plan.model, findings, (plan.sizes[0], plan.sizes[0], spec.channels))
+    return with_head(load_model(files.keras_model_file), findings)
+
+
+def _base_spec(plan: TrainingPlan, files: TrainingFiles) -> PreprocessSpec:
+    """How films are prepared: as the model to start from was trained, else as the plan says."""
+    about = read_about(files.keras_model_file) if files.keras_model_file else None
+    if about is not None:
+        return about.preprocess
+    spec = PreprocessSpec.preset(plan.preprocess, plan.sizes[0], plan.sizes[0])
+    return dataclasses.replace(spec, color=plan.color)
+
+
+def _decode(split: Split, spec: PreprocessSpec, files: TrainingFiles, listeners: Listeners) -> np.ndarray:
+    def progress(done: int, total: int) -> None:
+        if listeners.decoding:
+            listeners.decoding(split.name, done, total)
+
+    return decode_split(split, spec, progress=progress, cache_dir=files.cache_dir)
+
+
+def _positive_weights(kind: str, labels: np.ndarray) -> np.ndarray:
+    balanced = pos_weights(labels)
+    return {"balanced": balanced, "sqrt": np.sqrt(balanced), "none": np.ones_like(balanced)}[kind]
+
+
+def _file_facts(files: TrainingFiles) -> dict[str, Any]:
+    """Hashes of the model files that a training starts from; paths decide nothing."""
+    return {
+        "start": _sha256(files.keras_model_file) if files.keras_model_file else None,
+        "teacher": _sha256(files.teacher_file) if files.teacher_file else None,
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _report(
+    plan: TrainingPlan, dataset: Dataset, results: list[FitResult], path: Path, seconds: float
+) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {
+        "model_file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "file_bytes": len(content),
+        "plan": plan.to_dict(),
+        "films": {split.name: _counts(split, dataset) for split in (dataset.train, dataset.dev)},
+        "stages": [
+            {
+                "size": size,
+                "best_epoch": result.best_epoch,
+                "dev_auroc": result.best_dev_auroc,
+                "training_seconds": round(result.seconds, 1),
+                "history": list(result.history),
+            }
+            for size, result in zip(plan.sizes, results, strict=True)
+        ],
+        "attribution": dataset.attribution,
+        "versions": {
+            "cxr_compress": __version__,
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+        "training_seconds": round(sum(result.seconds for result in results), 1),
+        "seconds_of_this_start": round(seconds, 1),
+    }
+
+
+def _counts(split: Split, dataset: Dataset) -> dict[str, Any]:
+    positives = split.positive.sum(axis=0)
+    return {
+        "films": len(split),
+        "patients": len(set(split.patients)),
+        "positives": {name: int(count) for name, count in zip(dataset.findings, positives, strict=True)},
+    }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -98,3 +99,43 @@ def test_criteria_smoke_leaves_a_row_per_criterion_and_the_table_shows_them(tmp_
     compared = json.loads((tmp_path / "criteria.json").read_text())["0.5"]["lasso_minus_l1"]["raw"]
     assert compared["low"] <= compared["value"] <= compared["high"]
     assert (tmp_path / "criteria.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_data_smoke_measures_input_beside_training():
+    result = json.loads(run("bench_data.py"))
+    assert result["networks"]["tiny_chexnet"]["input_of_one_core_over_training"] > 0
+
+
+def test_baselines_smoke_keeps_weights_that_score_what_the_card_says(tmp_path):
+    shown = run("baselines.py", f"--output_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'kept'}")
+    kept = tmp_path / "kept" / "smoke"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "evaluation_dev.json",
+        "evaluation_test.json",
+        "model_card.md",
+        "training.json",
+        "weights_fp16.npz",
+    ]
+    test = json.loads((kept / "evaluation_test.json").read_text())
+    assert f"{test['evaluation']['mean_auroc']['value']:.3f}" in (kept / "model_card.md").read_text()
+    assert "$ cxr_train --dataset=phantom" in shown
+    with np.load(kept / "weights_fp16.npz", allow_pickle=False) as weights:
+        assert {weights[name].dtype.name for name in weights.files if "|" in name} == {"float16"}
+
+
+def test_baselines_nih_mini_table_keeps_patients_apart_and_softens_training_labels_alone(cxr_data, tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(EXPERIMENTS)!r}); import baselines; from pathlib import Path;"
+        "sys.stdout.write(baselines.nih_mini_table(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, str(cxr_data / "nih_mini")]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = list(csv.DictReader(text.splitlines()))
+    parts = {name: [row for row in rows if row["split"] == name] for name in ("train", "dev", "test")}
+    patients = {name: {row["patient_id"] for row in found} for name, found in parts.items()}
+    assert not patients["train"] & patients["dev"]
+    assert not (patients["train"] | patients["dev"]) & patients["test"]
+    assert len(rows) == 1704  # 1,707 without the three that are marked as inverted or rotated
+    soft = {name: sum(row["Effusion"] not in ("0", "1") for row in found) for name, found in parts.items()}
+    assert soft["dev"] == soft["test"] == 0
+    assert 300 < soft["train"] <= 844

@@ -142,7 +142,7 @@ class Commands:
             sys.exit(code)
 
     def without_folders(self) -> str:
-        """The commands, a line each, with the file of foreign weights by its name: a card names no machine's folders."""
+        """The commands, a line each, foreign weights by their file's name: a card names no machine's folders."""
         text = "\n".join(self.lines)
         return text.replace(_LITE0.value, Path(_LITE0.value).name) if _LITE0.value else text
 

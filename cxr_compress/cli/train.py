@@ -37,6 +37,7 @@ _NUMBERS = {
     "dev_fraction": (0.1, "Share of the training patients set aside to choose the best epoch."),
     "focal_gamma": (2.0, "Exponent of --loss=focal."),
     "label_smoothing": (0.0, "Share by which labels move towards 0.5."),
+    "mixup": (0.0, "Blend films and labels, with shares of a Beta distribution of this parameter, say 0.2; 0: not."),
     "weight_decay": (0.0, "Decoupled weight decay (AdamW); batch norms and biases are spared."),
     "warmup_fraction": (0.05, "Share of the steps of a size in which the learning rate climbs."),
     "ema_decay": (0.0, "Score and keep a running average of the weights with this decay, say 0.999; 0: the weights."),

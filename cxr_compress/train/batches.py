@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
@@ -15,6 +16,7 @@ from cxr_compress.keras2 import keras
 from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges, augment
 
 _BATCHES_AHEAD = 3
+_MIXUP_STREAM = 1  # parts the random numbers of blending from those of the changes to a film
 
 
 class Batches(keras.utils.Sequence):
@@ -39,6 +41,7 @@ class Batches(keras.utils.Sequence):
         shuffle: bool = True,
         augment: bool = True,
         ranges: AugmentRanges = DEFAULT_RANGES,
+        mixup: float = 0.0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """Check the films and fix the order of the first epoch.
@@ -52,6 +55,8 @@ class Batches(keras.utils.Sequence):
             shuffle: Draw a new order each epoch and leave out what does not fill a batch.
             augment: Change each film a little; off for scoring.
             ranges: How far.
+            mixup: Parameter of the Beta distribution of the shares in which each film and its labels are blended with
+                another film; 0 blends none.
             share: (i, n): give part i of n of the films of each batch, as one of n workers trains on; n must divide
                 the batch. Which films are in a batch does not depend on it.
 
@@ -66,6 +71,7 @@ class Batches(keras.utils.Sequence):
         self.shuffle = shuffle
         self.augment = augment
         self.ranges = ranges
+        self.mixup = mixup
         self.share = share
         self.epoch = 0
         self._drawn: tuple[int, np.ndarray] | None = None
@@ -78,9 +84,9 @@ class Batches(keras.utils.Sequence):
         chosen = self._in_batch(index)
         part, parts = self.share
         chosen = chosen[part * len(chosen) // parts : (part + 1) * len(chosen) // parts]
-        films = self.images[chosen]
-        if self.augment:
-            films = np.stack([self._augmented(int(film)) for film in chosen])
+        if self.mixup:
+            return self._blended(chosen)
+        films = np.stack([self._film(int(film)) for film in chosen]) if self.augment else self.images[chosen]
         return normalize(films, self.spec), self.labels[chosen]
 
     def film_ids(self, index: int) -> list[str]:
@@ -104,8 +110,26 @@ class Batches(keras.utils.Sequence):
             self._drawn = (self.epoch, generator.permutation(len(self.images)))
         return self._drawn[1]
 
-    def _augmented(self, film: int) -> np.ndarray:
+    def _film(self, film: int) -> np.ndarray:
+        if not self.augment:
+            return np.asarray(self.images[film])
         return augment(self.images[film], np.random.default_rng((self.seed, self.epoch, film)), self.ranges)
+
+    def _blended(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each film with a share of another one of the set, and labels to match; unknown with anything is unknown.
+
+        Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (arXiv 1710.09412), equation 1; the partner is
+        drawn for the film and not within the batch, so that it does not depend on who else is in there.
+        """
+        films, labels = [], []
+        for film in map(int, chosen):
+            generator = np.random.default_rng((self.seed, self.epoch, film, _MIXUP_STREAM))
+            partner = int(generator.integers(len(self.images)))
+            share = generator.beta(self.mixup, self.mixup)
+            share = float(max(share, 1.0 - share))  # the film itself stays the larger part
+            films.append(cv2.addWeighted(self._film(film), share, self._film(partner), 1.0 - share, 0.0))
+            labels.append(share * self.labels[film] + (1.0 - share) * self.labels[partner])
+        return normalize(np.stack(films), self.spec), np.stack(labels).astype(np.float32)
 
 
 def ahead(batches: Batches, depth: int = _BATCHES_AHEAD) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:

@@ -30,6 +30,8 @@ class FitConfig:
         loss: "bce", weighted binary cross-entropy, or "focal", which also plays down the films that are easy.
         focal_gamma: Exponent of the focal loss; 0 makes it the cross-entropy.
         label_smoothing: Share by which labels move towards 0.5; helps where labels were mined from reports.
+        mixup: Parameter of the Beta distribution of the shares in which films and labels are blended; 0: not at all.
+            It makes a network less sure of what sets one hospital's films apart, and probabilities need calibration.
         ema_decay: Of a running average of all weights, which then is what is scored and kept; 0 keeps the weights
             themselves. The average follows faster in the first steps.
         patience: Stop after this many epochs without a better dev AUROC; 0 never stops early.
@@ -48,6 +50,7 @@ class FitConfig:
     loss: str = "bce"
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     ema_decay: float = 0.0
     patience: int = 0
     seed: int = 0
@@ -68,6 +71,7 @@ class FitConfig:
         self._require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
         self._require(0 <= self.focal_gamma < math.inf, "focal_gamma", "0 or a positive number")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        self._require(0 <= self.mixup < math.inf, "mixup", "0 or a positive number")
         self._require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
         self._require(self.patience >= 0, "patience", "0 or more")
 

@@ -136,9 +136,15 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
 
 
 def _batches(train: Films, spec: PreprocessSpec, config: FitConfig, engine: Engine) -> Batches:
-    share = engine.share(min(config.batch_size, len(train[0])))
     return Batches(
-        *train, spec, config.batch_size, seed=config.seed, augment=config.augment, ranges=config.ranges, share=share
+        *train,
+        spec,
+        config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        ranges=config.ranges,
+        mixup=config.mixup,
+        share=engine.share(min(config.batch_size, len(train[0]))),
     )
 
 

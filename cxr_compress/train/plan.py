@@ -40,6 +40,7 @@ class TrainingPlan:
         loss: As in ``FitConfig``, with all that follow.
         focal_gamma: Exponent of the focal loss.
         label_smoothing: Share by which labels move towards 0.5.
+        mixup: Of the blending of films.
         weight_decay: Decoupled decay.
         warmup_fraction: Share of the steps of a stage.
         ema_decay: Of the running average of the weights.
@@ -66,6 +67,7 @@ class TrainingPlan:
     loss: str = "bce"
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     weight_decay: float = 0.0
     warmup_fraction: float = 0.05
     ema_decay: float = 0.0

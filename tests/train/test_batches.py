@@ -105,3 +105,29 @@ def test_ahead_gives_the_same_batches_as_indexing_and_can_be_stopped_early():
 def test_batches_films_and_labels_that_do_not_fit_are_an_error(images, labels, message):
     with pytest.raises(DataError, match=message):
         Batches(images, labels, SPEC, 2)
+
+
+def test_batches_mixup_blends_each_film_with_another_in_the_share_of_its_labels():
+    images = np.stack([np.full((32, 32), 10 * number, np.uint8) for number in range(16)])
+    labels = np.stack([[number / 15.0] for number in range(16)]).astype(np.float32)
+    batches = Batches(images, labels, SPEC, 16, augment=False, mixup=0.4, shuffle=False)
+    films, blended = batches[0]
+    # Gray value and label both grow evenly with the film's number, so a blend of two keeps their proportion: gray is
+    # 150 times the label, to the half level that rounding to uint8 may move it, and float32 noise.
+    gray = (films[:, 0, 0, 0] * SPEC.std[0] + SPEC.mean[0]) * 255
+    np.testing.assert_allclose(gray, 150 * blended[:, 0], atol=0.51)
+    moved = np.abs(blended - labels).max(axis=1)
+    assert 8 <= np.count_nonzero(moved > 1e-6) <= 16
+    own = np.abs(blended[:, 0] * 15 - np.arange(16))
+    assert np.all(own <= 7.5)  # its own share is the larger: at most half way to another film
+    again, _ = Batches(images, labels, SPEC, 4, augment=False, mixup=0.4, shuffle=False)[0]
+    np.testing.assert_array_equal(again, films[:4])  # whoever else is in the batch
+    plain, _ = Batches(images, labels, SPEC, 16, augment=False, shuffle=False)[0]
+    assert np.abs(plain - films).max() > 0.1
+
+
+def test_batches_mixup_with_an_unknown_label_is_unknown():
+    images, labels = np.zeros((8, 32, 32), np.uint8), np.full((8, 1), np.nan, np.float32)
+    labels[0] = 1.0
+    _, blended = Batches(images, labels, SPEC, 8, augment=False, mixup=1.0, shuffle=False)[0]
+    assert np.isnan(blended[1:]).all()

@@ -57,7 +57,8 @@ lint: .venv/.dev
 	  .venv-tflite/bin/python $(PIP) -c .ci/constraints-tflite.txt -e '.[tflite]' pytest hypothesis; fi
 	@touch $@
 
-# PyTorch (its CPU build does) writes the files that the importers are tested with; nothing of ours imports it.
+# PyTorch (its CPU build does) writes the files that the importers are tested with, and Torch-Pruning is what removal is
+# measured beside; nothing of ours imports either.
 .venv-torch/.device: .ci/constraints-torch.txt
 	@rm -rf .venv-torch && mkdir -p .venv-torch
 	@$(PYTHON) -m venv .venv-torch && .venv-torch/bin/python $(PIP) -r .ci/constraints-torch.txt || rm -rf .venv-torch/bin

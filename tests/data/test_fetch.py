@@ -21,6 +21,13 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 ARCHIVE = Archive("films.npz", "https://home.example/films.npz", MD5)
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    """Says nothing when a client hangs up, which is what some of these tests are about."""
+
+    def handle_error(self, request, client_address) -> None:
+        pass
+
+
 class Server:
     """A server that can be told to misbehave.
 
@@ -41,7 +48,7 @@ class Server:
         self.cut_after: list[int] = []
         self.asked: list[dict[str, str]] = []
         self.paths: list[str] = []
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.http = QuietServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.http.server_port}/copies"
 
     def _handler(server) -> type[http.server.BaseHTTPRequestHandler]:  # noqa: N805 - two selves in one place

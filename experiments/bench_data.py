@@ -1,7 +1,7 @@
 r"""Whether reading films ever limits training: images/s of decoding, of the cache and of the networks, in one run.
 
 Command:  python experiments/bench_data.py
-Time:     about 6 minutes on two cores, nearly all of it DenseNet121's training steps.
+Time:     about 6 minutes on two cores, nearly all of it training steps.
 Result:   experiments/results/bench_data.json; the bars are, for each network, that one core delivers augmented and
           normalised batches from the cache at twice the speed of training, and that training fed by the cache runs at
           0.9 or more of the speed of training on one batch that lies ready in memory.
@@ -52,7 +52,7 @@ _SMOKE = flags.DEFINE_boolean("smoke", False, "Small films, tiny_chexnet, one ro
 _SIZE = flags.DEFINE_integer("size", 224, "Pixels of the cached films and the networks' input.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of everything.")
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Films per training step.")
-_STEPS = flags.DEFINE_integer("steps", 6, "Steps per network and round.")
+_SECONDS = flags.DEFINE_integer("seconds", 10, "About how long a network trains per round; at most one epoch.")
 
 Work = Callable[[], int]  # does something, and says with how many films
 
@@ -186,11 +186,11 @@ def measure_network(name: str, images: np.ndarray, size: int, rounds: int) -> di
     from cxr_compress.train.step import make_forward, make_optimizer, make_train_step
 
     model = getattr(models, name)(1, (size, size, 3))
-    steps = 2 if _SMOKE.value else _STEPS.value
     optimizer = make_optimizer(FitConfig(epochs=1), steps=1000)
     step = make_train_step(model, weighted_bce(np.ones(1, np.float32)), optimizer, None, 0.0)
     forward = make_forward(model)
     ready = batches_of(images, size)[0]
+    steps = 2 if _SMOKE.value else steps_of(lambda: step(*ready), len(batches_of(images, size)))
 
     def in_memory() -> int:
         return sum(len(films) for films, labels in [ready] * steps if float(step(films, labels)) >= 0)
@@ -203,6 +203,14 @@ def measure_network(name: str, images: np.ndarray, size: int, rounds: int) -> di
         return sum(len(forward(ready[0])) for _ in range(steps))
 
     return rates({"training_in_memory": in_memory, "training_from_cache": fed, "inference": inference}, rounds)
+
+
+def steps_of(step: Callable[[], Any], epoch: int) -> int:
+    """Steps that take --seconds: a thread starts once an epoch, and must not weigh more here than it does there."""
+    step()  # traces
+    started = time.perf_counter()
+    float(step())
+    return max(2, min(epoch, round(_SECONDS.value / (time.perf_counter() - started))))
 
 
 def rates(works: dict[str, Work], rounds: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from cxr_compress.device.atomic import make_folder, write_bytes
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
+from cxr_compress.models.keras3_file import is_keras3_config, load_keras3
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
@@ -90,15 +92,19 @@ def load_model(path: str | Path) -> Any:
     """Load a model of standard layers, uncompiled and with code execution (Lambda layers) switched off.
 
     Args:
-        path: A ``.keras`` or ``.h5`` file that Keras 2 (tf_keras) wrote; one of Keras 3 loads where its configuration
-            happens to suit tf_keras.
+        path: A ``.keras`` or ``.h5`` file that Keras 2 (tf_keras) wrote, or a ``.keras`` file of Keras 3 whose layers
+            tf_keras also has.
 
     Returns:
-        The ``keras.Model``.
+        The ``keras.Model``, of tf_keras whichever Keras wrote the file.
 
     Raises:
+        CompressionError: A model was given in place of its file, see ``require_model``.
         ModelFileError: The file is missing, damaged, of another kind, or needs classes that Keras does not have.
     """
+    if not isinstance(path, str | os.PathLike):
+        require_model(path)
+        raise CompressionError(f"expected the path of a model file, got the model {path.name} itself: use it as it is")
     path = Path(path)
     config, version = _read_config(path)
     said = ((name, module.partition(".")[0]) for name, module in _classes(config) if module)
@@ -109,13 +115,41 @@ def load_model(path: str | Path) -> Any:
             f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
         )
     try:
-        with keras.utils.custom_object_scope(_application_layers()):
+        if path.suffix.lower() == _ZIPPED and is_keras3_config(config):
+            return load_keras3(path, config)
+        with keras.utils.custom_object_scope(application_layers()):
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise ModelFileError(_why_not(path, version, error)) from error
 
 
-def _application_layers() -> dict[str, Any]:
+def require_model(model: Any) -> None:
+    """Refuse, in one line that says how to go on, an object that is no functional or Sequential model of tf_keras.
+
+    Args:
+        model: What a caller passed in.
+
+    Raises:
+        CompressionError: It is a model of Keras 3, a subclassed model, a model that is not built, or no model.
+    """
+    modules = [base.__module__.partition(".")[0] for base in type(model).__mro__]
+    if not isinstance(model, keras.Model) and "keras" in modules:
+        raise CompressionError(
+            f"expected a model of tf_keras, got the Keras 3 object {getattr(model, 'name', type(model).__name__)}: "
+            'write it with model.save("model.keras") and load that with cxr_compress.models.load_model'
+        )
+    if not isinstance(model, keras.Model):
+        raise CompressionError(f"expected a Keras model, got {type(model).__name__}: load a file with load_model")
+    if not getattr(model, "_is_graph_network", False):
+        if isinstance(model, keras.Sequential):
+            raise CompressionError(f"expected a built model, got the Sequential {model.name} without an input: add one")
+        raise CompressionError(
+            f"expected a functional or Sequential model, got {type(model).__name__} {model.name}, whose wiring is code "
+            "(subclassed): rebuild it with keras.Model(inputs, outputs)"
+        )
+
+
+def application_layers() -> dict[str, Any]:
     """Layers of models in `keras.applications` that Keras itself does not find when it loads them."""
     applications = keras.src.applications
     return {
@@ -127,9 +161,11 @@ def _application_layers() -> dict[str, Any]:
 
 def _why_not(path: Path, version: str, error: Exception) -> str:
     if version and not version.startswith(_KERAS2):
+        reason = _first_line(error) if isinstance(error, ModelFileError) else "its configuration does not suit"
+        instead = "save it as .keras instead, or" if path.suffix.lower() in _HDF5 else "for a .tflite without thinning"
         return (
-            f"{path.name} was saved by Keras {version} and tf_keras cannot rebuild it: in Keras 3 write "
-            "model.export(folder) and give that folder to cxr_convert as --saved_model_dir"
+            f"{path.name} was saved by Keras {version} and tf_keras cannot rebuild it: {reason}; {instead} write "
+            "model.export(folder) in Keras 3 and give that folder to cxr_convert as --saved_model_dir"
         )
     return (
         f"{path.name} could not be rebuilt: {_first_line(error)}; expected a functional or Sequential model of "

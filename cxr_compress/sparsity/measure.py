@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.masked import head_names, kernel_of, named_layers, prunable_layers, variable_name
 
-# Which kernel of which layer is pruned. Exact classes: a subclass may use its kernel in a way that zeros would break.
-PRUNED_KERNELS: dict[type, str] = {
-    keras.layers.Conv2D: "kernel",
-    keras.layers.Dense: "kernel",
-    keras.layers.SeparableConv2D: "pointwise_kernel",
-}
 _HEAD_REASON = "makes the model's output: few weights, and every finding hangs on each"
 _REASONS: dict[type, str] = {
     keras.layers.DepthwiseConv2D: "depthwise kernels hold few weights, each the only one on its channel and place",
@@ -84,66 +78,18 @@ def measure_sparsity(model: Any) -> SparsityReport:
         for kernel in [kernel_of(layer).numpy()]
     ]
     excluded = {}
-    heads = _head_names(model)
+    heads = head_names(model)
     for name, layer in named_layers(model):
         if layer.weights and name not in prunable:
             excluded[name] = _reason(layer, name in heads)
         elif name in prunable:
             kept_apart = [weight.name for weight in layer.weights if weight is not kernel_of(layer)]
-            excluded.update({f"{name}: {_variable(weight)}": _small(weight) for weight in kept_apart})
+            excluded.update({f"{name}: {variable_name(weight)}": _small(weight) for weight in kept_apart})
     return SparsityReport(tuple(layers), excluded)
 
 
-def prunable_layers(model: Any) -> dict[str, Any]:
-    """Return name -> layer for every layer with a kernel that weight pruning may touch, in the model's order."""
-    heads = _head_names(model)
-    return {name: layer for name, layer in named_layers(model) if type(layer) in PRUNED_KERNELS and name not in heads}
-
-
-def kernel_of(layer: Any) -> Any:
-    """Return the variable that weight pruning touches in a prunable layer."""
-    return getattr(layer, PRUNED_KERNELS[type(layer)])
-
-
-def named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) for every layer that is no model itself; nested models put their name in front."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from named_layers(layer, f"{prefix}{layer.name}/")
-        else:
-            yield f"{prefix}{layer.name}", layer
-
-
-def _head_names(model: Any) -> set[str]:
-    """Names of the layers that make the outputs: from each output upwards, the first layers that hold a kernel."""
-    return _heads_above(model.outputs, "", set())
-
-
-def _heads_above(tensors: Sequence[Any], prefix: str, seen: set[int]) -> set[str]:
-    names: set[str] = set()
-    for tensor in tensors:
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        node = tensor.node
-        if isinstance(node.layer, keras.Model):
-            found = _heads_above(node.layer.outputs, f"{prefix}{node.layer.name}/", seen)
-        else:
-            found = {f"{prefix}{node.layer.name}"} if _has_kernel(node.layer) else set()
-        names |= found or _heads_above([] if node.is_input else node.keras_inputs, prefix, seen)
-    return names
-
-
-def _has_kernel(layer: Any) -> bool:
-    return any(_variable(weight.name).endswith("kernel") for weight in layer.weights)
-
-
-def _variable(name: str) -> str:
-    return name.rsplit("/", 1)[-1].split(":", maxsplit=1)[0]
-
-
 def _small(name: str) -> str:
-    return "a bias is one number per filter" if _variable(name) == "bias" else "depthwise kernels hold few weights"
+    return "a bias is one number per filter" if variable_name(name) == "bias" else "depthwise kernels hold few weights"
 
 
 def _reason(layer: Any, is_head: bool) -> str:

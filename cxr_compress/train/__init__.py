@@ -5,8 +5,19 @@ from __future__ import annotations
 # Eager on purpose: a lazy `fit` would turn into the submodule of that name as soon as anyone imported the latter.
 from cxr_compress.train.batches import Batches
 from cxr_compress.train.config import FitConfig, FitResult
+from cxr_compress.train.features import FeatureMatch, last_feature_map
 from cxr_compress.train.fit import fit
 from cxr_compress.train.losses import pos_weights, weighted_bce
 from cxr_compress.train.step import predict_logits
 
-__all__ = ["Batches", "FitConfig", "FitResult", "fit", "pos_weights", "predict_logits", "weighted_bce"]
+__all__ = [
+    "Batches",
+    "FeatureMatch",
+    "FitConfig",
+    "FitResult",
+    "fit",
+    "last_feature_map",
+    "pos_weights",
+    "predict_logits",
+    "weighted_bce",
+]

@@ -13,6 +13,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
 
 LOSSES = ("bce", "focal")
+_YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class FitConfig:
         seed: Of film order, of the changes to the films and of what is random inside the model.
         distill_weight: Share of the loss that pulls towards the teacher's probabilities instead of the labels; needs a
             teacher when above 0.
+        feature_weight: Of the term that pulls a map of the student towards the teacher's, added to the rest of the
+            loss; needs a teacher and a ``FeatureMatch`` when above 0. A teacher costs one pass, for both terms.
+        schedule_epochs: Plan the half cosine for this many epochs and follow only the last ``epochs`` of it, without a
+            warm-up (``warmup_fraction`` then does not count); 0 plans it for the run itself. With the rate and the
+            epochs of the base training, the rate is rewound to where so many epochs were left.
     """
 
     epochs: int
@@ -55,6 +61,8 @@ class FitConfig:
     patience: int = 0
     seed: int = 0
     distill_weight: float = 0.0
+    feature_weight: float = 0.0
+    schedule_epochs: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with.
@@ -74,6 +82,9 @@ class FitConfig:
         self._require(0 <= self.mixup < math.inf, "mixup", "0 or a positive number")
         self._require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)")
         self._require(self.patience >= 0, "patience", "0 or more")
+        self._require(0 <= self.feature_weight < math.inf, "feature_weight", "0 or a positive number")
+        planned = self.schedule_epochs == 0 or self.schedule_epochs >= self.epochs
+        self._require(planned, "schedule_epochs", f"0, or at least epochs ({self.epochs})")
 
     def steps_per_epoch(self, films: int) -> int:
         """Full batches in an epoch; a set smaller than a batch is one smaller batch."""
@@ -86,6 +97,14 @@ class FitConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-ready."""
         return dataclasses.asdict(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the fields that decide a run; younger ones that are not used are left out.
+
+        A run folder begun before such a field existed was begun with what its default says, and goes on.
+        """
+        unused = {name for name, default in _YOUNGER.items() if getattr(self, name) == default}
+        return {name: value for name, value in self.to_dict().items() if name not in unused}
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,18 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import auroc_per_finding, mean_auroc
+from cxr_compress.models.masked import check_zeros
 from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.batches import Batches, ahead, checked_films
 from cxr_compress.train.checkpoints import Progress, RunFolder
 from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.distribute import Distribution
+from cxr_compress.train.features import FeatureMatch, FeatureTerm, check_match
 from cxr_compress.train.logs import EpochLog
 from cxr_compress.train.losses import make_loss, pos_weights
 from cxr_compress.train.replicas import Engine, make_engine
 from cxr_compress.train.step import Forward, Step, make_optimizer, predict_logits
+from cxr_compress.train.zeros import zeros_held
 
 Films = tuple[np.ndarray, np.ndarray]
 OnStep = Callable[[int, int, int, float], None]
@@ -45,6 +48,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     findings: Sequence[str],
     pos_weight: np.ndarray | None = None,
     teacher: Any | None = None,
+    feature_match: FeatureMatch | None = None,
+    masks: Mapping[str, np.ndarray] | None = None,
     extra_callbacks: Sequence[Any] = (),
     best_from_epoch: int = 1,
     facts: Mapping[str, Any] | None = None,
@@ -68,7 +73,11 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         run_dir: Folder of this run alone.
         findings: Names of the label columns.
         pos_weight: (findings,) weights of positives in the loss; None takes ``pos_weights`` of the training labels.
-        teacher: Model whose probabilities the loss also pulls towards, see ``FitConfig.distill_weight``.
+        teacher: Model whose probabilities the loss also pulls towards, see ``FitConfig.distill_weight``, or one of
+            whose maps, see ``FitConfig.feature_weight``.
+        feature_match: Which maps; ``last_feature_map`` names the usual ones.
+        masks: Layer -> mask of zeros that the model has and keeps, as ``models.masked.zero_masks`` gives them. They
+            are held in the averaged weights too, and no longer than this call lasts.
         extra_callbacks: Keras callbacks; they may read and change weights, on batch and epoch borders.
         best_from_epoch: Earlier epochs (the first is 1) are never the best: pruning is not done yet, say.
         facts: What else decides the result (JSON-ready); compared on resume.
@@ -84,17 +93,24 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     Raises:
         DataError: Films and labels do not fit one another or the model, or the loss stopped being a number (the films
             of that batch are then named by hashes in ``run_dir/nan_batch.json``).
-        CompressionError: ``run_dir`` holds a run with other settings, the disk is full, or a worker is gone.
+        CompressionError: ``run_dir`` holds a run with other settings, the disk is full, a worker is gone, teacher and
+            weights of its terms do not go together, maps cannot be compared, or the model lacks zeros of the masks.
         ModelFileError: A checkpoint in ``run_dir`` is damaged.
+        UnsupportedLayerError: A map is asked for that the model or the teacher does not have.
     """
     train, dev = checked_films(*train, spec), checked_films(*dev, spec)
     weights_of_loss = pos_weights(train[1]) if pos_weight is None else np.asarray(pos_weight, np.float32)
     _check_findings(model, findings, train[1], dev[1], weights_of_loss)
-    _check_options(config, teacher, best_from_epoch)
+    masks = masks or {}
+    _check_options(config, teacher, feature_match, best_from_epoch)
+    if feature_match is not None:
+        check_match(feature_match, model, teacher, spec.input_shape)
+    if masks:
+        check_zeros(model, masks)
     if distribution is not None and extra_callbacks:
         raise CompressionError("callbacks change one model, not its replicas: train with them without a distribution")
     decided = {
-        **config.to_dict(),
+        **config.deciding(),
         **(facts or {}),
         "findings": list(findings),
         "preprocess": spec.to_dict(),
@@ -103,6 +119,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         "films": _digest([*train, *dev]),
         "start_weights": _digest(model.get_weights()),
         "teacher": _digest(teacher.get_weights()) if teacher is not None else None,
+        **({} if feature_match is None else {"feature_match": feature_match.to_dict()}),
+        **({"masks": {name: _digest([mask]) for name, mask in masks.items()}} if masks else {}),
     }
     engine = make_engine(distribution)
     loss = make_loss(config, weights_of_loss, train[1], dev[1])
@@ -129,9 +147,13 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
             run.optimizer.build(trained.trainable_variables)
         done = folder.restore(run.state)
         if not _finished(done, config):
-            _train(run, folder, done, engine.follow(teacher), best_from_epoch)
+            features = None if feature_match is None else FeatureTerm(feature_match, config.feature_weight)
+            with zeros_held(trained, masks):
+                _train(run, folder, done, engine.follow(teacher), features, best_from_epoch)
         folder.restore_best(done, trained.weights)
         engine.give_back(trained, model)
+    if masks:
+        check_zeros(model, masks)
     return _result(done, weights_of_loss)
 
 
@@ -176,9 +198,18 @@ class _Run:
         return contextlib.nullcontext() if self.average is None else self.average.in_model()
 
 
-def _train(run: _Run, folder: RunFolder, done: Progress, teacher: Any | None, best_from_epoch: int) -> None:
+def _train(  # noqa: PLR0917 - what is trained, where it is kept, and what it learns from
+    run: _Run,
+    folder: RunFolder,
+    done: Progress,
+    teacher: Any | None,
+    features: FeatureTerm | None,
+    best_from_epoch: int,
+) -> None:
     """Run the epochs that are missing, saving after each."""
-    step = run.engine.make_step(run.model, run.loss, run.optimizer, teacher, run.config.distill_weight, run.average)
+    step = run.engine.make_step(
+        run.model, run.loss, run.optimizer, teacher, run.config.distill_weight, run.average, features
+    )
     forward = run.engine.make_forward(run.model)
     log = EpochLog(folder.path)
     with _one_opencv_thread(), contextlib.closing(log):
@@ -286,11 +317,20 @@ def _check_findings(
         raise DataError(f"the numbers of findings differ: {listed}; give each finding one logit and one label column")
 
 
-def _check_options(config: FitConfig, teacher: Any | None, best_from_epoch: int) -> None:
-    if (teacher is not None) != (config.distill_weight > 0):
+def _check_options(
+    config: FitConfig, teacher: Any | None, feature_match: FeatureMatch | None, best_from_epoch: int
+) -> None:
+    if (feature_match is not None) != (config.feature_weight > 0):
+        given = "no feature_match" if feature_match is None else "a feature_match"
+        raise CompressionError(
+            "matching maps needs a teacher, a feature_match and a feature_weight above 0, got "
+            f"{given} and {config.feature_weight}"
+        )
+    if (teacher is not None) != (config.distill_weight > 0 or config.feature_weight > 0):
         given = "no teacher" if teacher is None else "a teacher"
         raise CompressionError(
-            f"distillation needs a teacher and a distill_weight above 0, got {given} and {config.distill_weight}"
+            "distillation needs a teacher and a distill_weight or feature_weight above 0, got "
+            f"{given}, {config.distill_weight} and {config.feature_weight}"
         )
     if not 1 <= best_from_epoch <= config.epochs:
         raise CompressionError(f"best_from_epoch must be within 1..{config.epochs} (epochs), got {best_from_epoch}")

@@ -17,6 +17,7 @@ from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.checkpoints import RunFolder
 from cxr_compress.train.distribute import Distribution
+from cxr_compress.train.features import FeatureTerm
 from cxr_compress.train.step import Forward, Step, make_forward, make_terms, make_train_step, training_step
 
 _T = TypeVar("_T")
@@ -62,7 +63,7 @@ class Alone:
         """Do it."""
         return act()
 
-    def make_step(  # noqa: PLR0917 - a step is made of these six
+    def make_step(  # noqa: PLR0917 - a step is made of these seven
         self,
         model: Any,
         loss: Any,
@@ -70,9 +71,10 @@ class Alone:
         teacher: Any | None,
         distill_weight: float,
         average: WeightAverage | None,
+        features: FeatureTerm | None = None,
     ) -> Step:
         """As ``make_train_step``."""
-        return make_train_step(model, loss, optimizer, teacher, distill_weight, average)
+        return make_train_step(model, loss, optimizer, teacher, distill_weight, average, features)
 
     def make_forward(self, model: Any) -> Forward:
         """As ``step.make_forward``."""
@@ -114,7 +116,7 @@ class Replicated:
         for ours, theirs in zip(self._together.own_parts(trained.weights), model.weights, strict=True):
             theirs.assign(ours.numpy())
 
-    def make_step(  # noqa: PLR0917 - a step is made of these six
+    def make_step(  # noqa: PLR0917 - a step is made of these seven
         self,
         model: Any,
         loss: Any,
@@ -122,11 +124,12 @@ class Replicated:
         teacher: Any | None,
         distill_weight: float,
         average: WeightAverage | None,
+        features: FeatureTerm | None = None,
     ) -> Step:
         """Compile one step: this worker's films in, the loss of the whole batch out, the same on all workers."""
         strategy, replicas = self._strategy, self._together.replicas
         # Not the loss itself: Keras refuses to take means within a strategy, since it cannot know of what.
-        terms = make_terms(model, lambda *of: tf.reduce_mean(loss.call(*of)), teacher, distill_weight)
+        terms = make_terms(model, lambda *of: tf.reduce_mean(loss.call(*of)), teacher, distill_weight, features)
 
         def share_of_loss(films: Any, labels: Any) -> Any:
             value, others = terms(films, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.keras2 import keras
 from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.config import FitConfig
+from cxr_compress.train.features import FeatureTerm, with_map
 
 Step = Callable[[np.ndarray, np.ndarray], Any]
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -21,7 +23,7 @@ _LossScaleOptimizer = keras.mixed_precision.LossScaleOptimizer
 
 
 def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -> Any:
-    """Adam with a linear warm-up and a half cosine down to 0 over ``steps`` steps.
+    """Adam with a linear warm-up and a half cosine down to 0 over ``steps`` steps, or with the end of a longer one.
 
     The rate follows the optimiser's own step counter, so restoring the optimiser's variables resumes it exactly.
 
@@ -30,13 +32,7 @@ def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -
         steps: Of the whole training.
         scale_loss: Multiply the loss by a factor that adapts, as training in float16 needs.
     """
-    warmup = round(config.warmup_fraction * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else config.learning_rate,
-        decay_steps=max(1, steps - warmup),
-        warmup_target=config.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
+    rate = _rewound(config, steps) if config.schedule_epochs else _whole_schedule(config, steps)
     optimizer = keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None)
     if config.weight_decay:
         # Decay towards 0 makes sense for kernels only: it would shrink what batch normalisation scales by.
@@ -44,20 +40,61 @@ def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -
     return _LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
-def make_train_step(  # noqa: PLR0917 - a step is made of these six
+def _whole_schedule(config: FitConfig, steps: int) -> Any:
+    warmup = round(config.warmup_fraction * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else config.learning_rate,
+        decay_steps=max(1, steps - warmup),
+        warmup_target=config.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def _rewound(config: FitConfig, steps: int) -> CosineTail:
+    steps_per_epoch = steps // config.epochs
+    return CosineTail(config.learning_rate, config.schedule_epochs * steps_per_epoch, steps)
+
+
+class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
+    """The last ``steps`` steps of a half cosine from ``peak`` down to 0 over ``planned_steps``: a rewound rate.
+
+    Source: Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning" (arXiv
+    2003.02389), section 2: retrain the pruned network with the rates that its last epochs were first trained with.
+    """
+
+    def __init__(self, peak: float, planned_steps: int, steps: int) -> None:
+        """Remember the schedule and where it is entered."""
+        super().__init__()
+        self.peak = peak
+        self.planned_steps = planned_steps
+        self.steps = steps
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate of a step of the run, counted from 0; 0 from the end on."""
+        left = tf.maximum(float(self.steps) - tf.cast(step, tf.float32), 0.0) / float(self.planned_steps)
+        # (1 + cos(pi * (1 - left))) / 2, which in float32 would lose the digits of the small rates of a short tail.
+        return self.peak * tf.square(tf.sin(0.5 * math.pi * left))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what the constructor needs, JSON-ready."""
+        return {"peak": self.peak, "planned_steps": self.planned_steps, "steps": self.steps}
+
+
+def make_train_step(  # noqa: PLR0917 - a step is made of these seven
     model: Any,
     loss: Any,
     optimizer: Any,
     teacher: Any | None,
     distill_weight: float,
     average: WeightAverage | None = None,
+    features: FeatureTerm | None = None,
 ) -> Step:
     """Compile one step: batch in, weights updated, loss out.
 
-    With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, the teacher
-    seeing the very same changed films.
+    With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, plus the term
+    of the maps where ``features`` gives one, the teacher seeing the very same changed films, once.
     """
-    terms = make_terms(model, loss, teacher, distill_weight)
+    terms = make_terms(model, loss, teacher, distill_weight, features)
 
     def whole_loss(films: Any, labels: Any) -> Any:
         value, others = terms(films, labels)
@@ -69,7 +106,9 @@ def make_train_step(  # noqa: PLR0917 - a step is made of these six
     return lambda films, labels: step(tf.constant(films), tf.constant(labels))
 
 
-def make_terms(model: Any, loss: Any, teacher: Any | None, distill_weight: float) -> Terms:
+def make_terms(
+    model: Any, loss: Any, teacher: Any | None, distill_weight: float, features: FeatureTerm | None = None
+) -> Terms:
     """The terms of a batch's loss: a mean over its known labels, then means over its films and what is no mean.
 
     Args:
@@ -77,22 +116,37 @@ def make_terms(model: Any, loss: Any, teacher: Any | None, distill_weight: float
         loss: From (labels, logits) to a number.
         teacher: As ``make_train_step``.
         distill_weight: Share of the teacher's term.
+        features: The term of the maps, which needs a teacher.
 
     Returns:
         A function from (films, labels) to (loss of the labels, list of the other terms).
     """
+    ours = _viewed(model, features.match.student if features else None)
+    theirs = None if teacher is None else _viewed(teacher, features.match.teacher if features else None)
 
     def terms(films: Any, labels: Any) -> tuple[Any, list[Any]]:
-        logits = tf.cast(model(films, training=True), tf.float32)
+        raw, our_map = ours(films, training=True)
+        logits = tf.cast(raw, tf.float32)
         value, others = loss(labels, logits), []
-        if teacher is not None:
-            soft = tf.sigmoid(tf.stop_gradient(teacher(films, training=False)))
-            pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
-            value = (1.0 - distill_weight) * value
-            others.append(distill_weight * pull)
+        if theirs is not None:
+            their_logits, their_map = theirs(films, training=False)
+            if distill_weight:
+                soft = tf.sigmoid(tf.stop_gradient(their_logits))
+                pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
+                value = (1.0 - distill_weight) * value
+                others.append(distill_weight * pull)
+            if features is not None:
+                others.append(features.of(our_map, their_map))
         return value, [*others, tf.add_n(model.losses)] if model.losses else others
 
     return terms
+
+
+def _viewed(model: Any, layer: str | None) -> Callable[..., tuple[Any, Any]]:
+    """A model as a function to (logits, map of a layer), the latter None where no layer is asked for."""
+    if layer is not None:
+        return with_map(model, layer)
+    return lambda films, training: (model(films, training=training), None)
 
 
 def training_step(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 import zipfile
 
@@ -15,7 +12,7 @@ import pytest
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet
-from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.models.keras_file import load_model, require_model, save_model
 
 
 def small_net(seed: int = 0) -> keras.Model:
@@ -143,18 +140,34 @@ def test_load_model_file_of_keras_3_that_tf_keras_can_read_loads(saved, tmp_path
     assert np.array_equal(load_model(path).get_weights()[0], load_model(saved).get_weights()[0])
 
 
-def test_load_model_file_of_real_keras_3_says_how_to_go_on(tmp_path):
-    script = (
-        "import sys, keras; image = keras.Input((16, 16, 3)); x = keras.layers.Conv2D(4, 3)(image); "
-        "x = keras.layers.GlobalAveragePooling2D()(x); "
-        "keras.Model(image, keras.layers.Dense(3)(x)).save(sys.argv[1])"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
-    environment |= {"KERAS_BACKEND": "tensorflow"}
-    path = tmp_path / "three.keras"
-    subprocess.run([sys.executable, "-c", script, str(path)], env=environment, check=True, capture_output=True)
-    with pytest.raises(ModelFileError, match=r"saved by Keras 3\.\S+ and tf_keras cannot .*--saved_model_dir"):
+def test_load_model_weights_of_another_network_in_the_file_are_an_error(saved, tmp_path):
+    """As a script leaves it that puts the weights of one training into the configuration of another."""
+    keras.utils.set_random_seed(0)
+    save_model(chexnet(2, (32, 32, 3), width=0.2, blocks=(1, 1)), tmp_path / "wide.keras")
+    with zipfile.ZipFile(tmp_path / "wide.keras") as archive:
+        weights = archive.read("model.weights.h5")
+    path = edited(saved, tmp_path / "mixed.keras", "model.weights.h5", lambda old: weights)
+    with pytest.raises(ModelFileError, match=r"mixed\.keras could not be rebuilt: .*shape") as caught:
         load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_model_given_a_model_says_that_it_is_one():
+    with pytest.raises(CompressionError, match=r"expected the path of a model file, got the model chexnet itself"):
+        load_model(small_net())
+    with pytest.raises(CompressionError, match="expected a Keras model, got int: load a file with load_model"):
+        load_model(3)
+
+
+def test_require_model_subclassed_or_unbuilt_model_is_an_error():
+    class Own(keras.Model):
+        pass
+
+    require_model(small_net())
+    with pytest.raises(CompressionError, match=r"got Own own, whose wiring is code \(subclassed\): rebuild it with"):
+        require_model(Own(name="own"))
+    with pytest.raises(CompressionError, match="expected a built model, got the Sequential net without an input"):
+        require_model(keras.Sequential([keras.layers.Dense(2)], name="net"))
 
 
 def test_load_model_class_outside_keras_is_refused_before_its_module_is_imported(saved, tmp_path):

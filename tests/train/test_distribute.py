@@ -28,7 +28,8 @@ from tests.train.worker import CONFIG, DEV, PLAN, TRAIN, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLI = "import sys; from cxr_compress.cli.train import main; sys.exit(main())"
-JOBS = ("plain", "masked", "unsynchronised", "undivided", "local_mask", "uneven", "other_films", "damaged", "training")
+SHARED_JOBS = ("plain", "masked", "maps", "held")
+JOBS = (*SHARED_JOBS, "unsynchronised", "undivided", "local_mask", "uneven", "other_films", "damaged", "training")
 # Of a session of two processes; a quiet machine needs a tenth of it.
 LIMIT = 300
 # What both losses are compared to. Float32 sums in another order differ by 1e-7 of a loss near 1, and 20 steps of Adam
@@ -92,7 +93,7 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The same trainings by this process alone."""
-    return {job: train(job, tmp_path_factory.mktemp(job) / "run") for job in ("plain", "masked")}
+    return {job: train(job, tmp_path_factory.mktemp(job) / "run") for job in SHARED_JOBS}
 
 
 def told(folder, worker, job):
@@ -104,7 +105,7 @@ def weights(folder, worker, job):
         return [stored[name] for name in stored.files]
 
 
-@pytest.mark.parametrize("job", ["plain", "masked"])
+@pytest.mark.parametrize("job", SHARED_JOBS)
 def test_two_workers_have_the_losses_of_one_process_on_the_same_batches(pair, alone, job):
     losses, _, result = alone[job]
     assert len(losses) == 20
@@ -204,7 +205,7 @@ def kill_one(folders, start, victim, epoch):
     """Train until an epoch is done, kill one worker within the next, and give what the other one said."""
     commands = [cli(folder, start) for folder in folders]
     with two_workers(*commands) as processes:
-        read_until(processes[0], f"epoch {epoch}/")
+        read_until(processes[0], f"epoch {epoch}/{PLAN.epochs[0]}: loss")  # done; a slow machine reports within it too
         time.sleep(0.2)  # somewhere in the next epoch, which takes longer
         os.kill(processes[victim].pid, signal.SIGKILL)
         survivor = processes[1 - victim]
@@ -241,14 +242,20 @@ def test_train_killed_worker_ends_the_others_and_the_restarted_ones_go_on(pair, 
 
 
 def test_mirrored_two_devices_have_the_losses_of_one(alone, tmp_path):
-    command = [sys.executable, "-m", "tests.train.worker", "mirrored", str(tmp_path), "plain", "masked"]
+    command = [sys.executable, "-m", "tests.train.worker", "mirrored", str(tmp_path), *SHARED_JOBS]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for job in ("plain", "masked"):
+    for job in SHARED_JOBS:
         np.testing.assert_allclose(told(tmp_path, 0, job)["losses"], alone[job][0], rtol=0, atol=SAME)
+    for other in ("maps", "held"):  # the controls: what the job is named after does something
+        assert np.abs(np.subtract(alone[other][0], alone["plain"][0])).max() > DIFFERENT
+    kernel = next(index for index, weight in enumerate(alone["held"][1].weights) if "conv2/kernel" in weight.name)
+    own, theirs = alone["held"][1].get_weights()[kernel], weights(tmp_path, 0, "held")[kernel]
+    assert np.count_nonzero(own == 0) > 100
+    np.testing.assert_array_equal(own == 0, theirs == 0)
 
 
 def cluster(task=("worker", 0), **jobs):

@@ -238,7 +238,8 @@ def test_fit_distillation_pulls_towards_the_teacher_and_not_the_labels(tmp_path)
 
 def test_fit_distillation_without_a_teacher_is_an_error(tmp_path):
     with pytest.raises(
-        CompressionError, match=r"needs a teacher and a distill_weight above 0, got no teacher and 0\.5"
+        CompressionError,
+        match=r"needs a teacher and a distill_weight or feature_weight above 0, got no teacher, 0\.5 and 0\.0",
     ):
         run(tmp_path, config=FitConfig(epochs=1, distill_weight=0.5))
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.train import replicas
+from cxr_compress.models.masked import zero_masks
+from cxr_compress.train import FeatureMatch, replicas
 from cxr_compress.train.config import FitConfig
 from cxr_compress.train.distribute import start_distribution
 from cxr_compress.train.fit import fit
@@ -27,6 +28,7 @@ from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
 # Fixed order, no augmentation; decay and average as well, since each needs variables on every replica.
 CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=5e-3, augment=False, weight_decay=0.1, ema_decay=0.9)
 PLAN = TrainingPlan("start", "phantom", sizes=(32,), epochs=(6,), batch_sizes=(4,))
+SMALL = 0.05  # weights below it are the zeros of the job "held", about a third
 TRAIN, DEV = drawn_films(160, seed=20), drawn_films(41, seed=21)  # 41: the last dev batch is no multiple of two
 
 
@@ -42,8 +44,17 @@ def train(job, folder, distribution=None):
     losses = []
     model, config = small_net(), CONFIG
     masked = job in ("masked", "local_mask")
+    options = {}
     if masked:  # and taught: all terms of the loss at once
         config = dataclasses.replace(config, distill_weight=0.3)
+        options = {"teacher": small_net(seed=9)}
+    if job == "maps":  # of a weight that counts in the losses
+        config = dataclasses.replace(config, feature_weight=0.5)
+        options = {"teacher": small_net(seed=9), "feature_match": FeatureMatch("conv2", "conv2")}
+    if job == "held":
+        kernel = model.get_layer("conv2").kernel
+        kernel.assign(np.where(np.abs(kernel.numpy()) < SMALL, 0, kernel.numpy()))
+        options = {"masks": zero_masks(model)}
     if job == "uneven":
         config = dataclasses.replace(config, batch_size=15)
     films = some_unknown(TRAIN) if masked else TRAIN
@@ -57,7 +68,7 @@ def train(job, folder, distribution=None):
         config,
         folder,
         findings=FINDINGS,
-        teacher=small_net(seed=9) if masked else None,
+        **options,
         on_step=lambda _epoch, _batch, _batches, loss: losses.append(loss),
         distribution=distribution,
     )

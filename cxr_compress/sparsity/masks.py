@@ -1,34 +1,100 @@
-"""Which weights are zero: exactly as many as asked for, in every kernel, with a fixed order among equals."""
+"""Which weights are zero: exactly as many as asked for, in every kernel and pattern, with a fixed order among equals.
+
+Every mask is float32 of its kernel's shape, 1 kept and 0 zeroed. Of equal weights the one with the higher index goes.
+What an earlier mask (``held``) zeroed goes first: such weights drift until the mask is applied to them again.
+"""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from cxr_compress.sparsity.target import SparsityTarget
 
-def zeros_wanted(weights: int, target_sparsity: float) -> int:
-    """Zeros in a kernel of ``weights`` weights: the target, rounded to the nearest whole number, one weight kept."""
-    return min(weights - 1, int(np.floor(weights * target_sparsity + 0.5)))
+_GROUP = 4  # of the pattern 2:4
+_HELD, _PADDING = -1.0, -2.0  # below every true magnitude
+_FLAT_RANK = 2
 
 
-def exact_mask(kernel: np.ndarray, target_sparsity: float, held: np.ndarray | None = None) -> np.ndarray:
-    """Keep the weights of largest magnitude so that exactly the wanted number goes.
+def exact_mask(kernel: np.ndarray, zeros: int, target: SparsityTarget, held: np.ndarray | None = None) -> np.ndarray:
+    """Keep the weights of largest magnitude, in the target's pattern, so that exactly so many go.
 
-    TF-MOT keeps every weight at or above a threshold, so equal magnitudes keep too many. Here, of equal weights the
-    one with the higher index goes.
+    TF-MOT keeps every weight at or above a threshold, so that equal magnitudes keep too many.
 
     Args:
-        kernel: Any shape.
-        target_sparsity: In [0, 1).
-        held: An earlier mask of the same shape (1 kept, 0 zeroed); what it zeroed goes first.
+        kernel: Of a shape that the pattern can prune, see ``why_not``.
+        zeros: What ``allocate`` says; 2:4 has its own number, ``zeros_of_two_of_four``.
+        target: Only its pattern counts.
+        held: An earlier mask.
+    """
+    magnitude = np.abs(kernel)
+    if held is not None:
+        magnitude = np.where(held > 0, magnitude, np.float32(_HELD))
+    if target.pattern == "2:4":
+        return _two_of_four(magnitude)
+    if target.pattern == "block":
+        units = _block_means(magnitude, target.block)
+        return np.kron(_smallest(units, zeros // math.prod(target.block)), np.ones(target.block, np.float32))
+    return _smallest(magnitude, zeros)
+
+
+def block_magnitudes(kernel: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Mean magnitude of every block, what TF-MOT ranks them by.
+
+    Args:
+        kernel: (rows, columns), multiples of the block's.
+        block: (rows, columns).
 
     Returns:
-        float32 of the kernel's shape, 1 kept, 0 zeroed.
+        (rows / block rows, columns / block columns).
     """
-    magnitude = np.abs(kernel).ravel()
-    if held is not None:
-        # Below every true magnitude: a zeroed weight may have drifted since the mask was last applied to it.
-        magnitude = np.where(held.ravel() > 0, magnitude, -1.0)
-    mask = np.ones(magnitude.size, np.float32)
-    index = np.arange(magnitude.size)
-    mask[np.lexsort((-index, magnitude))[: zeros_wanted(magnitude.size, target_sparsity)]] = 0.0
-    return mask.reshape(kernel.shape)
+    return _block_means(np.abs(kernel), block)
+
+
+def zeros_of_two_of_four(shape: tuple[int, ...]) -> int:
+    """Zeros that 2:4 makes in a kernel: half, but in a last, shorter group all beyond two."""
+    channels = shape[-2]
+    groups, rest = divmod(channels, _GROUP)
+    return (math.prod(shape) // channels) * (groups * 2 + max(0, rest - 2))
+
+
+def why_not(shape: tuple[int, ...], target: SparsityTarget) -> str | None:
+    """Why a kernel of this shape cannot have the target's pattern; None where it can."""
+    if target.pattern == "2:4" and not zeros_of_two_of_four(shape):
+        return f"2:4 needs more than two input channels, it has {shape[-2]}"
+    if target.pattern == "block":
+        if len(shape) != _FLAT_RANK:
+            return f"TF-MOT prunes blocks in rank-2 kernels only, this one has rank {len(shape)}"
+        rows, columns = target.block
+        if shape[0] % rows or shape[1] % columns:
+            # TF-MOT takes the mean over windows that are padded on both sides, the mask over blocks from the start.
+            return f"its {shape[0]}x{shape[1]} kernel does not divide into blocks of {rows}x{columns}"
+    return None
+
+
+def _block_means(values: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    rows, columns = block
+    tiles = values.reshape(values.shape[0] // rows, rows, values.shape[1] // columns, columns)
+    return tiles.mean(axis=(1, 3))
+
+
+def _smallest(magnitude: np.ndarray, zeros: int) -> np.ndarray:
+    """0 for the so many smallest."""
+    flat = magnitude.ravel()
+    mask = np.ones(flat.size, np.float32)
+    mask[np.lexsort((-np.arange(flat.size), flat))[:zeros]] = 0.0
+    return mask.reshape(magnitude.shape)
+
+
+def _two_of_four(magnitude: np.ndarray) -> np.ndarray:
+    """0 for the two smallest of every four in a row along the input channels (the last axis in a TFLite file)."""
+    rows = np.moveaxis(magnitude, -2, -1)  # (..., outputs, inputs)
+    missing = -rows.shape[-1] % _GROUP
+    padded = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)], constant_values=_PADDING)
+    groups = padded.reshape(-1, _GROUP)
+    mask = np.ones(groups.shape, np.float32)
+    going = np.lexsort((np.broadcast_to(-np.arange(_GROUP), groups.shape), groups), axis=-1)[:, :2]
+    np.put_along_axis(mask, going, 0.0, axis=-1)
+    whole = mask.reshape(padded.shape)[..., : rows.shape[-1]]
+    return np.ascontiguousarray(np.moveaxis(whole, -1, -2))

@@ -9,10 +9,17 @@ from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.keras_file import load_model, save_model
-from cxr_compress.sparsity import PruningSteps, measure_sparsity, prune_weights
-from cxr_compress.sparsity.masks import zeros_wanted
-from cxr_compress.sparsity.prune import ExactMasks, strip_model, wrap_model
+from cxr_compress.models.masked import zero_masks
+from cxr_compress.sparsity import (
+    PruningSteps,
+    SparsityTarget,
+    allocate,
+    measure_sparsity,
+    prune_weights,
+)
+from cxr_compress.sparsity.allocation import zeros_wanted
 from cxr_compress.sparsity.tfmot import sparsity_api
+from cxr_compress.sparsity.wrap import ExactMasks, strip_model, wrap_model
 from cxr_compress.train import FitConfig, fit
 from tests.sparsity.test_measure import mixed_net
 from tests.train.films import FINDINGS, SPEC, drawn_films
@@ -20,6 +27,7 @@ from tests.train.films import FINDINGS, SPEC, drawn_films
 TRAIN, DEV = drawn_films(64, seed=20), drawn_films(24, seed=21)
 CONFIG = FitConfig(epochs=4, batch_size=16, learning_rate=5e-3)
 TARGET = 0.6
+UNIFORM = SparsityTarget(sparsity=TARGET)
 
 layers = keras.layers
 
@@ -46,7 +54,7 @@ def net() -> keras.Model:
 
 
 def prune(model, folder, **options):
-    arguments = {"target_sparsity": TARGET, "findings": FINDINGS, "fit": fit, **options}
+    arguments = {"target": UNIFORM, "findings": FINDINGS, "fit": fit, **options}
     config = arguments.pop("config", CONFIG)
     return prune_weights(model, TRAIN, DEV, SPEC, config, folder, **arguments)
 
@@ -138,8 +146,8 @@ def test_prune_weights_interrupted_run_resumes_to_the_same_model(pruned, tmp_pat
 
 def test_prune_weights_folder_of_another_target_is_an_error(pruned):
     folder, model, _ = pruned
-    with pytest.raises(CompressionError, match=r"other settings: target_sparsity \(there 0\.6, now 0\.5\)"):
-        prune(model, folder, target_sparsity=0.5)
+    with pytest.raises(CompressionError, match=r"other settings: prune_sparsity \(there 0\.6, now 0\.5\)"):
+        prune(model, folder, target=SparsityTarget(sparsity=0.5))
 
 
 class Watch(keras.callbacks.Callback):
@@ -171,50 +179,58 @@ def test_exact_masks_cut_ties_that_tfmot_alone_keeps(tmp_path):
     kernel = model.get_layer("conv").kernel
     kernel.assign(np.ones(kernel.shape))  # all equal: any threshold keeps every one of them
     model.get_layer("conv").trainable = False
-    steps = PruningSteps(0, 4, 1)
+    steps, allocation = PruningSteps(0, 4, 1), allocate(model, UNIFORM)
     wrapped = {}
-    for name, extra in {"tfmot": [], "exact": [ExactMasks(TARGET, 4)]}.items():
-        wrapped[name] = wrap_model(model, TARGET, steps)
+    for name, extra in {"tfmot": [], "exact": [ExactMasks(allocation, 4)]}.items():
+        wrapped[name] = wrap_model(model, allocation, steps)
         callbacks = [sparsity_api().UpdatePruningStep(), *extra]
         config = FitConfig(epochs=1, batch_size=16)
         fit(wrapped[name], TRAIN, DEV, SPEC, config, tmp_path / name, findings=FINDINGS, extra_callbacks=callbacks)
-    zeros = strip_model(wrapped["exact"], model, TARGET).get_layer("conv").kernel.numpy() == 0
+    zeros = strip_model(wrapped["exact"], model, allocation).get_layer("conv").kernel.numpy() == 0
     assert zeros.sum() == zeros_wanted(zeros.size, TARGET)
     with pytest.raises(CompressionError, match="pruning left 0 of 375 weights of conv zeroed, expected 225"):
-        strip_model(wrapped["tfmot"], model, TARGET)
-
-
-def test_wrap_model_starts_with_the_weights_of_the_model(pruned):
-    _, model, _ = pruned
-    wrapped = wrap_model(model, TARGET, PruningSteps(0, 4, 1))
-    films = normalize(DEV[0], SPEC)
-    np.testing.assert_array_equal(wrapped(films, training=False).numpy(), model(films).numpy())
-    fresh = keras.models.clone_model(model)  # the control: cloning alone makes new random weights
-    assert np.abs(fresh(films).numpy() - model(films).numpy()).max() > 1e-3
+        strip_model(wrapped["tfmot"], model, allocation)
 
 
 def test_strip_model_computes_what_tfmots_own_stripping_computes(tmp_path):
     model = net()
-    wrapped = wrap_model(model, TARGET, PruningSteps(0, 4, 1))
-    callbacks = [sparsity_api().UpdatePruningStep(), ExactMasks(TARGET, 4)]
+    allocation = allocate(model, UNIFORM)
+    wrapped = wrap_model(model, allocation, PruningSteps(0, 4, 1))
+    callbacks = [sparsity_api().UpdatePruningStep(), ExactMasks(allocation, 4)]
     config = FitConfig(epochs=1, batch_size=16)
     fit(wrapped, TRAIN, DEV, SPEC, config, tmp_path, findings=FINDINGS, extra_callbacks=callbacks)
-    ours = strip_model(wrapped, model, TARGET)
+    ours = strip_model(wrapped, model, allocation)
     films = normalize(DEV[0], SPEC)
     np.testing.assert_array_equal(ours(films).numpy(), sparsity_api().strip_pruning(wrapped)(films).numpy())
     assert np.abs(ours(films).numpy() - model(films).numpy()).max() > 1e-3
-
-
-@pytest.mark.parametrize("target", [0.0, 1.0, -0.1, float("nan")])
-def test_prune_weights_impossible_target_is_an_error(tmp_path, target):
-    with pytest.raises(CompressionError, match=rf"target_sparsity must be above 0 and below 1, got {target}"):
-        prune(net(), tmp_path, target_sparsity=target)
 
 
 def test_prune_weights_run_too_short_for_its_schedule_is_refused_before_training(tmp_path):
     with pytest.raises(CompressionError, match=r"ends at step 17, the run after 16 \(4 epochs of 4 batches\)"):
         prune(net(), tmp_path / "run", steps=PruningSteps(0, 17, 1))
     assert not (tmp_path / "run").exists()
+
+
+def test_prune_weights_share_as_a_number_is_the_uniform_target(pruned):
+    folder, model, plain = pruned
+    assert largest_difference(prune(model, folder, target=None, target_sparsity=TARGET), plain) == 0.0
+    with pytest.raises(CompressionError, match="give either target or target_sparsity, got None and None"):
+        prune(model, folder, target=None)
+    with pytest.raises(CompressionError, match=r"either target or target_sparsity, got SparsityTarget\(.* and 0.5"):
+        prune(model, folder, target_sparsity=0.5)
+
+
+def test_prune_weights_running_average_is_refused_before_training(tmp_path):
+    config = FitConfig(epochs=4, batch_size=16, ema_decay=0.9)
+    with pytest.raises(CompressionError, match=r"prune with ema_decay 0, got 0\.9, and average in the fine-tuning"):
+        prune(net(), tmp_path / "run", config=config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prune_weights_two_of_four_with_steps_of_its_own_is_an_error(tmp_path):
+    target = SparsityTarget(pattern="2:4", schedule="constant")
+    with pytest.raises(CompressionError, match="first training step: leave steps at None, got begin_step 0, end"):
+        prune(net(), tmp_path / "run", target=target, steps=PruningSteps(0, 8, 1))
 
 
 def test_prune_weights_model_without_a_kernel_but_the_head_is_an_error(tmp_path):
@@ -232,7 +248,19 @@ def test_prune_weights_subclassed_model_is_an_error(tmp_path):
 
 
 def test_wrap_model_separable_convolution_prunes_its_pointwise_kernel_only():
-    wrapped = wrap_model(mixed_net(), TARGET, PruningSteps(0, 4, 1))
+    model = mixed_net()
+    wrapped = wrap_model(model, allocate(model, UNIFORM), PruningSteps(0, 4, 1))
     ((kernel, _, _),) = wrapped.get_layer("prune_low_magnitude_separable").pruning_vars
     assert tuple(kernel.shape) == (1, 1, 4, 6)
     assert not any(layer.name.endswith(("_depthwise", "_head", "_bn")) for layer in wrapped.layers)
+
+
+def test_pruned_model_fine_tuned_with_its_masks_held_keeps_exactly_its_zeros(pruned, tmp_path):
+    _, _, plain = pruned
+    copy = keras.models.clone_model(plain)
+    copy.set_weights(plain.get_weights())
+    masks = zero_masks(copy)
+    fit(copy, TRAIN, DEV, SPEC, CONFIG, tmp_path, findings=FINDINGS, masks=masks)
+    for name, mask in zero_masks(copy).items():
+        np.testing.assert_array_equal(mask, masks[name])
+    assert largest_difference(copy, plain) > 1e-3

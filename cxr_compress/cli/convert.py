@@ -13,7 +13,6 @@ Research use only; not a medical device and not a diagnosis.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,8 @@ import numpy as np
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.output import write_results
+from cxr_compress.cli.convert_report import print_report
+from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.data import DATASETS, decode_split, load_dataset
 from cxr_compress.device.atomic import write_bytes
@@ -35,7 +35,7 @@ from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.lite import QUANT_TYPES, FrozenFunction, LiteModel, convert, freeze
+from cxr_compress.lite import QUANT_TYPES, EqualizeReport, FrozenFunction, convert, equalize, freeze
 from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, image_batches, pick_evenly
 from cxr_compress.lite.convert import check_quant_types
 from cxr_compress.lite.load import fingerprint, load_saved_model
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 NAME = "cxr_convert"
 _RGB = 3
 _CLASSIFIER_RANK = 2
-_COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +62,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on the training part of this set.", flag_values=values)
     flags.DEFINE_list("options", [], "Of that set's reader, as name=value.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Where that set lies.", flag_values=values)
+    define_int8_flags(values)
     text = "Calibration images at most, spread evenly over the set."
     flags.DEFINE_integer("calibration_steps", DEFAULT_STEPS, text, lower_bound=MIN_IMAGES, flag_values=values)
     flags.DEFINE_list("labels", [], "The findings, in the order of the logits.", flag_values=values)
@@ -90,7 +90,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     source = Path(values.keras_model_file or values.saved_model_dir)
     targets = _targets(Path(values.output_file), values.quant_type)
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
-        frozen = _load(values, say)
+        frozen, equalized = _load(values, say)
         about = _read_about(source)
         labels = _labels(values.labels or (list(about.findings) if about else []), frozen.output_shape)
         spec = _spec(values, frozen.input_shape, about)
@@ -101,12 +101,13 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
             calibration_steps=values.calibration_steps,
             pixels=spec if spec.input == "uint8" else None,
             progress=say,
+            **int8_options(values),
         )
     info = _info(values, source, labels, spec, about)
     packed = {name: pack_model(made[name].content, _named(info, name)) for name in made}
     for name, path in targets.items():
         write_bytes(path, packed[name])
-    _print(values.format, targets, made, packed)
+    print_report(values.format, targets, made, packed, equalized=equalized, layers=values.layer_report)
     return EXIT_OK
 
 
@@ -132,6 +133,7 @@ def _check_calibration(values: flags.FlagValues) -> None:
     if bool(values.dataset) != bool(values.data_dir):
         raise UsageError("--dataset and --data_dir belong together: give both or neither")
     check_quant_types(values.quant_type, calibrated=bool(values.dataset or values.calibration_data))
+    check_int8_flags(values)
 
 
 def _targets(path: Path, quant_types: Sequence[str]) -> dict[str, Path]:
@@ -141,20 +143,24 @@ def _targets(path: Path, quant_types: Sequence[str]) -> dict[str, Path]:
     return {name: path.with_name(f"{path.stem}_{name}{path.suffix}") for name in quant_types}
 
 
-def _load(values: flags.FlagValues, say: Say) -> FrozenFunction:
-    """Load the model and freeze it."""
+def _load(values: flags.FlagValues, say: Say) -> tuple[FrozenFunction, EqualizeReport | None]:
+    """Load the model, equalise it if that is wanted, and freeze it."""
     start = time.perf_counter()
     if values.saved_model_dir is not None:
         tags = tuple(values.saved_model_tag_set)
         key, size = values.saved_model_signature_key, values.input_size
         frozen = load_saved_model(values.saved_model_dir, signature_key=key, tags=tags, input_size=size)
-        return _timed("load and freeze", start, say, frozen)
+        return _timed("load and freeze", start, say, frozen), None
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.keras_file import load_model
 
     model = _timed("load", start, say, load_model(values.keras_model_file))
+    equalized = None
+    if values.equalize:
+        start = time.perf_counter()
+        model, equalized = _timed("equalise", start, say, equalize(model))
     start = time.perf_counter()
-    return _timed("freeze", start, say, freeze(model, input_size=values.input_size))
+    return _timed("freeze", start, say, freeze(model, input_size=values.input_size)), equalized
 
 
 def _timed(stage: str, start: float, say: Say, result: Any) -> Any:
@@ -240,22 +246,14 @@ def _info(
         parents={"source": fingerprint(source)},
         training_data=(about.dataset if about is not None else "") or "not stated",
         attribution=about.attribution if about is not None else "",
-        recipe={"command": NAME, "calibration_set": values.dataset or ("folder" if values.calibration_data else "")},
+        recipe={
+            "command": NAME,
+            "calibration_set": values.dataset or ("folder" if values.calibration_data else ""),
+            **changed_options(values),
+        },
     )
 
 
 def _named(info: ModelInfo, quant_type: str) -> ModelInfo:
     """The same for the file of one quant type."""
     return replace(info, model_name=f"{info.model_name}_{quant_type}", quant_type=quant_type)
-
-
-def _print(form: str, targets: dict[str, Path], made: dict[str, LiteModel], packed: dict[str, bytes]) -> None:
-    """One row a file."""
-    files, rows = [], []
-    for name, path in targets.items():
-        found, data = made[name].audit, packed[name]
-        about = {"file": str(path), "quant_type": name, "bytes": len(data)}
-        files.append({**about, "sha256": hashlib.sha256(data).hexdigest(), "audit": found.to_dict()})
-        ends = [found.inputs[0].dtype, found.outputs[0].dtype]
-        rows.append([*about.values(), *ends, f"{found.sparsity.fraction:.1%}"])
-    write_results(form, document={"files": files}, headers=_COLUMNS, rows=rows)

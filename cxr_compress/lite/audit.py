@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -132,20 +132,26 @@ def audit(content: bytes) -> Audit:
     )
 
 
-def require_integer(found: Audit, *, float_io: bool = False, pixels: bool = False) -> None:
+def require_integer(
+    found: Audit, *, float_io: bool = False, pixels: bool = False, allowed: Collection[str] = ()
+) -> None:
     """Check that a model computes in int8 from end to end.
 
     Args:
         found: the audit of the model.
         float_io: the ends are float32, with one QUANTIZE and one DEQUANTIZE, as in "int8_float_io".
         pixels: the input is uint8, with one QUANTIZE.
+        allowed: names of results whose operators may compute in float, with a fence around them.
 
     Raises:
-        CompressionError: an operator computes in float, or an end has the wrong dtype; it names operator and tensor.
+        CompressionError: another operator computes in float, or an end has the wrong dtype; it names
+            operator and tensor.
     """
-    if found.float_ops:
-        # The converter fences a float operator with DEQUANTIZE and QUANTIZE; the one inside is the cause.
-        causes = [op for op in found.float_ops if op.kind not in _FENCES] or list(found.float_ops)
+    # The converter fences a float operator with DEQUANTIZE and QUANTIZE; the one inside is the cause.
+    causes = [op for op in found.float_ops if op.kind not in _FENCES and op.tensor not in allowed]
+    if not (causes or allowed):
+        causes = list(found.float_ops)
+    if causes:
         first, more = causes[0], len(causes) - 1
         raise CompressionError(
             f"expected int8 operators only, but {first.kind} (operator {first.index}) computes float tensor "

@@ -11,9 +11,10 @@ import numpy as np
 from cxr_compress.device.kernel_kind import ONE_CHANNEL_A_GROUP, KernelKind, LayerUse, ProbeSpec, Range
 from cxr_compress.device.probe_pack import MoveProbe, Probe, ProbePack
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.convert import QUANT_TYPES, lower, quantize
 from cxr_compress.lite.flatbuffer import read_graphs
 from cxr_compress.lite.freeze import freeze_call
+from cxr_compress.lite.lite_model import QUANT_TYPES
+from cxr_compress.lite.lowering import lower, quantize
 from cxr_compress.lite.ranges import write_ranges
 
 # Kernels compute in blocks of 8 channels: odd widths would tell the cost of an unfinished block.

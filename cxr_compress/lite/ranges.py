@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.flatbuffer import graphs_of, schema, to_bytes, to_object
+from cxr_compress.lite.flatbuffer import read_graphs, schema, to_bytes, to_object
+from cxr_compress.lite.observe import Observer, float_activations
 
 Ranges = dict[int, tuple[float, float]]
 _REPORT_EVERY = 32
@@ -41,24 +41,22 @@ def measure_ranges(
     Raises:
         CompressionError: an activation is NaN or infinite.
     """
-    graph = graphs_of(to_object(content))[0]
-    tensors = [tensor.index for tensor in graph.activations() if tensor.dtype == "float32"]
-    interpreter = load_interpreter(_with_outputs(content, tensors), num_threads=num_threads).interpreter
-    readers = [interpreter.tensor(index) for index in tensors]
+    tensors = float_activations(content)
+    observer = Observer(content, tensors, num_threads=num_threads)
     low, high = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf)
     for number, image in enumerate(images, 1):
-        interpreter.set_tensor(graph.inputs[0], image[np.newaxis])
-        interpreter.invoke()
-        # One view at a time, gone before the next run: the interpreter refuses to run while one is held.
-        low = np.minimum(low, [read().min() for read in readers])
-        high = np.maximum(high, [read().max() for read in readers])
+        observer.feed(observer.inputs[0], image[np.newaxis])
+        observer.invoke()
+        # One view at a time, gone before the next run.
+        low = np.minimum(low, [observer.view(index).min() for index in tensors])
+        high = np.maximum(high, [observer.view(index).max() for index in tensors])
         if progress is not None and number % _REPORT_EVERY == 0 and number < len(images):
             progress(f"calibrated on {number} of {len(images)} images")
     bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
     if bad.size:
+        name = read_graphs(content)[0].tensors[tensors[int(bad[0])]].name
         raise CompressionError(
-            f"activation {graph.tensors[tensors[int(bad[0])]].name!r} is NaN or infinite on the calibration images: "
-            "check the weights and the preprocessing"
+            f"activation {name!r} is NaN or infinite on the calibration images: check the weights and the preprocessing"
         )
     return {index: (float(lo), float(hi)) for index, lo, hi in zip(tensors, low, high, strict=True)}
 
@@ -71,14 +69,4 @@ def write_ranges(content: bytes, ranges: Ranges) -> bytes:
         quantization.min = np.array([low], dtype=np.float32)
         quantization.max = np.array([high], dtype=np.float32)
         model.subgraphs[0].tensors[index].quantization = quantization
-    return to_bytes(model)
-
-
-def _with_outputs(content: bytes, tensors: list[int]) -> bytes:
-    """The same graph with every activation an output, so that no runtime fuses one away or reuses its memory."""
-    model = to_object(content)
-    subgraph = model.subgraphs[0]
-    kept = [int(index) for index in subgraph.outputs]
-    taken = {*kept, *(int(index) for index in subgraph.inputs)}
-    subgraph.outputs = np.array(kept + [index for index in tensors if index not in taken], dtype=np.int32)
     return to_bytes(model)

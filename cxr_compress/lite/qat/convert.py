@@ -1,0 +1,184 @@
+"""A model in quantisation-aware training -> .tflite that computes in int8 with the trained ranges."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import numpy as np
+import tensorflow as tf
+
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import CompressionError, UnsupportedLayerError
+from cxr_compress.keras2 import keras
+from cxr_compress.lite.audit import audit, require_integer
+from cxr_compress.lite.convert import LiteModel
+from cxr_compress.lite.flatbuffer import Graph, name_signature, read_graphs
+from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
+from cxr_compress.lite.qat.pack import share_vectors
+from cxr_compress.lite.qat.prepare import QatModel
+from cxr_compress.lite.qat.quantizers import export, fake_quant, quantize_kernel
+from cxr_compress.lite.qat.wrap import PREFIX
+from cxr_compress.lite.uint8_input import PIXEL_RANGE, normalisation
+
+_TYPES = ("int8", "int8_float_io")
+_FLOAT_ENDS = "int8_float_io"
+_KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+Progress = Callable[[str], None]
+
+
+@overload
+def convert_qat(
+    qat: QatModel,
+    quant_type: str = "int8",
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    pixels: PreprocessSpec | None = None,
+    progress: Progress | None = None,
+) -> LiteModel: ...
+
+
+@overload
+def convert_qat(
+    qat: QatModel,
+    quant_type: list[str] | tuple[str, ...],
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    pixels: PreprocessSpec | None = None,
+    progress: Progress | None = None,
+) -> dict[str, LiteModel]: ...
+
+
+def convert_qat(
+    qat: QatModel,
+    quant_type: str | list[str] | tuple[str, ...] = "int8",
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    pixels: PreprocessSpec | None = None,
+    progress: Progress | None = None,
+) -> LiteModel | dict[str, LiteModel]:
+    """Convert to .tflite with the kernels and ranges as they are trained; `qat` may be trained on afterwards.
+
+    No calibration: every range comes from the training. The same weights give the same bytes.
+
+    Args:
+        qat: from `prepare_qat`.
+        quant_type: "int8" (int8 ends) or "int8_float_io" (float32 ends), or several, which share the freeze.
+        input_size: where the model leaves its height and width open.
+        pixels: the preprocessing the model was trained with; its normalisation becomes the first layer and the file
+            takes uint8 pixels, "int8_float_io" then being float at its output only.
+        progress: is told each stage and its seconds.
+
+    Returns:
+        A LiteModel, or for several quant types a dict of them in the order asked.
+
+    Raises:
+        CompressionError: another quant type, a result that computes in float somewhere, or a masked weight that is not
+            zero in the file.
+        UnsupportedLayerError: a layer has no int8 TFLite operator.
+    """
+    wanted = [quant_type] if isinstance(quant_type, str) else list(quant_type)
+    _check_types(wanted)
+    report, started = progress or (lambda line: None), time.perf_counter()
+    with export():
+        frozen = _freeze(qat.model, input_size, pixels)
+    report(f"freeze {time.perf_counter() - started:.1f} s")
+    made = {}
+    for name in wanted:
+        started = time.perf_counter()
+        content = share_vectors(name_signature(_lower(frozen, name, pixels=pixels is not None)))
+        found = audit(content)
+        require_integer(found, float_io=name == _FLOAT_ENDS, pixels=pixels is not None)
+        _require_zeros(read_graphs(content)[0], qat)
+        made[name] = LiteModel(content, name, found)
+        report(f"{name} {time.perf_counter() - started:.1f} s")
+    return made[quant_type] if isinstance(quant_type, str) else made
+
+
+def _check_types(wanted: Sequence[str]) -> None:
+    """Check what is asked for before the slow part starts."""
+    if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= set(_TYPES):
+        given = ", ".join(map(str, wanted)) or "nothing"
+        raise CompressionError(
+            f"expected quant types among {', '.join(_TYPES)}, each once, got {given}: other types need no "
+            "quantisation-aware training; convert the stripped model"
+        )
+
+
+def _freeze(model: Any, input_size: int | tuple[int, int] | None, pixels: PreprocessSpec | None) -> FrozenFunction:
+    """The model in inference, rounding and all, behind the normalisation of pixels if it is to take them."""
+    shape = static_shape(tuple(model.inputs[0].shape), 1, input_size)
+    if pixels is None:
+        return freeze_call(lambda image: model(image, training=False), shape)
+    if shape[1:] != (pixels.height, pixels.width, pixels.channels):
+        raise CompressionError(
+            f"the network takes {shape[1:]}, the preprocessing makes {(pixels.height, pixels.width, pixels.channels)}: "
+            "give the one it was trained with"
+        )
+    kernel, bias = normalisation(pixels)
+    low, high = (tf.constant(end) for end in PIXEL_RANGE)
+
+    def call(image: Any) -> Any:
+        codes = fake_quant(image, low, high, training=False)
+        weights = quantize_kernel(tf.constant(kernel), keras.layers.Conv2D, training=False)
+        return model(tf.nn.bias_add(tf.nn.conv2d(codes, weights, 1, "VALID"), bias), training=False)
+
+    return freeze_call(call, (*shape[:3], kernel.shape[2]))
+
+
+def _lower(frozen: FrozenFunction, quant_type: str, *, pixels: bool) -> bytes:
+    """Frozen function with rounding in it -> int8 flatbuffer."""
+    from tensorflow.lite.python.convert import ConverterError
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen.function], frozen.function)
+    # Frozen already, see lite.convert.
+    converter._freeze_concrete_function = lambda: (
+        frozen.graph_def,
+        frozen.function.inputs,
+        frozen.function.outputs,
+        frozen.function,
+    )
+    converter.exclude_conversion_metadata = True
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    end = tf.float32 if quant_type == _FLOAT_ENDS else tf.int8
+    converter.inference_input_type = tf.uint8 if pixels else end
+    converter.inference_output_type = end
+    try:
+        with warnings.catch_warnings():
+            # There are none because the ranges are in the graph.
+            warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
+            return bytes(converter.convert())
+    except (ConverterError, RuntimeError, ValueError) as error:
+        raise UnsupportedLayerError(
+            f"the model cannot be converted: {str(error).strip().splitlines()[0]}: leave that layer out of the model"
+        ) from error
+
+
+def _require_zeros(graph: Graph, qat: QatModel) -> None:
+    """Check that every weight that a mask holds at zero is code 0 in the file.
+
+    Raises:
+        CompressionError: one is not, or a masked kernel cannot be found; it names the layer.
+    """
+    for name, mask in qat.masks.items():
+        codes = _codes(graph, name)
+        if codes is None or codes.shape != mask.shape:
+            raise CompressionError(f"the kernel of {name}, whose zeros are to be kept, is not in the file")
+        lost = int(np.count_nonzero(codes[mask == 0]))
+        if lost:
+            raise CompressionError(f"{lost} weights of {name} that a mask holds at zero are not zero in the file")
+
+
+def _codes(graph: Graph, name: str) -> np.ndarray | None:
+    """The int8 codes of a layer's kernel in Keras's layout; None where there is none."""
+    for operator in graph.operators:
+        if operator.kind not in _KERNEL_OPERATORS:
+            continue
+        tensor = graph.tensors[operator.inputs[1]]
+        if f"/{PREFIX}{name}/" in tensor.name and tensor.values is not None:
+            axes = {"CONV_2D": (1, 2, 3, 0), "FULLY_CONNECTED": (1, 0)}.get(operator.kind, (1, 2, 3, 0))
+            return tensor.values.transpose(axes)
+    return None

@@ -1,0 +1,205 @@
+"""A Keras model as a list of steps, nested models opened up, and what quantisation-aware training refuses of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cxr_compress.errors import UnsupportedLayerError
+from cxr_compress.keras2 import keras
+
+layers = keras.layers
+
+# The kernel of each layer that has one: what quantisation, batch norms and masks act on.
+KERNELS: dict[type, str] = {
+    layers.Conv2D: "kernel",
+    layers.DepthwiseConv2D: "depthwise_kernel",
+    layers.Dense: "kernel",
+    layers.SeparableConv2D: "pointwise_kernel",
+}
+# Layers whose TFLite operators hand codes on: one scale at both ends. Dropout does nothing once trained.
+PASS_ON: tuple[type, ...] = (
+    *(layers.Concatenate, layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalMaxPooling2D),
+    *(layers.ZeroPadding2D, layers.Cropping2D, layers.Flatten, layers.Reshape),
+    *(layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout),
+)
+# What becomes part of the operator in front of it, where nothing else reads that operator's result.
+_RECTIFIERS = ("relu", "relu6")
+_RELU6 = 6.0
+_PAIR = 2
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of one layer.
+
+    Attributes:
+        name: the layer's path: nested models put their names and "/" in front.
+        layer: the layer that is called.
+        inputs: the steps whose results it reads, in the order of its arguments.
+    """
+
+    name: str
+    layer: Any
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A model of one input and one output as calls, each after those it reads; `output` is the last one's number."""
+
+    calls: tuple[Step, ...]
+    output: int
+
+    def readers(self) -> list[list[int]]:
+        """For every step, the steps that read it, once for each time they do."""
+        found: list[list[int]] = [[] for _ in self.calls]
+        for number, step in enumerate(self.calls):
+            for source in step.inputs:
+                found[source].append(number)
+        return found
+
+
+def read_steps(model: Any) -> Steps:
+    """Read the wiring of a model, nested models opened up; the model is not modified.
+
+    A layer without weights that is called twice becomes two steps with names of their own.
+
+    Raises:
+        UnsupportedLayerError: no functional or Sequential model of one input and one output, or a layer that
+            quantisation-aware training cannot take; it names each, its type and what to do.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise UnsupportedLayerError(
+            f"expected a functional or built Sequential Keras model, got {type(model).__name__} {model.name!r}: "
+            "rebuild it with keras.Model(inputs, outputs)"
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise UnsupportedLayerError(
+            f"expected one input and one output, got {len(model.inputs)} and {len(model.outputs)}: build a model of "
+            "the part that takes the image and gives the logits"
+        )
+    start = next(node for node in _nodes(model, inputs=True))
+    calls = [Step(start.layer.name, start.layer, ())]
+    (output,) = _open(model, [0], "", calls)
+    _refuse(calls)
+    return Steps(tuple(_with_own_names(calls)), output)
+
+
+def is_rectifier(layer: Any) -> bool:
+    """Whether a layer is a ReLU or ReLU6 and nothing else."""
+    return type(layer) is layers.ReLU or (type(layer) is layers.Activation and _name_of(layer) in _RECTIFIERS)
+
+
+def passes_on(layer: Any) -> bool:
+    """Whether a layer's result has the scale of what it reads."""
+    return type(layer) in PASS_ON or (type(layer) is layers.Activation and _name_of(layer) == "linear")
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether a layer with a kernel applies no activation of its own."""
+    return _name_of(layer) == "linear"
+
+
+def _open(model: Any, inputs: Sequence[int], prefix: str, calls: list[Step]) -> list[int]:
+    """Append the calls of a model that reads the steps `inputs`; returns the steps that are its outputs."""
+    known = {id(tensor): number for tensor, number in zip(model.inputs, inputs, strict=True)}
+    for node in _nodes(model, inputs=False):
+        read = [known[id(tensor)] for tensor in node.keras_inputs]
+        name = prefix + node.layer.name
+        if isinstance(node.layer, keras.Model) and getattr(node.layer, "_is_graph_network", False):
+            made = _open(node.layer, read, f"{name}/", calls)
+        else:
+            calls.append(Step(name, node.layer, tuple(read)))
+            made = [len(calls) - 1]
+        known.update((id(tensor), number) for tensor, number in zip(_flat(node.outputs), made, strict=False))
+    return [known[id(tensor)] for tensor in model.outputs]
+
+
+def _nodes(model: Any, *, inputs: bool) -> Iterator[Any]:
+    """The calls of a model's layers, or its inputs; Keras keeps them by their distance from the end."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        yield from (node for node in model._nodes_by_depth[depth] if node.is_input == inputs)
+
+
+def _flat(outputs: Any) -> list[Any]:
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _with_own_names(calls: Sequence[Step]) -> Iterator[Step]:
+    seen: Counter[str] = Counter()
+    for step in calls:
+        seen[step.name] += 1
+        name = step.name if seen[step.name] == 1 else f"{step.name}_call{seen[step.name]}"
+        yield Step(name, step.layer, step.inputs)
+
+
+def _refuse(calls: Sequence[Step]) -> None:
+    """Refuse by name what cannot be trained quantised."""
+    times = Counter(id(step.layer) for step in calls)
+    bad: dict[str, str] = {}
+    for step in calls:
+        reason = "called more than once" if times[id(step.layer)] > 1 and step.layer.weights else _objection(step)
+        if reason:
+            bad.setdefault(step.name, f"{step.name} ({type(step.layer).__name__}: {reason})")
+    if bad:
+        listed = ", ".join(list(bad.values())[:_SHOWN]) + (
+            f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        )
+        raise UnsupportedLayerError(
+            f"quantisation-aware training cannot take {listed}: rebuild the model without, or quantise it after "
+            "training (lite.convert)"
+        )
+
+
+def _objection(step: Step) -> str:
+    """Why a step cannot be taken; "" if it can."""
+    kind = type(step.layer)
+    if kind is not layers.InputLayer and step.layer.dtype_policy.name != "float32":
+        return f"computes in {step.layer.dtype_policy.name}, not float32"
+    if getattr(step.layer, "data_format", None) == "channels_first":
+        return "channels come first"
+    check = _CHECKS.get(kind)
+    if check is None and kind not in (layers.InputLayer, layers.GlobalAveragePooling2D, *PASS_ON):
+        return "no int8 rule for this type"
+    return check(step) if check else ""
+
+
+def _odd_activation(step: Step) -> str:
+    name = _name_of(step.layer)
+    if name in ("linear", *_RECTIFIERS):
+        return ""
+    advice = ", where a model has to end in logits" if name in ("sigmoid", "softmax") else ""
+    return f"activation {name}, int8 takes ReLU and ReLU6{advice}"
+
+
+def _odd_rectifier(step: Step) -> str:
+    layer = step.layer
+    plain = not layer.negative_slope and not layer.threshold and layer.max_value in (None, _RELU6)
+    return "" if plain else "neither ReLU nor ReLU6"
+
+
+def _odd_norm(step: Step) -> str:
+    rank = step.layer.input_spec.ndim
+    last = list(step.layer.axis) == [rank - 1] and rank in (2, 4)
+    return "" if last else "normalises another axis than the last of an image or vector"
+
+
+def _odd_sum(step: Step) -> str:
+    return "" if len(step.inputs) == _PAIR else f"{len(step.inputs)} tensors: add two at a time"
+
+
+def _name_of(layer: Any) -> str:
+    function = layer.activation
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+_CHECKS: dict[type, Callable[[Step], str]] = {
+    **dict.fromkeys((*KERNELS, layers.Activation), _odd_activation),
+    layers.ReLU: _odd_rectifier,
+    layers.BatchNormalization: _odd_norm,
+    layers.Add: _odd_sum,
+}

@@ -17,6 +17,12 @@ CRITERIA = ("l1", "l2", "geometric_median", "bn_scale", "taylor", "apoz", "lasso
 SCOPES = ("global", "local", "sensitivity")
 REDUCTIONS = ("sum", "mean", "max")
 NORMALIZERS = ("mean", "max", "none")
+THRESHOLD_UNITS = ("absolute", "std")
+ALLOCATIONS = ("layer", "global", "erk")
+SCHEDULES = ("constant", "polynomial", "cubic")
+PATTERNS = ("unstructured", "2:4", "block")
+CALIBRATION_METHODS = ("minmax", "percentile", "mse")
+QAT = ("auto", "never", "always")
 
 _CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
@@ -34,6 +40,7 @@ class Recipe:
         batch_size: films per step in every training.
         dev_fraction: share of the training patients set aside for every choice.
         allow_missing: go on with a part of the images that the set's official list names (nih only).
+        options: what the reader of the set takes besides, as ``data.load_dataset`` does.
         target_macs: MACs that may stay: a float up to 1.0 is a fraction, a larger number absolute; None for no bound.
         target_params: the same for parameters.
         target_bytes: the same for the bytes of the int8 file, metadata included.
@@ -58,14 +65,39 @@ class Recipe:
             without it the batch norms of the thinned model are re-estimated, which recovers less.
         reconstruction_images: training films for that.
         recalibration_images: training films that re-estimate batch norms.
+        from_scratch: draw the weights of the thinned model anew instead of keeping and repairing them: the baseline
+            that says what the kept weights are worth (Liu et al. 2019).
         recovery_epochs: fine-tuning epochs of the thinned model.
         recovery_learning_rate: of that fine-tuning.
-        distill_weight: share of the fine-tuning loss that pulls towards the uncut model instead of the labels.
+        schedule_epochs: above 0, its rate follows the last epochs of a schedule of this length (learning-rate
+            rewinding); 0 is a schedule of its own, with warm-up.
+        distill_weight: share of every fine-tuning loss that pulls towards the uncut model instead of the labels.
+        feature_weight: weight of the distance between the last feature maps of the two, in fine-tuning.
+        ema_decay: of the running average of weights in fine-tuning; 0 keeps the weights themselves.
         weight_sparsity: share of the remaining weights to set to zero, in [0, 1).
+        weight_threshold: instead of a share, the magnitude below which a weight goes; None for a share.
+        threshold_unit: of that: "absolute", or "std", standard deviations of the weight's layer.
+        sparsity_allocation: how a share spreads over layers: "layer", the same everywhere; "global", the smallest
+            weights of the network; "erk", more where layers are large (Evci et al. 2020).
+        sparsity_schedule: how it grows: "constant" (at once), "polynomial" or "cubic" (fast at first).
+        sparsity_power: the exponent of "polynomial".
+        sparsity_pattern: "unstructured", "2:4" (half of all, at once) or "block".
         sparsity_epochs: epochs in which they go and the others make up for it.
         sparsity_learning_rate: of those epochs.
+        finetune_epochs: fine-tuning epochs after that, zeros held.
+        finetune_learning_rate: of those.
         quant_type: of the compressed file.
         calibration_images: training films that fix the ranges of an int8 file.
+        calibration_method: how they do: "minmax", "percentile" or "mse".
+        bias_correction: take the mean error that rounding the weights makes out of the biases.
+        equalize: first even out the ranges of the channels of consecutive layers, where that is exact.
+        auto_fallback: leave so many layers in float, those that int8 hurts most; int8_float_io only.
+        qat: train with the rounding of int8 in the loop: "auto" where int8 loses more on dev than it may, "never",
+            "always".
+        qat_epochs: of that training.
+        qat_learning_rate: of that training.
+        max_auroc_drop: how much AUROC the compressed file may lose; by the same measure on dev int8 may lose.
+        margin: of non-inferiority: the upper bound of the loss must lie below it.
         bootstrap_samples: resamples of patients behind each confidence interval.
         seed: of everything that draws.
     """
@@ -78,6 +110,7 @@ class Recipe:
     batch_size: int = 32
     dev_fraction: float = 0.1
     allow_missing: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
     target_macs: float | None = 0.5
     target_params: float | None = None
     target_bytes: float | None = None
@@ -98,14 +131,35 @@ class Recipe:
     reconstruct: bool = True
     reconstruction_images: int = 512
     recalibration_images: int = 512
+    from_scratch: bool = False
     recovery_epochs: int = 4
     recovery_learning_rate: float = 1e-3
+    schedule_epochs: int = 0
     distill_weight: float = 0.5
+    feature_weight: float = 0.0
+    ema_decay: float = 0.0
     weight_sparsity: float = 0.5
+    weight_threshold: float | None = None
+    threshold_unit: str = "absolute"
+    sparsity_allocation: str = "layer"
+    sparsity_schedule: str = "cubic"
+    sparsity_power: float = 3.0
+    sparsity_pattern: str = "unstructured"
     sparsity_epochs: int = 4
     sparsity_learning_rate: float = 5e-4
+    finetune_epochs: int = 0
+    finetune_learning_rate: float = 2e-4
     quant_type: str = "int8"
     calibration_images: int = 128
+    calibration_method: str = "mse"
+    bias_correction: bool = False
+    equalize: bool = False
+    auto_fallback: int = 0
+    qat: str = "auto"
+    qat_epochs: int = 1
+    qat_learning_rate: float = 5e-5
+    max_auroc_drop: float = 0.005
+    margin: float = 0.01
     bootstrap_samples: int = 1000
     seed: int = 0
 
@@ -119,15 +173,16 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         for name, choices in _CHOICES.items():
             _require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", repr(getattr(self, name)))
-        for name in ("recovery_epochs", "sparsity_epochs"):
+        for name in _NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        _require(0 <= self.weight_sparsity < 1, "weight_sparsity", "in [0, 1)", self.weight_sparsity)
-        if self.weight_sparsity:
-            _require(self.sparsity_epochs >= 1, "sparsity_epochs", "1 or more to zero weights", self.sparsity_epochs)
+        for name in _RATES:
+            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         if self.target_bytes is not None:
             expected = "one of int8, int8_float_io with target_bytes, which counts the bytes of int8 files"
-            _require(self.quant_type in ("int8", "int8_float_io"), "quant_type", expected, repr(self.quant_type))
+            _require(self.quantizes, "quant_type", expected, repr(self.quant_type))
         self._check_removal()
+        self._check_recovery()
+        self._check_quantisation()
 
     def _check_removal(self) -> None:
         _require(self.sensitivity_images > 1, "sensitivity_images", "2 or more", self.sensitivity_images)
@@ -136,6 +191,42 @@ class Recipe:
             _require(0 <= share <= 1, f"the share of override {pattern!r}", "in [0, 1]", share)
         for pattern in (*self.overrides, *self.exclude):
             _require(_compiles(pattern), "a layer pattern", "a regular expression", repr(pattern))
+
+    def _check_recovery(self) -> None:
+        _require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]", self.distill_weight)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require(0 <= self.weight_sparsity < 1, "weight_sparsity", "in [0, 1)", self.weight_sparsity)
+        if self.weight_threshold is not None:
+            _require(self.weight_threshold > 0, "weight_threshold", "above 0", self.weight_threshold)
+            expected = "0 beside weight_threshold: give a share or a threshold, not both"
+            _require(not self.weight_sparsity, "weight_sparsity", expected, self.weight_sparsity)
+        if self.sparsity_pattern == "2:4":
+            _require(self.weight_sparsity == 0.5, "weight_sparsity", "0.5 with 2:4", self.weight_sparsity)  # noqa: PLR2004
+        if self.zeroes_weights:
+            _require(self.sparsity_epochs >= 1, "sparsity_epochs", "1 or more to zero weights", self.sparsity_epochs)
+        if self.schedule_epochs:
+            expected = f"0, or at least the {self.recovery_epochs} epochs of recovery, whose end they are"
+            _require(self.schedule_epochs >= self.recovery_epochs, "schedule_epochs", expected, self.schedule_epochs)
+        if self.from_scratch:
+            expected = "1 or more with from_scratch, which starts from random weights"
+            _require(self.recovery_epochs >= 1, "recovery_epochs", expected, self.recovery_epochs)
+
+    def _check_quantisation(self) -> None:
+        if self.auto_fallback:
+            expected = "int8_float_io with auto_fallback, which leaves layers in float"
+            _require(self.quant_type == "int8_float_io", "quant_type", expected, repr(self.quant_type))
+        if self.qat == "always":
+            _require(self.quantizes, "quant_type", "int8 or int8_float_io with qat=always", repr(self.quant_type))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the compressed file computes in int8."""
+        return self.quant_type in ("int8", "int8_float_io")
+
+    @property
+    def zeroes_weights(self) -> bool:
+        """Whether weights are set to zero."""
+        return bool(self.weight_sparsity) or self.weight_threshold is not None
 
     @property
     def removes_filters(self) -> bool:
@@ -159,22 +250,24 @@ class Recipe:
         return self.criterion in _CRITERIA_ON_IMAGES
 
     @property
-    def recalibrates(self) -> bool:
-        """Whether batch norms are re-estimated: between the steps of a removal, and where nothing is refitted."""
-        return self.removal_steps > 1 or not self.reconstruct
-
-    @property
     def name(self) -> str:
-        """What the compressed model is called: tiny_chexnet_m50_w50_int8 = half the MACs, half the weights zero."""
+        """What the compressed model is called: tiny_chexnet_m50_w50_int8 = half the MACs, half the weights zero.
+
+        h1sd instead of w50: all weights below one standard deviation of their layer.
+        """
         letters = {"macs": "m", "params": "p", "tflite_bytes": "b", "latency_ms": "t"}
         parts = [self.model, *(letters[name] + _short(bound) for name, bound in self.budget.items())]
         if self.weight_sparsity:
             parts.append("w" + _short(self.weight_sparsity))
+        if self.weight_threshold is not None:
+            parts.append(f"h{self.weight_threshold:g}" + ("sd" if self.threshold_unit == "std" else ""))
+        if self.from_scratch:
+            parts.append("scratch")
         return "_".join([*parts, self.quant_type])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the format, ready for JSON."""
-        changed = {"exclude": list(self.exclude), "overrides": dict(self.overrides)}
+        changed = {"exclude": list(self.exclude), "overrides": dict(self.overrides), "options": dict(self.options)}
         return {"format": RECIPE_FORMAT, **asdict(self), **changed}
 
     def to_json(self) -> str:
@@ -198,10 +291,29 @@ class Recipe:
 
 
 _COUNTS = (
-    *("input_size", "epochs", "batch_size", "round_to", "min_channels", "removal_steps"),
+    *("input_size", "epochs", "batch_size", "round_to", "min_channels", "removal_steps", "qat_epochs"),
     *("scoring_images", "reconstruction_images", "recalibration_images", "calibration_images"),
 )
-_CHOICES = {"criterion": CRITERIA, "scope": SCOPES, "group_reduction": REDUCTIONS, "normalizer": NORMALIZERS}
+_NOT_NEGATIVE = (
+    *("recovery_epochs", "sparsity_epochs", "finetune_epochs", "schedule_epochs", "feature_weight", "auto_fallback"),
+    *("max_auroc_drop", "margin"),
+)
+_RATES = (
+    *("learning_rate", "recovery_learning_rate", "sparsity_learning_rate", "finetune_learning_rate"),
+    "qat_learning_rate",
+)
+_CHOICES = {
+    "criterion": CRITERIA,
+    "scope": SCOPES,
+    "group_reduction": REDUCTIONS,
+    "normalizer": NORMALIZERS,
+    "threshold_unit": THRESHOLD_UNITS,
+    "sparsity_allocation": ALLOCATIONS,
+    "sparsity_schedule": SCHEDULES,
+    "sparsity_pattern": PATTERNS,
+    "calibration_method": CALIBRATION_METHODS,
+    "qat": QAT,
+}
 
 # What suits each architecture on two cores. Narrow layers cannot be thinned in steps of 8.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -239,6 +351,8 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             values["exclude"] = tuple(values["exclude"])
         if "overrides" in values:
             values["overrides"] = {str(pattern): float(share) for pattern, share in values["overrides"].items()}
+        if "options" in values:
+            values["options"] = {str(name): str(value) for name, value in values["options"].items()}
         return replace(recipe, **values)
     except (TypeError, ValueError, AttributeError) as error:
         raise CompressionError(f"a value in the recipe has the wrong type: {error}") from error

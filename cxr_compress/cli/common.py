@@ -23,6 +23,7 @@ from cxr_compress.errors import CompressionError
 EXIT_OK = 0
 EXIT_SOME_INPUTS_BAD = 1
 EXIT_WRONG_INPUT = 2
+EXIT_GATE = 3  # done, but the result lost more than it was allowed to
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE

@@ -3,6 +3,7 @@
 from cxr_compress.evaluate.calibrate import Calibration, choose_calibration, undo_class_weights
 from cxr_compress.evaluate.compare import Difference, auroc_difference
 from cxr_compress.evaluate.finding_score import FindingScore
+from cxr_compress.evaluate.gate import Gate, judge_loss
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
 from cxr_compress.evaluate.match import Match, match_findings
 from cxr_compress.evaluate.predictions import predictions_csv
@@ -18,6 +19,7 @@ __all__ = [
     "Difference",
     "Evaluation",
     "FindingScore",
+    "Gate",
     "Group",
     "GroupFinding",
     "Grouping",
@@ -29,6 +31,7 @@ __all__ = [
     "flat_rows",
     "from_classifier",
     "groups_of",
+    "judge_loss",
     "match_findings",
     "predictions_csv",
     "render_evaluation",

@@ -1,6 +1,16 @@
 """The unified run: train or load, thin, recover, zero weights, quantise, export, score, report; resumable by stage."""
 
 from cxr_compress.pipeline.costing import read_latency_table
+from cxr_compress.pipeline.forecast import Forecast, forecast_run
 from cxr_compress.pipeline.run import run_recipe, write_probe_pack
+from cxr_compress.pipeline.search import SearchSpec, search_recipe
 
-__all__ = ["read_latency_table", "run_recipe", "write_probe_pack"]
+__all__ = [
+    "Forecast",
+    "SearchSpec",
+    "forecast_run",
+    "read_latency_table",
+    "run_recipe",
+    "search_recipe",
+    "write_probe_pack",
+]

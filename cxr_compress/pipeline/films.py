@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -53,14 +54,19 @@ class RunData:
         spec: the preprocessing of every image in every stage.
         train: what weights and ranges come from.
         dev: what every choice is made on.
-        test: scored once per final artefact.
+        decode_test: reads the test films; called when they are scored, and not by what chooses on dev.
     """
 
     dataset: Dataset
     spec: PreprocessSpec
     train: Films
     dev: Films
-    test: Films
+    decode_test: Callable[[], Films]
+
+    @functools.cached_property
+    def test(self) -> Films:
+        """What is scored once per final artefact."""
+        return self.decode_test()
 
     def sample(self, count: int, seed: int) -> Images:
         """(count, ...) uint8: seeded draws from the training films without repetition; all where they are fewer."""
@@ -81,22 +87,22 @@ class RunData:
     def counts(self) -> dict[str, dict[str, int]]:
         """Films, patients and positives per split, for the manifest."""
         return {
-            films.split.name: {
-                "films": len(films.split),
-                "patients": len(set(films.split.patients)),
+            split.name: {
+                "films": len(split),
+                "patients": len(set(split.patients)),
                 **{
                     f"positive {finding}": int(total)
-                    for finding, total in zip(self.dataset.findings, films.split.positive.sum(axis=0), strict=True)
+                    for finding, total in zip(self.dataset.findings, split.positive.sum(axis=0), strict=True)
                 },
             }
-            for films in (self.train, self.dev, self.test)
+            for split in self.dataset.splits
         }
 
 
 def load_run_data(
     recipe: Recipe, data_dir: Path, decoding: Decoding, preprocess: PreprocessSpec | None = None
 ) -> RunData:
-    """Read, check and decode the three splits of a recipe's data set.
+    """Read and check the three splits of a recipe's data set, and decode two; test films are decoded when needed.
 
     Args:
         recipe: names the set, its size and the dev share.
@@ -113,6 +119,7 @@ def load_run_data(
         dev_fraction=recipe.dev_fraction,
         seed=recipe.seed,
         allow_missing=recipe.allow_missing,
+        options=recipe.options,
     )
     size = recipe.input_size
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
@@ -121,4 +128,4 @@ def load_run_data(
         images = decode_split(split, spec, progress=lambda done, total: decoding(split.name, done, total))
         return Films(split, images)
 
-    return RunData(dataset, spec, decoded(dataset.train), decoded(dataset.dev), decoded(dataset.test))
+    return RunData(dataset, spec, decoded(dataset.train), decoded(dataset.dev), lambda: decoded(dataset.test))

@@ -1,28 +1,29 @@
-"""The stages in their order, and the one scoring at the end."""
+"""The stages in their order."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr_compress.device.atomic import make_folder, write_text
-from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.cost_table import CostTable
-from cxr_compress.device.modelfile import read_model
-from cxr_compress.evaluate import Evaluation, auroc_difference, score_file
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import load_model, read_about
-from cxr_compress.pipeline.delivery import Delivery, file_facts
-from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
-from cxr_compress.pipeline.stages import Stages
+from cxr_compress.models import read_about
+from cxr_compress.pipeline.base import make_base, price_layers, write_probes
+from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
+from cxr_compress.pipeline.films import Decoding, load_run_data
+from cxr_compress.pipeline.quantising import quantise
+from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
+from cxr_compress.pipeline.removal import choose, remove, repair
+from cxr_compress.pipeline.scoring import score
 from cxr_compress.pipeline.store import Artefacts, News, StageStore
 from cxr_compress.recipe import Recipe
-from cxr_compress.report import Row, build_report, read_report, write_report
-from cxr_compress.structured import measure_cost
-
-_LATENCY_RUNS = 100
+from cxr_compress.structured import ChannelPlan
 
 
 def run_recipe(
@@ -56,21 +57,9 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
-    stages = _open(recipe, data_dir, output_dir, keras_model_file, news, decoding)
-    base = stages.base(keras_model_file)
-    delivery = Delivery(recipe, stages.data, stages.digest, stages.store, stages.pos_weight, news)
-    uncut_names = {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
-    # When asked for: a budget that cannot be reached should not wait for it.
-    uncut = functools.cache(lambda: delivery.export("export_uncut", base, uncut_names).paths)
-    int8_name = f"{uncut_names['int8']}.tflite"
-    final = _compress(stages, base, stages.price(base, lambda: uncut()[int8_name], latency_table))
-    compressed = delivery.export("export_compressed", final, _compressed_names(recipe), recipe.weight_sparsity)
-    files = {
-        "fp32": (uncut()[f"{uncut_names['none']}.tflite"], base.keras_file),
-        "int8": (uncut()[int8_name], base.keras_file),
-        "compressed": (compressed.paths[f"{recipe.name}.tflite"], final.keras_file),
-    }
-    return _score(recipe, stages.data, stages.store, files)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    base = make_base(run, keras_model_file)
+    return finish(run, base, compress(run, base, latency_table))
 
 
 def write_probe_pack(
@@ -97,16 +86,37 @@ def write_probe_pack(
     Raises:
         CompressionError: and its subclasses.
     """
-    stages = _open(recipe, data_dir, output_dir, keras_model_file, news, decoding)
-    stages.probes(stages.base(keras_model_file), path)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    write_probes(run, make_base(run, keras_model_file), path)
 
 
-def _open(  # noqa: PLR0917 - what a run is made of
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed Keras model on its way.
+
+    Attributes:
+        final: it.
+        plan: which filters stayed; None where all did.
+        uncut: makes the uncut model's own files, or gives them where they stand.
+    """
+
+    final: Artefacts
+    plan: ChannelPlan | None
+    uncut: Callable[[], Artefacts]
+
+
+def open_run(  # noqa: PLR0917 - what a run is made of
     recipe: Recipe, data_dir: Path, output_dir: Path, keras_model_file: Path | None, news: News, decoding: Decoding
-) -> Stages:
-    """The stages of a run, with its films read and its folder made."""
+) -> RunContext:
+    """A run with its films read and its folder made.
+
+    Raises:
+        CompressionError: a recipe that contradicts itself, or data that cannot be read.
+    """
     import tensorflow as tf
 
+    if recipe.zeroes_weights:
+        sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(recipe.seed)
     make_folder(output_dir)
@@ -114,93 +124,46 @@ def _open(  # noqa: PLR0917 - what a run is made of
     data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
     write_text(output_dir / "recipe.json", recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    return Stages(recipe, data, digest, StageStore(output_dir, news), news, about)
+    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about)
 
 
-def _compress(stages: Stages, base: Artefacts, cost_table: CostTable | None) -> Artefacts:
-    """The compressed Keras model, through every stage that the recipe asks for."""
-    recipe, final = stages.recipe, base
-    if recipe.removes_filters:
-        final = stages.thin(base, cost_table)
-        if recipe.recovery_epochs:
-            final = stages.recover(final, base)
-    if recipe.weight_sparsity:
-        final = stages.sparsify(final, base)
-    return final
-
-
-def _compressed_names(recipe: Recipe) -> dict[str, str]:
-    """Quant type -> file name; the float twin comes along, because there zeros can be counted exactly."""
-    names = {recipe.quant_type: recipe.name}
-    if recipe.quant_type != "none":
-        stem = recipe.name.removesuffix(f"_{recipe.quant_type}")
-        names["none"] = f"{stem}_fp32"
-    return names
-
-
-def _score(recipe: Recipe, data: RunData, store: StageStore, files: Mapping[str, tuple[Path, Path]]) -> dict[str, Any]:
-    """Score every file once on test, time them turn by turn, and write the report.
+def compress(
+    run: RunContext, base: Artefacts, latency_table: CostTable | None = None, shared: StageStore | None = None
+) -> Compressed:
+    """The compressed Keras model, through every stage that the recipe asks for.
 
     Args:
-        recipe: the choices.
-        data: its test films are scored.
-        store: where the report goes.
-        files: by name, the .tflite file and the Keras file that it came from.
+        run: the run.
+        base: the uncut model.
+        latency_table: see `run_recipe`.
+        shared: where what depends on the uncut model alone is kept, for several runs from one; None: in the run's.
     """
-    models = {name: read_model(path) for name, (path, _) in files.items()}
-    test = data.test
-    inputs = {
-        "files": {name: model.sha256 for name, model in models.items()},
-        "films": test.digest(),
-        "samples": recipe.bootstrap_samples,
-        "seed": recipe.seed,
+    recipe, final, plan = run.recipe, base, None
+    of_uncut = run if shared is None else dataclasses.replace(run, store=shared)
+    # When asked for: a budget that cannot be reached should not wait for it.
+    uncut = functools.cache(lambda: export_uncut(of_uncut, base))
+    if recipe.removes_filters:
+        int8_name = f"{uncut_names(recipe)['int8']}.tflite"
+        prices = price_layers(of_uncut, base, lambda: uncut().paths[int8_name], latency_table)
+        chosen, plan = choose(run, base, prices)
+        final = repair(run, base, chosen, plan, remove(run, base, chosen, plan))
+        if recipe.recovery_epochs:
+            final = recover(run, final, base, plan)
+    if recipe.zeroes_weights:
+        final = sparsify(run, final, base)
+        if recipe.finetune_epochs:
+            final = finetune(run, final, base, plan)
+    return Compressed(final, plan, uncut)
+
+
+def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]:
+    """Quantise, deliver, and score once on test: the report."""
+    quantised = quantise(run, made.final, base)
+    delivered = deliver(run, made.final, quantised)
+    uncut, names = made.uncut(), uncut_names(run.recipe)
+    files = {
+        "fp32": (uncut.paths[f"{names['none']}.tflite"], base.keras_file),
+        "int8": (uncut.paths[f"{names['int8']}.tflite"], base.keras_file),
+        "compressed": (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file),
     }
-
-    def make(_: Path) -> None:
-        scored: dict[str, Evaluation] = {}
-        for name, model in models.items():
-            scored[name] = score_file(
-                model,
-                test.images,
-                test.split.labels,
-                test.split.patients,
-                data.dataset.findings,
-                samples=recipe.bootstrap_samples,
-                seed=recipe.seed,
-            )
-        latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
-        # Here and not before: a run that is done already should not load its models to say so.
-        costs = {source: measure_cost(load_model(source)) for _, source in files.values()}
-        rows = [
-            Row(
-                name=models[name].info.model_name,
-                file=path.name,
-                params=costs[source].params,
-                macs=costs[source].macs,
-                latency=latency[name].to_dict(),
-                evaluation=scored[name].to_dict(),
-                difference=None if name == "fp32" else auroc_difference(scored[name], scored["fp32"]).to_dict(),
-                **file_facts(path, models[name].content),
-            )
-            for name, (path, source) in files.items()
-        ]
-        facts = {"recipe": recipe.to_dict(), "counts": data.counts(), "sha256": inputs["files"]}
-        facts["budgets"] = _budgets(store.facts("thin"), rows[-1]) if recipe.removes_filters else {}
-        write_report(store.folder / "report.json", build_report(rows, data.dataset, facts=facts))
-
-    store.run("score", inputs, ["report.json"], make)
-    return read_report(store.folder / "report.json")
-
-
-def _budgets(thinned: Mapping[str, Any], row: Row) -> dict[str, dict[str, float | None]]:
-    """By cost: its limit, what the plan predicted, and what the finished file has; milliseconds are those of here."""
-    measured = {
-        "macs": row.macs,
-        "params": row.params,
-        "tflite_bytes": row.tflite_bytes,
-        "latency_ms": (row.latency or {}).get("p50_ms"),
-    }
-    return {
-        name: {"limit": limit, "predicted": thinned["after"][name], "measured": measured[name]}
-        for name, limit in thinned["limits"].items()
-    }
+    return score(run, files, quantised.facts)

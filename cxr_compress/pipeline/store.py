@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cxr_compress import __version__
 from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.pipeline.memory import peak_bytes, reset_peak
 
 News = Callable[[str], None]
 
@@ -60,7 +64,8 @@ class StageStore:
         Args:
             stage: its name.
             inputs: JSON-ready, everything that decides the result.
-            files: names of the files in the output folder that `make` writes, each atomically.
+            files: names of the files in the output folder (a subfolder in front, if any) that `make` writes, each
+                atomically.
             make: is given a folder for what it needs on the way (checkpoints); returns facts for the manifest.
 
         Raises:
@@ -69,12 +74,15 @@ class StageStore:
         key = _key(stage, inputs)
         manifest = self.folder / "manifests" / f"{stage}.json"
         paths = {name: self.folder / name for name in files}
+        for folder in {path.parent for path in paths.values()} - {self.folder}:
+            make_folder(folder)
         known = _read(manifest)
         if known.get("key") == key and all(_sha256(path) == known["files"].get(name) for name, path in paths.items()):
             self._news(f"{stage}: done before, kept")
             return Artefacts(paths, known["files"])
         self._news(f"{stage}: started")
         started = time.monotonic()
+        reset_peak()
         work = self.folder / "work" / f"{stage}-{key[:12]}"
         facts = make(work) or {}
         hashes = {name: _sha256(path) for name, path in paths.items()}
@@ -83,10 +91,12 @@ class StageStore:
             "stage": stage,
             "key": key,
             "version": __version__,
+            "versions": dict(versions()),
             "inputs": inputs,
             "files": hashes,
             "facts": facts,
             "seconds": seconds,
+            "peak_memory_bytes": peak_bytes(),
         }
         write_text(manifest, json.dumps(record, indent=2, default=str) + "\n")
         # Only now: until the manifest stands, a restart needs the checkpoints.
@@ -96,7 +106,23 @@ class StageStore:
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage noted about itself."""
-        return dict(_read(self.folder / "manifests" / f"{stage}.json").get("facts", {}))
+        return dict(self.manifest(stage).get("facts", {}))
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """All that is on record of a finished stage; nothing of one that is not."""
+        return _read(self.folder / "manifests" / f"{stage}.json")
+
+
+@cache
+def versions() -> tuple[tuple[str, str], ...]:
+    """Python and the libraries that a result may depend on."""
+    found = [("python", platform.python_version())]
+    for name in ("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy", "ai-edge-litert"):
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append((name, "not installed"))
+    return tuple(found)
 
 
 def _key(stage: str, inputs: Mapping[str, Any]) -> str:

@@ -22,28 +22,12 @@ from cxr_compress.structured import (
     measure_sensitivity,
     recalibrate_batch_norm,
     reconstruct_consumers,
-    remove_channels,
     remove_iteratively,
     score_channels,
 )
 
 FloatArray = npt.NDArray[np.float32]
 Scores = dict[str, npt.NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Thinned:
-    """What came out.
-
-    Attributes:
-        model: the thin model, repaired.
-        plan: from the uncut model to it.
-        facts: for the manifest: costs before, after and after every step, and what reconstruction did.
-    """
-
-    model: keras.Model
-    plan: ChannelPlan
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,18 +50,17 @@ class Thinning:
     loss: Callable[[Any, Any], Any] | None = None
     cost_table: CostTable | None = None
 
-    def run(self, model: keras.Model) -> Thinned:
-        """Thin a model to the recipe's budget; `model` is left untouched.
+    def choose(self, model: keras.Model) -> tuple[ChannelPlan, dict[str, Any]]:
+        """The plan that thins a model to the recipe's budget, and facts; `model` is left untouched.
 
-        In several steps, batch norms are re-estimated after each, so that the next scores see a working model. The
-        repair that stays, reconstruction or batch norms as in the uncut model, comes once, at the end.
+        In several steps, batch norms are re-estimated after each, so that the next scores see a working model.
 
         Raises:
             BudgetError: the budget cannot be reached.
             CompressionError: options that do not fit the model.
         """
         recipe, budget = self.recipe, _budget(self.recipe)
-        thin, plan, plans = remove_iteratively(
+        _, plan, plans = remove_iteratively(
             model,
             budget,
             self._score,
@@ -93,20 +76,20 @@ class Thinning:
             max_removed_fraction=recipe.max_removed_fraction,
             overrides=recipe.overrides,
         )
-        facts: dict[str, Any] = {
+        return plan, {
             "before": plan.before.to_dict(),
             "after": plan.after.to_dict(),
             "limits": budget.limits(plan.before),
             "steps": [step.after.to_dict() for step in plans],
         }
-        if recipe.reconstruct:
-            # From the uncut model's own statistics again: layers are refitted to give what they gave under those.
-            thin = remove_channels(model, plan) if recipe.removal_steps > 1 else thin
-            facts["reconstruction"] = self._reconstruct(thin, model, plan)
-        else:
-            # Not after a reconstruction: what it fitted holds under the statistics that it was fitted with.
-            self._recalibrate(thin, uncut=model, plan=plan)
-        return Thinned(thin, plan, facts)
+
+    def repair(self, thin: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+        """Repair what `plan` made of `model`, in place and without labels; facts."""
+        if self.recipe.reconstruct:
+            return {"reconstruction": self._reconstruct(thin, model, plan)}
+        # Not after a reconstruction: what it fitted holds under the statistics that it was fitted with.
+        self._recalibrate(thin, uncut=model, plan=plan)
+        return {"recalibration": {"images": min(self.recipe.recalibration_images, len(self.data.train.images))}}
 
     def _score(self, model: keras.Model, analysis: ChannelAnalysis) -> Scores:
         recipe = self.recipe
@@ -175,21 +158,26 @@ def sensitivity_files(recipe: Recipe) -> tuple[str, ...]:
     return ("sensitivity.json", *later)
 
 
-def thinning_fields(recipe: Recipe) -> dict[str, Any]:
-    """What decides the thin model, of the recipe's fields: those of things that it does not do are left out."""
+def choosing_fields(recipe: Recipe) -> dict[str, Any]:
+    """What decides the plan, of the recipe's fields: those of things that it does not do are left out."""
     names = [
         *("criterion", "group_reduction", "normalizer", "scope", "round_to", "min_channels"),
-        *("max_removed_fraction", "exclude", "allow_inexact", "removal_steps"),
-        *("reconstruct", "seed"),
+        *("max_removed_fraction", "exclude", "allow_inexact", "removal_steps", "seed"),
     ]
-    if recipe.recalibrates:
+    if recipe.removal_steps > 1:
         names.append("recalibration_images")
     if recipe.scores_on_images:
         names.append("scoring_images")
     if recipe.scope == "sensitivity":
         names.append("sensitivity_images")
-    if recipe.reconstruct:
-        names.append("reconstruction_images")
     # As pairs: the last match counts, and keys of a mapping are sorted before they are hashed.
     overrides = list(map(list, recipe.overrides.items()))
     return {name: getattr(recipe, name) for name in names} | {"overrides": overrides, "budget": recipe.budget}
+
+
+def repair_fields(recipe: Recipe) -> dict[str, Any]:
+    """What decides the repair."""
+    names = ["from_scratch", "seed"]
+    if not recipe.from_scratch:
+        names += ["reconstruct", "reconstruction_images" if recipe.reconstruct else "recalibration_images"]
+    return {name: getattr(recipe, name) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tabulate import tabulate
@@ -77,10 +78,35 @@ def _heading(dataset: Mapping[str, Any]) -> str:
 
 def _footer(report: Mapping[str, Any]) -> str:
     """How the columns came about, and the sentence that every output carries."""
+    facts = report.get("facts", {})
     return (
         "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs. Latency: "
         f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
-        f"{_budgets(report.get('facts', {}).get('budgets', {}))}{report['intended_use']}"
+        f"{_budgets(facts.get('budgets', {}))}{_quantised(facts.get('quantisation', {}))}{_gate(facts.get('gate'))}"
+        f"{report['intended_use']}"
+    )
+
+
+def _quantised(facts: Mapping[str, Any]) -> str:
+    """One line on how the compressed file came to int8, and why; empty for a float one."""
+    if not facts.get("used"):
+        return ""
+    why = "; ".join(facts.get("broken", [])) or "int8 keeps what it must on dev"
+    more = f"; training with rounding was not taken, {facts['qat_not_taken']}" if facts.get("qat_not_taken") else ""
+    return f"Quantised {facts['used']}: after it, {why}{more}.\n"
+
+
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    """One line with the verdict on the compressed file; empty for reports that have none."""
+    if not gate:
+        return ""
+    loss, bound, power = (_UNKNOWN if gate[key] is None else gate[key] for key in ("loss", "upper_bound", "power"))
+    shown = [value if isinstance(value, str) else f"{value:.4f}" for value in (loss, bound)]
+    verdict = "holds" if gate["holds"] else "BROKEN"
+    chance = power if isinstance(power, str) else f"{power:.0%}"
+    return (
+        f"Gate {verdict}: AUROC lost {shown[0]} (at most {gate['max_loss']:g}), upper bound {shown[1]} (below "
+        f"{gate['margin']:g}); of models that are truly equal, {chance} pass on a test set like this.\n"
     )
 
 
@@ -147,3 +173,27 @@ def _interval(measured: Mapping[str, float | None] | None, *, signed: bool = Fal
 
 def _align(columns: int) -> tuple[str, ...]:
     return ("left", *("right",) * (columns - 1))
+
+
+def render_forecast(forecast: Mapping[str, Any]) -> str:
+    """What `Forecast.to_dict` holds, as two tables: what comes out, and how long it takes.
+
+    Args:
+        forecast: ``before``, ``after``, ``certain``, ``stages`` and ``seconds``.
+    """
+    before, after = forecast["before"], forecast["after"]
+    costs = [
+        [name, f"{before[name]:,.10g}", f"{after[name]:,.10g}", f"{after[name] / before[name]:.1%}"]
+        for name in before
+        if before.get(name) and after.get(name) is not None
+    ]
+    stages = [[name, "done" if not seconds else f"{seconds:,.0f}"] for name, seconds in forecast["stages"].items()]
+    draw = partial(tabulate, tablefmt="simple", disable_numparse=True)
+    doubt = (
+        "" if forecast["certain"] else "\nPlanned on random weights: after the training layers may be cut otherwise."
+    )
+    return (
+        f"{draw(costs, ['cost', 'uncut', 'predicted', 'left'], colalign=_align(4))}\n\n"
+        f"{draw(stages, ['stage', 'about s'], colalign=_align(2))}\n\n"
+        f"About {forecast['seconds'] / 60:.0f} minutes on this machine.{doubt}"
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from cxr_compress.cli import compress
 from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
 from cxr_compress.recipe import Recipe
 
 NIH = ("--model=chexnet", "--dataset=nih")
@@ -64,6 +65,30 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
             [*NIH, "--data_dir=.", "--output_dir=o", f"--latency_table={__file__}"],
             "--latency_table is for a bound on latency: give --target_latency_ms too",
         ),
+        (
+            [*NIH, "--weight_sparsity=0.5", "--weight_threshold=0.1"],
+            "expected weight_sparsity to be 0 beside weight_threshold: give a share or a threshold, not both; got 0.5",
+        ),
+        ([*NIH, "--weight_threshold=-1"], "expected weight_threshold to be above 0; got -1.0"),
+        ([*NIH, "--sparsity_pattern=2:4", "--weight_sparsity=0.7"], "expected weight_sparsity to be 0.5 with 2:4"),
+        ([*NIH, "--sparsity_allocation=some"], "expected sparsity_allocation to be one of layer, global, erk"),
+        ([*NIH, "--schedule_epochs=1", "--recovery_epochs=2"], "at least the 2 epochs of recovery"),
+        ([*NIH, "--from_scratch", "--recovery_epochs=0"], "expected recovery_epochs to be 1 or more with from_scratch"),
+        (
+            [*NIH, "--qat=always", "--quant_type=fp16"],
+            "expected quant_type to be int8 or int8_float_io with qat=always",
+        ),
+        ([*NIH, "--auto_fallback=3"], "expected quant_type to be int8_float_io with auto_fallback"),
+        ([*NIH, "--max_auroc_drop=-0.1"], "expected max_auroc_drop to be 0 or more; got -0.1"),
+        ([*NIH, "--options=uncertain"], "expected --options as name=value, got 'uncertain'"),
+        (
+            [*NIH, "--data_dir=.", "--output_dir=o", "--search", "--dry_run"],
+            "--dry_run forecasts one run, not a search: leave one of the two out",
+        ),
+        (
+            [*NIH, "--data_dir=.", "--output_dir=o", "--search", "--target_bytes=0.5"],
+            "--search wants --target_bytes as a number of bytes such as 1MB, got a fraction",
+        ),
         (["--recipe=missing.json"], "expected --recipe to be a file, got 'missing.json'"),
         (["--quant_type=int3"], "value should be one of"),
         (["--taget_macs=0.5"], "Unknown command line flag 'taget_macs'. Did you mean: target_macs"),
@@ -111,12 +136,18 @@ def test_compress_wrong_flag_loads_no_tensorflow():
         (["--overrides=a=b.*=0.5,head/.*=0"], {"overrides": {"a=b.*": 0.5, "head/.*": 0.0}}),
         (['--overrides="conv{1,2}=0.5"'], {"overrides": {"conv{1,2}": 0.5}}),
         (["--min_channels=4", "--normalizer=none", "--allow_inexact"], {"min_channels": 4, "allow_inexact": True}),
+        (["--weight_threshold=0.02"], {"weight_threshold": 0.02, "weight_sparsity": 0.0, "threshold_unit": "absolute"}),
+        (
+            ["--options=uncertain=ones,flag=pneumoniamnist"],
+            {"options": {"uncertain": "ones", "flag": "pneumoniamnist"}},
+        ),
+        (["--from_scratch", "--equalize", "--qat=never"], {"from_scratch": True, "equalize": True, "qat": "never"}),
         (["--scoring_images=64", "--reconstruction_images=32"], {"scoring_images": 64, "reconstruction_images": 32}),
     ],
 )
 def test_compress_flags_become_the_recipe(arguments, changed):
     values = compress_flags("--model=tiny_chexnet", "--dataset=phantom", *arguments)
-    recipe = compress.make_recipe_of(values)
+    recipe = make_recipe_of(values)
     for name, value in changed.items():
         assert getattr(recipe, name) == value
     assert recipe.round_to == 4, "the preset of the model holds where no flag says otherwise"
@@ -125,22 +156,22 @@ def test_compress_flags_become_the_recipe(arguments, changed):
 def test_compress_recipe_file_is_taken_and_flags_change_it(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(Recipe(dataset="nih", seed=7).to_json())
-    recipe = compress.make_recipe_of(compress_flags(f"--recipe={path}", "--target_macs=0.3"))
+    recipe = make_recipe_of(compress_flags(f"--recipe={path}", "--target_macs=0.3"))
     assert (recipe.dataset, recipe.seed, recipe.target_macs) == ("nih", 7, 0.3)
 
 
 def test_compress_overrides_change_those_of_a_recipe_file(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(Recipe(dataset="nih", overrides={"stem": 0.1}).to_json())
-    assert compress.make_recipe_of(compress_flags(f"--recipe={path}")).overrides == {"stem": 0.1}
-    assert compress.make_recipe_of(compress_flags(f"--recipe={path}", "--overrides=g1=0.2")).overrides == {"g1": 0.2}
+    assert make_recipe_of(compress_flags(f"--recipe={path}")).overrides == {"stem": 0.1}
+    assert make_recipe_of(compress_flags(f"--recipe={path}", "--overrides=g1=0.2")).overrides == {"g1": 0.2}
 
 
 def test_compress_recipe_file_with_an_unknown_key_is_refused(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({**Recipe().to_dict(), "speed": "fast"}))
     with pytest.raises(Exception, match="unknown in a recipe: speed"):
-        compress.make_recipe_of(compress_flags(f"--recipe={path}"))
+        make_recipe_of(compress_flags(f"--recipe={path}"))
 
 
 def test_compress_empty_data_folder_is_one_line(capsys, tmp_path):
@@ -181,11 +212,72 @@ def compress_flags(*arguments: str):
     from absl import flags
 
     values = flags.FlagValues()
-    compress._define_flags(values)
+    define_flags(values)
     values(["cxr_compress", *arguments])
     return values
 
 
 def test_compress_bound_that_is_no_number_raises():
     with pytest.raises(UsageError, match="as a fraction"):
-        compress.make_recipe_of(compress_flags("--model=chexnet", "--dataset=nih", "--target_params=small"))
+        make_recipe_of(compress_flags("--model=chexnet", "--dataset=nih", "--target_params=small"))
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    from cxr_compress.data import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, n_train=120, n_test=30, size=64)
+    return folder
+
+
+def phantom_flags(phantom, folder, *more: str) -> list[str]:
+    return [
+        *("--model=tiny_chexnet", "--dataset=phantom", f"--data_dir={phantom}", f"--output_dir={folder}"),
+        *("--input_size=32", "--epochs=1", *more),
+    ]
+
+
+def test_compress_dry_run_trains_nothing_and_says_what_comes_out(capsys, phantom, tmp_path):
+    flags = phantom_flags(phantom, tmp_path, "--scope=local", "--dry_run", "--format=json")
+    code, out, err = call(capsys, *flags)
+    assert code == 0, err
+    forecast = json.loads(out)
+    assert not forecast["certain"], "the uncut model is still to be trained"
+    assert 0.4 < forecast["after"]["macs"] / forecast["before"]["macs"] <= 0.5
+    assert set(forecast["stages"]) >= {"base", "select", "recover", "sparsify", "quantise", "score"}
+    assert forecast["seconds"] > 0
+    assert not list(tmp_path.glob("*.keras")) + list(tmp_path.glob("*.tflite"))
+    code, out, _ = call(capsys, *flags[:-1])
+    assert code == 0
+    assert "Planned on random weights" in out
+    assert "minutes on this machine" in out
+
+
+def test_compress_dry_run_from_a_file_makes_the_plan_that_the_run_takes(capsys, phantom, tmp_path):
+    from cxr_compress.data import PHANTOM_FINDINGS
+    from cxr_compress.models import save_model, tiny_chexnet
+    from cxr_compress.structured import ChannelPlan
+
+    save_model(tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3)), tmp_path / "base.keras")
+    flags = phantom_flags(phantom, tmp_path / "run", f"--keras_model_file={tmp_path / 'base.keras'}", "--dry_run")
+    code, out, err = call(capsys, *flags, "--format=json")
+    assert code == 0, err
+    forecast = json.loads(out)
+    plan = ChannelPlan.from_json((tmp_path / "run" / "plan.json").read_text())
+    assert forecast["certain"]
+    assert forecast["after"] == plan.after.to_dict()
+    assert (forecast["stages"]["select"], forecast["stages"]["base"]) == (0, 0), "done, and kept for the run"
+
+
+def test_compress_gate_that_was_asked_for_and_does_not_hold_ends_with_code_3(capsys, monkeypatch, tmp_path):
+    from cxr_compress import pipeline, report
+
+    verdict = {"gate": {"holds": False}}
+    monkeypatch.setattr(pipeline, "run_recipe", lambda *_, **__: {"facts": verdict})
+    monkeypatch.setattr(report, "render_report", lambda report: "table")
+    flags = ["--model=tiny_chexnet", "--dataset=phantom", f"--data_dir={tmp_path}", f"--output_dir={tmp_path}"]
+    assert call(capsys, *flags, "--max_auroc_drop=0.001")[0] == 3
+    assert call(capsys, *flags)[0] == 0, "not asked for: the report says it, and that is all"
+    verdict["gate"]["holds"] = True
+    assert call(capsys, *flags, "--max_auroc_drop=0.001")[0] == 0

@@ -13,8 +13,10 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
 from cxr_compress.pipeline import run_recipe, thinning
+from cxr_compress.pipeline.base import make_base
+from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.films import load_run_data
-from cxr_compress.pipeline.stages import Stages
+from cxr_compress.pipeline.removal import choose, remove, repair
 from cxr_compress.pipeline.store import StageStore
 from cxr_compress.recipe import CRITERIA, make_recipe
 from cxr_compress.structured import (
@@ -77,14 +79,14 @@ def uncut(tmp_path_factory):
 
 
 def run(folder, data, uncut, **changes):
-    """The stages up to the thin model, as a run makes them: the folder's facts, plan, models and news."""
+    """The stages up to the repaired model, as a run makes them: the folder's facts, plan, models and news."""
     news: list[str] = []
     store = StageStore(folder, news.append)
-    stages = Stages(replace(RECIPE, **changes), data, "digest", store, news.append)
-    base = stages.base(uncut)
-    thin = stages.thin(base, None)
-    plan = ChannelPlan.from_json(thin.paths["plan.json"].read_text())
-    return store.facts("thin"), plan, load_model(thin.keras_file), news
+    made = RunContext(replace(RECIPE, **changes), data, "digest", store, news.append)
+    base = make_base(made, uncut)
+    chosen, plan = choose(made, base, None)
+    thin = repair(made, base, chosen, plan, remove(made, base, chosen, plan))
+    return store.facts("select") | store.facts("repair"), plan, load_model(thin.keras_file), news
 
 
 def test_thin_by_taylor_scores_with_labels_and_meets_the_budget(data, chexnet, tmp_path):
@@ -190,11 +192,14 @@ def test_thin_overrides_and_floors_hold(data, uncut, tmp_path):
 
 
 def test_thin_is_done_again_exactly_when_a_field_decides_it(data, uncut, tmp_path):
-    assert "thin: started" in run(tmp_path, data, uncut)[3]
+    stages = {"select: started", "remove: started", "repair: started"}
+    assert stages <= set(run(tmp_path, data, uncut)[3])
     # What this recipe does not do cannot change its result.
     unused = {"scoring_images": 16, "reconstruction_images": 16, "sensitivity_images": 16, "quant_type": "none"}
-    assert "thin: done before, kept" in run(tmp_path, data, uncut, **unused)[3]
-    assert "thin: started" in run(tmp_path, data, uncut, min_channels=8)[3]
+    assert not stages & set(run(tmp_path, data, uncut, **unused)[3])
+    again = set(run(tmp_path, data, uncut, recalibration_images=24)[3])
+    assert again & stages == {"repair: started"}, "the plan does not depend on it"
+    assert stages <= set(run(tmp_path, data, uncut, min_channels=8)[3])
 
 
 @pytest.mark.parametrize(
@@ -205,13 +210,18 @@ def test_thin_is_done_again_exactly_when_a_field_decides_it(data, uncut, tmp_pat
         {"group_reduction": "max"},
         {"allow_inexact": True},
         {"overrides": {"a": 0.5, ".*": 0.7}},
-        {"reconstruct": True},
         {"criterion": "apoz"},
         {"scope": "sensitivity"},
     ],
 )
-def test_thinning_fields_change_with_every_choice(changes):
-    assert thinning.thinning_fields(replace(RECIPE, **changes)) != thinning.thinning_fields(RECIPE)
+def test_choosing_fields_change_with_every_choice(changes):
+    assert thinning.choosing_fields(replace(RECIPE, **changes)) != thinning.choosing_fields(RECIPE)
+
+
+@pytest.mark.parametrize("changes", [{"reconstruct": True}, {"from_scratch": True}, {"recalibration_images": 17}])
+def test_repair_fields_change_with_every_choice(changes):
+    assert thinning.repair_fields(replace(RECIPE, **changes)) != thinning.repair_fields(RECIPE)
+    assert thinning.choosing_fields(replace(RECIPE, **changes)) == thinning.choosing_fields(RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -219,35 +229,44 @@ def test_thinning_fields_change_with_every_choice(changes):
     [
         ({"criterion": "taylor"}, "scoring_images"),
         ({"scope": "sensitivity"}, "sensitivity_images"),
-        ({"reconstruct": True}, "reconstruction_images"),
+        ({"removal_steps": 2}, "recalibration_images"),
     ],
 )
-def test_thinning_fields_count_images_where_they_are_looked_at(where, field):
+def test_choosing_fields_count_images_where_they_are_looked_at(where, field):
     def differ(recipe) -> bool:
-        return thinning.thinning_fields(replace(recipe, **{field: 17})) != thinning.thinning_fields(recipe)
+        return thinning.choosing_fields(replace(recipe, **{field: 17})) != thinning.choosing_fields(recipe)
 
     assert differ(replace(RECIPE, **where))
     assert not differ(RECIPE)
 
 
-def test_thinning_fields_count_recalibration_images_where_norms_are_re_estimated():
+def test_repair_fields_count_the_images_of_the_repair_that_is_made():
     def fields(**changes) -> dict:
-        return thinning.thinning_fields(replace(RECIPE, **changes))
+        return thinning.repair_fields(replace(RECIPE, **changes))
 
-    assert fields(recalibration_images=17) != fields()
     assert fields(reconstruct=True, recalibration_images=17) == fields(reconstruct=True)
-    assert fields(reconstruct=True, removal_steps=2, recalibration_images=17) != fields(
-        reconstruct=True, removal_steps=2
-    )
+    assert fields(reconstruct=True, reconstruction_images=17) != fields(reconstruct=True)
+    assert fields(reconstruction_images=17) == fields()
+    assert fields(from_scratch=True, recalibration_images=17) == fields(from_scratch=True)
 
 
-def test_thinning_fields_know_the_order_of_overrides():
+def test_choosing_fields_know_the_order_of_overrides():
     """The last match counts; the store sorts the keys of a mapping before it hashes them."""
     first, second = ({"a": 0.5, ".*": 0.7}, {".*": 0.7, "a": 0.5})
     texts = {
-        json.dumps(thinning.thinning_fields(replace(RECIPE, overrides=o)), sort_keys=True) for o in (first, second)
+        json.dumps(thinning.choosing_fields(replace(RECIPE, overrides=o)), sort_keys=True) for o in (first, second)
     }
     assert len(texts) == 2
+
+
+def test_repair_from_scratch_draws_other_weights_for_the_same_shapes(data, uncut, tmp_path):
+    _, plan, kept, _ = run(tmp_path / "kept", data, uncut)
+    facts, same, scratch, _ = run(tmp_path / "scratch", data, uncut, from_scratch=True)
+    assert same == plan
+    assert facts["weights"] == "drawn anew"
+    assert [w.shape for w in scratch.get_weights()] == [w.shape for w in kept.get_weights()]
+    name = next(layer.name for layer in kept.layers if isinstance(layer, keras.layers.Conv2D))
+    assert not np.allclose(scratch.get_layer(name).get_weights()[0], kept.get_layer(name).get_weights()[0])
 
 
 def test_run_recipe_with_every_choice_of_the_removal_delivers_and_is_kept(phantom, uncut, tmp_path):
@@ -269,7 +288,7 @@ def test_run_recipe_with_every_choice_of_the_removal_delivers_and_is_kept(phanto
 
 def test_thin_manifest_says_what_was_chosen(data, uncut, tmp_path):
     run(tmp_path, data, uncut, criterion="apoz", min_channels=4)
-    manifest = json.loads((tmp_path / "manifests" / "thin.json").read_text())
+    manifest = json.loads((tmp_path / "manifests" / "select.json").read_text())
     chosen = manifest["inputs"]["recipe"]
     assert (chosen["criterion"], chosen["min_channels"], chosen["scoring_images"]) == ("apoz", 4, 32)
     assert manifest["facts"]["before"]["macs"] > manifest["facts"]["after"]["macs"]

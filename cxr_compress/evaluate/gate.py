@@ -1,0 +1,78 @@
+"""Whether a compressed model may stand in for the one it came from: bounds on what it may lose, decided beforehand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+from cxr_compress.metrics import Interval
+
+_ONE_SIDED = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The verdict on one candidate.
+
+    Attributes:
+        loss: AUROC of the reference minus that of the candidate.
+        upper_bound: the one-sided 97.5 % bound of that loss, from resampled patients in pairs.
+        max_loss: what `loss` may be at most.
+        margin: what `upper_bound` must stay below.
+        power: how often a candidate that is truly as good as its reference passes on a test set like this one; a low
+            value says that the films are too few to tell.
+    """
+
+    loss: float
+    upper_bound: float
+    max_loss: float
+    margin: float
+    power: float
+
+    @property
+    def small_loss(self) -> bool:
+        """Whether the loss, as measured, is small enough."""
+        return self.loss <= self.max_loss
+
+    @property
+    def non_inferior(self) -> bool:
+        """Whether a loss of the margin or more is ruled out."""
+        return self.upper_bound < self.margin
+
+    @property
+    def holds(self) -> bool:
+        """Both."""
+        return self.small_loss and self.non_inferior
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, verdicts included."""
+        return {
+            **asdict(self),
+            "small_loss": self.small_loss,
+            "non_inferior": self.non_inferior,
+            "holds": self.holds,
+        }
+
+
+def judge_loss(difference: Interval, *, max_loss: float, margin: float) -> Gate:
+    """Judge the difference of two AUROCs measured on the same films.
+
+    Args:
+        difference: candidate minus reference with its paired 95 % interval, whose lower end is the one-sided 97.5 %
+            bound of the loss.
+        max_loss: what may be lost, as measured.
+        margin: what may be lost at most, given the doubt.
+
+    Source: ICH E9, section 3.3.2 (non-inferiority); the power is that of a normal difference with the spread that the
+    interval shows.
+    """
+    spread = (difference.high - difference.low) / (2 * _ONE_SIDED)
+    if math.isnan(spread):
+        power = math.nan
+    elif spread <= 0:
+        power = 1.0
+    else:
+        power = NormalDist().cdf(margin / spread - _ONE_SIDED)
+    return Gate(-difference.value, -difference.low, max_loss, margin, power)

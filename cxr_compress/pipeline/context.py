@@ -1,0 +1,107 @@
+"""What every stage of a run shares: the recipe, the films, the store, and how a model is trained and saved in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.keras2 import keras
+from cxr_compress.models import ModelAbout, load_model, save_model
+from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.store import Artefacts, StageStore
+from cxr_compress.recipe import Recipe
+from cxr_compress.structured import measure_cost
+from cxr_compress.train import FeatureMatch, FitConfig, fit, pos_weights
+
+Masks = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run.
+
+    Attributes:
+        recipe: the choices.
+        data: the films.
+        digest: the hash of train and dev films: what every stage depends on.
+        store: where artefacts go.
+        news: is told of progress, one line each.
+        about: what the model to start from says of itself.
+    """
+
+    recipe: Recipe
+    data: RunData
+    digest: str
+    store: StageStore
+    news: Callable[[str], None]
+    about: ModelAbout | None = None
+
+    @functools.cached_property
+    def pos_weight(self) -> np.ndarray:
+        """(findings,) the weights of positives in the loss, those of the uncut model; the device undoes them."""
+        if self.about is not None and self.about.pos_weight is not None:
+            return np.array(self.about.pos_weight, np.float32)
+        return pos_weights(self.data.train.split.labels)
+
+    def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
+        """What decides a stage: its fields of the recipe, the films, and what it reads."""
+        values = {name: getattr(self.recipe, name) for name in fields}
+        return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents]}
+
+    def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
+        """A training of this run."""
+        plain = FitConfig(
+            epochs=epochs, batch_size=self.recipe.batch_size, learning_rate=learning_rate, seed=self.recipe.seed
+        )
+        return dataclasses.replace(plain, **changes)
+
+    def train(
+        self,
+        model: keras.Model,
+        config: FitConfig,
+        work: Path,
+        *,
+        teacher: keras.Model | None = None,
+        match: FeatureMatch | None = None,
+        masks: Masks | None = None,
+    ) -> dict[str, Any]:
+        """Train in place; facts for the manifest."""
+        result = fit(
+            model,
+            self.data.train.pair,
+            self.data.dev.pair,
+            self.data.spec,
+            config,
+            work,
+            findings=self.data.dataset.findings,
+            pos_weight=self.pos_weight,
+            teacher=teacher,
+            feature_match=match,
+            masks=masks,
+            progress=self.news,
+        )
+        return {"best_epoch": result.best_epoch, "dev_auroc": result.best_dev_auroc, "history": list(result.history)}
+
+    def teacher(self, base: Artefacts) -> keras.Model | None:
+        """The uncut model, where the recipe lets it teach."""
+        wanted = self.recipe.distill_weight or self.recipe.feature_weight
+        return load_model(base.keras_file) if wanted else None
+
+    def save(self, model: keras.Model, name: str) -> dict[str, Any]:
+        """Write a model of this run; facts for the manifest."""
+        dataset = self.data.dataset
+        about = ModelAbout(
+            findings=dataset.findings,
+            preprocess=self.data.spec,
+            dataset=dataset.name,
+            attribution=dataset.attribution,
+            pos_weight=tuple(float(weight) for weight in self.pos_weight),
+        )
+        save_model(model, self.store.folder / name, about=about)
+        return {"cost": measure_cost(model).to_dict()}

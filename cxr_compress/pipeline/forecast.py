@@ -1,0 +1,147 @@
+"""What a run will give and about how long it will take, before it is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.keras2 import keras
+from cxr_compress.models import load_model
+from cxr_compress.pipeline.base import build_untrained, make_base, price_layers
+from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.delivery import export_uncut, uncut_names
+from cxr_compress.pipeline.films import Decoding
+from cxr_compress.pipeline.removal import choose
+from cxr_compress.pipeline.run import open_run
+from cxr_compress.pipeline.store import News
+from cxr_compress.pipeline.thinning import Thinning
+from cxr_compress.recipe import Recipe
+from cxr_compress.structured import measure_cost
+
+# Measured with DenseNet121 at 64 to 224 px on two cores; other networks and machines are near enough for a forecast.
+_TRAINING_PER_INFERENCE = 3.5
+_SECONDS_PER_TRAINED_LAYER = 0.2  # to trace and compile a training step
+_SECONDS_PER_CONVERTED_LAYER = 0.03
+_FIXED_SHARE = 0.12  # of the time of a layer that does not fall with its MACs
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be expected.
+
+    Attributes:
+        before: the cost of the uncut model: params, MACs, activation bytes, and bytes or milliseconds where bounded.
+        after: of the compressed one; exact but for bytes and milliseconds.
+        certain: False where the plan was made on random weights, because the uncut model is still to be trained: with
+            ``scope="global"`` the layers then come out with other widths.
+        stages: stage -> about how many seconds, in order; stages that stand already count 0.
+    """
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    certain: bool
+    stages: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the sum."""
+        return {**asdict(self), "seconds": round(sum(self.stages.values()))}
+
+
+def forecast_run(
+    recipe: Recipe,
+    *,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None = None,
+    latency_table: CostTable | None = None,
+    news: News = lambda line: None,
+    decoding: Decoding = lambda split, done, total: None,
+) -> Forecast:
+    """Make the plan of a run, but nothing of what takes long, and say what follows from it.
+
+    With a model from a file, the plan is the one that the run will use, and is kept for it in `output_dir`. The times
+    come from one batch through the uncut model and are good to about a factor of 1.5.
+
+    Args:
+        recipe: as `run_recipe`, like all that is not named here.
+        data_dir: see there.
+        output_dir: see there.
+        keras_model_file: see there.
+        latency_table: see there.
+        news: see there.
+        decoding: see there.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        CompressionError: and its other subclasses.
+    """
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    trained = keras_model_file is not None or bool(run.store.manifest("base"))
+    if trained:
+        base = make_base(run, keras_model_file)
+        model = load_model(base.keras_file)
+        before = after = measure_cost(model).to_dict()
+        if recipe.removes_filters:
+            int8_name = f"{uncut_names(recipe)['int8']}.tflite"
+            prices = price_layers(run, base, lambda: export_uncut(run, base).paths[int8_name], latency_table)
+            _, plan = choose(run, base, prices)
+            before, after = plan.before.to_dict(), plan.after.to_dict()
+    else:
+        model = build_untrained(run)
+        before = after = measure_cost(model).to_dict()
+        if recipe.removes_filters and set(recipe.budget) <= {"macs", "params"}:
+            plan, _ = Thinning(recipe, run.data, output_dir, news).choose(model)
+            before, after = plan.before.to_dict(), plan.after.to_dict()
+    return Forecast(before, after, trained, _seconds(run, model, after["macs"] / before["macs"]))
+
+
+def _seconds(run: RunContext, model: keras.Model, macs_left: float) -> dict[str, float]:
+    """Stage -> seconds, of the stages that are still to run."""
+    recipe, films = run.recipe, run.data
+    image = _seconds_per_image(model)
+    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * macs_left)
+    layers = len(list(model._flatten_layers(include_self=False)))
+    teacher = image if recipe.distill_weight or recipe.feature_weight else 0.0
+
+    def training(epochs: int, per_image: float, taught: float = teacher) -> float:
+        step = per_image * _TRAINING_PER_INFERENCE + taught
+        per_epoch = len(films.train.split) * step + len(films.dev.split) * per_image
+        return epochs * per_epoch + _SECONDS_PER_TRAINED_LAYER * layers if epochs else 0.0
+
+    conversion = _SECONDS_PER_CONVERTED_LAYER * layers + recipe.calibration_images * image
+    scoring = (2 * image + thin) * (len(films.dataset.test) + len(films.dev.split))
+    stages: Mapping[str, tuple[bool, Callable[[], float]]] = {
+        "base": (True, lambda: training(recipe.epochs, image, 0.0)),
+        "select": (recipe.removes_filters, lambda: 1.0),
+        "remove": (recipe.removes_filters, lambda: 0.05 * layers),
+        "repair": (recipe.removes_filters, lambda: recipe.reconstruction_images * 4 * image + 0.2 * layers),
+        "recover": (recipe.removes_filters, lambda: training(recipe.recovery_epochs, thin)),
+        "sparsify": (recipe.zeroes_weights, lambda: training(recipe.sparsity_epochs, thin)),
+        "finetune": (recipe.zeroes_weights, lambda: training(recipe.finetune_epochs, thin)),
+        "quantise": (True, lambda: conversion),
+        "qat": (recipe.qat == "always", lambda: training(recipe.qat_epochs, 2 * thin)),
+        "export_uncut": (True, lambda: 2 * conversion),
+        "export_compressed": (True, lambda: 2 * len(films.dev.split) * thin),
+        "score": (True, lambda: scoring),
+    }
+    return {
+        name: 0.0 if run.store.manifest(name) else round(seconds(), 1)
+        for name, (wanted, seconds) in stages.items()
+        if wanted
+    }
+
+
+def _seconds_per_image(model: keras.Model) -> float:
+    """Inference, from the second of two batches: the first one traces."""
+    batch = np.zeros((_BATCH, *model.input_shape[1:]), np.float32)
+    model.predict_on_batch(batch)
+    started = time.perf_counter()
+    model.predict_on_batch(batch)
+    return (time.perf_counter() - started) / _BATCH

@@ -1,0 +1,104 @@
+"""From a flatbuffer to a file that ships: labels, preprocessing, thresholds of its own, and a check of its zeros."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.modelfile import ModelFile, ModelInfo, pack_model
+from cxr_compress.errors import CompressionError
+from cxr_compress.evaluate import Calibration, choose_calibration
+from cxr_compress.lite import LiteModel, audit
+from cxr_compress.pipeline.context import RunContext
+from cxr_compress.recipe import Recipe
+
+# A float file has the zeros of its Keras model; converters may drop a constant or two on the way.
+SPARSITY_TOLERANCE = 0.005
+
+
+def pack(run: RunContext, lite: LiteModel, name: str, parents: Mapping[str, str], recipe: Mapping[str, Any]) -> bytes:
+    """The file that ships; its thresholds are chosen on dev, from this very file's logits.
+
+    Args:
+        run: the run.
+        lite: the flatbuffer.
+        name: what the file is called, without its ending.
+        parents: hashes of what it was made from.
+        recipe: the choices that made it.
+    """
+    chosen = choose_calibration(run.data.dev.split.labels, dev_logits(run, lite), run.pos_weight)
+    return pack_model(lite.content, _info(run, lite, name, chosen, parents, recipe))
+
+
+def dev_logits(run: RunContext, lite: LiteModel) -> np.ndarray:
+    """(dev films, findings) of a flatbuffer, through the device's own code."""
+    count = len(run.data.dataset.findings)
+    plain = _info(run, lite, "unnamed", Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count), {}, {})
+    classifier = Classifier(ModelFile(Path("unnamed"), lite.content, plain, len(lite.content), ""))
+    return np.concatenate([classifier.logits(batch) for batch in run.data.batches(run.data.dev.images)])
+
+
+def recipe_in_file(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a delivered file carries it: a reader's options may name folders, so their names alone."""
+    values = recipe.to_dict()
+    return {**values, "options": sorted(values["options"])}
+
+
+def _info(  # noqa: PLR0917 - what a file says
+    run: RunContext,
+    lite: LiteModel,
+    name: str,
+    chosen: Calibration,
+    parents: Mapping[str, str],
+    recipe: Mapping[str, Any],
+) -> ModelInfo:
+    dataset = run.data.dataset
+    return ModelInfo(
+        model_name=name,
+        labels=tuple(dataset.findings),
+        preprocess=run.data.spec,
+        logit_slope=chosen.slope,
+        logit_offset=chosen.offset,
+        thresholds=chosen.thresholds,
+        threshold_source=(
+            f"largest sensitivity + specificity on {len(run.data.dev.split)} dev films of {dataset.name}, "
+            "patients held out of training; choose your own before any use"
+        ),
+        quant_type=lite.quant_type,
+        parents=dict(parents),
+        training_data=dataset.name,
+        attribution=dataset.attribution,
+        synthetic=dataset.synthetic,
+        recipe=dict(recipe),
+    )
+
+
+def check_sparsity(lite: LiteModel, wanted: float) -> None:
+    """Fail when a file has fewer zeros among its kernels than its Keras model, or a float file more.
+
+    Raises:
+        CompressionError: says both numbers.
+    """
+    found = lite.audit.sparsity.fraction
+    # Rounding to int8 adds zeros, never removes one; a float file must be what was asked, not more.
+    exact = lite.quant_type in ("none", "fp16")
+    if wanted and (found < wanted - SPARSITY_TOLERANCE or (exact and found > wanted + SPARSITY_TOLERANCE)):
+        raise CompressionError(
+            f"the {lite.quant_type} file has {found:.2%} zeros among its kernels, {wanted:.2%} were asked for: "
+            "the masks did not survive; please report this"
+        )
+
+
+def file_facts(path: Path, flatbuffer: bytes) -> dict[str, Any]:
+    """Size, deflated size and kernel sparsity of a model file."""
+    content = path.read_bytes()
+    return {
+        "tflite_bytes": len(content),
+        "deflated_bytes": len(zlib.compress(content, 9)),
+        "weight_sparsity": audit(flatbuffer).sparsity.fraction,
+    }

@@ -1,0 +1,179 @@
+"""Every point that a search tried, kept in search.json after each, so that a killed search goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_compress import __version__
+from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.pipeline.search.runner import recipe_hash
+from cxr_compress.pipeline.search.score import CandidateScore
+from cxr_compress.recipe import Recipe
+
+RECORD_NAME = "search.json"
+RECORD_FORMAT = 1
+CHEAP, FULL = "cheap", "full"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate, judged once.
+
+    Attributes:
+        key: the hash of all that decides its score.
+        stage: "cheap" or "full".
+        name: as the candidate is called.
+        changes: what its recipe changes in that of the search.
+        fingerprint: of base model and films, as the search was given it.
+        score: None where its budget cannot be reached.
+        refused: why, then.
+    """
+
+    key: str
+    stage: str
+    name: str
+    changes: Mapping[str, Any]
+    fingerprint: str
+    score: CandidateScore | None
+    refused: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        score = None if self.score is None else self.score.to_dict()
+        return {**vars(self), "changes": dict(self.changes), "score": score}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Point:
+        """The inverse of `to_dict`.
+
+        Raises:
+            CompressionError: other fields.
+        """
+        score = values["score"]
+        return cls(**{**values, "score": None if score is None else CandidateScore.from_dict(score)})
+
+
+def point_key(stage: str, recipe: Recipe, fingerprint: str, epochs: int = 0) -> str:
+    """The key of a candidate: the same recipe on the same base and films, recovered as far, scores the same.
+
+    Args:
+        stage: "cheap" or "full".
+        recipe: of the candidate.
+        fingerprint: of base model and films.
+        epochs: of the cheap recovery.
+    """
+    text = json.dumps([stage, recipe_hash(recipe), fingerprint, epochs if stage == CHEAP else 0, __version__])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class SearchRecord:
+    """The file of one search; points of other base models or films stay in it and count for nothing."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """Open what is there.
+
+        Raises:
+            DataError: search.json cannot be read; it is left as it is.
+        """
+        make_folder(folder)
+        self.path = folder / RECORD_NAME
+        self.fingerprint = fingerprint
+        self._content: dict[str, Any] = {"format": RECORD_FORMAT, "points": [], "tests": []}
+        if self.path.is_file():
+            self._content = _read(self.path)
+        try:
+            self._points = {values["key"]: Point.from_dict(values) for values in self._content["points"]}
+        except (CompressionError, KeyError, TypeError) as error:
+            raise _unreadable(self.path) from error
+
+    @property
+    def points(self) -> list[Point]:
+        """Those of this base model and these films, in the order they were tried."""
+        return [point for point in self._points.values() if point.fingerprint == self.fingerprint]
+
+    def known(self, key: str) -> Point | None:
+        """A point that was tried before."""
+        return self._points.get(key)
+
+    def add(self, point: Point) -> None:
+        """Keep a point, on disk, at once.
+
+        Raises:
+            CompressionError: the file cannot be written.
+        """
+        self._points[point.key] = point
+        self._write()
+
+    @property
+    def uncut(self) -> dict[str, CandidateScore]:
+        """The reference points, if they were judged."""
+        known = self._content.get("uncut", {}).get(self.fingerprint, {})
+        return {name: CandidateScore.from_dict(values) for name, values in known.items()}
+
+    def keep_uncut(self, scores: Mapping[str, CandidateScore]) -> None:
+        """Keep the reference points."""
+        known = self._content.setdefault("uncut", {})
+        known[self.fingerprint] = {name: score.to_dict() for name, score in scores.items()}
+        self._write()
+
+    def look_at_test(self, point: Point) -> int:
+        """Note, before it happens, that a winner is scored on test; how many winners were until now, it included.
+
+        Going on with the scoring of one that a kill interrupted is the same look.
+        """
+        looks = self._looks()
+        if all(look["key"] != point.key for look in looks):
+            self._content["tests"].append({"key": point.key, "fingerprint": self.fingerprint, "report": None})
+            self._write()
+        return len(self._looks())
+
+    def report_of(self, point: Point) -> dict[str, Any] | None:
+        """The report of a winner that was scored on test before."""
+        return next((look["report"] for look in self._looks() if look["key"] == point.key), None)
+
+    def keep_report(self, point: Point, report: Mapping[str, Any]) -> None:
+        """Keep what the scoring on test gave."""
+        look = next(look for look in self._looks() if look["key"] == point.key)
+        look["report"] = dict(report)
+        self._write()
+
+    @property
+    def winner(self) -> str | None:
+        """The key of the point that was chosen last; None before."""
+        return self._content.get("searches", {}).get(self.fingerprint, {}).get("winner")
+
+    def choose(self, summary: Mapping[str, Any]) -> None:
+        """Keep what was searched and what came out: JSON-ready, for whoever reads the file."""
+        self._content.setdefault("searches", {})[self.fingerprint] = dict(summary)
+        self._write()
+
+    def _looks(self) -> list[dict[str, Any]]:
+        return [look for look in self._content["tests"] if look["fingerprint"] == self.fingerprint]
+
+    def _write(self) -> None:
+        self._content["points"] = [point.to_dict() for point in self._points.values()]
+        write_text(self.path, json.dumps(self._content, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path) from error
+    if not isinstance(content, dict) or content.get("format") != RECORD_FORMAT:
+        raise _unreadable(path)
+    if not all(isinstance(content.get(name), list) for name in ("points", "tests")):
+        raise _unreadable(path)
+    return content
+
+
+def _unreadable(path: Path) -> DataError:
+    return DataError(
+        f"{path}: expected the record of a search as this version writes it; move it away to start the search anew"
+    )

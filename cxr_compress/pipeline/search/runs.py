@@ -1,0 +1,122 @@
+"""The candidates of a search as runs of their own, which share the films and the uncut model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.device.modelfile import read_model
+from cxr_compress.keras2 import keras
+from cxr_compress.lite import LiteModel, audit
+from cxr_compress.models import load_model
+from cxr_compress.pipeline.base import make_base
+from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
+from cxr_compress.pipeline.packing import dev_logits
+from cxr_compress.pipeline.quantising import quantise
+from cxr_compress.pipeline.run import compress, finish
+from cxr_compress.pipeline.search.runner import UNCUT, folder_name, shortened
+from cxr_compress.pipeline.search.score import CandidateScore, score_on_dev
+from cxr_compress.pipeline.store import StageStore
+from cxr_compress.recipe import Recipe
+from cxr_compress.structured import measure_cost
+
+CANDIDATES = "candidates"
+
+
+class CandidateRuns:
+    """Makes and judges candidates, each in a folder below that of the search; a `Runner`."""
+
+    def __init__(self, run: RunContext, keras_model_file: Path | None, latency_table: CostTable | None = None) -> None:
+        """Make or take the uncut model.
+
+        Args:
+            run: of the search's own recipe, in the folder of the search.
+            keras_model_file: as `run_recipe`.
+            latency_table: as `run_recipe`.
+        """
+        self._run, self._table = run, latency_table
+        self._base = make_base(run, keras_model_file)
+        self._uncut_logits: np.ndarray | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the uncut model and of the films of train and dev."""
+        return hashlib.sha256(json.dumps([self._base.sha256, self._run.digest]).encode()).hexdigest()
+
+    def uncut(self) -> Mapping[str, CandidateScore]:
+        """The uncut model's own files on dev: "fp32" and "int8"."""
+        made = export_uncut(self._run, self._base)
+        names = uncut_names(self._run.recipe)
+        paths = {UNCUT: made.paths[f"{names['none']}.tflite"], "int8": made.paths[f"{names['int8']}.tflite"]}
+        return {name: self._judge(self._run, path, self._base.keras_file, 0.0) for name, path in paths.items()}
+
+    def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
+        """A candidate after a short recovery."""
+        return self._recover(recipe, shortened(recipe, epochs))
+
+    def recover_full(self, recipe: Recipe) -> CandidateScore:
+        """A candidate after the whole recipe, judged by the file that would ship."""
+        return self._recover(recipe, recipe)
+
+    def score_test(self, recipe: Recipe) -> dict[str, Any]:
+        """The report of one candidate; the only method that looks at test films."""
+        run = self._candidate(recipe, recipe)
+        return finish(run, self._base, compress(run, self._base, self._table, self._run.store))
+
+    def _recover(self, named: Recipe, recipe: Recipe) -> CandidateScore:
+        # What Keras keeps of the candidates before would grow with their number.
+        keras.backend.clear_session()
+        started = time.monotonic()
+        run = self._candidate(named, recipe)
+        made = compress(run, self._base, self._table, self._run.store)
+        delivered = deliver(run, made.final, quantise(run, made.final, self._base))
+        path = delivered.paths[f"{recipe.name}.tflite"]
+        latency = None if made.plan is None else made.plan.after.latency_ms
+        return self._judge(run, path, made.final.keras_file, time.monotonic() - started, latency)
+
+    def _candidate(self, named: Recipe, recipe: Recipe) -> RunContext:
+        store = StageStore(self._run.store.folder / CANDIDATES / folder_name(named), self._run.news)
+        return dataclasses.replace(self._run, recipe=recipe, store=store)
+
+    def _judge(
+        self, run: RunContext, path: Path, source: Path, seconds: float, latency_ms: float | None = None
+    ) -> CandidateScore:
+        cost, content = measure_cost(load_model(source)), path.read_bytes()
+        dev = run.data.dev.split
+        return score_on_dev(
+            dev.labels,
+            _logits(run, path),
+            self._reference(),
+            dev.patients,
+            tflite_bytes=len(content),
+            macs=cost.macs,
+            seconds=round(seconds, 1),
+            deflated_bytes=len(zlib.compress(content, 9)),
+            params=cost.params,
+            latency_ms=latency_ms,
+            pos_weight=run.pos_weight,
+            samples=run.recipe.bootstrap_samples,
+            seed=run.recipe.seed,
+        )
+
+    def _reference(self) -> np.ndarray:
+        """The logits of the uncut float file on dev."""
+        if self._uncut_logits is None:
+            name = uncut_names(self._run.recipe)["none"]
+            self._uncut_logits = _logits(self._run, export_uncut(self._run, self._base).paths[f"{name}.tflite"])
+        return self._uncut_logits
+
+
+def _logits(run: RunContext, path: Path) -> np.ndarray:
+    content = read_model(path).content
+    return dev_logits(run, LiteModel(content, "none", audit(content)))

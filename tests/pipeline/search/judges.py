@@ -1,0 +1,79 @@
+"""A runner whose models are formulas: what the search does is seen, and nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cxr_compress.errors import BudgetError
+from cxr_compress.pipeline.search import CandidateScore
+from cxr_compress.recipe import Recipe
+
+UNCUT_BYTES, UNCUT_MACS = 7_000_000, 1_000_000
+UNCUT = CandidateScore(
+    0.95, 0.93, 0.97, 0.0, 0.0, loss=0.2, logit_distance=0.0, tflite_bytes=28_000_000, macs=UNCUT_MACS
+)
+
+# Share of the MACs that stays -> AUROC lost after the full recovery.
+Loss = Callable[[float], float]
+
+
+def steep(macs: float) -> float:
+    """Nothing down to a fifth of the MACs, then ever more: 0.005 is lost at 0.15."""
+    return max(0.0, 0.2 - macs) / 10
+
+
+@dataclass
+class FormulaRunner:
+    """Attributes: lost, the AUROC that is lost; smallest, below which nothing can be built; calls, in their order."""
+
+    lost: Loss = steep
+    smallest: float = 0.0
+    cheap_costs: float = 1.0
+    calls: list[tuple[str, float | None]] = field(default_factory=list)
+    killed_at: int | None = None
+
+    def uncut(self) -> Mapping[str, CandidateScore]:
+        self._note("uncut", None)
+        return {"fp32": UNCUT, "int8": replace(UNCUT, tflite_bytes=UNCUT_BYTES)}
+
+    def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
+        self._note("cheap", recipe.target_macs)
+        return self.score(recipe, self.cheap_costs)
+
+    def recover_full(self, recipe: Recipe) -> CandidateScore:
+        self._note("full", recipe.target_macs)
+        return self.score(recipe)
+
+    def score_test(self, recipe: Recipe) -> dict[str, Any]:
+        self._note("test", recipe.target_macs)
+        return {"rows": [], "of": recipe.target_macs}
+
+    def score(self, recipe: Recipe, times: float = 1.0) -> CandidateScore:
+        macs = recipe.target_macs if recipe.target_macs is not None else 0.6
+        if macs < self.smallest:
+            raise BudgetError(f"reachable are {self.smallest}, asked for {macs}")
+        drop = self.lost(macs) * times
+        return CandidateScore(
+            auroc=UNCUT.auroc - drop,
+            auroc_low=UNCUT.auroc - drop - 0.01,
+            auroc_high=UNCUT.auroc - drop + 0.01,
+            auroc_drop=drop,
+            auroc_drop_high=drop + 0.002,
+            loss=UNCUT.loss + drop,
+            logit_distance=10 * drop,
+            tflite_bytes=round(UNCUT_BYTES * macs),
+            deflated_bytes=round(UNCUT_BYTES * macs * (1 - recipe.weight_sparsity)),
+            macs=round(UNCUT_MACS * macs),
+            seconds=1.0,
+        )
+
+    def of(self, what: str) -> list[float | None]:
+        """The budgets of the calls of one kind."""
+        return [macs for name, macs in self.calls if name == what]
+
+    def _note(self, what: str, macs: float | None) -> None:
+        if self.killed_at == len(self.calls):
+            raise KeyboardInterrupt
+        self.calls.append((what, macs))

@@ -1,0 +1,87 @@
+"""A search with real candidates, small: phantom films, tiny_chexnet, one epoch of everything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cxr_compress.data import write_phantom
+from cxr_compress.device.modelfile import read_model
+from cxr_compress.errors import BudgetError
+from cxr_compress.pipeline import SearchSpec, search_recipe
+from cxr_compress.pipeline.films import RunData
+from cxr_compress.recipe import make_recipe
+from cxr_compress.structured import ChannelPlan
+
+RECIPE = make_recipe(
+    "tiny_chexnet",
+    {
+        "dataset": "phantom",
+        **{"input_size": 32, "epochs": 1, "batch_size": 16, "bootstrap_samples": 20, "weight_sparsity": 0.0},
+        **dict.fromkeys(("calibration_images", "reconstruction_images", "recalibration_images"), 16),
+        **{"recovery_epochs": 1, "qat": "never"},
+    },
+)
+# Models of one epoch keep nothing: what is tried, kept and scored is tested here, not how good it is.
+LOOSE = SearchSpec(
+    macs=(0.6, 0.3), max_auroc_drop=0.9, margin=None, max_loss_rise=None, max_logit_distance=None,
+    cheap_epochs=0, refinements=0, finalists=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, n_train=120, n_test=30, size=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(phantom, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    return folder, search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=folder)
+
+
+def test_search_finds_the_smallest_and_reports_it_on_test(searched):
+    folder, found = searched
+    assert found.recipe.target_macs == 0.3
+    row = found.report["rows"][-1]
+    (delivered,) = folder.glob(f"candidates/*/{row['file']}")
+    assert read_model(delivered).info.recipe["target_macs"] == 0.3
+    plan = ChannelPlan.from_json((delivered.parent / "plan.json").read_text())
+    assert row["macs"] == plan.after.macs <= 0.3 * plan.before.macs
+    assert found.test_looks == 1
+
+
+def test_search_keeps_every_point_and_the_uncut_files_once(searched):
+    folder, _ = searched
+    points = json.loads((folder / "search.json").read_text())["points"]
+    assert len(points) == 3, "two cheap ones and one in full"
+    assert len(list((folder / "candidates").iterdir())) == 2
+    assert len(list(folder.rglob("tiny_chexnet_fp32.tflite"))) == 1
+    assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_search_again_trains_nothing(searched, phantom):
+    folder, found = searched
+    news: list[str] = []
+    again = search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=folder, news=news.append)
+    assert (again.recipe, again.report) == (found.recipe, found.report)
+    assert not [line for line in news if line.endswith(": started")]
+
+
+def test_search_that_finds_nothing_never_reads_a_test_film(phantom, searched, tmp_path, monkeypatch):
+    folder, _ = searched
+    strict = replace(LOOSE, max_logit_distance=1e-9)
+
+    def looked(self):
+        raise AssertionError("test films were read")
+
+    monkeypatch.setattr(RunData, "test", property(looked))
+    with pytest.raises(BudgetError, match="distance of the logits"):
+        search_recipe(RECIPE, strict, data_dir=phantom, output_dir=folder)
+    assert (folder / "search.png").is_file()
+    with pytest.raises(AssertionError, match="test films were read"):  # control: whoever scores does read them
+        search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=tmp_path, keras_model_file=folder / "base.keras")

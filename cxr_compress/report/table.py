@@ -91,9 +91,12 @@ def _quantised(facts: Mapping[str, Any]) -> str:
     """One line on how the compressed file came to int8, and why; empty for a float one."""
     if not facts.get("used"):
         return ""
-    why = "; ".join(facts.get("broken", [])) or "int8 keeps what it must on dev"
-    more = f"; training with rounding was not taken, {facts['qat_not_taken']}" if facts.get("qat_not_taken") else ""
-    return f"Quantised {facts['used']}: after it, {why}{more}.\n"
+    broken = "; ".join(facts.get("broken", []))
+    if facts["used"] != "after training":
+        return f"Int8 {facts['used']}: {'after training, ' + broken if broken else 'it was asked for'}.\n"
+    if facts.get("qat_not_taken"):
+        return f"Int8 after training, though {broken}: of int8 in training, {facts['qat_not_taken']}.\n"
+    return f"Int8 after training: {broken or 'it keeps what it must on dev'}.\n"
 
 
 def _gate(gate: Mapping[str, Any] | None) -> str:

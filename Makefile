@@ -8,7 +8,8 @@ PYTHON_TFLITE ?= $(firstword $(foreach name,$(PYTHON) python3.11 python3.10,$(if
 PIP = -m pip install --disable-pip-version-check --quiet
 BIN := .venv/bin
 SETUP := setup.cfg setup.py .ci/constraints.txt
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Not reordered: else the files with the fewest tests, which take longest, come last and one core waits.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
 
 .PHONY: demo test lint clean

@@ -29,6 +29,7 @@ from typing import Any
 
 from absl import flags
 
+from cxr_compress.cli import data_cache, data_fetch
 from cxr_compress.cli.common import (
     EXIT_OK,
     EXIT_SOME_INPUTS_BAD,
@@ -37,14 +38,14 @@ from cxr_compress.cli.common import (
     Run,
     UsageError,
     print_error,
-    reader_options,
     run_command,
 )
+from cxr_compress.cli.data_choice import chosen_set, define_dataset, load
 from cxr_compress.cli.meter import Meter
 from cxr_compress.cli.output import write_results
 from cxr_compress.data.checks import count_films, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
-from cxr_compress.data.load import DATASETS, load_dataset, read_dataset
+from cxr_compress.data.load import read_dataset
 from cxr_compress.data.reading import Missing
 from cxr_compress.data.split import join_splits
 from cxr_compress.data.splits import divide
@@ -72,31 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(NAME, doc, define_flags, lambda values, rest: run(values, rest[1:]), arguments)
 
 
-def define_dataset(values: flags.FlagValues) -> None:
-    """Define the flags that choose a set, the same for every verb."""
-    flags.DEFINE_string("dataset", None, f"Which set: {', '.join(DATASETS)}.", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "Where it lies.", flag_values=values)
-    flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Of the choice of patients.", lower_bound=0, flag_values=values)
-    text = "Use what is there of a set whose list names more images."
-    flags.DEFINE_boolean("allow_missing", False, text, flag_values=values)
-    flags.DEFINE_list("options", [], "Of the set's reader, as name=value.", flag_values=values)
-
-
-def load(values: flags.FlagValues) -> Dataset:
-    """The checked set that the flags choose.
-
-    Raises:
-        UsageError: A flag is missing or an option has no value.
-        DataError: As `load_dataset`.
-    """
-    return load_dataset(**_chosen(values), allow_missing=values.allow_missing)
-
-
 def _commands() -> dict[str, tuple[str | None, DefineFlags, Run]]:
-    """Verb -> help, flags, work; cache and fetch are imported here because they import this module."""
-    from cxr_compress.cli import data_cache, data_fetch
-
+    """Verb -> help, flags, work."""
     return {
         "check": (__doc__, _define_nothing, _check),
         "split": (__doc__, _define_split, _split),
@@ -121,25 +99,11 @@ def _refuse(values: flags.FlagValues, arguments: list[str]) -> int:
     raise UsageError("expected check, split, cache or fetch as the first argument")
 
 
-def _chosen(values: flags.FlagValues) -> dict[str, Any]:
-    """The flags that choose a set, as arguments."""
-    for flag_name in ("dataset", "data_dir"):
-        if not values[flag_name].value:
-            raise UsageError(f"--{flag_name} is missing")
-    return {
-        "name": values.dataset,
-        "data_dir": values.data_dir,
-        "dev_fraction": values.dev_fraction,
-        "seed": values.seed,
-        "options": reader_options(values.options),
-    }
-
-
 def _check(values: flags.FlagValues, arguments: list[str]) -> int:
     """Report all that is wrong with a set."""
     _expect_flags_only(arguments)
     missing = Missing.DROP if values.allow_missing else Missing.KEEP
-    dataset = read_dataset(**_chosen(values), missing=missing)
+    dataset = read_dataset(**chosen_set(values), missing=missing)
     problems = examine(dataset, progress=Meter(NAME).counter("looked at", "films"))
     _print_check(values.format, dataset, problems)
     kinds = {problem.kind for problem in problems if is_serious(problem)}
@@ -197,7 +161,7 @@ def _split(values: flags.FlagValues, arguments: list[str]) -> int:
 def _divided(values: flags.FlagValues) -> Dataset:
     """All films of the set, divided anew; leakage between its own splits does not matter then."""
     missing = Missing.DROP if values.allow_missing else Missing.REFUSE
-    found = read_dataset(**_chosen(values), missing=missing)
+    found = read_dataset(**chosen_set(values), missing=missing)
     whole = join_splits(found.splits, "all")
     train, dev, test = divide(
         whole, dev_fraction=values.dev_fraction, test_fraction=values.test_fraction, seed=values.seed

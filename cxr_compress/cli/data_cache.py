@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError
-from cxr_compress.cli.data import load
+from cxr_compress.cli.data_choice import load
 from cxr_compress.cli.meter import Meter
 from cxr_compress.cli.output import write_results
 from cxr_compress.data.cache import build_cache, verify_cache

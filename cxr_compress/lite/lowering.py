@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from typing import Any
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite.freeze import FrozenFunction
@@ -31,7 +32,9 @@ def quantize(
     end = tf.float32 if float_io else tf.int8
     start = tf.uint8 if pixels else end
     left = set(float_tensors) or None
-    return _run(lambda: mlir_quantize(content, input_data_type=start, output_data_type=end, denylisted_nodes=left))
+    return run_converter(
+        lambda: mlir_quantize(content, input_data_type=start, output_data_type=end, denylisted_nodes=left)
+    )
 
 
 def lower(frozen: FrozenFunction, quant_type: str) -> bytes:
@@ -40,6 +43,21 @@ def lower(frozen: FrozenFunction, quant_type: str) -> bytes:
     Raises:
         UnsupportedLayerError: a layer has no TFLite operator.
     """
+    import tensorflow as tf
+
+    converter = frozen_converter(frozen)
+    if quant_type != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quant_type == "fp16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quant_type == "dynamic":
+        # Per-channel FULLY_CONNECTED is version 12, which tflite-runtime 2.14 refuses.
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+    return run_converter(converter.convert)
+
+
+def frozen_converter(frozen: FrozenFunction) -> Any:
+    """A `tf.lite.TFLiteConverter` that takes a frozen function as it is."""
     import tensorflow as tf
 
     # The function as its own trackable object: the converter takes the fast path, and does not advise the slow one.
@@ -53,18 +71,15 @@ def lower(frozen: FrozenFunction, quant_type: str) -> bytes:
     )
     # Metadata holds the converter's version and the wrong mode for what is quantised afterwards.
     converter.exclude_conversion_metadata = True
-    if quant_type != "none":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quant_type == "fp16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quant_type == "dynamic":
-        # Per-channel FULLY_CONNECTED is version 12, which tflite-runtime 2.14 refuses.
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-    return _run(converter.convert)
+    return converter
 
 
-def _run(step: Callable[[], bytes]) -> bytes:
-    """Run a step of the converter; its pages of MLIR become one line."""
+def run_converter(step: Callable[[], bytes]) -> bytes:
+    """Run a step of the converter; its pages of MLIR become one line.
+
+    Raises:
+        UnsupportedLayerError: it fails.
+    """
     from tensorflow.lite.python.convert import ConverterError
 
     try:

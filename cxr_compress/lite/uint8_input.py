@@ -48,11 +48,7 @@ def take_pixels(frozen: FrozenFunction, spec: PreprocessSpec) -> FrozenFunction:
     import tensorflow as tf
 
     batch, *network = frozen.input_shape
-    if tuple(network) != (spec.height, spec.width, spec.channels):
-        raise CompressionError(
-            f"the network takes {tuple(network)}, the preprocessing makes {(spec.height, spec.width, spec.channels)}: "
-            "give the one it was trained with"
-        )
+    require_pixels_of(tuple(network), spec)
     kernel, bias = normalisation(spec)
 
     def call(pixels: Any) -> Any:
@@ -60,6 +56,23 @@ def take_pixels(frozen: FrozenFunction, spec: PreprocessSpec) -> FrozenFunction:
 
     folded = freeze_call(call, (batch, spec.height, spec.width, _channels_fed(spec)))
     return replace(folded, last_activation=frozen.last_activation)
+
+
+def require_pixels_of(network: tuple[int, ...], spec: PreprocessSpec) -> None:
+    """Refuse a spec that makes other images than a network takes.
+
+    Args:
+        network: (height, width, channels) of the network's input.
+        spec: how pixels become it.
+
+    Raises:
+        CompressionError: says both shapes.
+    """
+    made = (spec.height, spec.width, spec.channels)
+    if network != made:
+        raise CompressionError(
+            f"the network takes {network}, the preprocessing makes {made}: give the one it was trained with"
+        )
 
 
 def pin_pixel_range(content: bytes, ranges: Ranges) -> Ranges:

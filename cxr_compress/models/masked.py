@@ -55,7 +55,7 @@ def hold_zeros(pairs: Iterable[tuple[Any, np.ndarray]]) -> None:
                 f"the mask of {variable.name} has shape {np.shape(mask)}, the variable {tuple(variable.shape)}: take "
                 "the masks from a model with the same widths"
             )
-        held = _own_variable(variable)
+        held = constrained_variable(variable)
         before = held.constraint.inner if isinstance(held.constraint, _Hold) else held.constraint
         held._constraint = _Hold(mask, before)
         # Only where something is left to do: in a replicated model an assignment asks every worker.
@@ -115,6 +115,12 @@ def head_names(model: Any) -> set[str]:
     return _heads_above(model.outputs, "", set())
 
 
+def constrained_variable(variable: Any) -> Any:
+    """Return what stores a constraint: the variable inside a mixed-precision one, the first of a mirrored one."""
+    variable = getattr(variable, "_variable", variable)
+    return getattr(variable, "_primary", variable)
+
+
 def variable_name(name: str) -> str:
     """Return "kernel" for "block/conv/kernel:0"."""
     return name.rsplit("/", 1)[-1].split(":", maxsplit=1)[0]
@@ -133,12 +139,6 @@ class _Hold:
         value = tf.convert_to_tensor(value if self.inner is None else self.inner(value))
         # Not a product: 0 times infinity is no 0, and -0.0 would deflate worse than 0.0.
         return tf.where(self._keep, value, tf.zeros((), value.dtype))
-
-
-def _own_variable(variable: Any) -> Any:
-    """What stores the constraint: the variable inside a mixed-precision one, the first replica of a mirrored one."""
-    variable = getattr(variable, "_variable", variable)
-    return getattr(variable, "_primary", variable)
 
 
 def _heads_above(tensors: Sequence[Any], prefix: str, seen: set[int]) -> set[str]:

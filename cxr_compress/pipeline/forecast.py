@@ -13,12 +13,12 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.base import build_untrained, make_base, price_layers
+from cxr_compress.pipeline.base import build_untrained, make_base
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.delivery import export_uncut, uncut_names
+from cxr_compress.pipeline.delivery import export_uncut
 from cxr_compress.pipeline.films import Decoding
 from cxr_compress.pipeline.removal import choose
-from cxr_compress.pipeline.run import open_run
+from cxr_compress.pipeline.run import open_run, price
 from cxr_compress.pipeline.store import News
 from cxr_compress.pipeline.thinning import Thinning
 from cxr_compress.recipe import Recipe
@@ -89,9 +89,7 @@ def forecast_run(
         model = load_model(base.keras_file)
         before = after = measure_cost(model).to_dict()
         if recipe.removes_filters:
-            int8_name = f"{uncut_names(recipe)['int8']}.tflite"
-            prices = price_layers(run, base, lambda: export_uncut(run, base).paths[int8_name], latency_table)
-            _, plan = choose(run, base, prices)
+            _, plan = choose(run, base, price(run, base, lambda: export_uncut(run, base), latency_table))
             before, after = plan.before.to_dict(), plan.after.to_dict()
     else:
         model = build_untrained(run)

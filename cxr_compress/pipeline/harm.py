@@ -12,7 +12,8 @@ from cxr_compress.metrics import mean_auroc
 FloatArray = npt.NDArray[np.float32]
 
 # AUROC on a few hundred films moves by steps and may stay where it was while the outputs fall apart; these two see
-# that. Rounding a sound DenseNet121 to int8 moves the loss by a per cent and the logits by 0.02 of their spread.
+# that. Rounding to int8 a DenseNet121 thinned to 0.8 M parameters moved its loss by 4 % and its logits by 0.05 of their
+# spread, and its AUROC by 0.0002.
 LARGEST_LOSS_RISE = 0.1
 LARGEST_LOGIT_DISTANCE = 0.2
 

@@ -31,15 +31,15 @@ def pack(run: RunContext, lite: LiteModel, name: str, parents: Mapping[str, str]
         parents: hashes of what it was made from.
         recipe: the choices that made it.
     """
-    chosen = choose_calibration(run.data.dev.split.labels, dev_logits(run, lite), run.pos_weight)
-    return pack_model(lite.content, _info(run, lite, name, chosen, parents, recipe))
+    chosen = choose_calibration(run.data.dev.split.labels, dev_logits(run, lite.content), run.pos_weight)
+    return pack_model(lite.content, _info(run, lite.quant_type, name, chosen, parents, recipe))
 
 
-def dev_logits(run: RunContext, lite: LiteModel) -> np.ndarray:
-    """(dev films, findings) of a flatbuffer, through the device's own code."""
+def dev_logits(run: RunContext, content: bytes) -> np.ndarray:
+    """(dev films, findings) of a flatbuffer, whatever its quant type, through the device's own code."""
     count = len(run.data.dataset.findings)
-    plain = _info(run, lite, "unnamed", Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count), {}, {})
-    classifier = Classifier(ModelFile(Path("unnamed"), lite.content, plain, len(lite.content), ""))
+    plain = _info(run, "none", "unnamed", Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count), {}, {})
+    classifier = Classifier(ModelFile(Path("unnamed"), content, plain, len(content), ""))
     return np.concatenate([classifier.logits(batch) for batch in run.data.batches(run.data.dev.images)])
 
 
@@ -51,7 +51,7 @@ def recipe_in_file(recipe: Recipe) -> dict[str, Any]:
 
 def _info(  # noqa: PLR0917 - what a file says
     run: RunContext,
-    lite: LiteModel,
+    quant_type: str,
     name: str,
     chosen: Calibration,
     parents: Mapping[str, str],
@@ -69,7 +69,7 @@ def _info(  # noqa: PLR0917 - what a file says
             f"largest sensitivity + specificity on {len(run.data.dev.split)} dev films of {dataset.name}, "
             "patients held out of training; choose your own before any use"
         ),
-        quant_type=lite.quant_type,
+        quant_type=quant_type,
         parents=dict(parents),
         training_data=dataset.name,
         attribution=dataset.attribution,

@@ -87,7 +87,7 @@ def _after_training(run: RunContext, model: Artefacts) -> Artefacts:
         for quant_type, lite in made.items():
             write_bytes(run.store.folder / names[quant_type], lite.content)
         facts: dict[str, Any] = {"audit": made[recipe.quant_type].audit.to_dict(), "equalized": equalized}
-        return facts | (_judged(run, made[recipe.quant_type], made["none"]) if recipe.quantizes else {})
+        return facts | (_judged(run, made[recipe.quant_type].content, made["none"].content) if recipe.quantizes else {})
 
     return run.store.run("quantise", run.inputs(fields, model), list(names.values()), make)
 
@@ -111,8 +111,7 @@ def _in_training(run: RunContext, model: Artefacts, base: Artefacts, after: Arte
         facts = run.train(qat.model, config, work, teacher=teacher)
         lite = convert_qat(qat, recipe.quant_type)
         write_bytes(run.store.folder / IN_TRAINING, lite.content)
-        reference = LiteModel(after.paths[FLOAT].read_bytes(), "none", lite.audit)
-        return {**facts, **_judged(run, lite, reference), "audit": lite.audit.to_dict()}
+        return {**facts, **_judged(run, lite.content, after.paths[FLOAT].read_bytes()), "audit": lite.audit.to_dict()}
 
     return run.store.run("qat", run.inputs(fields, model, base), [IN_TRAINING], make)
 
@@ -136,10 +135,10 @@ def _convert(run: RunContext, model: Artefacts, names: list[str]) -> tuple[dict[
     return made, equalized
 
 
-def _judged(run: RunContext, lite: LiteModel, reference: LiteModel) -> dict[str, Any]:
+def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]:
     """What rounding did on dev, against the float file of the same network."""
     labels = run.data.dev.split.labels
-    harm = measure_harm(labels, dev_logits(run, lite), dev_logits(run, reference), run.pos_weight)
+    harm = measure_harm(labels, dev_logits(run, content), dev_logits(run, reference), run.pos_weight)
     return {"harm": harm.to_dict(), "broken": harm.broken(run.recipe.max_auroc_drop)}
 
 

@@ -143,9 +143,7 @@ def compress(
     # When asked for: a budget that cannot be reached should not wait for it.
     uncut = functools.cache(lambda: export_uncut(of_uncut, base))
     if recipe.removes_filters:
-        int8_name = f"{uncut_names(recipe)['int8']}.tflite"
-        prices = price_layers(of_uncut, base, lambda: uncut().paths[int8_name], latency_table)
-        chosen, plan = choose(run, base, prices)
+        chosen, plan = choose(run, base, price(of_uncut, base, uncut, latency_table))
         final = repair(run, base, chosen, plan, remove(run, base, chosen, plan))
         if recipe.recovery_epochs:
             final = recover(run, final, base, plan)
@@ -154,6 +152,21 @@ def compress(
         if recipe.finetune_epochs:
             final = finetune(run, final, base, plan)
     return Compressed(final, plan, uncut)
+
+
+def price(
+    run: RunContext, base: Artefacts, uncut: Callable[[], Artefacts], latency_table: CostTable | None
+) -> CostTable | None:
+    """What bytes and milliseconds cost in layers of the uncut model, where the recipe bounds them.
+
+    Args:
+        run: the run.
+        base: the uncut model.
+        uncut: makes its files; called where bytes are bounded.
+        latency_table: see `run_recipe`.
+    """
+    int8_name = f"{uncut_names(run.recipe)['int8']}.tflite"
+    return price_layers(run, base, lambda: uncut().paths[int8_name], latency_table)
 
 
 def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]:

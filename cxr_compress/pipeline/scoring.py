@@ -9,6 +9,7 @@ from typing import Any
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_loss, score_file
+from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
@@ -16,6 +17,7 @@ from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.report import Row, build_report, read_report, write_report
 from cxr_compress.sparsity import size_statement, xnnpack_sparse
 from cxr_compress.structured import measure_cost
+from cxr_compress.structured.cost import ModelCost
 
 _LATENCY_RUNS = 100
 _REFERENCE = "fp32"
@@ -39,7 +41,10 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation:
     def make(_: Path) -> None:
         scored = {name: _scored(run, model) for name, model in models.items()}
         differences = {name: auroc_difference(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
-        rows = _rows(files, models, scored, differences)
+        # Here and not before: a run that is done already should not load its models to say so.
+        sources = {source: load_model(source) for source in dict.fromkeys(source for _, source in files.values())}
+        costs = {source: measure_cost(model) for source, model in sources.items()}
+        rows = _rows(files, models, scored, differences, costs)
         last = list(models)[-1]
         facts = {
             "recipe": run.recipe.to_dict(),
@@ -50,7 +55,7 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation:
                 differences[last].mean_auroc, max_loss=run.recipe.max_auroc_drop, margin=run.recipe.margin
             ).to_dict(),
             "quantisation": dict(quantisation),
-            "sizes": _sizes(models[last], files[last][1]),
+            "sizes": _sizes(models[last], sources[files[last][1]]),
         }
         write_report(run.store.folder / "report.json", build_report(rows, run.data.dataset, facts=facts))
 
@@ -76,10 +81,9 @@ def _rows(
     models: Mapping[str, ModelFile],
     scored: Mapping[str, Evaluation],
     differences: Mapping[str, Difference],
+    costs: Mapping[Path, ModelCost],
 ) -> list[Row]:
     latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
-    # Here and not before: a run that is done already should not load its models to say so.
-    costs = {source: measure_cost(load_model(source)) for _, source in files.values()}
     return [
         Row(
             name=models[name].info.model_name,
@@ -95,14 +99,14 @@ def _rows(
     ]
 
 
-def _sizes(model: ModelFile, source: Path) -> dict[str, str]:
+def _sizes(model: ModelFile, source: keras.Model) -> dict[str, str]:
     """What zeros do to the compressed file, in words: on the disk, and in XNNPACK."""
     counted = audit(model.content).sparsity
     bytes_per_weight = {"none": 4, "fp16": 2}.get(model.info.quant_type, 1)
     size = size_statement(
         model.content, weights=counted.weights, zeros=counted.zeros, bytes_per_weight=bytes_per_weight
     )
-    return {"disk": size.sentence, "kernels": xnnpack_sparse(load_model(source)).sentence}
+    return {"disk": size.sentence, "kernels": xnnpack_sparse(source).sentence}
 
 
 def _budgets(selected: Mapping[str, Any], row: Row) -> dict[str, dict[str, float | None]]:

@@ -1,14 +1,11 @@
-"""The one place that imports TensorFlow Model Optimization (TF-MOT), after the Keras it has to work with."""
+"""TF-MOT's weight pruning."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-import warnings
 from typing import Any
 
-import cxr_compress.keras2  # noqa: F401 - tells TF-MOT to take tf_keras: it refuses the objects of any other Keras
-from cxr_compress.errors import CompressionError
+from cxr_compress.models.tfmot import load_tfmot
 
 
 @functools.cache
@@ -18,13 +15,4 @@ def sparsity_api() -> Any:
     Raises:
         CompressionError: TF-MOT, or what it needs, is not installed.
     """
-    try:
-        with warnings.catch_warnings():
-            # TF-MOT 0.8.1 compares version numbers with distutils, which warns that it is deprecated.
-            warnings.filterwarnings("ignore", message=".*distutils", category=DeprecationWarning)
-            return importlib.import_module("tensorflow_model_optimization").sparsity.keras
-    except ImportError as error:
-        raise CompressionError(
-            f"weight pruning needs TensorFlow Model Optimization, which cannot be imported ({error}): "
-            'pip install "cxr-compress[train]" setuptools'
-        ) from error
+    return load_tfmot("weight pruning").sparsity.keras

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.models.masked import hold_zeros, kernel_of, prunable_layers
+from cxr_compress.models.masked import constrained_variable, hold_zeros, kernel_of, prunable_layers
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def zeros_held(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
     """
     layers = prunable_layers(model) if masks else {}
     kernels = {name: kernel_of(layers[name]) for name in masks}
-    stores = [_store(kernel) for kernel in kernels.values()]
+    stores = [constrained_variable(kernel) for kernel in kernels.values()]
     before = [store.constraint for store in stores]
     hold_zeros((kernels[name], mask) for name, mask in masks.items())
     try:
@@ -29,9 +29,3 @@ def zeros_held(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
     finally:
         for store, constraint in zip(stores, before, strict=True):
             store._constraint = constraint
-
-
-def _store(variable: Any) -> Any:
-    """What has the constraint: the variable inside a mixed-precision one, the first replica of a mirrored one."""
-    variable = getattr(variable, "_variable", variable)
-    return getattr(variable, "_primary", variable)

@@ -11,17 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.device.spec import PreprocessSpec
-from cxr_compress.errors import CompressionError, UnsupportedLayerError
+from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.audit import audit, require_integer
 from cxr_compress.lite.convert import LiteModel
 from cxr_compress.lite.flatbuffer import Graph, name_signature, read_graphs
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
+from cxr_compress.lite.lowering import frozen_converter, run_converter
 from cxr_compress.lite.qat.pack import share_vectors
 from cxr_compress.lite.qat.prepare import QatModel
 from cxr_compress.lite.qat.quantizers import export, fake_quant, quantize_kernel
 from cxr_compress.lite.qat.wrap import PREFIX
-from cxr_compress.lite.uint8_input import PIXEL_RANGE, normalisation
+from cxr_compress.lite.uint8_input import PIXEL_RANGE, normalisation, require_pixels_of
 
 _TYPES = ("int8", "int8_float_io")
 _FLOAT_ENDS = "int8_float_io"
@@ -113,11 +114,7 @@ def _freeze(model: Any, input_size: int | tuple[int, int] | None, pixels: Prepro
     shape = static_shape(tuple(model.inputs[0].shape), 1, input_size)
     if pixels is None:
         return freeze_call(lambda image: model(image, training=False), shape)
-    if shape[1:] != (pixels.height, pixels.width, pixels.channels):
-        raise CompressionError(
-            f"the network takes {shape[1:]}, the preprocessing makes {(pixels.height, pixels.width, pixels.channels)}: "
-            "give the one it was trained with"
-        )
+    require_pixels_of(shape[1:], pixels)
     kernel, bias = normalisation(pixels)
     low, high = (tf.constant(end) for end in PIXEL_RANGE)
 
@@ -131,30 +128,15 @@ def _freeze(model: Any, input_size: int | tuple[int, int] | None, pixels: Prepro
 
 def _lower(frozen: FrozenFunction, quant_type: str, *, pixels: bool) -> bytes:
     """Frozen function with rounding in it -> int8 flatbuffer."""
-    from tensorflow.lite.python.convert import ConverterError
-
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen.function], frozen.function)
-    # Frozen already, see lite.convert.
-    converter._freeze_concrete_function = lambda: (
-        frozen.graph_def,
-        frozen.function.inputs,
-        frozen.function.outputs,
-        frozen.function,
-    )
-    converter.exclude_conversion_metadata = True
+    converter = frozen_converter(frozen)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     end = tf.float32 if quant_type == _FLOAT_ENDS else tf.int8
     converter.inference_input_type = tf.uint8 if pixels else end
     converter.inference_output_type = end
-    try:
-        with warnings.catch_warnings():
-            # There are none because the ranges are in the graph.
-            warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
-            return bytes(converter.convert())
-    except (ConverterError, RuntimeError, ValueError) as error:
-        raise UnsupportedLayerError(
-            f"the model cannot be converted: {str(error).strip().splitlines()[0]}: leave that layer out of the model"
-        ) from error
+    with warnings.catch_warnings():
+        # There are none because the ranges are in the graph.
+        warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
+        return run_converter(converter.convert)
 
 
 def _require_zeros(graph: Graph, qat: QatModel) -> None:

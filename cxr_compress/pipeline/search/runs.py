@@ -16,7 +16,6 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.keras2 import keras
-from cxr_compress.lite import LiteModel, audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.base import make_base
 from cxr_compress.pipeline.context import RunContext
@@ -95,7 +94,7 @@ class CandidateRuns:
         dev = run.data.dev.split
         return score_on_dev(
             dev.labels,
-            _logits(run, path),
+            dev_logits(run, read_model(path).content),
             self._reference(),
             dev.patients,
             tflite_bytes=len(content),
@@ -113,10 +112,6 @@ class CandidateRuns:
         """The logits of the uncut float file on dev."""
         if self._uncut_logits is None:
             name = uncut_names(self._run.recipe)["none"]
-            self._uncut_logits = _logits(self._run, export_uncut(self._run, self._base).paths[f"{name}.tflite"])
+            path = export_uncut(self._run, self._base).paths[f"{name}.tflite"]
+            self._uncut_logits = dev_logits(self._run, read_model(path).content)
         return self._uncut_logits
-
-
-def _logits(run: RunContext, path: Path) -> np.ndarray:
-    content = read_model(path).content
-    return dev_logits(run, LiteModel(content, "none", audit(content)))

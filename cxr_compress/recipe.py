@@ -81,7 +81,9 @@ class Recipe:
             weights of the network; "erk", more where layers are large (Evci et al. 2020).
         sparsity_schedule: how it grows: "constant" (at once), "polynomial" or "cubic" (fast at first).
         sparsity_power: the exponent of "polynomial".
+        initial_sparsity: where "polynomial" and "cubic" start.
         sparsity_pattern: "unstructured", "2:4" (half of all, at once) or "block".
+        sparsity_block: (rows, columns) of a block of "block", inputs by outputs.
         sparsity_epochs: epochs in which they go and the others make up for it.
         sparsity_learning_rate: of those epochs.
         finetune_epochs: fine-tuning epochs after that, zeros held.
@@ -89,6 +91,7 @@ class Recipe:
         quant_type: of the compressed file.
         calibration_images: training films that fix the ranges of an int8 file.
         calibration_method: how they do: "minmax", "percentile" or "mse".
+        percentile: of the values that stay inside a range at either end, for "percentile".
         bias_correction: take the mean error that rounding the weights makes out of the biases.
         equalize: first even out the ranges of the channels of consecutive layers, where that is exact.
         auto_fallback: leave so many layers in float, those that int8 hurts most; int8_float_io only.
@@ -144,7 +147,9 @@ class Recipe:
     sparsity_allocation: str = "layer"
     sparsity_schedule: str = "cubic"
     sparsity_power: float = 3.0
+    initial_sparsity: float = 0.0
     sparsity_pattern: str = "unstructured"
+    sparsity_block: tuple[int, int] = (1, 4)
     sparsity_epochs: int = 4
     sparsity_learning_rate: float = 5e-4
     finetune_epochs: int = 0
@@ -152,6 +157,7 @@ class Recipe:
     quant_type: str = "int8"
     calibration_images: int = 128
     calibration_method: str = "mse"
+    percentile: float = 99.999
     bias_correction: bool = False
     equalize: bool = False
     auto_fallback: int = 0
@@ -200,6 +206,9 @@ class Recipe:
             _require(self.weight_threshold > 0, "weight_threshold", "above 0", self.weight_threshold)
             expected = "0 beside weight_threshold: give a share or a threshold, not both"
             _require(not self.weight_sparsity, "weight_sparsity", expected, self.weight_sparsity)
+        block = self.sparsity_block
+        pair = len(block) == 2 and all(isinstance(side, int) and side >= 1 for side in block)  # noqa: PLR2004
+        _require(pair and max(block) > 1, "sparsity_block", "two whole numbers that make a block, as (1, 4)", block)
         if self.sparsity_pattern == "2:4":
             _require(self.weight_sparsity == 0.5, "weight_sparsity", "0.5 with 2:4", self.weight_sparsity)  # noqa: PLR2004
         if self.zeroes_weights:
@@ -212,6 +221,7 @@ class Recipe:
             _require(self.recovery_epochs >= 1, "recovery_epochs", expected, self.recovery_epochs)
 
     def _check_quantisation(self) -> None:
+        _require(50 < self.percentile <= 100, "percentile", "above 50 and up to 100", self.percentile)  # noqa: PLR2004
         if self.auto_fallback:
             expected = "int8_float_io with auto_fallback, which leaves layers in float"
             _require(self.quant_type == "int8_float_io", "quant_type", expected, repr(self.quant_type))
@@ -268,6 +278,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The fields and the format, ready for JSON."""
         changed = {"exclude": list(self.exclude), "overrides": dict(self.overrides), "options": dict(self.options)}
+        changed["sparsity_block"] = list(self.sparsity_block)
         return {"format": RECIPE_FORMAT, **asdict(self), **changed}
 
     def to_json(self) -> str:
@@ -347,8 +358,8 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         raise CompressionError(f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     values = dict(changes)
     try:
-        if "exclude" in values:
-            values["exclude"] = tuple(values["exclude"])
+        for name in {"exclude", "sparsity_block"} & set(values):
+            values[name] = tuple(values[name])
         if "overrides" in values:
             values["overrides"] = {str(pattern): float(share) for pattern, share in values["overrides"].items()}
         if "options" in values:

@@ -18,15 +18,17 @@ from cxr_compress.structured import importance, select
     exclude=st.lists(st.text(max_size=5), max_size=3),
     overrides=st.dictionaries(st.sampled_from(["stem", "conv.*", "a|b", "", "x=y"]), st.floats(0, 1)),
     criterion=st.sampled_from(CRITERIA),
+    block=st.tuples(st.integers(1, 8), st.integers(2, 8)),
     seed=st.integers(0, 2**31),
 )
-def test_recipe_json_round_trip_is_equal(target_macs, weight_sparsity, exclude, overrides, criterion, seed):
+def test_recipe_json_round_trip_is_equal(target_macs, weight_sparsity, exclude, overrides, criterion, block, seed):
     recipe = Recipe(
         target_macs=target_macs,
         weight_sparsity=weight_sparsity,
         exclude=tuple(map(re.escape, exclude)),
         overrides=overrides,
         criterion=criterion,
+        sparsity_block=block,
         seed=seed,
     )
     again = Recipe.from_json(recipe.to_json())
@@ -74,6 +76,10 @@ def test_recipe_from_json_other_text_raises_one_line(text):
         ({"overrides": {"stem(": 0.5}}, r"expected a layer pattern to be a regular expression; got 'stem\('"),
         ({"overrides": ["stem"]}, "a value in the recipe has the wrong type"),
         ({"overrides": {"stem": "half"}}, "a value in the recipe has the wrong type"),
+        ({"percentile": 40.0}, "expected percentile to be above 50 and up to 100; got 40.0"),
+        ({"sparsity_block": [4]}, r"expected sparsity_block to be two whole numbers that make a block.*; got \(4,\)"),
+        ({"sparsity_block": [1, 1]}, "expected sparsity_block to be two whole numbers that make a block"),
+        ({"sparsity_block": 4}, "a value in the recipe has the wrong type"),
         ({"sparsity_epochs": 0}, "expected sparsity_epochs to be 1 or more to zero weights; got 0"),
     ],
 )

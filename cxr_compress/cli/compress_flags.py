@@ -57,6 +57,7 @@ _TEXTS = {
     "sparsity_allocation": f"How that share spreads over layers: {', '.join(ALLOCATIONS)}.",
     "sparsity_schedule": f"How it grows: {', '.join(SCHEDULES)}.",
     "sparsity_power": "Exponent of polynomial; cubic has 3.",
+    "initial_sparsity": "Where polynomial and cubic start.",
     "sparsity_pattern": f"Which weights go together: {', '.join(PATTERNS)}.",
     "sparsity_epochs": "Epochs in which weights are zeroed and the others make up for it.",
     "sparsity_learning_rate": "Of those epochs.",
@@ -64,6 +65,7 @@ _TEXTS = {
     "finetune_learning_rate": "Of those.",
     "calibration_images": "Training films that fix the ranges of an int8 file.",
     "calibration_method": f"How they fix them: {', '.join(CALIBRATION_METHODS)}.",
+    "percentile": "Of the values that stay inside a range at either end, for --calibration_method=percentile.",
     "auto_fallback": "Leave so many layers in float, those that int8 hurts most (int8_float_io).",
     "qat": f"Training with the rounding of int8 in the loop: {', '.join(QAT)}; auto: where int8 loses too much on dev.",
     "qat_epochs": "Of that training.",
@@ -127,6 +129,8 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list("options", None, "What the reader of the set takes: name=value,...", flag_values=values)
     flags.DEFINE_list("exclude", None, "Regular expressions of layers that keep all filters.", flag_values=values)
+    text = "ROWS,COLUMNS of a block, inputs by outputs, for --sparsity_pattern=block; 1,4 unless given."
+    flags.DEFINE_list("sparsity_block", None, text, flag_values=values)
     flags.DEFINE_list(
         "overrides",
         None,
@@ -156,6 +160,8 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
     changes.update({name: _bound(name, values[name].value) for name in _BUDGETS if values[name].value is not None})
     if values.overrides is not None:
         changes["overrides"] = dict(map(_override, values.overrides))
+    if values.sparsity_block is not None:
+        changes["sparsity_block"] = _block(values.sparsity_block)
     if values.options is not None:
         changes["options"] = reader_options(values.options)
     if "weight_threshold" in changes:
@@ -183,6 +189,12 @@ def _from_file(values: flags.FlagValues, changes: dict[str, Any]) -> Recipe:
         raise UsageError(f"expected --recipe to be a file, got {values.recipe!r}")
     merged = {**Recipe.from_json(path.read_text(encoding="utf-8")).to_dict(), **changes}
     return Recipe.from_json(json.dumps(merged))
+
+
+def _block(sides: list[str]) -> list[int]:
+    if not all(side.isdigit() for side in sides):
+        raise UsageError(f"expected --sparsity_block as ROWS,COLUMNS, for example 1,4; got {','.join(sides)!r}")
+    return [int(side) for side in sides]
 
 
 def _override(text: str) -> tuple[str, float]:

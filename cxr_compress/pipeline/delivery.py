@@ -21,7 +21,10 @@ from cxr_compress.sparsity import measure_sparsity
 def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
     """The uncut model as float32 and as int8: what every compressed file is compared with."""
     names = uncut_names(run.recipe)
-    fields = ("model", "dataset", "input_size", "dev_fraction", "calibration_images", "calibration_method", "seed")
+    fields = (
+        *("model", "dataset", "input_size", "dev_fraction", "seed"),
+        *("calibration_images", "calibration_method", "percentile"),
+    )
     inputs = run.inputs(fields, base)
 
     def make(_: Path) -> Mapping[str, Any]:
@@ -32,6 +35,7 @@ def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
             calibration=run.data.batches(images),
             calibration_steps=run.recipe.calibration_images,
             calibration_method=run.recipe.calibration_method,
+            percentile=run.recipe.percentile,
             progress=run.news,
         )
         for quant_type, lite in made.items():

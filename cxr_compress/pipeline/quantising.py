@@ -23,7 +23,10 @@ FLOAT = "quantised/float.tflite"
 AFTER_TRAINING = "quantised/after_training.tflite"
 IN_TRAINING = "quantised/in_training.tflite"
 _LARGEST_LABELS = 16_000  # bytes that findings, thresholds, recipe and golden vectors add to a file
-_FIELDS = ("quant_type", "calibration_images", "calibration_method", "bias_correction", "equalize", "auto_fallback")
+_FIELDS = (
+    *("quant_type", "calibration_images", "calibration_method", "percentile", "bias_correction", "equalize"),
+    "auto_fallback",
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def _convert(run: RunContext, model: Artefacts, names: list[str]) -> tuple[dict[
         calibration=_calibration(run),
         calibration_steps=recipe.calibration_images,
         calibration_method=recipe.calibration_method,
+        percentile=recipe.percentile,
         bias_correction=recipe.bias_correction,
         auto_fallback=recipe.auto_fallback,
         progress=run.news,

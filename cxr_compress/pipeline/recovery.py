@@ -24,7 +24,8 @@ from cxr_compress.train import FeatureMatch, FitConfig, fit, last_feature_map
 _TAUGHT = ("distill_weight", "feature_weight", "ema_decay", "batch_size", "seed")
 _SPARSITY = (
     *("weight_sparsity", "weight_threshold", "threshold_unit", "sparsity_allocation", "sparsity_schedule"),
-    *("sparsity_power", "sparsity_pattern", "sparsity_epochs", "sparsity_learning_rate"),
+    *("sparsity_power", "initial_sparsity", "sparsity_pattern", "sparsity_block", "sparsity_epochs"),
+    "sparsity_learning_rate",
 )
 
 
@@ -112,7 +113,9 @@ def sparsity_target(recipe: Recipe) -> SparsityTarget:
             "allocation": recipe.sparsity_allocation,
             "schedule": recipe.sparsity_schedule,
             "power": recipe.sparsity_power,
+            "initial_sparsity": recipe.initial_sparsity,
             "pattern": recipe.sparsity_pattern,
+            "block": recipe.sparsity_block,
         }
     )
 

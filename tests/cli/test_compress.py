@@ -71,6 +71,8 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         ),
         ([*NIH, "--weight_threshold=-1"], "expected weight_threshold to be above 0; got -1.0"),
         ([*NIH, "--sparsity_pattern=2:4", "--weight_sparsity=0.7"], "expected weight_sparsity to be 0.5 with 2:4"),
+        ([*NIH, "--sparsity_block=4,wide"], "expected --sparsity_block as ROWS,COLUMNS, for example 1,4; got '4,wide'"),
+        ([*NIH, "--percentile=20"], "expected percentile to be above 50 and up to 100; got 20.0"),
         ([*NIH, "--sparsity_allocation=some"], "expected sparsity_allocation to be one of layer, global, erk"),
         ([*NIH, "--schedule_epochs=1", "--recovery_epochs=2"], "at least the 2 epochs of recovery"),
         ([*NIH, "--from_scratch", "--recovery_epochs=0"], "expected recovery_epochs to be 1 or more with from_scratch"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,10 +103,18 @@ def undisturbed(films, tmp_path_factory) -> Undisturbed:
 
 
 def kill_in_stage(
-    server: Server, films: Path, output: Path, log: Path, *, stage: str, words: str, after: float
+    server: Server,
+    films: Path,
+    output: Path,
+    log: Path,
+    *,
+    stage: str,
+    words: str,
+    after: float,
+    recipe: Recipe = RECIPE,
 ) -> bool:
     """Run until some words and some seconds more, then kill; whether the kill came before the stage's end."""
-    run = server.start(arguments(RECIPE, films, output), log)
+    run = server.start(arguments(recipe, films, output), log)
     begun = run.said(words)
     time.sleep(after if begun else 0)
     if run.alive():
@@ -131,6 +140,29 @@ def test_run_killed_at_random_moments_of_every_stage_ends_in_the_bytes_of_an_und
     left = [path.name for path in output.rglob(".tmp-*")]
     assert len(left) <= sum(hits.values()), "at most the file that was being written when a kill came"
     assert list((output / "work").glob("*")) == [], "checkpoints are removed when their stage is done"
+
+
+def test_run_killed_while_it_trains_with_rounding_ends_in_the_bytes_of_an_undisturbed_one(undisturbed, films, tmp_path):
+    """The stage that a recipe needs rarely, after all the others, which are taken over."""
+    recipe = replace(RECIPE, qat="always", qat_epochs=2)
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    for output in (calm, killed):
+        shutil.copytree(undisturbed.output, output)
+    with Server() as server:
+        first = server.start(arguments(recipe, films, calm), tmp_path / "calm.log")
+        assert first.wait() == 0, (tmp_path / "calm.log").read_text()[-2000:]
+        for number, words in enumerate(("qat: started", EPOCH_ENDED)):
+            log = tmp_path / f"qat-{number}.log"
+            hit = kill_in_stage(server, films, killed, log, stage="qat", words=words, after=0.1, recipe=recipe)
+            assert hit, log.read_text()[-2000:]
+        last = server.start(arguments(recipe, films, killed), tmp_path / "last.log")
+        assert last.wait() == 0
+    said = (tmp_path / "last.log").read_text()
+    assert "epoch 2/2: loss" in said
+    assert EPOCH_ENDED not in said, "the first epoch was kept, not trained again"
+    assert outcome(killed) == outcome(calm)
+    # The control: this stage decided the int8 file.
+    assert outcome(calm) != outcome(undisturbed.output)
 
 
 def test_run_twice_gives_the_same_plan_and_bytes_and_another_seed_does_not(undisturbed, films, tmp_path):

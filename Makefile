@@ -10,6 +10,11 @@ BIN := .venv/bin
 SETUP := setup.cfg setup.py .ci/constraints.txt
 # Not reordered: else the files with the fewest tests, which take longest, come last and one core waits.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests that need another environment find its Python in a variable, CXR_TORCH_PYTHON for instance, and skip by name
+# where it could not be built.
+OTHERS = $(shell set -- LITERT .venv-litert/bin/python TFLITE .venv-tflite/bin/python AARCH64 .venv-aarch64/python \
+  TORCH .venv-torch/bin/python METADATA .venv-metadata/bin/python AEQ .venv/bin/python; \
+  while [ -n "$$1" ]; do if [ -x "$$2" ]; then echo "CXR_$$1_PYTHON=$(CURDIR)/$$2"; fi; shift 2; done)
 DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
 
 .PHONY: demo test lint clean
@@ -17,7 +22,7 @@ DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
 demo: .venv/.train
 	$(BIN)/python experiments/demo.py
 
-test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device .venv-torch/.device
+test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device .venv-torch/.device .venv-metadata/.device
 	@echo "== device code where only LiteRT is installed"
 	.venv-litert/bin/python $(DEVICE_TESTS)
 	@if [ -x .venv-tflite/bin/python ]; then \
@@ -27,8 +32,7 @@ test: lint .venv-litert/.device .venv-tflite/.device .venv-aarch64/.device .venv
 	  echo "== device code on emulated aarch64 with tflite-runtime 2.14" && .venv-aarch64/python $(DEVICE_TESTS); \
 	else echo "== SKIPPED tests on emulated aarch64: they need qemu-aarch64-static, apt-get and Debian's arm64 packages"; fi
 	@echo "== the whole package"
-	@if [ -x .venv-torch/bin/python ]; then CXR_TORCH_PYTHON=$(CURDIR)/.venv-torch/bin/python $(TESTS); \
-	else echo "== SKIPPED tests with files of real PyTorch: it could not be installed" && $(TESTS); fi
+	env $(OTHERS) $(TESTS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -43,7 +47,7 @@ lint: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.train
-	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,dicom,report]'
+	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,dicom,report,sign,aeq]'
 	@touch $@
 
 .venv-litert/.device: $(SETUP)
@@ -65,6 +69,12 @@ lint: .venv/.dev
 	@$(PYTHON) -m venv .venv-torch && .venv-torch/bin/python $(PIP) -r .ci/constraints-torch.txt || rm -rf .venv-torch/bin
 	@touch $@
 
+# MediaPipe and the Task library read what our files say about themselves; nothing of ours imports either.
+.venv-metadata/.device: .ci/constraints-metadata.txt
+	@rm -rf .venv-metadata && mkdir -p .venv-metadata
+	@$(PYTHON) -m venv .venv-metadata && .venv-metadata/bin/python $(PIP) -r .ci/constraints-metadata.txt || rm -rf .venv-metadata/bin
+	@touch $@
+
 .venv-aarch64/.device: setup.cfg .ci/aarch64 .ci/constraints-tflite.txt
 	@mkdir -p .venv-aarch64
 	@if command -v qemu-aarch64-static >/dev/null && command -v apt-get >/dev/null; then \
@@ -72,4 +82,4 @@ lint: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-litert .venv-tflite .venv-aarch64 .venv-torch demo_run build *.egg-info
+	rm -rf .venv .venv-litert .venv-tflite .venv-aarch64 .venv-torch .venv-metadata demo_run build *.egg-info

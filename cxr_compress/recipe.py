@@ -277,8 +277,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the format, ready for JSON."""
-        changed = {"exclude": list(self.exclude), "overrides": dict(self.overrides), "options": dict(self.options)}
-        changed["sparsity_block"] = list(self.sparsity_block)
+        changed: dict[str, Any] = {"overrides": dict(self.overrides), "options": dict(self.options)}
+        changed |= {name: list(getattr(self, name)) for name in ("exclude", "sparsity_block")}
         return {"format": RECIPE_FORMAT, **asdict(self), **changed}
 
     def to_json(self) -> str:

@@ -2,8 +2,10 @@ r"""Put a file of a finished run into tflite_models/, with its model card, its h
 
 Command:  python experiments/ship_model.py --run_dir=demo_run --model=tiny_chexnet_m50_w50_int8
               --name=tiny_chexnet_kermany_m50_w50_int8
-Time:     a second.
-Result:   tflite_models/NAME.tflite, NAME.md and the hash in SHA256SUMS (to check: sha256sum -c SHA256SUMS, in there).
+Time:     seconds.
+Result:   tflite_models/NAME.tflite, NAME.md and the hash in SHA256SUMS (to check: sha256sum -c SHA256SUMS, in there);
+          with --weights=FILE.npz also the uncut model's weights as float16, for cxr_import_weights --from=npz; those of
+          the shipped model are experiments/results/tiny_chexnet_kermany/weights_fp16.npz.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
 from cxr_compress.report import read_report
@@ -31,6 +33,7 @@ _POPULATION = flags.DEFINE_string(
     "Whose films the data set holds.",
 )
 _SHELF = flags.DEFINE_string("shelf", str(SHELF), "Where it goes.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Where the weights of the uncut model go.")
 
 
 def ship(run_dir: Path, model: str, name: str, shelf: Path, population: str) -> None:
@@ -50,10 +53,20 @@ def ship(run_dir: Path, model: str, name: str, shelf: Path, population: str) -> 
     write_text(shelf / "SHA256SUMS", sums)
 
 
+def keep_weights(base: Path, target: Path) -> None:
+    """Write the weights of a Keras file, with what it says about itself."""
+    from cxr_compress.models import load_model, read_about, save_npz_weights  # load Keras, slow and noisy
+
+    make_folder(target.parent)
+    save_npz_weights(load_model(base), target, about=read_about(base))
+
+
 def main(_: list[str]) -> None:
     """Ship the file that the flags name."""
     try:
         ship(Path(_RUN_DIR.value), _MODEL.value, _NAME.value, Path(_SHELF.value), _POPULATION.value)
+        if _WEIGHTS.value:
+            keep_weights(Path(_RUN_DIR.value) / "base.keras", Path(_WEIGHTS.value))
     except CompressionError as error:
         sys.exit(f"ship_model: {error}")
     print(f"shipped {_NAME.value}.tflite")

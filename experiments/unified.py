@@ -39,11 +39,11 @@ from cxr_compress.data import Dataset, decode_split, load_dataset
 from cxr_compress.data.phantom import write_phantom
 from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.device.benchmark import measure_together
-from cxr_compress.device.modelfile import ModelFile, pack_model, read_model
+from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.evaluate import judge_loss, score_file
-from cxr_compress.lite import convert
+from cxr_compress.lite import convert, pack_file
 from cxr_compress.metrics import Interval, paired_auroc_difference
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
@@ -189,7 +189,8 @@ def at_full_size(bench: Bench, folder: Path, file: ModelFile, uncut: ModelFile) 
     thin, whole = (at_size(load_model(source_of(folder, one)), bench.size) for one in (file, uncut))
     lite = convert(thin, file.info.quant_type, calibration=[bench.calibration(file.info.preprocess)])
     # Thresholds hold for films of the trained size only; here they count as the bytes that they are.
-    packed = pack_model(lite.content, file.info)
+    spec = dataclasses.replace(file.info.preprocess, height=bench.size, width=bench.size)
+    packed = pack_file(lite.content, dataclasses.replace(file.info, preprocess=spec, model_card=""))
     reference = convert(whole, "none").content
     times = measure_together({"uncut": reference, "row": lite.content}, runs=bench.runs, num_threads=_THREADS.value)
     cost, before = measure_cost(thin), measure_cost(whole)
@@ -217,7 +218,7 @@ def source_of(folder: Path, file: ModelFile) -> Path:
     Raises:
         DataError: it is not there any more.
     """
-    for name, sha256 in file.info.parents.items():
+    for name, sha256 in reversed(file.info.parents.items()):  # the uncut model stands first, the thinnest last
         path = folder / name
         if path.suffix == ".keras" and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
             return path

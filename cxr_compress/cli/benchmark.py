@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, print_error, run_command
+from cxr_compress.cli.delegate_flag import define_delegate_flag
 from cxr_compress.cli.output import write_results
 from cxr_compress.device.atomic import write_text
 from cxr_compress.device.benchmark import (
@@ -47,6 +48,7 @@ _COLUMNS = (
     "end_to_end_p50_ms",
     "end_to_end_p95_ms",
 )
+_TIMING = ("runs", "warmup", "num_threads", "runtime")
 _LAYER_COLUMNS = ("kind", "fixed_us", "per_input_us", "per_output_us", "per_pair_us", "largest_residual")
 
 
@@ -70,6 +72,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("output_file", None, "Where --layers writes its table (.json).", flag_values=values)
     flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
+    define_delegate_flag(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -84,7 +87,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"expected no argument, got {arguments[0]!r}; several models go into --model, with commas")
     # Numbers as names, so that one file may be given twice, which shows how far ratios can be trusted.
     models = {str(number): read_model(path) for number, path in enumerate(values.model)}
-    options: dict[str, Any] = {name: values[name].value for name in ("runs", "warmup", "num_threads", "runtime")}
+    options: dict[str, Any] = {name: values[name].value for name in (*_TIMING, "delegate")}
     alone = measure_together({name: model.content for name, model in models.items()}, **options)
     whole = measure_end_to_end(models, image_size=values.image_size, **options)
     entries = [_entry(models[name], alone[name], whole[name], alone["0"]) for name in models]
@@ -132,12 +135,14 @@ def _run_layers(values: flags.FlagValues, arguments: list[str]) -> int:
     """Time the layers of a probe pack and write the table."""
     if values.model or arguments:
         raise UsageError("expected --layers alone, got models too; time them in a call of their own")
+    if values.delegate:
+        raise UsageError("--delegate is for --model: a probe pack holds layers as the processor runs them")
     if not values.output_file:
         raise UsageError("expected --output_file=TABLE.json beside --layers: where the table goes")
     # Told now, not after minutes of timing.
     if not Path(values.output_file).resolve().parent.is_dir():
         raise UsageError(f"{values.output_file}: its folder does not exist; create it first")
-    options: dict[str, Any] = {name: values[name].value for name in ("runs", "warmup", "num_threads", "runtime")}
+    options: dict[str, Any] = {name: values[name].value for name in _TIMING}
     report = time_layers(values.layers, progress=lambda line: print_error(NAME, line), **options)
     write_text(values.output_file, report.table.to_json())
     _print_layers(values, report, options)

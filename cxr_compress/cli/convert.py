@@ -3,9 +3,11 @@
     cxr_convert --keras_model_file=model.keras --output_file=model.tflite
     cxr_convert --saved_model_dir=saved/ --output_file=model.tflite --quant_type=none,int8 --calibration_data=films/
 
-The model has to give logits, without a last sigmoid or softmax. The int8 types need calibration images: training images
-of the same kind as the device will see, from a folder or from a data set (its training part). With several quant types
-each file gets its type's name: model_none.tflite, model_int8.tflite.
+A sigmoid or softmax at the end of a Keras file is taken off, and said so: files give logits, and the device computes
+the probabilities; a SavedModel has to give logits by itself. The int8 types need calibration images: training images
+of the same kind as the device will see, from a folder, a table, a data set (its training part) or a cache of cxr_data;
+images that do not look like those the model was trained on are warned of. With several quant types each file gets its
+type's name: model_none.tflite, model_int8.tflite. --edgetpu fails where Coral's Edge TPU would not run the whole file.
 
 Thresholds start at 0.5 and the probabilities are not calibrated: choose both on data before anyone relies on them.
 Research use only; not a medical device and not a diagnosis.
@@ -15,30 +17,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
+from cxr_compress.cli.calibration_data import (
+    calibration_batches,
+    calibration_set,
+    check_calibration_flags,
+    define_calibration_flags,
+    expected_input,
+    has_calibration,
+    warnings_said,
+)
+from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.convert_report import print_report
+from cxr_compress.cli.edgetpu_flag import check_edgetpu_flag, define_edgetpu_flag
+from cxr_compress.cli.export_flags import (
+    changed_export_options,
+    check_export_flags,
+    define_export_flags,
+    export_options,
+)
+from cxr_compress.cli.head_flag import check_head_flag, define_head_flag, with_head
 from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.data import DATASETS, decode_split, load_dataset
+from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written
 from cxr_compress.device.atomic import write_bytes
-from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
-from cxr_compress.device.modelfile import pack_model
 from cxr_compress.device.modelinfo import ModelInfo
-from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
-from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.errors import CompressionError
 from cxr_compress.lite import QUANT_TYPES, EqualizeReport, FrozenFunction, convert, equalize, freeze
-from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, image_batches, pick_evenly
 from cxr_compress.lite.convert import check_quant_types
 from cxr_compress.lite.load import fingerprint, load_saved_model
+from cxr_compress.lite.pack_file import pack_file
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
@@ -58,13 +73,12 @@ def _define_flags(values: flags.FlagValues) -> None:
     _define_source_flags(values)
     flags.DEFINE_string("output_file", None, "The .tflite file to write.", flag_values=values)
     flags.DEFINE_list("quant_type", ["none"], f"One or more of {', '.join(QUANT_TYPES)}.", flag_values=values)
-    flags.DEFINE_string("calibration_data", None, "Folder of images for the int8 types.", flag_values=values)
-    flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on the training part of this set.", flag_values=values)
-    flags.DEFINE_list("options", [], "Of that set's reader, as name=value.", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "Where that set lies.", flag_values=values)
+    define_calibration_flags(values)
     define_int8_flags(values)
-    text = "Calibration images at most, spread evenly over the set."
-    flags.DEFINE_integer("calibration_steps", DEFAULT_STEPS, text, lower_bound=MIN_IMAGES, flag_values=values)
+    define_export_flags(values)
+    define_edgetpu_flag(values)
+    define_head_flag(values)
+    define_sign_flag(values)
     flags.DEFINE_list("labels", [], "The findings, in the order of the logits.", flag_values=values)
     text = "Height and width in pixels, where the model leaves them open."
     flags.DEFINE_integer("input_size", None, text, lower_bound=1, flag_values=values)
@@ -90,24 +104,33 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     source = Path(values.keras_model_file or values.saved_model_dir)
     targets = _targets(Path(values.output_file), values.quant_type)
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
-        frozen, equalized = _load(values, say)
+        loaded = _load(values, say)
+        frozen = loaded.frozen
         about = _read_about(source)
         labels = _labels(values.labels or (list(about.findings) if about else []), frozen.output_shape)
         spec = _spec(values, frozen.input_shape, about)
-        made = convert(
-            frozen,
-            list(values.quant_type),
-            calibration=_calibration(values, spec),
-            calibration_steps=values.calibration_steps,
-            pixels=spec if spec.input == "uint8" else None,
-            progress=say,
-            **int8_options(values),
-        )
+        with warnings_said(say):
+            made = convert(
+                frozen,
+                list(values.quant_type),
+                calibration=calibration_batches(values, spec, say),
+                calibration_steps=values.calibration_steps,
+                pixels=spec if spec.input == "uint8" else None,
+                progress=say,
+                head=values.head,
+                edgetpu=values.edgetpu,
+                expected_input=expected_input(spec, about),
+                **int8_options(values),
+                **export_options(values),
+            )
     info = _info(values, source, labels, spec, about)
-    packed = {name: pack_model(made[name].content, _named(info, name)) for name in made}
+    if loaded.head:
+        info = replace(info, recipe={**info.recipe, "head": loaded.head})
+    packed = {name: pack_file(made[name].content, _named(info, name)) for name in made}
     for name, path in targets.items():
         write_bytes(path, packed[name])
-    print_report(values.format, targets, made, packed, equalized=equalized, layers=values.layer_report)
+    sign_written(values, targets.values())
+    print_report(values.format, targets, made, packed, equalized=loaded.equalized, layers=values.layer_report)
     return EXIT_OK
 
 
@@ -128,12 +151,13 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _check_calibration(values: flags.FlagValues) -> None:
-    if values.calibration_data and values.dataset:
-        raise UsageError("expected one of --calibration_data and --dataset, got both")
-    if bool(values.dataset) != bool(values.data_dir):
-        raise UsageError("--dataset and --data_dir belong together: give both or neither")
-    check_quant_types(values.quant_type, calibrated=bool(values.dataset or values.calibration_data))
+    check_calibration_flags(values)
+    check_quant_types(values.quant_type, calibrated=has_calibration(values))
     check_int8_flags(values)
+    check_export_flags(values)
+    check_edgetpu_flag(values)
+    check_head_flag(values)
+    check_sign_flag(values)
 
 
 def _targets(path: Path, quant_types: Sequence[str]) -> dict[str, Path]:
@@ -143,14 +167,23 @@ def _targets(path: Path, quant_types: Sequence[str]) -> dict[str, Path]:
     return {name: path.with_name(f"{path.stem}_{name}{path.suffix}") for name in quant_types}
 
 
-def _load(values: flags.FlagValues, say: Say) -> tuple[FrozenFunction, EqualizeReport | None]:
-    """Load the model, equalise it if that is wanted, and freeze it."""
+@dataclass(frozen=True)
+class _Loaded:
+    """What there is to convert, what equalising did, and what became of an activation at the end."""
+
+    frozen: FrozenFunction
+    equalized: EqualizeReport | None = None
+    head: str = ""
+
+
+def _load(values: flags.FlagValues, say: Say) -> _Loaded:
+    """Load the model, bring it to logits, equalise it if that is wanted, and freeze it."""
     start = time.perf_counter()
     if values.saved_model_dir is not None:
         tags = tuple(values.saved_model_tag_set)
         key, size = values.saved_model_signature_key, values.input_size
         frozen = load_saved_model(values.saved_model_dir, signature_key=key, tags=tags, input_size=size)
-        return _timed("load and freeze", start, say, frozen), None
+        return _Loaded(_timed("load and freeze", start, say, frozen))
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.keras_file import load_model
 
@@ -160,7 +193,10 @@ def _load(values: flags.FlagValues, say: Say) -> tuple[FrozenFunction, EqualizeR
         start = time.perf_counter()
         model, equalized = _timed("equalise", start, say, equalize(model))
     start = time.perf_counter()
-    return _timed("freeze", start, say, freeze(model, input_size=values.input_size)), equalized
+    model, head = with_head(values, model)
+    if head:
+        say(head)
+    return _Loaded(_timed("freeze", start, say, freeze(model, input_size=values.input_size)), equalized, head)
 
 
 def _timed(stage: str, start: float, say: Say, result: Any) -> Any:
@@ -206,28 +242,6 @@ def _spec(values: flags.FlagValues, input_shape: tuple[int, ...], about: ModelAb
     return PreprocessSpec.preset(name, height, width, **fields)
 
 
-def _calibration(values: flags.FlagValues, spec: PreprocessSpec) -> Iterator[np.ndarray] | None:
-    """Calibration images as batches, read when asked for; None where the user names none."""
-    if values.dataset:
-        options = reader_options(values.options)
-        films = load_dataset(values.dataset, values.data_dir, options=options).train
-        chosen = films.take(pick_evenly(range(len(films)), values.calibration_steps))
-        return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
-    if values.calibration_data:
-        return image_batches(pick_evenly(_images_in(Path(values.calibration_data)), values.calibration_steps), spec)
-    return None
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The images of a folder and its sub-folders, sorted by path."""
-    if not folder.is_dir():
-        raise DataError(f"--calibration_data {folder} is no folder: give a folder of images")
-    images = images_in(folder)
-    if not images:
-        raise DataError(f"--calibration_data {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): check the folder")
-    return images
-
-
 def _info(
     values: flags.FlagValues, source: Path, labels: tuple[str, ...], spec: PreprocessSpec, about: ModelAbout | None
 ) -> ModelInfo:
@@ -242,16 +256,24 @@ def _info(
         logit_offset=tuple(-math.log(weight) for weight in weights),
         thresholds=(0.5,) * count,
         threshold_source="0.5 by default, not chosen on data",
+        calibration_source=_calibration_source(weights),
         quant_type="",
         parents={"source": fingerprint(source)},
         training_data=(about.dataset if about is not None else "") or "not stated",
         attribution=about.attribution if about is not None else "",
         recipe={
             "command": NAME,
-            "calibration_set": values.dataset or ("folder" if values.calibration_data else ""),
+            "calibration_set": calibration_set(values),
             **changed_options(values),
+            **changed_export_options(values),
         },
     )
+
+
+def _calibration_source(weights: Sequence[float]) -> str:
+    """What slope and offset are where nothing was fitted."""
+    undone = "class weights of the training loss undone, " if set(weights) != {1.0} else ""
+    return f"{undone}not fitted on data"
 
 
 def _named(info: ModelInfo, quant_type: str) -> ModelInfo:

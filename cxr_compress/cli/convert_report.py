@@ -15,7 +15,7 @@ from cxr_compress.lite.layer_snr import COLUMNS as LAYER_COLUMNS
 if TYPE_CHECKING:
     from cxr_compress.lite import EqualizeReport
 
-_COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights")
+_COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights", "answers", "dB", "rank", "runs on")
 
 
 def print_report(
@@ -54,6 +54,7 @@ def _entry(path: Path, made: LiteModel, data: bytes) -> dict[str, Any]:
     """JSON of one file; only int8 files have layers to compare."""
     about: dict[str, Any] = {"file": str(path), "quant_type": made.quant_type, "bytes": len(data)}
     about |= {"sha256": hashlib.sha256(data).hexdigest(), "audit": made.audit.to_dict()}
+    about["parity"] = None if made.parity is None else made.parity.to_dict()
     if made.layers:
         about["layers"] = [one.to_dict() for one in made.layers]
     if made.fallback is not None:
@@ -64,7 +65,17 @@ def _entry(path: Path, made: LiteModel, data: bytes) -> dict[str, Any]:
 def _row(path: Path, made: LiteModel, data: bytes) -> list[Any]:
     found = made.audit
     ends = [found.inputs[0].dtype, found.outputs[0].dtype]
-    return [str(path), made.quant_type, len(data), *ends, f"{found.sparsity.fraction:.1%}"]
+    return [str(path), made.quant_type, len(data), *ends, f"{found.sparsity.fraction:.1%}", *_parity_cells(made)]
+
+
+def _parity_cells(made: LiteModel) -> list[str]:
+    """Fewest answers of a finding, decibels, lowest rank correlation; then who can load the file."""
+    runtimes = " ".join(made.audit.runtimes) or "none"
+    if made.parity is None:
+        return ["", "", "", runtimes]
+    lowest = made.parity.lowest_spearman
+    rank = "" if lowest is None else f"{lowest:.4f}"
+    return [str(min(made.parity.codes)), f"{made.parity.snr_db:.1f}", rank, runtimes]
 
 
 def _print_extras(
@@ -82,3 +93,5 @@ def _print_extras(
     for one in made.values():
         if one.fallback is not None:
             sys.stdout.write(f"{one.quant_type}: {one.fallback.to_text()}\n\n")
+    lines = [f"{name}: {one.parity.to_text()}\n" for name, one in made.items() if one.parity is not None]
+    sys.stdout.write("".join([*lines, "\n"]) if lines else "")

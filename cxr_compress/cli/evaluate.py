@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
+from cxr_compress.cli.delegate_flag import define_delegate_flag
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, OpenedModel, open_keras, open_tflite
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
@@ -84,6 +85,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("predictions_file", None, help_text, flag_values=values)
     help_text = "Threads; default: one for a .tflite, as on the device, and all cores for the rest."
     number("threads", None, help_text, lower_bound=1, flag_values=values)
+    define_delegate_flag(values)
     flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
     flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
     number("seed", 0, "Of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
@@ -197,7 +199,10 @@ def _comparable(split: Split, names: Sequence[str]) -> bool:
 def _open(path: Path, values: flags.FlagValues, say: Say) -> OpenedModel:
     """The model, by the kind of its file."""
     if path.suffix.lower() == ".tflite":
-        return open_tflite(path, say, threads=values.threads or 1, input_size=values.input_size)
+        size, delegate = values.input_size, values.delegate
+        return open_tflite(path, say, threads=values.threads or 1, input_size=size, delegate=delegate)
+    if values.delegate:
+        raise UsageError(f"--delegate runs .tflite files, got {path.name}")
     return open_keras(
         path,
         say,

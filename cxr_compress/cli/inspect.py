@@ -4,6 +4,7 @@
     cxr_inspect model.keras --what=layers
     cxr_inspect model.keras --plan=run/plan.json --plot=plan.png
     cxr_inspect model.tflite
+    cxr_inspect model.tflite --target=edgetpu
 
 For a Keras model (.keras, .h5): its cost, and the groups of channels that stand and fall together. A group's params and
 MACs are what would go with all of its channels; every MAC belongs to two groups, so these shares overlap. With --plan:
@@ -11,7 +12,9 @@ what each layer of the model loses by that plan, which was made for this very mo
 plan whose "kept" was edited by hand is counted anew.
 
 For a .tflite, of cxr_compress or not: operators with versions, dtypes, float islands, both ends, zeros, and what the
-file says about itself.
+file says about itself. With --target: where each operator would run, and why not there: on Coral's Edge TPU (by its
+documented rules; where edgetpu_compiler is on the PATH, its verdict stands below), or in XNNPACK, the fast engine of
+processors.
 
 Research use only; not a medical device and not a diagnosis.
 """
@@ -36,6 +39,7 @@ from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_ti
 NAME = "cxr_inspect"
 _KERAS = (".keras", ".h5", ".hdf5")
 _TFLITE = ".tflite"
+_TARGETS = ("edgetpu", "xnnpack")
 _WHAT = {
     "groups": ("group", "channels", "also_made_by", "consumers", "params", "params_percent", "macs", "macs_percent"),
     "layers": ("layer", "class", "output", "weights", "params", "macs", "filters", "group", "filters_may_go"),
@@ -59,12 +63,19 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("plan", None, "A plan.json made for this model: show what it removes.", flag_values=values)
     text = "Draw the plan into this PNG too; needs --plan and the extra `report`."
     flags.DEFINE_string("plot", None, text, flag_values=values)
+    text = "Where each operator of a .tflite would run."
+    flags.DEFINE_enum("target", None, _TARGETS, text, flag_values=values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Look at one model."""
     path = _model_path(arguments)
     _check_usage(values, path)
+    if path.suffix.lower() == _TFLITE and values.target:
+        from cxr_compress.cli.inspect_target import print_target
+
+        print_target(path, values.format, values.target)
+        return EXIT_OK
     if path.suffix.lower() == _TFLITE:
         from cxr_compress.cli.inspect_tflite import print_tflite
 
@@ -103,6 +114,8 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
     given = [name for name in ("what", "exclude", "allow_inexact", "plan", "plot") if values[name].present]
     if path.suffix.lower() == _TFLITE and given:
         raise UsageError(f"--{given[0]} is for Keras models, {path.name} is a .tflite")
+    if path.suffix.lower() != _TFLITE and values.target:
+        raise UsageError(f"--target is for .tflite files, got {path.name}: export it with cxr_convert first")
     for pattern in values.exclude:
         try:
             re.compile(pattern)

@@ -21,19 +21,28 @@ def print_tflite(path: Path, form: str) -> None:
     Raises:
         ModelFileError: no .tflite, or a damaged one.
     """
-    data = path.read_bytes()
-    # One of ours is verified; a damaged one must not pass for a foreign file.
-    own = read_model(path) if JSON_NAME.encode() in data else None
+    data, content, info = read_any(path)
     try:
-        found = audit(own.content if own else data)
+        found = audit(content)
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from error
-    info = own.info if own else None
     if form == "table":
         sys.stdout.write(_text(found, info, len(data)) + "\n\n")
     document = {"model": str(path), "bytes": len(data), "info": info.to_dict() if info else None, **found.to_dict()}
     rows = [[op.kind, op.version, op.count] for op in found.ops]
     write_results(form, document=document, headers=("operator", "version", "count"), rows=rows)
+
+
+def read_any(path: Path) -> tuple[bytes, bytes, ModelInfo | None]:
+    """A .tflite of cxr_compress or not: the whole file, the flatbuffer in it, and what it says about itself or None.
+
+    Raises:
+        ModelFileError: one of cxr_compress that is damaged.
+    """
+    data = path.read_bytes()
+    # One of ours is verified; a damaged one must not pass for a foreign file.
+    own = read_model(path) if JSON_NAME.encode() in data else None
+    return (data, own.content, own.info) if own else (data, data, None)
 
 
 def _text(found: Audit, info: ModelInfo | None, size: int) -> str:
@@ -55,5 +64,18 @@ def _own_lines(info: ModelInfo | None) -> list[str]:
         f"about   {info.model_name}, quantisation {info.quant_type}, images {shape}",
         f"labels  {', '.join(info.labels)}",
         f"at      {', '.join(f'{value:.4g}' for value in info.thresholds)} ({info.threshold_source})",
+        *_origin_lines(info),
         *(["trained on drawn phantom images: its findings say nothing about patients"] if info.synthetic else []),
     ]
+
+
+def _origin_lines(info: ModelInfo) -> list[str]:
+    """Where its numbers come from and what it can be checked by; what a file of version 1 does not say is left out."""
+    films = f"golden  {info.golden.shape[0]} films, answered by {info.golden.runtime}" if info.golden else ""
+    lines = [
+        f"scaled  {info.calibration_source}",
+        f"weights canonical sha256 {info.canonical_hash}" if info.canonical_hash else "",
+        *(f"from    {name} sha256 {digest}" for name, digest in info.parents.items()),
+        films,
+    ]
+    return [line for line in lines if line]

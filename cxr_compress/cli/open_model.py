@@ -36,7 +36,9 @@ class OpenedModel:
     facts: dict[str, Any]
 
 
-def open_tflite(path: Path, say: Say, *, threads: int, input_size: int | None) -> OpenedModel:
+def open_tflite(
+    path: Path, say: Say, *, threads: int, input_size: int | None, delegate: str | None = None
+) -> OpenedModel:
     """Give the device's own classifier.
 
     Args:
@@ -44,13 +46,14 @@ def open_tflite(path: Path, say: Say, *, threads: int, input_size: int | None) -
         say: gets notes for the user.
         threads: of the kernels.
         input_size: what the user asked for; a .tflite has one size.
+        delegate: library of an accelerator; None runs on the processor.
 
     Raises:
         UsageError: another size was asked for.
         ModelFileError, RuntimeUnavailableError: as `Classifier`.
     """
     file = read_model(path)
-    classifier = Classifier(file, num_threads=threads)
+    classifier = Classifier(file, num_threads=threads, delegate=delegate)
     spec = classifier.spec
     if input_size not in (None, spec.height):
         raise UsageError(f"{path.name} takes films of {spec.height} px only: leave --input_size out")

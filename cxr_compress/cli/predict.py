@@ -3,10 +3,14 @@
     cxr_predict --model=model.tflite chest.png
     cxr_predict --model=model.tflite --format=csv folder/ more.jpg > findings.csv
     cxr_predict --model=model.tflite --window=2048,4096 chest.dcm
+    cxr_predict --model=model.tflite --heatmap_dir=maps chest.png
 
 Each argument is a PNG, JPEG or DICOM file, or a folder that is searched for them (sub-folders included, hidden files
 left out; DICOM also without a suffix). DICOM needs pip install 'cxr-compress[dicom]'; what a header says about a
 patient is neither read nor printed. Research use only; not a medical device and not a diagnosis.
+
+With --heatmap_dir each positive finding gets a picture of where in the film its score came from: evidence, not an
+outline of disease. Pictures are named by the number of the image, whose file name is often a patient's.
 
 What looks odd about a film, for instance that it is inverted, is one line on stderr and the field "warnings" of the
 image in --format=json; its findings are printed all the same.
@@ -21,14 +25,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
+from cxr_compress.cli.delegate_flag import define_delegate_flag
+from cxr_compress.cli.heatmaps import HeatmapWriter, define_heatmap_flag
 from cxr_compress.cli.output import write_csv_rows, write_results
+from cxr_compress.cli.sign_flags import check_signature, define_public_key_flag
 from cxr_compress.device.classifier import Classifier, Findings
 from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
 from cxr_compress.device.dicom import DicomView
@@ -49,10 +56,12 @@ class _Result:
     findings: Findings
     warnings: list[str]
     milliseconds: float
+    heatmaps: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         about = {**self.findings.to_dict(), "warnings": self.warnings}
-        return {"image": self.image, **about, "milliseconds": self.milliseconds}
+        pictures = {} if self.heatmaps is None else {"heatmaps": self.heatmaps}
+        return {"image": self.image, **about, "milliseconds": self.milliseconds, **pictures}
 
     def rows(self) -> list[list[Any]]:
         entries = self.findings.to_dict()["findings"]
@@ -79,8 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     flags.DEFINE_string("model", None, "The .tflite file, made by cxr_compress or cxr_convert.", flag_values=values)
+    define_public_key_flag(values)
     flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
+    define_delegate_flag(values)
     flags.DEFINE_enum(
         "gate",
         "error",
@@ -96,6 +107,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         "The first one by default; the whole range of stored values where a file has none."
     )
     flags.DEFINE_string("window", None, text, flag_values=values)
+    define_heatmap_flag(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -105,10 +117,14 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     if not arguments:
         raise UsageError("expected at least one image file or folder, got none")
     view = _view(values)
+    check_signature(values)
     model = read_model(values.model)
-    classifier = Classifier(model, num_threads=values.num_threads, runtime=values.runtime, gate=values.gate, view=view)
+    options: dict[str, Any] = {name: values[name].value for name in ("num_threads", "runtime", "delegate", "gate")}
+    classifier = Classifier(model, view=view, **options)
     images, batch = _list_images(arguments)
-    _classify(classifier, images, batch, alone=images == arguments and len(images) == 1, form=values.format)
+    pictures = HeatmapWriter(values.heatmap_dir, model, classifier, view) if values.heatmap_dir else None
+    alone = images == arguments and len(images) == 1
+    _classify(classifier, images, batch, alone=alone, form=values.format, pictures=pictures)
     if values.format != "csv":
         _print(values.format, model, classifier, batch)
     if model.info.synthetic:
@@ -144,13 +160,17 @@ def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
     return images, batch
 
 
-def _classify(classifier: Classifier, images: list[str], batch: _Batch, *, alone: bool, form: str) -> None:
+def _classify(
+    classifier: Classifier, images: list[str], batch: _Batch, *, alone: bool, form: str, pictures: HeatmapWriter | None
+) -> None:
     """Classify image by image into the batch; a bad one that stands alone raises its DataError."""
     if form == "csv":
         write_csv_rows([_COLUMNS], intended_use=classifier.info.intended_use)
     for number, image in enumerate(images, 1):
         try:
             result = _predict(classifier, image)
+            if pictures is not None:
+                result = replace(result, heatmaps=pictures.write(number, image, result.findings))
         except DataError as error:
             if alone:
                 raise

@@ -132,7 +132,7 @@ class CachePlan:
 
     def preprocessing(self) -> dict[str, Any]:
         """The fields of the spec that shape the pixels."""
-        return _pixel_fields(self.spec)
+        return pixel_fields(self.spec)
 
     def read_manifest(self) -> Manifest | None:
         """The manifest, if it is one of this cache and a data file of the right size lies beside it."""
@@ -155,7 +155,7 @@ def plan_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> Cac
     """
     chunks = _chunks(len(split), int(np.prod(film_shape(spec))))
     names, sizes, states = _file_facts(split, chunks) if split.paths else _array_facts(split, chunks)
-    fields = json.dumps([FORMAT, PREPROCESS_VERSION, CHUNK_BYTES, CHUNK_FILMS, _pixel_fields(spec)], sort_keys=True)
+    fields = json.dumps([FORMAT, PREPROCESS_VERSION, CHUNK_BYTES, CHUNK_FILMS, pixel_fields(spec)], sort_keys=True)
     unfinished = _digest([fields, names])
     stem = f"{re.sub(r'[^A-Za-z0-9]', '_', split.name)}_{spec.height}x{spec.width}_{spec.color}_"
     folder = Path(cache_dir)
@@ -218,7 +218,8 @@ def _size_and_time(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _pixel_fields(spec: PreprocessSpec) -> dict[str, Any]:
+def pixel_fields(spec: PreprocessSpec) -> dict[str, Any]:
+    """The fields of a spec that shape the pixels of a cache."""
     return {name: value for name, value in spec.to_dict().items() if name not in _NOT_IN_PIXELS}
 
 

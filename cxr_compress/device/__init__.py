@@ -13,18 +13,23 @@ _PUBLIC = {
     "CostTable": "cost_table",
     "DicomView": "dicom",
     "Findings": "classifier",
+    "GoldenVectors": "golden_vectors",
     "ImageGateWarning": "preprocess",
     "INTENDED_USE": "modelinfo",
     "Latency": "benchmark",
     "ModelFile": "modelfile",
     "ModelInfo": "modelinfo",
     "PreprocessSpec": "spec",
+    "Verification": "verify",
     "load_interpreter": "interpreter",
     "measure_latency": "benchmark",
     "measure_layers": "layer_times",
     "measure_together": "benchmark",
     "pack_model": "modelfile",
     "read_model": "modelfile",
+    "sign_file": "signature",
+    "verify_model": "verify",
+    "verify_signature": "signature",
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 - resolved by __getattr__ below

@@ -59,6 +59,7 @@ def measure_latency(
     warmup: int = 5,
     num_threads: int = 1,
     runtime: str = "auto",
+    delegate: str | None = None,
 ) -> Latency:
     """Time one model on a fixed seeded input, without decoding and preprocessing.
 
@@ -68,7 +69,7 @@ def measure_latency(
     """
     content = model.content if isinstance(model, ModelFile) else model
     options: dict[str, Any] = {"runs": runs, "warmup": warmup, "num_threads": num_threads, "runtime": runtime}
-    return measure_together({"model": content}, **options)["model"]
+    return measure_together({"model": content}, delegate=delegate, **options)["model"]
 
 
 def measure_together(
@@ -78,6 +79,7 @@ def measure_together(
     warmup: int = 5,
     num_threads: int = 1,
     runtime: str = "auto",
+    delegate: str | None = None,
 ) -> dict[str, Latency]:
     """Time several models turn by turn, so that a slow moment of the machine hits all and ratios stay fair.
 
@@ -87,6 +89,7 @@ def measure_together(
         warmup: untimed runs of each; the first ones also build caches and wake the processor.
         num_threads: threads of the TFLite kernels.
         runtime: "auto", "litert" or "tflite-runtime".
+        delegate: library of an accelerator; None runs on the processor.
 
     Raises:
         RuntimeUnavailableError, ModelFileError: as `load_interpreter`.
@@ -95,7 +98,7 @@ def measure_together(
     calls: dict[str, Callable[[], None]] = {}
     runtimes: dict[str, str] = {}
     for name, content in models.items():
-        calls[name], runtimes[name] = prepare_call(content, num_threads, runtime)
+        calls[name], runtimes[name] = prepare_call(content, num_threads, runtime, delegate)
     times = time_together(calls, runs=runs, warmup=warmup)
     return {name: summarise(times[name], num_threads=num_threads, runtime=runtimes[name]) for name in models}
 
@@ -107,6 +110,7 @@ def measure_end_to_end(
     warmup: int = 5,
     num_threads: int = 1,
     runtime: str = "auto",
+    delegate: str | None = None,
     image_size: int = 1024,
 ) -> dict[str, Latency]:
     """Time decoding, preprocessing and the model together on a drawn PNG held in memory, turn by turn.
@@ -117,6 +121,7 @@ def measure_end_to_end(
         warmup: untimed runs of each.
         num_threads: threads of the TFLite kernels.
         runtime: "auto", "litert" or "tflite-runtime".
+        delegate: library of an accelerator; None runs on the processor.
         image_size: height and width of the PNG, pixels; decoding time grows with its square.
 
     Raises:
@@ -127,7 +132,7 @@ def measure_end_to_end(
     calls: dict[str, Callable[[], None]] = {}
     classifiers: dict[str, Classifier] = {}
     for name, model in models.items():
-        classifiers[name] = Classifier(model, num_threads=num_threads, runtime=runtime)
+        classifiers[name] = Classifier(model, num_threads=num_threads, runtime=runtime, delegate=delegate)
         calls[name] = _end_to_end_call(classifiers[name], png)
     times = time_together(calls, runs=runs, warmup=warmup)
     return {name: summarise(times[name], num_threads=num_threads, runtime=classifiers[name].runtime) for name in models}
@@ -196,13 +201,15 @@ def synthetic_png(size: int) -> bytes:
     return bytes(cv2.imencode(".png", noisy)[1])
 
 
-def prepare_call(content: bytes, num_threads: int, runtime: str) -> tuple[Callable[[], None], str]:
+def prepare_call(
+    content: bytes, num_threads: int, runtime: str, delegate: str | None = None
+) -> tuple[Callable[[], None], str]:
     """Load a flatbuffer and set a fixed input; give a call that runs it once, and which runtime that is.
 
     Raises:
         RuntimeUnavailableError, ModelFileError: as `load_interpreter`.
     """
-    loaded = load_interpreter(content, num_threads=num_threads, runtime=runtime)
+    loaded = load_interpreter(content, num_threads=num_threads, runtime=runtime, delegate=delegate)
     rng = np.random.default_rng(_INPUT_SEED)
     for details in loaded.interpreter.get_input_details():
         # Normalised X-rays lie in about [-2, 2.6]; zeros could make some kernels faster than they will be.

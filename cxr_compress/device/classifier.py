@@ -10,6 +10,7 @@ import numpy as np
 
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView
 from cxr_compress.device.film_checks import film_warnings
+from cxr_compress.device.heatmap import no_map, pick_map
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import normalize, pixels_of
 from cxr_compress.device.runner import Runner
@@ -19,7 +20,7 @@ from cxr_compress.errors import DataError, ModelFileError
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a model says about one image; every array is float32 (k,), one entry a label.
+    """What a model says about one image; every array but the map is float32 (k,), one entry a label.
 
     Attributes:
         labels: the k findings.
@@ -28,6 +29,7 @@ class Findings:
         thresholds: on the probabilities.
         positive: probability at or above its threshold.
         warnings: what a person should check about the image itself, for instance that it looks inverted.
+        cam: float32 (h, w, k), what each part of the image adds to each logit; None where the model file has no map.
     """
 
     labels: tuple[str, ...]
@@ -36,6 +38,19 @@ class Findings:
     thresholds: np.ndarray
     positive: tuple[bool, ...]
     warnings: tuple[str, ...] = ()
+    cam: np.ndarray | None = None
+
+    def heatmap(self, label: str) -> np.ndarray:
+        """Where the logit of one finding comes from: float32 (h, w), whose mean plus the model's bias is the logit.
+
+        Rows and columns are those of the network's last grid, stretched over the whole image; `device.heatmap.overlay`
+        makes a picture of it. It shows where evidence came from; it is no outline of disease.
+
+        Raises:
+            ModelFileError: the model file has no map: it was exported without --head=logits+cam.
+            DataError: an unknown label.
+        """
+        return pick_map(self.cam, self.labels, label)
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON-ready values: {"findings": [{label, probability, threshold, positive, logit}], "warnings": []}."""
@@ -81,6 +96,7 @@ class Classifier:
         *,
         num_threads: int = 1,
         runtime: str = "auto",
+        delegate: str | None = None,
         gate: str = "error",
         view: DicomView = FIRST_VIEW,
     ) -> None:
@@ -90,6 +106,7 @@ class Classifier:
             model: a path, or what `read_model` gave.
             num_threads: threads of the TFLite kernels.
             runtime: "auto", "litert" or "tflite-runtime".
+            delegate: library of an accelerator, as "libedgetpu.so.1"; None runs on the processor.
             gate: "error" refuses a colour image for a gray model; "off" warns (`ImageGateWarning`) and goes on.
             view: which frame and window of DICOM files.
 
@@ -98,7 +115,7 @@ class Classifier:
             RuntimeUnavailableError: no TFLite runtime here can run it.
         """
         file = model if isinstance(model, ModelFile) else read_model(model)
-        self._run = Runner(file.content, num_threads=num_threads, runtime=runtime)
+        self._run = Runner(file.content, num_threads=num_threads, runtime=runtime, delegate=delegate)
         self.info, self.runtime = file.info, self._run.runtime
         self.labels, self.spec = file.info.labels, file.info.preprocess
         self._gate, self._view = gate, view
@@ -109,6 +126,15 @@ class Classifier:
         _check_shape("input", self._run.input_shape, (1, *self.spec.input_shape))
         _check_shape("output", self._run.output_shape, (1, len(self.labels)))
         self.output_scale = self._run.output.scale
+
+    def require_map(self) -> None:
+        """Refuse a model file whose findings have no `heatmap`.
+
+        Raises:
+            ModelFileError: says how to export one that has.
+        """
+        if self._run.cam is None:
+            raise no_map()
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Run preprocessed images through the model.
@@ -155,8 +181,9 @@ class Classifier:
             DataError: the image is missing, damaged, or not what the model was trained on.
         """
         pixels = pixels_of(image, self.spec, self._gate, self._view)
-        findings = self.decide(self.logits(normalize(pixels, self.spec)[np.newaxis])[0])
-        return replace(findings, warnings=film_warnings(pixels)) if self.spec.color == "gray" else findings
+        logits, cam = self._run.both(normalize(pixels, self.spec))
+        said = film_warnings(pixels) if self.spec.color == "gray" else ()
+        return replace(self.decide(logits), warnings=said, cam=cam)
 
     def decide(self, logits: np.ndarray) -> Findings:
         """Give the findings that belong to the logits (k,) of one image."""

@@ -7,12 +7,14 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cxr_compress.device.delegate import EDGETPU_OP, load_delegate
 from cxr_compress.device.native_log import without_stderr_lines
-from cxr_compress.errors import ModelFileError, RuntimeUnavailableError
+from cxr_compress.errors import CompressionError, ModelFileError, RuntimeUnavailableError
 
 # Bytes 4 to 8 of every TFLite flatbuffer. Source: tensorflow/lite/schema/schema.fbs, file_identifier.
 FLATBUFFER_IDENTIFIER = b"TFL3"
@@ -45,25 +47,36 @@ class LoadedInterpreter:
 
     Attributes:
         interpreter: the runtime's own object; not safe to share between threads.
-        runtime: which runtime and version, for instance "ai-edge-litert 2.3.0".
+        runtime: which runtime and version, for instance "ai-edge-litert 2.3.0", and the delegate where there is one.
     """
 
     interpreter: Any
     runtime: str
 
 
-def load_interpreter(content: bytes, *, num_threads: int = 1, runtime: str = "auto") -> LoadedInterpreter:
+def load_interpreter(
+    content: bytes,
+    *,
+    num_threads: int = 1,
+    runtime: str = "auto",
+    delegate: str | None = None,
+    xnnpack: bool = True,
+) -> LoadedInterpreter:
     """Load a .tflite flatbuffer into the first TFLite runtime that is installed; never into TensorFlow.
 
     Args:
         content: the flatbuffer (`ModelFile.content`). tflite-runtime 2.14 crashes the process on a flatbuffer that is
             cut short; `read_model` has verified that it is whole.
         num_threads: threads of the kernels, at least 1. One is right for small models; more pays off above a few ms.
-        runtime: "auto", or "litert" or "tflite-runtime" to insist on one. Outputs of an int8 model may differ by up to
-            3 steps of the output scale between the two.
+        runtime: "auto", or "litert" or "tflite-runtime" to insist on one. Outputs of an int8 model differ by a few
+            steps of the output scale between the two, most of all where only one of them has XNNPACK's kernels for it.
+        delegate: library of an accelerator, for instance "libedgetpu.so.1" for Coral's Edge TPU, which takes models
+            that edgetpu_compiler has compiled; None runs on the processor.
+        xnnpack: False leaves TFLite's own kernels alone, slower, to see what the choice of kernels changes.
 
     Raises:
-        RuntimeUnavailableError: no runtime is installed and usable, or it is too old for an operator of the model.
+        RuntimeUnavailableError: no runtime is installed and usable, or it is too old for an operator of the model; the
+            delegate is missing, is none, finds no device or refuses the model.
         ModelFileError: the bytes are not a model that a runtime can read.
     """
     if content[4:8] != FLATBUFFER_IDENTIFIER:
@@ -78,7 +91,8 @@ def load_interpreter(content: bytes, *, num_threads: int = 1, runtime: str = "au
             continue
         make, lack = _find(candidate)
         if make is not None:
-            return _load(make, candidate, content, num_threads)
+            options = {"num_threads": num_threads, **({} if xnnpack else _without_xnnpack(candidate))}
+            return _load(make, candidate, content, options, delegate)
         lacking.append(f"{candidate.distribution} {lack}")
     raise RuntimeUnavailableError(f"no TFLite runtime can be used: {'; '.join(lacking)}; {_INSTALL}")
 
@@ -96,21 +110,44 @@ def _find(candidate: _Runtime) -> tuple[Callable[..., Any] | None, str]:
         return None, f"{_version(candidate)} cannot be imported ({_one_line(error)})"
 
 
-def _load(make: Callable[..., Any], candidate: _Runtime, content: bytes, num_threads: int) -> LoadedInterpreter:
+def _without_xnnpack(candidate: _Runtime) -> dict[str, Any]:
+    resolvers = importlib.import_module(f"{candidate.module}.interpreter").OpResolverType
+    return {"experimental_op_resolver_type": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
+
+
+def _load(
+    make: Callable[..., Any], candidate: _Runtime, content: bytes, options: dict[str, Any], delegate: str | None
+) -> LoadedInterpreter:
     """Construct and allocate, with the runtime's complaints turned into one line."""
     name = f"{candidate.distribution} {_version(candidate)}"
+    if delegate is not None:
+        options = {**options, "experimental_delegates": [load_delegate(delegate, candidate.module)]}
     try:
         with without_stderr_lines(_XNNPACK_NOTICE):
-            interpreter = make(model_content=content, num_threads=num_threads)
+            interpreter = make(model_content=content, **options)
             interpreter.allocate_tensors()
-    except ValueError as error:
-        # An operator version that the runtime does not know comes as a ValueError too, and is not the file's fault.
-        if "builtin opcode" in str(error) or "Registration failed" in str(error):
-            raise RuntimeUnavailableError(_too_old(name, error)) from error
-        raise ModelFileError(f"{name} cannot read the model: {_one_line(error)}; convert it again") from error
-    except RuntimeError as error:
-        raise RuntimeUnavailableError(_too_old(name, error)) from error
-    return LoadedInterpreter(interpreter, name)
+    except (ValueError, RuntimeError) as error:
+        raise _explained(name, delegate, error) from error
+    return LoadedInterpreter(interpreter, name if delegate is None else f"{name} with {Path(delegate).name}")
+
+
+def _explained(name: str, delegate: str | None, error: Exception) -> CompressionError:
+    """What a runtime's complaint means for the user."""
+    if EDGETPU_OP in str(error) and delegate is None:
+        return RuntimeUnavailableError(
+            "the model is compiled for Coral's Edge TPU: run it there with --delegate=libedgetpu.so.1, or take the "
+            "file that it was compiled from"
+        )
+    if delegate is not None:
+        return RuntimeUnavailableError(
+            f"{name} cannot run this model with the delegate {delegate}: {_one_line(error)}; compile the model for it, "
+            "or leave --delegate out"
+        )
+    # An operator version that the runtime does not know comes as a ValueError too, and is not the file's fault.
+    too_new = "builtin opcode" in str(error) or "Registration failed" in str(error)
+    if isinstance(error, ValueError) and not too_new:
+        return ModelFileError(f"{name} cannot read the model: {_one_line(error)}; convert it again")
+    return RuntimeUnavailableError(_too_old(name, error))
 
 
 def _too_old(name: str, error: Exception) -> str:

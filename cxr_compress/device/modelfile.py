@@ -1,8 +1,11 @@
 """What a .tflite file of ours carries about itself: labels, preprocessing, calibration, thresholds, origin.
 
 The file is the flatbuffer followed by a ZIP archive (the place where TFLite keeps associated files), so any TFLite
-runtime runs it and ``unzip model.tflite`` shows `labels.txt` and `cxr_compress.json`. The same input gives the same
-bytes: members are stored in fixed order with fixed times.
+runtime runs it and ``unzip model.tflite`` shows its members. The same input gives the same bytes: members are stored in
+fixed order with fixed times.
+
+The archive's comment is the sha256 of every byte before it, so that no byte of the file can change unnoticed. That is
+against accidents and careless edits: who means to forge a file computes the hash again (`device.signature`).
 """
 
 from __future__ import annotations
@@ -16,14 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
-from cxr_compress.device.modelinfo import INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
+from cxr_compress.device.modelinfo import FORMAT_VERSION, INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
 from cxr_compress.errors import ModelFileError
 
 __all__ = ["INTENDED_USE", "MAX_METADATA_BYTES", "ModelFile", "ModelInfo", "pack_model", "read_model"]
 
 MAX_METADATA_BYTES = 64 * 1024
 
-_LABELS_NAME = "labels.txt"
+LABELS_NAME = "labels.txt"
+CALIBRATION_NAME = "score_calibration.txt"
+CARD_NAME = "model_card.md"
+_SEAL = b"sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
 _ZIP_START = b"PK\x03\x04"
 _AGAIN = "copy or convert it again"
 # The earliest time a ZIP can hold: a real one would make equal models differ.
@@ -72,24 +79,18 @@ def pack_model(flatbuffer: bytes, info: ModelInfo) -> bytes:
         raise ModelFileError(
             "the converted model already carries an archive; pack the bare flatbuffer (ModelFile.content)"
         )
+    fields = info.to_dict()
+    card = fields.pop("model_card")
     document = {
-        **info.to_dict(),
+        **fields,
         "flatbuffer_bytes": len(flatbuffer),
         "flatbuffer_sha256": hashlib.sha256(flatbuffer).hexdigest(),
     }
-    buffer = io.BytesIO()
-    buffer.write(flatbuffer)
-    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
-        for name, text in ((JSON_NAME, dump_json(document)), (_LABELS_NAME, _labels_text(info))):
-            member = zipfile.ZipInfo(name, _FIXED_TIME)
-            member.create_system = 3  # Unix, on every machine, so that the bytes do not depend on it
-            member.external_attr = 0o644 << 16
-            archive.writestr(member, text.encode("utf-8"))
-    packed = buffer.getvalue()
+    packed = _sealed(flatbuffer, {JSON_NAME: dump_json(document), **_derived_texts(info), CARD_NAME: card})
     if len(packed) - len(flatbuffer) > MAX_METADATA_BYTES:
         raise ModelFileError(
             f"the metadata takes {len(packed) - len(flatbuffer)} bytes, at most {MAX_METADATA_BYTES} are allowed; "
-            "shorten the recipe"
+            "shorten the recipe or the model card"
         )
     return packed
 
@@ -131,15 +132,42 @@ def _unpack(data: bytes) -> tuple[bytes, ModelInfo]:
         if JSON_NAME not in archive.namelist():
             raise ModelFileError(f"not one of ours: its archive has no {JSON_NAME}; convert it with cxr_convert")
         document = load_json(_read_member(archive, JSON_NAME))
-        labels = _read_member(archive, _LABELS_NAME)
-    size, digest = document.pop("flatbuffer_bytes", None), document.pop("flatbuffer_sha256", None)
+        if document.get("format_version") == FORMAT_VERSION:
+            document["model_card"] = _read_member(archive, CARD_NAME)
+        labels = _read_member(archive, LABELS_NAME)
+    size, digest = (document.pop(name, None) for name in ("flatbuffer_bytes", "flatbuffer_sha256"))
+    version = document.get("format_version")
     info = ModelInfo.from_dict(document)
     content = data[:size] if isinstance(size, int) and 0 < size < len(data) else b""
     if data[len(content) : len(content) + 4] != _ZIP_START or hashlib.sha256(content).hexdigest() != digest:
         raise ModelFileError(f"was changed or damaged: the model does not match its recorded sha256; {_AGAIN}")
     if labels != _labels_text(info):
-        raise ModelFileError(f"was changed: {_LABELS_NAME} and {JSON_NAME} name different findings; {_AGAIN}")
+        raise ModelFileError(f"was changed: {LABELS_NAME} and {JSON_NAME} name different findings; {_AGAIN}")
+    if version != 1 and data[-_SEAL_BYTES:] != _seal(memoryview(data)[:-_SEAL_BYTES]):
+        raise ModelFileError(
+            f"is cut short or damaged, or was changed: it does not match the sha256 at its end; {_AGAIN}"
+        )
     return content, info
+
+
+def _sealed(flatbuffer: bytes, texts: dict[str, str]) -> bytes:
+    """The flatbuffer, an archive of the texts, and the hash of both."""
+    buffer = io.BytesIO()
+    buffer.write(flatbuffer)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
+        for name, text in texts.items():
+            member = zipfile.ZipInfo(name, _FIXED_TIME)
+            member.create_system = 3  # Unix, on every machine, so that the bytes do not depend on it
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, text.encode("utf-8"))
+        archive.comment = bytes(_SEAL_BYTES)  # its length is part of what is hashed
+    content = buffer.getvalue()
+    return content[:-_SEAL_BYTES] + _seal(memoryview(content)[:-_SEAL_BYTES])
+
+
+def _seal(content: memoryview) -> bytes:
+    """The comment that ends the file."""
+    return _SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def _open_zip(data: bytes) -> zipfile.ZipFile | None:
@@ -169,6 +197,18 @@ def _check_identifier(data: bytes, name: str) -> None:
         raise ModelFileError(
             f"{name}: is not a .tflite file (bytes 4 to 8 are {data[4:8]!r}, expected {FLATBUFFER_IDENTIFIER!r})"
         )
+
+
+def _derived_texts(info: ModelInfo) -> dict[str, str]:
+    """The members for readers that know the TFLite metadata standard and not our JSON.
+
+    Source: metadata_schema.fbs of tflite-support: TENSOR_AXIS_LABELS has a label a line, TENSOR_AXIS_SCORE_CALIBRATION
+    a line of scale, slope and offset; score = scale / (1 + exp(-(slope * logit + offset))).
+    """
+    rows = zip(info.logit_slope, info.logit_offset, strict=True)
+    # No line end after the last: the Task library would count a finding more.
+    calibration = "\n".join(f"1,{slope!r},{offset!r}" for slope, offset in rows)
+    return {LABELS_NAME: _labels_text(info), CALIBRATION_NAME: calibration}
 
 
 def _labels_text(info: ModelInfo) -> str:

@@ -8,12 +8,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from cxr_compress.device.golden_vectors import GoldenVectors
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
 INTENDED_USE = "Research use only; not a medical device and not a diagnosis."
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 JSON_NAME = "cxr_compress.json"
+NOT_STATED = "not stated"
+
+# What came with version 2, and what a file of version 1 says instead.
+_SINCE_2: dict[str, Any] = {"calibration_source": NOT_STATED, "model_card": "", "canonical_hash": "", "golden": None}
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,18 @@ class ModelInfo:
         logit_offset: k numbers; undo the weights of the training loss (log of pos_weight) and calibrate.
         thresholds: k numbers in [0, 1] on that probability; a finding at or above it is positive.
         threshold_source: how and on which set the thresholds were chosen.
-        quant_type: none, fp16, dynamic, int8, int8_float_io.
-        parents: earlier stage -> sha256 of what it made.
+        quant_type: none, fp16, dynamic, int8, int8_float_io, int16x8.
+        parents: earlier stage -> sha256 of what it made, the model that it all began with first.
         training_data: the data set, in words.
         attribution: what its licence asks to be said.
         synthetic: trained on drawn phantom images, so its findings say nothing about patients.
         recipe: the recipe of the run, JSON-ready.
         intended_use: the sentence every output carries.
+        calibration_source: how and on which set slope and offset were fitted.
+        model_card: Markdown for people; "" where there is none.
+        canonical_hash: of weights, operators and wiring alone (`lite.canonical_hash`): equal for equal networks,
+            however they are packed; "" where it was not computed.
+        golden: what the file answers to drawn films; None where it was not asked.
     """
 
     model_name: str
@@ -51,6 +61,10 @@ class ModelInfo:
     synthetic: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
+    calibration_source: str = NOT_STATED
+    model_card: str = ""
+    canonical_hash: str = ""
+    golden: GoldenVectors | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _checked_labels(self.labels))
@@ -60,17 +74,23 @@ class ModelInfo:
             raise ModelFileError(f"expected thresholds from 0 to 1, got {self.thresholds}")
         if not isinstance(self.preprocess, PreprocessSpec):
             raise ModelFileError(f"expected preprocess as a PreprocessSpec, got {type(self.preprocess).__name__}")
-        for name in ("model_name", "threshold_source", "quant_type", "training_data", "attribution", "intended_use"):
+        for name in _TEXTS:
             _expect(name, getattr(self, name), str)
         for name in ("parents", "recipe"):
             _expect(name, getattr(self, name), dict)
         _expect("synthetic", self.synthetic, bool)
+        if self.golden is not None and _expect("golden", self.golden, GoldenVectors).shape[1] != len(self.labels):
+            raise ModelFileError(f"expected golden vectors of {len(self.labels)} findings, got {self.golden.shape[1]}")
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields and `format_version` as JSON-ready values."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-        return {**fields, "preprocess": self.preprocess.to_dict(), "format_version": FORMAT_VERSION}
+        later = {
+            "golden": self.golden.to_dict() if self.golden is not None else None,
+            "parents": [list(pair) for pair in self.parents.items()],  # a JSON object would lose their order
+        }
+        return {**fields, **later, "preprocess": self.preprocess.to_dict(), "format_version": FORMAT_VERSION}
 
     def to_json(self) -> str:
         """Give the fields as JSON text: keys sorted, so equal infos give equal text."""
@@ -78,13 +98,14 @@ class ModelInfo:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelInfo:
-        """Build an info from what `to_dict` gave.
+        """Build an info from what `to_dict` gave, now or in an earlier version of the format.
 
         Raises:
             ModelFileError: a newer format version, an unknown or missing key, a value of the wrong kind or length.
         """
         fields = dict(fields)
-        _check_version(fields.pop("format_version", None))
+        if _checked_version(fields.pop("format_version", None)) == 1 and not set(fields) & set(_SINCE_2):
+            fields |= _SINCE_2
         known = {item.name for item in dataclasses.fields(cls)}
         if set(fields) != known:
             unknown, missing = sorted(set(fields) - known), sorted(known - set(fields))
@@ -95,7 +116,8 @@ class ModelInfo:
             spec = PreprocessSpec.from_dict(_expect("preprocess", fields["preprocess"], dict))
         except DataError as error:
             raise ModelFileError(f"{JSON_NAME}: {error}") from error
-        return cls(**{**fields, "preprocess": spec})
+        golden = GoldenVectors.from_dict(fields["golden"]) if fields["golden"] is not None else None
+        return cls(**{**fields, "preprocess": spec, "golden": golden, "parents": _pairs(fields["parents"])})
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
@@ -107,8 +129,23 @@ class ModelInfo:
         return cls.from_dict(load_json(text))
 
 
-def _check_version(version: Any) -> None:
-    """Raise a ModelFileError unless this code can read that format version."""
+def _pairs(parents: Any) -> dict[str, str]:
+    """Parents as version 1 (an object) or version 2 (pairs, in order) stores them, or a ModelFileError."""
+    given = list(parents.items()) if isinstance(parents, dict) else parents
+    pairs = isinstance(given, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in given)  # noqa: PLR2004
+    if not pairs or not all(isinstance(text, str) for pair in given for text in pair):
+        raise ModelFileError(f"expected parents as pairs of a name and a sha256, got {parents!r}")
+    return {name: digest for name, digest in given}
+
+
+_TEXTS = (
+    *("model_name", "threshold_source", "quant_type", "training_data", "attribution", "intended_use"),
+    *("calibration_source", "model_card", "canonical_hash"),
+)
+
+
+def _checked_version(version: Any) -> int:
+    """Give the format version back, or raise a ModelFileError unless this code can read it."""
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise ModelFileError(
             f"{JSON_NAME}: expected format_version as a whole number, got {version!r}; copy or convert the file again"
@@ -118,6 +155,7 @@ def _check_version(version: Any) -> None:
             f"{JSON_NAME}: has format_version {version}, this cxr_compress reads up to {FORMAT_VERSION}; "
             "upgrade cxr-compress on this machine"
         )
+    return version
 
 
 def _checked_labels(labels: Any) -> tuple[str, ...]:

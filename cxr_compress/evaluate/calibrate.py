@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.errors import DataError
-from cxr_compress.metrics import choose_threshold
+from cxr_compress.evaluate.platt import fit_platt
+from cxr_compress.metrics import ENOUGH_FILMS, choose_threshold
 
 
 class Calibration(NamedTuple):
@@ -18,21 +21,37 @@ class Calibration(NamedTuple):
         slope: probability = sigmoid(slope * logit + offset).
         offset: See slope.
         thresholds: On that probability.
+        fitted: Whether slope and offset were fitted on films; otherwise only the class weights of the loss are undone.
     """
 
     slope: tuple[float, ...]
     offset: tuple[float, ...]
     thresholds: tuple[float, ...]
+    fitted: tuple[bool, ...] = ()
+
+    def source(self, films: str, findings: Sequence[str]) -> str:
+        """How slope and offset came about, in words: what a model file says of them.
+
+        Args:
+            films: What they were fitted on, in words.
+            findings: Their names.
+        """
+        plain = [name for name, fitted in zip(findings, self.fitted, strict=True) if not fitted]
+        if len(plain) == len(findings):
+            return f"class weights of the training loss undone; too few of {films} to fit more"
+        said = f"Platt scaling fitted on {films}"
+        return f"{said}; of {', '.join(plain)} only the class weights of the training loss undone" if plain else said
 
 
 def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight: ArrayLike) -> Calibration:
-    """Undoes the class weights of the training loss, and picks each threshold on the dev set.
+    """Fits slope and offset (`fit_platt`) and picks each threshold, on the dev set and for this very file.
 
-    A loss that counts positives ``pos_weight`` times teaches a network logits that are log(pos_weight) too high: the
-    offset takes that away again, so that probabilities refer to the prevalence of the training set. The slope stays
-    1: over- or underconfidence of the network itself is not corrected, so read the probabilities as scores that are
-    roughly calibrated. Thresholds maximise sensitivity + specificity; they come from dev alone, carry its sampling
-    error, and must be chosen again for a clinic with other patients or other costs of a missed finding.
+    That corrects over- and underconfidence and what quantisation shifts; probabilities refer to the prevalence of the
+    dev set. A finding with fewer than ``ENOUGH_FILMS`` dev films of either class, or whose logits do not rise with it,
+    keeps slope 1; its offset undoes the class weights alone: a loss that counts positives ``pos_weight`` times teaches
+    logits that are log(pos_weight) too high. Thresholds maximise sensitivity + specificity; they come from dev alone,
+    carry its sampling error, and must be chosen again for a clinic with other patients or other costs of a missed
+    finding.
 
     Args:
         labels_dev: (n, k), 0 or 1, or nan where unknown.
@@ -51,10 +70,20 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
         )
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise DataError(f"expected class weights above 0, got {weights.tolist()}")
-    offset = -np.log(weights)
-    probabilities = undo_class_weights(logits, weights)
+    pairs = [_fit(labels[:, k], logits[:, k]) for k in range(len(weights))]
+    slope = tuple(1.0 if pair is None else pair[0] for pair in pairs)
+    offset = tuple(-math.log(weight) if pair is None else pair[1] for pair, weight in zip(pairs, weights, strict=True))
+    probabilities = _sigmoid(logits * slope + np.asarray(offset))
     thresholds = tuple(choose_threshold(labels[:, k], probabilities[:, k]) for k in range(len(weights)))
-    return Calibration((1.0,) * len(weights), tuple(float(value) for value in offset), thresholds)
+    return Calibration(slope, offset, thresholds, tuple(pair is not None for pair in pairs))
+
+
+def _fit(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Slope and offset of one finding; None where its films are too few or say nothing."""
+    known = np.isfinite(labels)
+    if min(np.count_nonzero(labels == value) for value in (0, 1)) < ENOUGH_FILMS or not np.isfinite(logits).all():
+        return None
+    return fit_platt(labels[known], logits[known])
 
 
 def undo_class_weights(logits: ArrayLike, pos_weight: ArrayLike) -> NDArray[np.float32]:

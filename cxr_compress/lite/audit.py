@@ -1,4 +1,4 @@
-"""Reads what a .tflite really holds: operators, dtypes, float islands, weight bytes, zeros, and its two ends."""
+"""Reads what a .tflite really holds: operators and who can run them, dtypes, float islands, scales, zeros, ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.lite.ends import INT8_ENDS, Ends
 from cxr_compress.lite.flatbuffer import Graph, Operator, Tensor, read_graphs
+from cxr_compress.lite.kernel_scales import KernelScales, count_scales
+from cxr_compress.lite.op_versions import TARGETS, TooNew, find_too_new, runtimes_of
 from cxr_compress.lite.zeros import SparsityCount, count_zeros
 
 _FENCES = ("QUANTIZE", "DEQUANTIZE")
@@ -22,6 +25,11 @@ class OpCount:
     kind: str
     version: int
     count: int
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Those of `op_versions.TARGETS` that have this version."""
+        return runtimes_of(self.kind, self.version)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class Audit:
         dynamic_tensors: tensors with a dimension that is known only when the model runs.
         sparsity: zeros among the kernels.
         has_integer_activations: some value between operators is int8, uint8 or int16.
+        kernel_scales: how many integer kernels have a scale for each filter.
+        too_new: operators that a runtime has not, or not in the file's version; () where every runtime can load it.
+        output_codes: how many different answers each finding gave on the images of a parity check; () where none was
+            made, since that needs running the file.
     """
 
     file_bytes: int
@@ -73,6 +85,15 @@ class Audit:
     dynamic_tensors: tuple[str, ...]
     sparsity: SparsityCount
     has_integer_activations: bool
+    kernel_scales: KernelScales
+    too_new: tuple[TooNew, ...]
+    output_codes: tuple[int, ...] = ()
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Those of `op_versions.TARGETS` that have every operator of the file in its version."""
+        lacking = {one.target for one in self.too_new}
+        return tuple(target for target in TARGETS if target not in lacking)
 
     @property
     def float_islands(self) -> tuple[FloatOp, ...]:
@@ -83,6 +104,8 @@ class Audit:
         """JSON-ready; the tensors stay out (they are hundreds), their counts per dtype are in."""
         fields = asdict(self)
         del fields["tensors"], fields["float_ops"]
+        fields["ops"] = [{**asdict(op), "runtimes": op.runtimes} for op in self.ops]
+        fields["runtimes"] = self.runtimes
         fields["float_islands"] = [asdict(op) for op in self.float_islands]
         fields["sparsity"]["fraction"] = self.sparsity.fraction
         return fields
@@ -93,10 +116,14 @@ class Audit:
         lines += [f"input   {_describe(tensor)}" for tensor in self.inputs]
         lines += [f"output  {_describe(tensor)}" for tensor in self.outputs]
         lines += [f"op      {op.count:4d} {op.kind} v{op.version}" for op in self.ops]
+        lines += [f"runs on {', '.join(self.runtimes) or 'no runtime known here'}"]
+        lines += [f"too new {one.to_text()}" for one in self.too_new]
         lines += [f"dtype   {count:4d} {dtype}" for dtype, count in self.dtypes.items()]
         lines += [f"float   {op.kind} (operator {op.index}) on {op.tensor}" for op in self.float_islands]
         lines += [f"dynamic {name}" for name in self.dynamic_tensors]
-        zeros = self.sparsity
+        scales, zeros = self.kernel_scales, self.sparsity
+        lines += [f"scales  {scales.to_text()}"] if scales.per_channel or scales.per_tensor else []
+        lines += [f"answers {_counts(self.output_codes)} a finding"] if self.output_codes else []
         lines += [f"zeros   {zeros.zeros} of {zeros.weights} kernel weights ({zeros.fraction:.2%})"]
         reasons = Counter(zeros.excluded.values())
         lines += [f"left out of the zeros: {count} x {reason}" for reason, count in sorted(reasons.items())]
@@ -129,18 +156,17 @@ def audit(content: bytes) -> Audit:
             for graph in graphs
             for tensor in graph.activations()
         ),
+        kernel_scales=count_scales(graphs),
+        too_new=find_too_new(graphs),
     )
 
 
-def require_integer(
-    found: Audit, *, float_io: bool = False, pixels: bool = False, allowed: Collection[str] = ()
-) -> None:
-    """Check that a model computes in int8 from end to end.
+def require_integer(found: Audit, *, ends: Ends = INT8_ENDS, allowed: Collection[str] = ()) -> None:
+    """Check that a model computes in integers from end to end.
 
     Args:
         found: the audit of the model.
-        float_io: the ends are float32, with one QUANTIZE and one DEQUANTIZE, as in "int8_float_io".
-        pixels: the input is uint8, with one QUANTIZE.
+        ends: what it has to take and give; a QUANTIZE or DEQUANTIZE there is no arithmetic.
         allowed: names of results whose operators may compute in float, with a fence around them.
 
     Raises:
@@ -154,16 +180,19 @@ def require_integer(
     if causes:
         first, more = causes[0], len(causes) - 1
         raise CompressionError(
-            f"expected int8 operators only, but {first.kind} (operator {first.index}) computes float tensor "
-            f"{first.tensor!r}{f', and {more} more' if more else ''}: replace that layer by one with an int8 kernel, "
-            "or export fp16 or dynamic"
+            f"expected {ends.arithmetic} operators only, but {first.kind} (operator {first.index}) computes float "
+            f"tensor {first.tensor!r}{f', and {more} more' if more else ''}: replace that layer by one with an "
+            f"{ends.arithmetic} kernel, or export fp16 or dynamic"
         )
-    end = "float32" if float_io else "int8"
-    for tensor, wanted in [(given, "uint8" if pixels else end) for given in found.inputs] + [
-        (given, end) for given in found.outputs
-    ]:
+    wanted_ends = ((found.inputs, ends.input), (found.outputs, ends.output))
+    for tensor, wanted in [(tensor, wanted) for tensors, wanted in wanted_ends for tensor in tensors]:
         if tensor.dtype != wanted:
             raise CompressionError(f"expected {wanted} at the ends of the model, got {tensor.dtype} at {tensor.name!r}")
+
+
+def _counts(codes: Sequence[int]) -> str:
+    low, high = min(codes), max(codes)
+    return f"{low} different" if low == high else f"{low} to {high} different"
 
 
 def _float_ops(graph: Graph) -> list[FloatOp]:

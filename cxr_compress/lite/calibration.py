@@ -25,6 +25,7 @@ def collect_images(
     steps: int = DEFAULT_STEPS,
     *,
     dtype: type[np.generic] = np.float32,
+    least: int = MIN_IMAGES,
 ) -> np.ndarray:
     """The first `steps` images of an iterable of batches, checked.
 
@@ -36,9 +37,10 @@ def collect_images(
         shape: (height, width, channels) of the model.
         steps: images to take at most.
         dtype: float32, or uint8 for a model that takes pixels.
+        least: images there must be; fewer than MIN_IMAGES only where no ranges are taken from them.
 
     Returns:
-        `dtype` (images, height, width, channels), MIN_IMAGES <= images <= steps.
+        `dtype` (images, height, width, channels), least <= images <= steps.
 
     Raises:
         DataError: a batch is not what the model takes, or there are too few images.
@@ -46,9 +48,9 @@ def collect_images(
     if steps < MIN_IMAGES:
         raise DataError(f"expected at least {MIN_IMAGES} calibration steps, got {steps}: give {DEFAULT_STEPS}")
     images = list(islice(_single_images(calibration, shape, np.dtype(dtype)), steps))
-    if len(images) < MIN_IMAGES:
+    if len(images) < least:
         raise DataError(
-            f"expected at least {MIN_IMAGES} calibration images, got {len(images)}: int8 takes its value ranges from "
+            f"expected at least {least} calibration images, got {len(images)}: int8 takes its value ranges from "
             f"them; give {DEFAULT_STEPS} training images"
         )
     return np.stack(images)

@@ -1,8 +1,9 @@
-"""Keras model -> .tflite in five quant types: freeze once, lower once, calibrate once, then one quick step per type."""
+"""Keras model -> .tflite in six quant types: freeze once, lower once, calibrate once, then one quick step per type."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
@@ -10,13 +11,20 @@ import numpy as np
 
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.calibration import DEFAULT_STEPS, collect_images
+from cxr_compress.lite.aeq import CONVERTER, check_quantizer
+from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, collect_images
+from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput, calibration_warnings
 from cxr_compress.lite.clipping import DEFAULT_PERCENTILE
+from cxr_compress.lite.edgetpu import check_edgetpu_batch, check_edgetpu_types, edgetpu_report, require_edgetpu
+from cxr_compress.lite.ends import check_ends
 from cxr_compress.lite.exporter import Exporter, Stage
 from cxr_compress.lite.freeze import FrozenFunction, freeze
-from cxr_compress.lite.lite_model import CALIBRATED, QUANT_TYPES, LiteModel
+from cxr_compress.lite.head import LOGITS, headed
+from cxr_compress.lite.lite_model import LiteModel
 from cxr_compress.lite.lowering import lower, quantize
+from cxr_compress.lite.op_versions import check_target
 from cxr_compress.lite.ptq import PtqOptions
+from cxr_compress.lite.quant_types import CALIBRATED, QUANT_TYPES
 from cxr_compress.lite.uint8_input import take_pixels
 
 __all__ = ["QUANT_TYPES", "LiteModel", "check_quant_types", "convert", "lower", "quantize"]
@@ -39,6 +47,16 @@ def convert(
     float_layers: Sequence[str] = (),
     auto_fallback: int = 0,
     layer_report: bool = False,
+    denylisted_ops: Sequence[str] = (),
+    inference_input_type: str | None = None,
+    inference_output_type: str | None = None,
+    target_runtime: str | None = None,
+    compare: bool = True,
+    head: str = LOGITS,
+    quantizer: str = CONVERTER,
+    fold_scales: bool = False,
+    edgetpu: bool = False,
+    expected_input: ExpectedInput | None = None,
     input_size: int | tuple[int, int] | None = None,
     pixels: PreprocessSpec | None = None,
     num_threads: int | None = None,
@@ -59,6 +77,16 @@ def convert(
     float_layers: Sequence[str] = (),
     auto_fallback: int = 0,
     layer_report: bool = False,
+    denylisted_ops: Sequence[str] = (),
+    inference_input_type: str | None = None,
+    inference_output_type: str | None = None,
+    target_runtime: str | None = None,
+    compare: bool = True,
+    head: str = LOGITS,
+    quantizer: str = CONVERTER,
+    fold_scales: bool = False,
+    edgetpu: bool = False,
+    expected_input: ExpectedInput | None = None,
     input_size: int | tuple[int, int] | None = None,
     pixels: PreprocessSpec | None = None,
     num_threads: int | None = None,
@@ -78,6 +106,16 @@ def convert(
     float_layers: Sequence[str] = (),
     auto_fallback: int = 0,
     layer_report: bool = False,
+    denylisted_ops: Sequence[str] = (),
+    inference_input_type: str | None = None,
+    inference_output_type: str | None = None,
+    target_runtime: str | None = None,
+    compare: bool = True,
+    head: str = LOGITS,
+    quantizer: str = CONVERTER,
+    fold_scales: bool = False,
+    edgetpu: bool = False,
+    expected_input: ExpectedInput | None = None,
     input_size: int | tuple[int, int] | None = None,
     pixels: PreprocessSpec | None = None,
     num_threads: int | None = None,
@@ -92,14 +130,16 @@ def convert(
         quant_type: one of QUANT_TYPES, or several, which share the freeze and the calibration.
             none: float32. fp16: float16 weights, half the size, float arithmetic. dynamic: int8 weights, float
             activations, a quarter of the size, no calibration. int8: everything in int8, ends included; what Coral and
-            microcontrollers need. int8_float_io: the same inside, float32 at the ends.
-        calibration: batches float32 (n, height, width, channels), preprocessed as the input; for the int8 types. With
-            `pixels`, what the device will feed: uint8 (n, height, width, 1), or 3 channels for rgb.
+            microcontrollers need. int8_float_io: the same inside, float32 at the ends. int16x8: int16 activations, int8
+            weights; as small as int8 and nearly as exact as float, but on reference kernels, about 30 times slower.
+        calibration: batches float32 (n, height, width, channels), preprocessed as the input; for the integer types, and
+            to compare the answers of every file with the model's. With `pixels`, what the device will feed: uint8 (n,
+            height, width, 1), or 3 channels for rgb.
         calibration_steps: images taken from `calibration` at most.
         calibration_method: how the ranges of the int8 types follow from the images. "minmax": all that occurred.
             "percentile": all but the outermost; one wild value then no longer coarsens all others. "mse": what errs
             least, squared; takes four times as long to calibrate, and is the one to try first where int8 loses scores.
-            Input and output keep what occurred in any case.
+            Input and output keep what occurred in any case, and so does all of "int16x8".
         percentile: of the values that stay inside a range at either end, for "percentile".
         bias_correction: take back, in the biases, the shift that int8 brings into each channel's mean on the images;
             takes about as long as calibrating. It removes the common shift of the logits (0.034 to 0.011 on a
@@ -108,6 +148,24 @@ def convert(
             Coral and microcontrollers cannot run those.
         auto_fallback: so many more layers are left in float, those that gain most by it (`fallback`); likewise.
         layer_report: compare every layer with the float graph's on 16 of the images (`layer_snr`).
+        denylisted_ops: kinds of operators that compute in float wherever they occur, as "MEAN"; like `float_layers`,
+            which names single layers; both may be given. "int8_float_io" only.
+        inference_input_type: what the input stores, where it is not to be the type's own: int8 or uint8 for "int8",
+            int16 for "int16x8", float32 for both; other types have float32 ends. uint8 are codes with a scale here; for
+            pixels give `pixels`.
+        inference_output_type: likewise for the output.
+        target_runtime: "litert" or "tflite-runtime-2.14": fail where that runtime has not all operators in the versions
+            of the file (`op_versions`). By default the file is only run by the runtime that is installed here.
+        compare: run every file beside the model (`LiteModel.parity`), and refuse one that answers the same to
+            everything. False is for files that are only measured, as those of networks that were never trained.
+        head: what the files give: "logits", or "logits+cam" with the class activation map as a second output, float or
+            int8 as the logits (`models.cam.with_cam`); needs a Keras model, or a frozen one that has the map.
+        quantizer: what rounds the float graph of "int8" and "int8_float_io": "tensorflow", its converter, or "aeq",
+            ai-edge-quantizer (extra `aeq`), with the same ranges. For comparison; it has those two types alone.
+        fold_scales: move the scale of each batch norm that stands in front of a convolution into it, for the integer
+            types: in a DenseNet121 62 of 310 operators go; what is left computes the same.
+        edgetpu: fail where Coral's Edge TPU would not run the whole file (`edgetpu.edgetpu_report`); "int8" alone.
+        expected_input: what calibration images should look like; others are warned of (`CalibrationWarning`).
         input_size: where the model leaves its height and width open.
         pixels: the preprocessing the model was trained with; its normalisation becomes the first layer and the files
             take uint8 pixels, in all types ("int8_float_io" then is float at its output only). fp16 rounds the
@@ -120,30 +178,64 @@ def convert(
 
     Raises:
         CompressionError: an unknown quant type or option, no calibration, a model that gives probabilities, or an int8
-            result that computes in float where it should not.
+            result that computes in float where it should not, an operator that the target runtime or the Edge TPU
+            lacks, or a file that answers the same to everything.
         DataError: the calibration images are not what the model takes, or too few.
         UnsupportedLayerError: a layer has no TFLite operator, or the model is not one image in, one output out.
     """
     wanted = [quant_type] if isinstance(quant_type, str) else list(quant_type)
     check_quant_types(wanted, calibrated=calibration is not None)
+    check_ends(wanted, pixels=pixels is not None, input_type=inference_input_type, output_type=inference_output_type)
+    check_target(target_runtime)
+    own_ends = bool(pixels or inference_input_type or inference_output_type)
+    check_quantizer(quantizer, own_ends=own_ends)
+    if edgetpu:
+        check_edgetpu_types(wanted)
     options = PtqOptions(
-        calibration_method, percentile, bias_correction, tuple(float_layers), auto_fallback, layer_report
+        calibration_method,
+        percentile,
+        bias_correction,
+        tuple(float_layers),
+        auto_fallback,
+        layer_report,
+        tuple(denylisted_ops),
+        quantizer,
+        fold_scales,
     )
     options.check(wanted)
     report = progress or (lambda line: None)
-    frozen = _frozen(model, input_size, report)
+    frozen = _frozen(headed(model, head), input_size, report)
+    if edgetpu:
+        check_edgetpu_batch(frozen.input_shape)
     if pixels is not None:
         with Stage("normalisation", report):
             frozen = take_pixels(frozen, pixels)
     images = None
-    if calibration is not None and any(name in CALIBRATED for name in wanted):
+    if calibration is not None:
         with Stage("calibration images", report):
             _, height, width, channels = frozen.input_shape
             dtype = np.float32 if pixels is None else np.uint8
-            images = collect_images(calibration, (height, width, channels), calibration_steps, dtype=dtype)
+            # Types without ranges only compare their answers on them.
+            least = MIN_IMAGES if any(name in CALIBRATED for name in wanted) else 1
+            images = collect_images(calibration, (height, width, channels), calibration_steps, dtype=dtype, least=least)
+        for line in calibration_warnings(images, expected_input) if expected_input else ():
+            warnings.warn(line, CalibrationWarning, stacklevel=2)
     threads = num_threads or min(_MAX_THREADS, os.cpu_count() or 1)
-    exporter = Exporter(frozen, images, threads, report, options, pixels is not None)
+    exporter = Exporter(
+        frozen,
+        images,
+        threads,
+        report,
+        options,
+        pixels is not None,
+        inference_input_type,
+        inference_output_type,
+        target_runtime,
+        compare,
+    )
     made = {name: exporter.make(name) for name in wanted}
+    for one in made.values() if edgetpu else ():
+        require_edgetpu(edgetpu_report(one.content))
     return made[quant_type] if isinstance(quant_type, str) else made
 
 

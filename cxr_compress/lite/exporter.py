@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cxr_compress.device.runner import Runner
+from cxr_compress.lite.aeq import AEQ, quantize_aeq
 from cxr_compress.lite.audit import audit, require_integer
 from cxr_compress.lite.bias_correction import correct_bias
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.clipping import clipped_ranges
+from cxr_compress.lite.ends import Ends, ends_of
 from cxr_compress.lite.fallback import Fallback, choose_float_layers, measure_file, output_ratio
 from cxr_compress.lite.flatbuffer import OUTPUT_NAME, name_signature, read_graphs
+from cxr_compress.lite.fold_scale import fold_scales
 from cxr_compress.lite.freeze import FrozenFunction
-from cxr_compress.lite.layer_names import operators_named
+from cxr_compress.lite.head import widen_map
+from cxr_compress.lite.layer_names import operators_named, operators_of_kind
 from cxr_compress.lite.layer_snr import LayerSnr, layer_snr
-from cxr_compress.lite.lite_model import CALIBRATED, FLOAT_ENDS, LiteModel
-from cxr_compress.lite.lowering import lower, quantize
+from cxr_compress.lite.lite_model import LiteModel
+from cxr_compress.lite.lowering import lower, quantize, quantize_int16
+from cxr_compress.lite.op_versions import require_target
+from cxr_compress.lite.parity import (
+    MOST_IMAGES,
+    MOST_IMAGES_INT16,
+    Reference,
+    answer,
+    measure_parity,
+    require_answers,
+)
 from cxr_compress.lite.ptq import PtqOptions
-from cxr_compress.lite.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.quant_types import CALIBRATED, FLOAT_ENDS, INT16
+from cxr_compress.lite.ranges import Ranges, measure_ranges, write_ranges
 from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range
 
 Progress = Callable[[str], None]
@@ -51,11 +65,15 @@ class Exporter:
 
     Attributes:
         frozen: with the normalisation in front where it takes pixels.
-        images: for the int8 types; float32, or uint8 for pixels.
+        images: for the integer types, and to compare on; float32, or uint8 for pixels.
         num_threads: for what runs the images.
         report: is told each stage.
         options: how int8 is made.
         pixels: the files take uint8 pixels.
+        input_type: what the files' inputs store; None for each type's own.
+        output_type: likewise.
+        target: the runtime that has to load the files, one of `op_versions.TARGETS`; None for any.
+        compare: run each file beside the model.
     """
 
     frozen: FrozenFunction
@@ -64,11 +82,45 @@ class Exporter:
     report: Progress
     options: PtqOptions
     pixels: bool
+    input_type: str | None = None
+    output_type: str | None = None
+    target: str | None = None
+    compare: bool = True
 
     def make(self, quant_type: str) -> LiteModel:
-        """Convert to one quant type, name its ends and check it."""
-        if quant_type in CALIBRATED:
-            return self._integer(quant_type)
+        """Convert to one quant type, name its ends, check it, and compare its answers with the model's if wanted."""
+        if quant_type == INT16:
+            made = self._wide()
+        else:
+            made = self._integer(quant_type) if quant_type in CALIBRATED else self._float(quant_type)
+        require_target(made.audit.too_new, self.target)
+        return self._compared_with_model(made) if self.compare else made
+
+    def _compared_with_model(self, made: LiteModel) -> LiteModel:
+        """The same file with its parity.
+
+        Raises:
+            CompressionError: it answers the same to everything.
+        """
+        quant_type = made.quant_type
+        # Its reference kernels run on one thread.
+        slow = quant_type == INT16
+        common: dict[str, Any] = {"most": MOST_IMAGES_INT16 if slow else MOST_IMAGES, "side_by_side": slow}
+        reference = self._reference
+        with Stage(f"{quant_type} compared with the model", self.report):
+            parity = measure_parity(made.content, reference, num_threads=self.num_threads, **common)
+        require_answers(parity, reference, quant_type)
+        return replace(made, audit=replace(made.audit, output_codes=parity.codes), parity=parity)
+
+    @cached_property
+    def _reference(self) -> Reference:
+        with Stage("answers of the model", self.report):
+            return answer(self.frozen, self.images, pixels=self.pixels)
+
+    def _ends(self, quant_type: str) -> Ends:
+        return ends_of(quant_type, pixels=self.pixels, input_type=self.input_type, output_type=self.output_type)
+
+    def _float(self, quant_type: str) -> LiteModel:
         graph = self._float_graph if quant_type == "none" else None
         with Stage(quant_type, self.report):
             content = lower(self.frozen, quant_type) if graph is None else graph
@@ -81,6 +133,15 @@ class Exporter:
         with Stage("float graph", self.report):
             return lower(self.frozen, "none")
 
+    @cached_property
+    def _integer_graph(self) -> bytes:
+        """What the integer types are made of: the float graph, with its scales folded where that is wanted."""
+        content = self._float_graph  # made, and its stage reported, before this one starts
+        if not self.options.fold_scales:
+            return content
+        with Stage("scales folded", self.report):
+            return fold_scales(content)[0]
+
     @property
     def _films(self) -> np.ndarray:
         if self.images is None:
@@ -88,15 +149,33 @@ class Exporter:
         return self.images
 
     @cached_property
-    def _calibrated(self) -> bytes:
-        content, images, options = self._float_graph, self._films.astype(np.float32, copy=False), self.options
+    def _ranges(self) -> Ranges:
+        """All that occurred."""
+        content, images = self._integer_graph, self._films.astype(np.float32, copy=False)
         with Stage(f"calibration on {len(images)} images", self.report):
-            common: dict[str, Any] = {"num_threads": self.num_threads, "progress": self.report}
-            ranges = measure_ranges(content, images, **common)
-            if options.calibration_method != "minmax":
-                method, percentile = options.calibration_method, options.percentile
-                ranges = clipped_ranges(content, images, ranges, method, percentile, **common)
-            return write_ranges(content, pin_pixel_range(content, ranges) if self.pixels else ranges)
+            ranges = measure_ranges(content, images, num_threads=self.num_threads, progress=self.report)
+            return widen_map(content, ranges)
+
+    @cached_property
+    def _calibrated(self) -> bytes:
+        """For int8: the ranges as the method has them."""
+        content, options, ranges = self._integer_graph, self.options, self._ranges
+        if options.calibration_method != "minmax":
+            images, method = self._films.astype(np.float32, copy=False), options.calibration_method
+            with Stage(f"ranges by {method}", self.report):
+                common: dict[str, Any] = {"num_threads": self.num_threads, "progress": self.report}
+                ranges = clipped_ranges(content, images, ranges, method, options.percentile, **common)
+        return write_ranges(content, pin_pixel_range(content, ranges) if self.pixels else ranges)
+
+    def _wide(self) -> LiteModel:
+        """The file with int16 activations. Its ranges are always all that occurred: steps are fine enough without."""
+        graph, ranges, ends = self._integer_graph, self._ranges, self._ends(INT16)
+        with Stage(INT16, self.report):
+            ranged = write_ranges(graph, pin_pixel_range(graph, ranges) if self.pixels else ranges)
+            content = name_signature(quantize_int16(ranged, ends=ends))
+            found = audit(content)
+            require_integer(found, ends=ends)
+        return LiteModel(content, INT16, found, tuple(self._compared(content)))
 
     def _integer(self, quant_type: str) -> LiteModel:
         left, fallback = self.options.float_layers, None
@@ -114,12 +193,12 @@ class Exporter:
         content = name_signature(content)
         found = audit(content)
         allowed = self._tensors(left, renamed=True)
-        require_integer(found, float_io=quant_type == FLOAT_ENDS, pixels=self.pixels, allowed=allowed)
+        require_integer(found, ends=self._ends(quant_type), allowed=allowed)
         return LiteModel(content, quant_type, found, tuple(layers), fallback)
 
     def _chosen(self, quant_type: str, content: bytes, layers: list[LayerSnr]) -> tuple[tuple[str, ...], np.ndarray]:
         """The layers to leave in float, and the outputs of the float graph that they were judged by."""
-        exact = Runner(self._float_graph)(self._few.astype(np.float32, copy=False))
+        exact = Runner(self._integer_graph)(self._few.astype(np.float32, copy=False))
         before = output_ratio(content, self._few, exact)
 
         def trial(layer: str) -> float:
@@ -148,11 +227,12 @@ class Exporter:
             return content
         with Stage("bias correction", self.report):
             threads, report = self.num_threads, self.report
-            return correct_bias(self._float_graph, content, self._films, num_threads=threads, progress=report)
+            return correct_bias(self._integer_graph, content, self._films, num_threads=threads, progress=report)
 
     def _rounded(self, calibrated: bytes, quant_type: str, left: tuple[str, ...]) -> bytes:
-        float_io, tensors = quant_type == FLOAT_ENDS, self._tensors(left)
-        return quantize(calibrated, float_io=float_io, pixels=self.pixels, float_tensors=tensors)
+        if self.options.quantizer == AEQ:
+            return quantize_aeq(calibrated, float_io=quant_type == FLOAT_ENDS)
+        return quantize(calibrated, ends=self._ends(quant_type), float_tensors=self._tensors(left))
 
     def _compared(self, content: bytes) -> list[LayerSnr]:
         """The layers of a file against the float graph's, where anyone wants to know."""
@@ -160,12 +240,14 @@ class Exporter:
             return []
         with Stage(f"layers compared on {len(self._few)} images", self.report):
             threads, report = self.num_threads, self.report
-            return layer_snr(self._float_graph, content, self._few, num_threads=threads, progress=report)
+            return layer_snr(self._integer_graph, content, self._few, num_threads=threads, progress=report)
 
     def _tensors(self, left: tuple[str, ...], *, renamed: bool = False) -> list[str]:
         """What the operators of layers write, by name; the output of the model has another in the finished file."""
-        graph = read_graphs(self._float_graph)[0] if left else None
-        if graph is None:
+        kinds = self.options.denylisted_ops
+        if not (left or kinds):
             return []
-        results = [operator.outputs[0] for operator in operators_named(graph, left)]
+        graph = read_graphs(self._integer_graph)[0]
+        operators = [*operators_named(graph, left), *operators_of_kind(graph, kinds)]
+        results = list(dict.fromkeys(operator.outputs[0] for operator in operators))
         return [OUTPUT_NAME if renamed and index in graph.outputs else graph.tensors[index].name for index in results]

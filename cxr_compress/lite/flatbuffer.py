@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.device import runner
 from cxr_compress.errors import ModelFileError, RuntimeUnavailableError
 
 FILE_IDENTIFIER = b"TFL3"
 SIGNATURE_KEY = "serving_default"
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
+CAM_NAME = runner.CAM_NAME
 
 _NUMPY_DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 # What the generated reader raises when an offset or a length in the bytes points nowhere.
@@ -158,20 +160,21 @@ def graphs_of(model: Any) -> tuple[Graph, ...]:
 
 
 def name_signature(content: bytes) -> bytes:
-    """The same model with named ends: signature "serving_default", "image" in, "logits" out.
+    """The same model with named ends: signature "serving_default", "image" in, "logits" and perhaps "cam" out.
 
     A frozen function reaches the converter without a signature, so its ends would be called "image" and "Identity".
     """
     model, fb = to_object(content), schema()
     subgraph = model.subgraphs[0]
-    ends = {INPUT_NAME: int(subgraph.inputs[0]), OUTPUT_NAME: int(subgraph.outputs[0])}
-    for name, index in ends.items():
+    # Logits come first: `freeze` saw to that.
+    made = dict(zip((OUTPUT_NAME, CAM_NAME), map(int, subgraph.outputs), strict=False))
+    for name, index in {INPUT_NAME: int(subgraph.inputs[0]), **made}.items():
         subgraph.tensors[index].name = name.encode()
     signature = fb.SignatureDefT()
     signature.signatureKey = SIGNATURE_KEY.encode()
     signature.subgraphIndex = 0
-    signature.inputs = [_end(fb, INPUT_NAME, ends[INPUT_NAME])]
-    signature.outputs = [_end(fb, OUTPUT_NAME, ends[OUTPUT_NAME])]
+    signature.inputs = [_end(fb, INPUT_NAME, int(subgraph.inputs[0]))]
+    signature.outputs = [_end(fb, name, index) for name, index in made.items()]
     model.signatureDefs = [signature]
     return to_bytes(model)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
-from cxr_compress.lite.flatbuffer import INPUT_NAME, OUTPUT_NAME
+from cxr_compress.lite.flatbuffer import CAM_NAME, INPUT_NAME, OUTPUT_NAME
 
 # Operators that hand values on unchanged, between the one that computes the output and the output.
 _PASS_ON = ("Identity", "Reshape", "Squeeze", "Cast", "NoOp")
@@ -28,6 +28,7 @@ class FrozenFunction:
         input_shape: (batch, height, width, channels) of a model, all known.
         output_shape: (batch, findings) for a classifier.
         last_activation: "Sigmoid", "Softmax" or "LogSoftmax" where the output is no logit any more, else "".
+        cam_shape: (batch, h, w, findings) of a second output, the class activation map; () where there is none.
     """
 
     function: Any
@@ -35,13 +36,15 @@ class FrozenFunction:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     last_activation: str
+    cam_shape: tuple[int, ...] = ()
 
 
 def freeze(model: Any, batch_size: int = 1, *, input_size: int | tuple[int, int] | None = None) -> FrozenFunction:
     """Freeze a Keras model for inference; the model is not modified.
 
     Args:
-        model: a built functional or Sequential tf_keras model with one image input (NHWC) and one output.
+        model: a built functional or Sequential tf_keras model with one image input (NHWC) and one output, or as
+            `models.cam.with_cam` makes it.
         batch_size: of the frozen function. The device part runs batch 1.
         input_size: height and width in pixels (one number: square); needed where the model leaves them open.
 
@@ -109,7 +112,7 @@ def _input_shape(model: Any) -> tuple[int | None, ...]:
             f"expected a built functional or Sequential Keras model, got {type(model).__name__} without inputs: call "
             "it on a batch first, or rebuild it with keras.Input"
         )
-    if len(inputs) != 1 or len(outputs) != 1:
+    if len(inputs) != 1 or (len(outputs) != 1 and list(model.output_names)[1:] != [CAM_NAME]):
         raise UnsupportedLayerError(
             f"expected one input and one output, got {len(inputs)} and {len(outputs)}: build a model of the part that "
             "takes the image and gives the logits"
@@ -118,7 +121,9 @@ def _input_shape(model: Any) -> tuple[int | None, ...]:
 
 
 def freeze_call(call: Any, shape: tuple[int, ...]) -> FrozenFunction:
-    """Freeze anything that makes one float32 tensor of one; `shape`: of its input, batch included.
+    """Freeze anything that makes one float32 tensor of one, or a list of two (logits, class activation map).
+
+    `shape`: of its input, batch included.
 
     Raises:
         UnsupportedLayerError: the output is not float32.
@@ -127,14 +132,21 @@ def freeze_call(call: Any, shape: tuple[int, ...]) -> FrozenFunction:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 
     spec = tf.TensorSpec(shape, tf.float32, name=INPUT_NAME)
-    traced = tf.function(lambda image: {OUTPUT_NAME: call(image)}, autograph=False).get_concrete_function(spec)
+
+    def ends(image: Any) -> Any:
+        made = call(image)
+        # A dict would be put in order of its names, and the map before the logits.
+        return list(made) if isinstance(made, (list, tuple)) else {OUTPUT_NAME: made}
+
+    traced = tf.function(ends, autograph=False).get_concrete_function(spec)
     function, graph_def = convert_variables_to_constants_v2_as_graph(traced)
-    output = function.outputs[0]
+    output, *cam = function.outputs
     if output.dtype != tf.float32:
         raise UnsupportedLayerError(
             f"expected float32 logits, got {output.dtype.name}: give the last layer dtype='float32'"
         )
-    return FrozenFunction(function, graph_def, shape, tuple(output.shape.as_list()), _last_activation(output.op))
+    shapes = [tuple(one.shape.as_list()) for one in (output, *cam)]
+    return FrozenFunction(function, graph_def, shape, shapes[0], _last_activation(output.op), *shapes[1:])
 
 
 def _last_activation(operation: Any) -> str:

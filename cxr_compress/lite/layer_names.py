@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -10,6 +11,8 @@ from cxr_compress.lite.flatbuffer import OUTPUT_NAME, Graph, Operator
 
 # These only change how numbers are stored; all others compute.
 FENCES = ("QUANTIZE", "DEQUANTIZE", "CAST")
+# A bias that is read inside of a fused layer: model/layer/BiasAdd/ReadVariableOp/resource1.
+_READS = re.compile(r"/ReadVariableOp(/resource)?\d*$")
 
 
 def computing(graph: Graph) -> list[Operator]:
@@ -26,11 +29,16 @@ def layer_of(graph: Graph, operator: Operator) -> str:
     """
     if operator.outputs[0] in graph.outputs:
         return OUTPUT_NAME
-    return _layer(graph.tensors[operator.outputs[0]].name.split(";")[-1])
+    return layer_in(graph.tensors[operator.outputs[0]].name.split(";")[-1])
 
 
-def _layer(name: str) -> str:
-    parts = name.split("/")
+# A SavedModel calls its functions; their names stand before those of the layers.
+_CALLS = re.compile(r"^((Stateful)?PartitionedCall(_\d+)?/)+")
+
+
+def layer_in(name: str) -> str:
+    """The layer in the name of a tensor or an operation, model/layer/operation; any other name is kept."""
+    parts = _READS.sub("", _CALLS.sub("", name)).split("/")
     # model/layer/operation; anything shorter is no name of a layer.
     return "/".join(parts[1:-1]) if len(parts) > 2 else name  # noqa: PLR2004
 
@@ -58,7 +66,23 @@ def operators_named(graph: Graph, names: Iterable[str]) -> list[Operator]:
     return [graph.operators[index] for index in sorted(chosen)]
 
 
+def operators_of_kind(graph: Graph, kinds: Iterable[str]) -> list[Operator]:
+    """The operators of a float graph that are of some kinds, as "CONV_2D".
+
+    Raises:
+        CompressionError: the graph has no operator of that kind.
+    """
+    wanted, there = list(kinds), {operator.kind for operator in computing(graph)}
+    missing = [kind for kind in wanted if kind not in there]
+    if missing:
+        raise CompressionError(
+            f"expected operators of this network in denylisted_ops, got {missing[0]!r}: it has "
+            f"{', '.join(sorted(there))}"
+        )
+    return [operator for operator in computing(graph) if operator.kind in wanted]
+
+
 def _names(graph: Graph, operator: Operator) -> set[str]:
     """All that an operator answers to."""
     name = graph.tensors[operator.outputs[0]].name
-    return {name, layer_of(graph, operator)} | {_layer(part) for part in name.split(";")}
+    return {name, layer_of(graph, operator)} | {layer_in(part) for part in name.split(";")}

@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from cxr_compress.lite.audit import Audit
 from cxr_compress.lite.fallback import Fallback
 from cxr_compress.lite.layer_snr import LayerSnr
-
-QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io")
-FLOAT_ENDS = "int8_float_io"
-CALIBRATED = ("int8", FLOAT_ENDS)
+from cxr_compress.lite.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,7 @@ class LiteModel:
         audit: what is inside.
         layers: how far each layer is from the float file's, worst first; () where nobody asked.
         fallback: what leaving layers in float costs and gives; None where none were to be chosen.
+        parity: the file's answers beside the model's; None where nothing was compared.
     """
 
     content: bytes = field(repr=False)
@@ -30,3 +28,4 @@ class LiteModel:
     audit: Audit
     layers: tuple[LayerSnr, ...] = field(default=(), repr=False)
     fallback: Fallback | None = None
+    parity: Parity | None = None

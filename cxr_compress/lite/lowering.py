@@ -7,20 +7,23 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from cxr_compress.errors import UnsupportedLayerError
+from cxr_compress.lite.ends import INT8_ENDS, INT16_ENDS, Ends
+from cxr_compress.lite.flatbuffer import read_graphs
 from cxr_compress.lite.freeze import FrozenFunction
+from cxr_compress.lite.layer_names import layer_in, layer_of
+from cxr_compress.lite.pixel_codes import widen_pixels
+
+_NAMED = 3  # layers in an error
 
 
-def quantize(
-    content: bytes, *, float_io: bool = False, pixels: bool = False, float_tensors: Collection[str] = ()
-) -> bytes:
+def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collection[str] = ()) -> bytes:
     """Quantise a float flatbuffer whose tensors carry their ranges to int8.
 
     Weights get a scale per output channel (zero point 0, so an exact zero stays code 0), activations one per tensor.
 
     Args:
         content: float flatbuffer with ranges (`ranges.write_ranges`).
-        float_io: keep float32 at the ends.
-        pixels: uint8 at the input, whose range is 0 to 255.
+        ends: what the file takes and gives; the range of pixels is 0 to 255.
         float_tensors: names of results whose operators stay in float, fenced with DEQUANTIZE and QUANTIZE.
     """
     import tensorflow as tf
@@ -29,11 +32,55 @@ def quantize(
     # calibrator, whose faults are named in ranges.py.
     from tensorflow.lite.python.convert import mlir_quantize
 
-    end = tf.float32 if float_io else tf.int8
-    start = tf.uint8 if pixels else end
+    start, end = (tf.dtypes.as_dtype(name) for name in (ends.input, ends.output))
     left = set(float_tensors) or None
     return run_converter(
         lambda: mlir_quantize(content, input_data_type=start, output_data_type=end, denylisted_nodes=left)
+    )
+
+
+def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
+    """Quantise a float flatbuffer whose tensors carry their ranges to int16 activations and int8 weights.
+
+    Activations are symmetric: zero is code 0, the larger end of the range is code 32767 of either sign. Weights are
+    those of `quantize`, biases int64: a step of the sum is so fine that int32 would clip large ones. There are no fast
+    kernels for it: about 30 times slower than float32.
+
+    Args:
+        content: float flatbuffer with ranges (`ranges.write_ranges`).
+        ends: what the file takes and gives: int16 or float32, or pixels.
+
+    Raises:
+        UnsupportedLayerError: an operator has no kernel for int16.
+    """
+    import tensorflow as tf
+
+    # The step behind TFLiteConverter's int16x8 path, which is not the one of int8: that one makes int16 with zero
+    # points, which the kernels refuse. It takes the ranges that are there where it is given no images.
+    from tensorflow.lite.python.optimize.calibrator import Calibrator
+
+    start, end = (tf.float32 if name == "float32" else tf.int16 for name in (ends.input, ends.output))
+    try:
+        made = run_converter(
+            lambda: Calibrator(content).calibrate_and_quantize(
+                lambda: iter(()), start, end, allow_float=False, activations_type=tf.int16, bias_type=tf.int64
+            )
+        )
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(_without_int16(content, str(error))) from error
+    return widen_pixels(made) if ends.pixels else made
+
+
+def _without_int16(content: bytes, text: str) -> str:
+    """What the quantiser said, with the layer that it means."""
+    kind = re.search(r"for op: '(\w+)'", text)
+    if kind is None:
+        return text
+    graph = read_graphs(content)[0]
+    layers = [layer_of(graph, operator) for operator in graph.operators if operator.kind == kind[1]]
+    return (
+        f"int16x8 has no kernel for {kind[1]} (layer {', '.join(layers[:1])}): export int8_float_io with that layer in "
+        "float_layers, or fp16 or dynamic"
     )
 
 
@@ -53,7 +100,7 @@ def lower(frozen: FrozenFunction, quant_type: str) -> bytes:
     if quant_type == "dynamic":
         # Per-channel FULLY_CONNECTED is version 12, which tflite-runtime 2.14 refuses.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-    return run_converter(converter.convert)
+    return run_converter(converter.convert, frozen.graph_def)
 
 
 def frozen_converter(frozen: FrozenFunction) -> Any:
@@ -74,8 +121,12 @@ def frozen_converter(frozen: FrozenFunction) -> Any:
     return converter
 
 
-def run_converter(step: Callable[[], bytes]) -> bytes:
+def run_converter(step: Callable[[], bytes], graph_def: Any = None) -> bytes:
     """Run a step of the converter; its pages of MLIR become one line.
+
+    Args:
+        step: what to run.
+        graph_def: of the model, which knows the layers; None where that is not known any more.
 
     Raises:
         UnsupportedLayerError: it fails.
@@ -86,7 +137,19 @@ def run_converter(step: Callable[[], bytes]) -> bytes:
         return bytes(step())
     except (ConverterError, RuntimeError, ValueError) as error:
         missing = sorted(set(re.findall(r"\btf\.[A-Z]\w+", str(error))))
-        reason = f"no TFLite operator for {', '.join(missing)}" if missing else str(error).strip().split("\n")[0]
+        named = ", ".join(f"{kind}{_layers_with(kind, graph_def)}" for kind in missing)
+        reason = f"no TFLite operator for {named}" if missing else str(error).strip().split("\n")[0]
         raise UnsupportedLayerError(
             f"the model cannot be converted: {reason}: replace those layers by ones that TFLite has"
         ) from error
+
+
+def _layers_with(kind: str, graph_def: Any) -> str:
+    """The layers that an operation of TensorFlow comes from, in brackets; "" where none can be named."""
+    nodes = () if graph_def is None else graph_def.node
+    layers = list(dict.fromkeys(layer_in(node.name) for node in nodes if f"tf.{node.op}" == kind))
+    if not layers:
+        return ""
+    more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    named = ", ".join(repr(layer) for layer in layers[:_NAMED])
+    return f" (layer{'s' if len(layers) > 1 else ''} {named}{more})"

@@ -13,8 +13,8 @@ from cxr_compress.device.probe_pack import MoveProbe, Probe, ProbePack
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.flatbuffer import read_graphs
 from cxr_compress.lite.freeze import freeze_call
-from cxr_compress.lite.lite_model import QUANT_TYPES
-from cxr_compress.lite.lowering import lower, quantize
+from cxr_compress.lite.lowering import lower, quantize, quantize_int16
+from cxr_compress.lite.quant_types import CALIBRATED, INT16, QUANT_TYPES
 from cxr_compress.lite.ranges import write_ranges
 
 # Kernels compute in blocks of 8 channels: odd widths would tell the cost of an unfinished block.
@@ -135,11 +135,12 @@ def _convert_layer(layer: Any, shape: tuple[int, ...], quant_type: str, **option
     rng = np.random.default_rng(_SEED)
     layer.set_weights([rng.uniform(0.5, 1.5, size=weight.shape).astype(np.float32) for weight in layer.weights])
     frozen = freeze_call(_grouped(layer) or (lambda image: layer(image, **options)), shape)
-    if not quant_type.startswith("int8"):
+    if quant_type not in CALIBRATED:
         return lower(frozen, quant_type)
     content = lower(frozen, "none")
     floats = (tensor for tensor in read_graphs(content)[0].activations() if tensor.dtype == "float32")
-    return quantize(write_ranges(content, {tensor.index: _RANGE for tensor in floats}))
+    ranged = write_ranges(content, {tensor.index: _RANGE for tensor in floats})
+    return quantize_int16(ranged) if quant_type == INT16 else quantize(ranged)
 
 
 def _grouped(layer: Any) -> Callable[[Any], Any] | None:

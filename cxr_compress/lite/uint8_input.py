@@ -52,7 +52,7 @@ def take_pixels(frozen: FrozenFunction, spec: PreprocessSpec) -> FrozenFunction:
     kernel, bias = normalisation(spec)
 
     def call(pixels: Any) -> Any:
-        return _result(frozen.function(tf.nn.bias_add(tf.nn.conv2d(pixels, kernel, 1, "VALID"), bias)))
+        return _results(frozen.function(tf.nn.bias_add(tf.nn.conv2d(pixels, kernel, 1, "VALID"), bias)))
 
     folded = freeze_call(call, (batch, spec.height, spec.width, _channels_fed(spec)))
     return replace(folded, last_activation=frozen.last_activation)
@@ -113,8 +113,9 @@ def _channels_fed(spec: PreprocessSpec) -> int:
     return replace(spec, input="uint8").input_shape[2]
 
 
-def _result(outputs: Any) -> Any:
-    """The one tensor a concrete function gave, bare or in a list or dict."""
-    while isinstance(outputs, (dict, list, tuple)):
-        outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs[0]
-    return outputs
+def _results(outputs: Any) -> Any:
+    """What a concrete function gave, bare or in a list or dict: the tensor, or the list of the two."""
+    import tensorflow as tf
+
+    tensors = tf.nest.flatten(outputs)
+    return tensors[0] if len(tensors) == 1 else tensors

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
@@ -25,6 +26,7 @@ class ModelAbout:
         dataset: what the model was trained on ("" where unknown).
         attribution: whom to name with every copy: authors and licence of data and weights.
         pos_weight: the weight of positives in the loss, one per finding; None where the loss had none.
+        films: how bright the training films were and how far they spread; None where it was not noted.
         notes: anything else a user should know, such as thresholds that came with foreign weights.
     """
 
@@ -34,11 +36,14 @@ class ModelAbout:
     attribution: str = ""
     pos_weight: tuple[float, ...] | None = None
     notes: str = ""
+    films: FilmStatistics | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "findings", _names(self.findings))
         if not isinstance(self.preprocess, PreprocessSpec):
             raise DataError(f"ModelAbout: expected preprocess as a PreprocessSpec, got {self.preprocess!r}")
+        if self.films is not None and not isinstance(self.films, FilmStatistics):
+            raise DataError(f"ModelAbout: expected films as FilmStatistics, got {self.films!r}")
         for name in ("dataset", "attribution", "notes"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"ModelAbout: expected {name} as a text, got {getattr(self, name)!r}")
@@ -47,6 +52,7 @@ class ModelAbout:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
+        later = {} if self.films is None else {"films": self.films.to_dict()}
         return {
             "findings": list(self.findings),
             "preprocess": self.preprocess.to_dict(),
@@ -54,6 +60,7 @@ class ModelAbout:
             "attribution": self.attribution,
             "pos_weight": None if self.pos_weight is None else list(self.pos_weight),
             "notes": self.notes,
+            **later,
         }
 
     @classmethod
@@ -72,7 +79,9 @@ class ModelAbout:
             raise DataError(f"ModelAbout: missing keys {missing}")
         if not isinstance(fields["preprocess"], dict):
             raise DataError(f"ModelAbout: expected preprocess as an object, got {fields['preprocess']!r}")
-        return cls(**{**fields, "preprocess": PreprocessSpec.from_dict(fields["preprocess"])})
+        films = fields.get("films")
+        own = {"films": None if films is None else FilmStatistics.from_dict(films)}
+        return cls(**{**fields, **own, "preprocess": PreprocessSpec.from_dict(fields["preprocess"])})
 
     def to_bytes(self) -> bytes:
         """Give JSON of equal bytes for equal values, as it lies in a model file."""

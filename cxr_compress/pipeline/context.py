@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.pipeline.films import RunData
@@ -102,6 +103,7 @@ class RunContext:
             dataset=dataset.name,
             attribution=dataset.attribution,
             pos_weight=tuple(float(weight) for weight in self.pos_weight),
+            films=FilmStatistics.of(self.data.train.images),
         )
         save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}

@@ -51,7 +51,12 @@ def make_probe_pack(
     """
     survey = survey_kernels(analyze_channels(model))
     content = convert(
-        model, quant_type, calibration=calibration, calibration_steps=calibration_steps, progress=progress
+        model,
+        quant_type,
+        calibration=calibration,
+        calibration_steps=calibration_steps,
+        compare=False,
+        progress=progress,
     ).content
     pack = _pack(survey, content, quant_type, progress)
     write_bytes(path, pack.to_bytes())
@@ -106,7 +111,10 @@ def measure_costs(
     made = {}
     if wanted:
         kinds = list(dict.fromkeys(wanted))
-        made = convert(model, kinds, calibration=images, calibration_steps=calibration_steps, progress=progress)
+        # Sizes and times are the same for a model that was never trained, whose answers hardly differ.
+        made = convert(
+            model, kinds, calibration=images, calibration_steps=calibration_steps, compare=False, progress=progress
+        )
     if want_bytes:
         content = made[_int8_of(quant_type)].content if int8_file is None else int8_file
         counts = asdict(survey.file_counts)

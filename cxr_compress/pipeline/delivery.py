@@ -46,8 +46,14 @@ def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
     return run.store.run("export_uncut", inputs, _files(names), make)
 
 
-def deliver(run: RunContext, final: Artefacts, quantised: Quantised) -> Artefacts:
+def deliver(run: RunContext, final: Artefacts, quantised: Quantised, line: Mapping[str, str]) -> Artefacts:
     """The compressed files with all that they say about themselves.
+
+    Args:
+        run: the run.
+        final: the compressed Keras model.
+        quantised: what was made of it.
+        line: the Keras files that it came from, the uncut model first and itself last -> sha256.
 
     Raises:
         CompressionError: a file has lost zeros.
@@ -62,12 +68,12 @@ def deliver(run: RunContext, final: Artefacts, quantised: Quantised) -> Artefact
         for quant_type, name in names.items():
             lite = LiteModel(raw[quant_type], quant_type, audit(raw[quant_type]))
             check_sparsity(lite, sparsity)
-            write_bytes(run.store.folder / f"{name}.tflite", pack(run, lite, name, final.sha256, recipe))
+            write_bytes(run.store.folder / f"{name}.tflite", pack(run, lite, name, line, recipe))
             facts[name] = lite.audit.to_dict()
         return facts
 
     hashes = {quant_type: hashlib.sha256(content).hexdigest() for quant_type, content in raw.items()}
-    inputs = run.inputs((), final) | {"recipe": recipe, "names": names, "raw": hashes}
+    inputs = run.inputs((), final) | {"recipe": recipe, "names": names, "raw": hashes, "line": dict(line)}
     return run.store.run("export_compressed", inputs, _files(names), make)
 
 

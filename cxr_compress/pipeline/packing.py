@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.modelfile import ModelFile, ModelInfo, pack_model
+from cxr_compress.device.modelfile import ModelFile, ModelInfo
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import Calibration, choose_calibration
-from cxr_compress.lite import LiteModel, audit
+from cxr_compress.lite import LiteModel, audit, pack_file
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.recipe import Recipe
 
@@ -22,23 +22,24 @@ SPARSITY_TOLERANCE = 0.005
 
 
 def pack(run: RunContext, lite: LiteModel, name: str, parents: Mapping[str, str], recipe: Mapping[str, Any]) -> bytes:
-    """The file that ships; its thresholds are chosen on dev, from this very file's logits.
+    """The file that ships; its calibration and thresholds are chosen on dev, from this very file's logits.
 
     Args:
         run: the run.
         lite: the flatbuffer.
         name: what the file is called, without its ending.
-        parents: hashes of what it was made from.
+        parents: hashes of what it was made from, the uncut model first.
         recipe: the choices that made it.
     """
     chosen = choose_calibration(run.data.dev.split.labels, dev_logits(run, lite.content), run.pos_weight)
-    return pack_model(lite.content, _info(run, lite.quant_type, name, chosen, parents, recipe))
+    return pack_file(lite.content, _info(run, lite.quant_type, name, chosen, parents, recipe))
 
 
 def dev_logits(run: RunContext, content: bytes) -> np.ndarray:
     """(dev films, findings) of a flatbuffer, whatever its quant type, through the device's own code."""
     count = len(run.data.dataset.findings)
-    plain = _info(run, "none", "unnamed", Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count), {}, {})
+    nothing = Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count, (False,) * count)
+    plain = _info(run, "none", "unnamed", nothing, {}, {})
     classifier = Classifier(ModelFile(Path("unnamed"), content, plain, len(content), ""))
     return np.concatenate([classifier.logits(batch) for batch in run.data.batches(run.data.dev.images)])
 
@@ -58,6 +59,7 @@ def _info(  # noqa: PLR0917 - what a file says
     recipe: Mapping[str, Any],
 ) -> ModelInfo:
     dataset = run.data.dataset
+    films = f"{len(run.data.dev.split)} dev films of {dataset.name}"
     return ModelInfo(
         model_name=name,
         labels=tuple(dataset.findings),
@@ -66,9 +68,10 @@ def _info(  # noqa: PLR0917 - what a file says
         logit_offset=chosen.offset,
         thresholds=chosen.thresholds,
         threshold_source=(
-            f"largest sensitivity + specificity on {len(run.data.dev.split)} dev films of {dataset.name}, "
-            "patients held out of training; choose your own before any use"
+            f"largest sensitivity + specificity on {films}, patients held out of training; "
+            "choose your own before any use"
         ),
+        calibration_source=chosen.source(films, dataset.findings),
         quant_type=quant_type,
         parents=dict(parents),
         training_data=dataset.name,

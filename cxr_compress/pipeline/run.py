@@ -96,11 +96,13 @@ class Compressed:
 
     Attributes:
         final: it.
+        line: the Keras files that it came from, the uncut model first and itself last -> sha256.
         plan: which filters stayed; None where all did.
         uncut: makes the uncut model's own files, or gives them where they stand.
     """
 
     final: Artefacts
+    line: dict[str, str]
     plan: ChannelPlan | None
     uncut: Callable[[], Artefacts]
 
@@ -138,20 +140,24 @@ def compress(
         latency_table: see `run_recipe`.
         shared: where what depends on the uncut model alone is kept, for several runs from one; None: in the run's.
     """
-    recipe, final, plan = run.recipe, base, None
+    recipe, final, plan, line = run.recipe, base, None, dict(base.keras_hash)
     of_uncut = run if shared is None else dataclasses.replace(run, store=shared)
     # When asked for: a budget that cannot be reached should not wait for it.
     uncut = functools.cache(lambda: export_uncut(of_uncut, base))
     if recipe.removes_filters:
         chosen, plan = choose(run, base, price(of_uncut, base, uncut, latency_table))
         final = repair(run, base, chosen, plan, remove(run, base, chosen, plan))
+        line |= final.keras_hash
         if recipe.recovery_epochs:
             final = recover(run, final, base, plan)
+            line |= final.keras_hash
     if recipe.zeroes_weights:
         final = sparsify(run, final, base)
+        line |= final.keras_hash
         if recipe.finetune_epochs:
             final = finetune(run, final, base, plan)
-    return Compressed(final, plan, uncut)
+            line |= final.keras_hash
+    return Compressed(final, line, plan, uncut)
 
 
 def price(
@@ -172,7 +178,7 @@ def price(
 def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]:
     """Quantise, deliver, and score once on test: the report."""
     quantised = quantise(run, made.final, base)
-    delivered = deliver(run, made.final, quantised)
+    delivered = deliver(run, made.final, quantised, made.line)
     uncut, names = made.uncut(), uncut_names(run.recipe)
     files = {
         "fp32": (uncut.paths[f"{names['none']}.tflite"], base.keras_file),

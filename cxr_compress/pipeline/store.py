@@ -43,6 +43,11 @@ class Artefacts:
         """The Keras model among them; a stage makes one at most."""
         return next(path for path in self.paths.values() if path.suffix == ".keras")
 
+    @property
+    def keras_hash(self) -> dict[str, str]:
+        """Its name and sha256."""
+        return {name: self.sha256[name] for name, path in self.paths.items() if path.suffix == ".keras"}
+
 
 class StageStore:
     """The output folder of one run."""

@@ -18,6 +18,7 @@ import tensorflow as tf
 from cxr_compress import __version__
 from cxr_compress.data import Dataset, Split, decode_split, load_dataset
 from cxr_compress.device.atomic import write_text
+from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
@@ -110,7 +111,7 @@ def run_training(
     model, results = _start(plan, files, spec, len(dataset.findings)), []
     for stage in range(len(plan.sizes)):
         spec = dataclasses.replace(spec, height=plan.sizes[stage], width=plan.sizes[stage])
-        model, result = _train_stage(stage, plan, files, model, spec, dataset, listeners, distribution)
+        model, result, films = _train_stage(stage, plan, files, model, spec, dataset, listeners, distribution)
         results.append(result)
     about = ModelAbout(
         findings=dataset.findings,
@@ -118,6 +119,7 @@ def run_training(
         dataset=dataset.name,
         attribution=dataset.attribution,
         pos_weight=tuple(float(weight) for weight in results[-1].pos_weight),
+        films=films,
     )
     return engine.on_chief(lambda: _deliver(model, about, plan, files, dataset, results, started))
 
@@ -148,16 +150,17 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these eight
     dataset: Dataset,
     listeners: Listeners,
     distribution: Distribution | None,
-) -> tuple[Any, FitResult]:
-    """Train at one size; give the model of the best epoch, in float32."""
+) -> tuple[Any, FitResult, FilmStatistics]:
+    """Train at one size; give the model of the best epoch, in float32, and how its training films look."""
     size = plan.sizes[stage]
     if listeners.news:
         listeners.news(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
     sized = in_precision(at_size(model, size), plan.precision)
     teacher = at_size(load_model(files.teacher_file), size) if files.teacher_file else None
+    films = _decode(dataset.train, spec, files, listeners)
     result = fit(
         sized,
-        (_decode(dataset.train, spec, files, listeners), dataset.train.labels),
+        (films, dataset.train.labels),
         (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
         spec,
         plan.config(stage),
@@ -169,7 +172,7 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these eight
         on_step=listeners.on_step,
         distribution=distribution,
     )
-    return in_precision(sized, "float32"), result
+    return in_precision(sized, "float32"), result, FilmStatistics.of(films)
 
 
 def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, findings: int) -> Any:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from cxr_compress.cli.convert import main
 from cxr_compress.device import INTENDED_USE, Classifier, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
+from cxr_compress.device.runner import Runner
 from cxr_compress.models import ModelAbout
 from cxr_compress.models.keras_file import save_model
 from tests.lite import nets
@@ -30,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = nets.chain()
     save_model(model, folder / "model.keras")
     tf.saved_model.save(model, str(folder / "saved"))
-    save_model(nets.ends_in("sigmoid"), folder / "sigmoid.keras")
+    for name in ("sigmoid", "softmax"):
+        save_model(nets.ends_in(name), folder / f"{name}.keras")
+    tf.saved_model.save(nets.ends_in("sigmoid"), str(folder / "saved_sigmoid"))
     save_model(nets.chain(size=None), folder / "open.keras")
     for number in range(20):
         path = folder / "films" / ("more" if number == 3 else "") / f"{number:02}.png"
@@ -206,6 +209,25 @@ def test_convert_calibrates_on_a_data_set(cxr_data: Path, folder: Path, tmp_path
     assert ".jpeg" not in printed.err
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_convert_takes_an_activation_off_and_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], activation: str
+) -> None:
+    target = tmp_path / "out.tflite"
+    code, printed = call(folder, capsys, f"--output_file={target}", model=f"{activation}.keras")
+    assert code == 0
+    file = read_model(target)
+    assert activation in file.info.recipe["head"]
+    assert file.info.recipe["head"] in printed.err
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    logits = Runner(file.content)(image)[0]
+    probabilities = nets.ends_in(activation)(image).numpy()[0]
+    rebuilt = 1 / (1 + np.exp(-logits)) if activation == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
+    # A few roundings of float32; the control: the logits themselves are no probabilities.
+    np.testing.assert_allclose(rebuilt, probabilities, atol=1e-6)
+    assert np.abs(logits - probabilities).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -221,7 +243,7 @@ def test_convert_calibrates_on_a_data_set(cxr_data: Path, folder: Path, tmp_path
         (["--labels=one,two"], "expected 4 labels, one a logit, got 2"),
         (["--keras_model_file=FOLDER/nothing.keras"], "nothing.keras does not exist"),
         (["--keras_model_file=FOLDER/films/00.png"], "expected a Keras file"),
-        (["--keras_model_file=FOLDER/sigmoid.keras"], "expected logits, but the model ends in Sigmoid"),
+        (["--saved_model_dir=FOLDER/saved_sigmoid"], "expected logits, but the model ends in Sigmoid"),
         (["--saved_model_dir=FOLDER/films"], "expected a SavedModel folder"),
         (["--saved_model_dir=FOLDER/saved", "--keras_model_file=FOLDER/model.keras"], "expected one of --keras_model"),
         (["--output_file=FOLDER/nowhere/x.tflite"], "nowhere, does not exist: create it first"),
@@ -328,7 +350,7 @@ def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
             ["--quant_type=fp16", "--bias_correction"],
             "--bias_correction is for int8 and int8_float_io, got --quant_type",
         ),
-        (["--quant_type=none", "--layer_report"], "--layer_report is for int8 and int8_float_io"),
+        (["--quant_type=none", "--layer_report"], "--layer_report is for int8, int8_float_io, int16x8"),
         (["--quant_type=int8", "--percentile=0.5"], "expected a percentile above 50 and up to 100, got 0.5"),
         (["--quant_type=int8", "--calibration_method=entropy"], "entropy"),
         (

@@ -85,6 +85,15 @@ def test_zoo_smoke_equals_its_oracle_and_the_control_does_not():
     assert result["control_error"] > 1e-2
 
 
+def test_export_models_smoke_takes_a_softmax_model_through_every_quant_type():
+    rows = [json.loads(line) for line in run("export_models.py").splitlines()]
+    assert [row["quant_type"] for row in rows] == ["none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8"]
+    assert {row["float_islands"] for row in rows} == {0}
+    assert rows[0]["snr_db"] > 80  # the float file is the model
+    sizes = {row["quant_type"]: row["bytes"] for row in rows}
+    assert sizes["none"] > 1.9 * sizes["fp16"] > 2.5 * sizes["int8"]
+
+
 def test_criteria_smoke_leaves_a_row_per_criterion_and_the_table_shows_them(tmp_path):
     pytest.importorskip("matplotlib")
     run("criteria.py", "--criteria=random,l1,lasso", f"--run_dir={tmp_path}")
@@ -99,6 +108,21 @@ def test_criteria_smoke_leaves_a_row_per_criterion_and_the_table_shows_them(tmp_
     compared = json.loads((tmp_path / "criteria.json").read_text())["0.5"]["lasso_minus_l1"]["raw"]
     assert compared["low"] <= compared["value"] <= compared["high"]
     assert (tmp_path / "criteria.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ptq_densenet_smoke_folds_half_of_the_norms_operators_away(tmp_path):
+    result = json.loads(run("ptq_densenet.py", f"--results_dir={tmp_path}"))
+    rows = result["rows"]
+    assert rows[0]["ranges"] == "float"
+    assert rows[0]["logit_rmse"] == 0
+    plain, shift, bounds = rows[1:4]
+    assert [row["fold"] for row in (plain, shift, bounds)] == ["none", "shift", "bounds"]
+    assert plain["operators"] - shift["operators"] == plain["operators"] - bounds["operators"] > 10
+    assert len({row["logit_rmse"] for row in rows}) > 5  # each row is a file of its own
+    assert all(row["logit_rmse"] > 0 and (row["p50_ms"] or 0) > 0 for row in (plain, shift, bounds))
+    table = list(csv.DictReader((tmp_path / "ptq_densenet.csv").read_text().splitlines()))
+    assert [float(row["snr_db"]) for row in table[1:]] == [row["snr_db"] for row in rows[1:]]
+    assert json.loads((tmp_path / "ptq_densenet.json").read_text()) == result
 
 
 def test_bench_data_smoke_measures_input_beside_training():

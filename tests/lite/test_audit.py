@@ -9,8 +9,11 @@ import pytest
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import LiteModel, audit, convert, freeze, require_integer
 from cxr_compress.lite.convert import lower, quantize
+from cxr_compress.lite.ends import Ends, ends_of
 from cxr_compress.lite.ranges import measure_ranges, write_ranges
 from tests.lite import nets
+
+FLOATS = Ends("float32", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,10 @@ def test_audit_of_a_known_network_reads_as_written_down(chain_files: dict[str, L
         "op         2 CONV_2D v1",
         "op         1 FULLY_CONNECTED v1",
         "op         1 MEAN v1",
+        "runs on litert, tflite-runtime-2.14",
         "dtype     11 float32",
         "dtype      1 int32",
+        "answers 32 different a finding",
         f"zeros   0 of {3 * 3 * 3 * 8 + 3 * 3 * 8 * 16} kernel weights (0.00%)",
         "left out of the zeros: 3 x bias",
         "left out of the zeros: 1 x head: makes the output of the model",
@@ -88,14 +93,14 @@ def test_require_integer_of_a_float_island_fails(island: bytes) -> None:
 def test_require_integer_of_a_whole_int8_file_passes(block_files: dict[str, LiteModel], name: str) -> None:
     found = block_files[name].audit
     assert found.float_islands == ()
-    require_integer(found, float_io=name == "int8_float_io")
+    require_integer(found, ends=ends_of(name))
 
 
 def test_require_integer_checks_the_ends(block_files: dict[str, LiteModel]) -> None:
     with pytest.raises(CompressionError, match="expected int8 at the ends of the model, got float32 at 'image'"):
         require_integer(block_files["int8_float_io"].audit)
     with pytest.raises(CompressionError, match="expected float32 at the ends of the model, got int8 at 'image'"):
-        require_integer(block_files["int8"].audit, float_io=True)
+        require_integer(block_files["int8"].audit, ends=FLOATS)
 
 
 @pytest.mark.parametrize("name", ["none", "fp16", "dynamic"])
@@ -103,7 +108,7 @@ def test_require_integer_of_a_float_file_fails(block_files: dict[str, LiteModel]
     found = block_files[name].audit
     assert found.float_islands == ()  # a float file has no islands: it is all float
     with pytest.raises(CompressionError, match="expected int8 operators only, but CONV_2D"):
-        require_integer(found, float_io=True)
+        require_integer(found, ends=FLOATS)
 
 
 def test_audit_finds_dynamic_shapes() -> None:
@@ -165,3 +170,40 @@ def test_audit_of_a_cut_off_file_fails(chain_files: dict[str, LiteModel], share:
     content = chain_files["int8"].content
     with pytest.raises(ModelFileError, match=r"damaged or cut off|contradicts itself"):
         audit(content[: int(len(content) * share)])
+
+
+def test_audit_says_which_kernels_share_one_scale() -> None:
+    # linear(16): 3072 weights, above the 1024 below which "dynamic" keeps a kernel in float. Its dense layer has one
+    # scale for all filters, so that tflite-runtime 2.14 loads it.
+    made = convert(nets.linear(16), ["none", "dynamic", "int8"], calibration=[nets.batch(16)])
+    assert made["dynamic"].audit.kernel_scales.per_tensor == ("logits",)
+    assert (
+        "scales  0 of 1 kernels with a scale per filter, one scale for all: logits" in made["dynamic"].audit.to_text()
+    )
+    assert made["int8"].audit.kernel_scales.per_channel == 1
+    assert made["int8"].audit.kernel_scales.per_tensor == ()
+    assert "scales" not in made["none"].audit.to_text()
+
+
+def test_audit_of_bytes_alone_knows_no_answers_and_of_an_export_does(chain_files: dict[str, LiteModel]) -> None:
+    made = chain_files["int8"]
+    assert audit(made.content).output_codes == ()
+    assert len(made.audit.output_codes) == 4
+    assert all(1 < codes <= 32 for codes in made.audit.output_codes)
+    low, high = min(made.audit.output_codes), max(made.audit.output_codes)
+    assert f"answers {low} to {high} different a finding" in made.audit.to_text()
+    assert made.audit.to_dict()["output_codes"] == made.audit.output_codes
+
+
+def test_audit_to_dict_says_who_runs_each_operator(chain_files: dict[str, LiteModel]) -> None:
+    document = json.loads(json.dumps(chain_files["int16x8"].audit.to_dict()))
+    assert document["runtimes"] == ["litert", "tflite-runtime-2.14"]
+    assert document["too_new"] == []
+    assert {op["kind"]: op["runtimes"] for op in document["ops"]}["CONV_2D"] == ["litert", "tflite-runtime-2.14"]
+
+
+def test_require_integer_of_int16x8_says_int16() -> None:
+    found = convert(nets.chain(), "none").audit
+    message = r"expected int16 operators only, but CONV_2D .* by one with an int16 kernel"
+    with pytest.raises(CompressionError, match=message):
+        require_integer(found, ends=ends_of("int16x8"))

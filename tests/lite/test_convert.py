@@ -60,6 +60,9 @@ def _bound(quant_type: str, kernel: np.ndarray, bias: np.ndarray, images: np.nda
     if quant_type == "dynamic":  # the input's step follows each image, the kernel has one scale, the output is float
         step_x = 2 * np.abs(x).max(axis=1, keepdims=True) / 255
         step_w, step_y = np.full(4, np.abs(w).max() / 127), 0.0
+    elif quant_type == "int16x8":  # symmetric, 32767 codes on either side of 0
+        step_x = np.full((len(x), 1), np.abs(x).max() / 32767)
+        step_w, step_y = np.abs(w).max(axis=0) / 127, np.abs(exact).max() / 32767
     else:
         step_x = np.full((len(x), 1), (x.max() - x.min()) / 255)
         step_w, step_y = np.abs(w).max(axis=0) / 127, (exact.max() - exact.min()) / 255
@@ -135,6 +138,7 @@ def _stock(functions: list[Any], images: np.ndarray, *, calibrate_only: bool = F
         ("dynamic", np.float32),
         ("int8", np.int8),
         ("int8_float_io", np.float32),
+        ("int16x8", np.int16),
     ],
 )
 def test_convert_gives_the_ends_of_its_quant_type(
@@ -169,16 +173,22 @@ def test_convert_to_several_types_gives_what_each_alone_gives(chain: Any, chain_
 def test_convert_to_several_types_freezes_and_calibrates_once(chain: Any) -> None:
     lines: list[str] = []
     images = nets.batch(16)
-    convert(chain, ["none", "int8", "int8_float_io"], calibration=[images], progress=lines.append)
+    convert(chain, ["none", "int8", "int8_float_io", "int16x8"], calibration=[images], progress=lines.append)
     stages = [line.rsplit(" ", 2)[0] for line in lines]
     assert stages == [
         "freeze",
         "calibration images",
         "float graph",
         "none",
+        "answers of the model",
+        "none compared with the model",
         "calibration on 16 images",
         "int8",
+        "int8 compared with the model",
         "int8_float_io",
+        "int8_float_io compared with the model",
+        "int16x8",
+        "int16x8 compared with the model",
     ]
 
 
@@ -256,7 +266,7 @@ def test_convert_of_a_layer_without_a_tflite_operator_fails_and_names_it() -> No
 @pytest.mark.parametrize(
     ("quant_type", "message"),
     [
-        ("int4", "among none, fp16, dynamic, int8, int8_float_io, each once, got int4"),
+        ("int4", "among none, fp16, dynamic, int8, int8_float_io, int16x8, each once, got int4"),
         (["int8", "int8"], "each once, got int8, int8"),
         ([], "got nothing"),
         ("int8", "int8: value ranges come from calibration images, got none"),

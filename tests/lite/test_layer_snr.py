@@ -13,6 +13,7 @@ from cxr_compress.device.quantisation import dequantise, quantise
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LayerSnr, LiteModel, convert, layer_snr
+from cxr_compress.lite.ends import Ends
 from cxr_compress.lite.flatbuffer import Graph, read_graphs
 from cxr_compress.lite.layer_names import computing
 from cxr_compress.lite.layer_snr import COLUMNS, curable_share, decibels
@@ -36,7 +37,7 @@ def by_index(found: list[LayerSnr]) -> list[LayerSnr]:
 def quantised_with(
     content: bytes, ranges: dict[int, tuple[float, float]], *, float_tensors: tuple[str, ...] = ()
 ) -> bytes:
-    return quantize(write_ranges(content, ranges), float_io=True, float_tensors=float_tensors)
+    return quantize(write_ranges(content, ranges), ends=Ends("float32", "float32"), float_tensors=float_tensors)
 
 
 def test_layer_snr_cumulative_is_that_of_every_activation_as_it_runs(block_files: dict[str, LiteModel]) -> None:

@@ -46,7 +46,9 @@ def test_build_probe_is_one_layer_of_that_kind_and_those_widths(kind, inputs, ou
     assert operator is None or [op.kind for op in graph.operators].count(operator) == 1
 
 
-@pytest.mark.parametrize(("quant_type", "dtype"), [("none", "float32"), ("int8", "int8"), ("fp16", "float32")])
+@pytest.mark.parametrize(
+    ("quant_type", "dtype"), [("none", "float32"), ("int8", "int8"), ("fp16", "float32"), ("int16x8", "int16")]
+)
 def test_build_probe_computes_in_the_quant_type_and_runs(quant_type, dtype):
     content = build_probe(CONV, 8, 16, quant_type)
     graph = read_graphs(content)[0]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
@@ -127,6 +129,7 @@ def test_read_about_any_flipped_byte_gives_the_same_or_an_error(saved, tmp_path,
         ({"notes": None}, "expected notes as a text"),
         ({"pos_weight": (0.0, 1.0)}, "expected pos_weight as 2 finite numbers above 0"),
         ({"pos_weight": 3}, "expected pos_weight as 2 numbers"),
+        ({"films": (0.5, 0.2)}, "expected films as FilmStatistics"),
     ],
 )
 def test_model_about_wrong_field_is_an_error(fields, message):
@@ -137,3 +140,11 @@ def test_model_about_wrong_field_is_an_error(fields, message):
 def test_model_about_from_dict_missing_key_is_an_error():
     with pytest.raises(DataError, match=r"missing keys \['preprocess'\]"):
         ModelAbout.from_dict({"findings": ["Mass"]})
+
+
+def test_model_about_with_film_statistics_survives_and_without_them_says_nothing_of_them():
+    assert "films" not in ABOUT.to_dict()  # files that were made before have the same bytes
+    with_films = replace(ABOUT, films=FilmStatistics((0.5,), (0.25,)))
+    assert ModelAbout.from_bytes(with_films.to_bytes(), "model.keras") == with_films != ABOUT
+    with pytest.raises(DataError, match="expected mean and std of films, got 3"):
+        ModelAbout.from_dict({**ABOUT.to_dict(), "films": 3})

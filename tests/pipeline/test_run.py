@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cxr_compress.data import PHANTOM_FINDINGS, load_dataset, write_phantom
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
@@ -112,8 +114,18 @@ def test_run_delivered_model_loads_with_plain_keras_and_no_custom_objects(finish
 
 def test_run_files_describe_themselves(finished):
     folder, _, _ = finished
-    info = read_model(folder / "tiny_chexnet_m50_w50_int8.tflite").info
+    path = folder / "tiny_chexnet_m50_w50_int8.tflite"
+    info = read_model(path).info
     assert info.synthetic
+    # Float, thin, sparse: each is there, and is the file beside it.
+    assert list(info.parents)[-1] == "sparse.keras"
+    assert len(info.parents) >= 3
+    for name, digest in info.parents.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert "dev films" in info.calibration_source
+    assert info.canonical_hash in info.model_card
+    found = verify_model(path)
+    assert found.passed, found.to_text()
     assert info.labels == PHANTOM_FINDINGS
     assert "dev films" in info.threshold_source
     assert info.recipe["target_macs"] == 0.5
@@ -180,10 +192,13 @@ def test_ship_model_writes_file_card_and_hash(finished, tmp_path):
         f"--run_dir={folder}",
         "--name=small",
         f"--shelf={tmp_path}",
+        f"--weights={tmp_path / 'kept' / 'weights.npz'}",
     ]
     subprocess.run([*command, "--population=drawn"], cwd=REPOSITORY, check=True, capture_output=True)
     model = read_model(tmp_path / "small.tflite")
     assert (tmp_path / "SHA256SUMS").read_text() == f"{model.sha256}  small.tflite\n"
+    with np.load(tmp_path / "kept" / "weights.npz", allow_pickle=False) as weights:
+        assert {weights[name].dtype.name for name in weights.files if "|" in name} == {"float16"}
     card = (tmp_path / "small.md").read_text()
     for said in (
         model.sha256,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import PHANTOM_FINDINGS, decode_split, load_dataset, write_phantom
+from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model, read_about
@@ -43,6 +44,8 @@ def test_training_grows_and_saves_a_model_that_says_what_it_is(finished, films):
     assert about.findings == tuple(PHANTOM_FINDINGS)
     assert (about.preprocess.height, about.dataset) == (48, "phantom")
     assert len(about.pos_weight) == len(about.findings)
+    trained_on = load_dataset("phantom", films).train
+    assert about.films == FilmStatistics.of(decode_split(trained_on, about.preprocess))
     assert [stage["size"] for stage in report["stages"]] == [32, 48]
     assert [len(stage["history"]) for stage in report["stages"]] == [2, 1]
     assert report["sha256"] == hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest()

@@ -15,6 +15,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.audit import audit, require_integer
 from cxr_compress.lite.convert import LiteModel
+from cxr_compress.lite.ends import ends_of
 from cxr_compress.lite.flatbuffer import Graph, name_signature, read_graphs
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
 from cxr_compress.lite.lowering import frozen_converter, run_converter
@@ -92,7 +93,7 @@ def convert_qat(
         started = time.perf_counter()
         content = share_vectors(name_signature(_lower(frozen, name, pixels=pixels is not None)))
         found = audit(content)
-        require_integer(found, float_io=name == _FLOAT_ENDS, pixels=pixels is not None)
+        require_integer(found, ends=ends_of(name, pixels=pixels is not None))
         _require_zeros(read_graphs(content)[0], qat)
         made[name] = LiteModel(content, name, found)
         report(f"{name} {time.perf_counter() - started:.1f} s")

@@ -78,7 +78,7 @@ class CandidateRuns:
         started = time.monotonic()
         run = self._candidate(named, recipe)
         made = compress(run, self._base, self._table, self._run.store)
-        delivered = deliver(run, made.final, quantise(run, made.final, self._base))
+        delivered = deliver(run, made.final, quantise(run, made.final, self._base), made.line)
         path = delivered.paths[f"{recipe.name}.tflite"]
         latency = None if made.plan is None else made.plan.after.latency_ms
         return self._judge(run, path, made.final.keras_file, time.monotonic() - started, latency)

@@ -5,6 +5,7 @@
 Writes tiny_int8.tflite, tiny_float.tflite, expected.json and newer_op.tflite beside this file (seconds). The same
 TensorFlow version writes the same bytes. The device tests read them without TensorFlow. newer_op.tflite is a bare
 flatbuffer with a FULLY_CONNECTED of version 12 (a dynamic-range Dense), which tflite-runtime 2.14 does not know.
+version1.tflite is tiny_int8.tflite as format version 1 packed it: it can only be kept, not made again.
 
       image 32x32x3
           |
@@ -30,8 +31,9 @@ import numpy as np
 
 from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.modelfile import ModelInfo, pack_model
+from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
+from cxr_compress.lite import pack_file
 from tests.device.films import draw_film
 from tests.device.golden import EXPECTED, FLOAT_MODEL, INT8_MODEL, NEWER_OP_FLATBUFFER
 
@@ -133,6 +135,7 @@ def golden_info(quant_type: str) -> ModelInfo:
         logit_offset=(0.0, -0.4),
         thresholds=(0.5, 0.45),
         threshold_source="fixed by hand, for tests",
+        calibration_source="fixed by hand, for tests",
         quant_type=quant_type,
         training_data="none: seeded random weights",
         synthetic=True,
@@ -148,7 +151,7 @@ def main() -> None:
     assert keras_logits.std(0).min() > 0.5, f"the outputs hardly depend on the input: {keras_logits.std(0)}"
     for quant_type, path in (("int8", INT8_MODEL), ("none", FLOAT_MODEL)):
         quantised = quant_type == "int8"
-        write_bytes(path, pack_model(convert_network(model, quantised), golden_info(quant_type)))
+        write_bytes(path, pack_file(convert_network(model, quantised), golden_info(quant_type)))
         classifier = Classifier(path)
         logits = classifier.logits(films)
         expected[path.name] = {"logits": logits.tolist(), "output_scale": classifier.output_scale}

@@ -1,0 +1,168 @@
+"""Where cxr_convert takes its calibration images from: a folder, a table, a data set or a cache of one."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+from absl import flags
+
+from cxr_compress.cli.common import UsageError, reader_options
+from cxr_compress.cli.quiet import Say
+from cxr_compress.data import DATASETS, decode_split, load_dataset
+from cxr_compress.data.cache_reading import open_cache_file
+from cxr_compress.data.load import read_dataset
+from cxr_compress.data.reading import read_table
+from cxr_compress.data.split import Split
+from cxr_compress.data.table import RESERVED
+from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
+from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import DataError
+from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, image_batches, pick_evenly
+from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput
+
+if TYPE_CHECKING:
+    from cxr_compress.models import ModelAbout
+
+_CACHE = ".npy"
+_TABLES = (".csv", ".csv.gz")
+_PATH = "path"
+Batches = Iterator[np.ndarray]
+
+
+def define_calibration_flags(values: flags.FlagValues) -> None:
+    """Define them."""
+    text = (
+        "Training images for the integer types: a folder, a table (.csv with a column path), a cache of cxr_data (.npy)"
+        " or, with --dataset, the folder of that set. Of a folder with parts train and test, train alone is taken."
+    )
+    flags.DEFINE_string("calibration_data", None, text, flag_values=values)
+    flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on the training part of this set.", flag_values=values)
+    flags.DEFINE_list("options", [], "Of that set's reader, as name=value.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Where that set lies.", flag_values=values)
+    text = "Calibration images at most, spread evenly over the set."
+    flags.DEFINE_integer("calibration_steps", DEFAULT_STEPS, text, lower_bound=MIN_IMAGES, flag_values=values)
+
+
+def check_calibration_flags(values: flags.FlagValues) -> None:
+    """Find what contradicts itself before the slow part starts.
+
+    Raises:
+        UsageError: a set without its folder, or two of them.
+    """
+    if values.calibration_data and values.data_dir:
+        raise UsageError("expected one of --calibration_data and --data_dir, got both")
+    where = values.data_dir or values.calibration_data
+    if (values.dataset and not where) or (values.data_dir and not values.dataset):
+        raise UsageError("--dataset and --data_dir belong together: give both or neither")
+
+
+def has_calibration(values: flags.FlagValues) -> bool:
+    """Whether the user names calibration images."""
+    return bool(values.dataset or values.calibration_data)
+
+
+def calibration_set(values: flags.FlagValues) -> str:
+    """What they are, in a word, for the recipe that a file carries; no path, which may name a patient."""
+    if values.dataset or not values.calibration_data:
+        return values.dataset or ""
+    kind = _kind(Path(values.calibration_data))
+    return {_CACHE: "cache", ".csv": "table"}.get(kind, "folder")
+
+
+def calibration_batches(values: flags.FlagValues, spec: PreprocessSpec, say: Say) -> Batches | None:
+    """Calibration images as batches, read when asked for; None where the user names none.
+
+    Raises:
+        DataError: there is nothing of the kind, or it cannot be used.
+    """
+    if not has_calibration(values):
+        return None
+    steps, where = values.calibration_steps, Path(values.data_dir or values.calibration_data)
+    if values.dataset:
+        films = load_dataset(values.dataset, where, options=reader_options(values.options)).train
+        return _of_split(films, spec, steps)
+    kind = _kind(where)
+    if kind == _CACHE:
+        rows = open_cache_file(where, spec)
+        chosen = np.stack([rows[row] for row in pick_evenly(range(len(rows)), steps)])
+        return iter(normalize(chosen, spec)[:, np.newaxis])
+    if kind:
+        return _of_table(where, reader_options(values.options), spec, steps)
+    return image_batches(pick_evenly(_images_in(where, say), steps), spec)
+
+
+@contextlib.contextmanager
+def warnings_said(say: Say) -> Iterator[None]:
+    """Tell the user what is odd about the images; Python would write it to a stderr that is held back."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(  # noqa: PLR0917 - as Python calls it
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, CalibrationWarning):
+                say(f"warning: {message}")
+            else:
+                shown(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("always", CalibrationWarning)
+        warnings.showwarning = show
+        yield
+
+
+def expected_input(spec: PreprocessSpec, about: ModelAbout | None) -> ExpectedInput:
+    """What the images should look like: as the model was trained, where its file says that, else as the flags say."""
+    if about is None:
+        return ExpectedInput.of(spec)
+    trained = replace(about.preprocess, height=spec.height, width=spec.width, input=spec.input)
+    # Flags that change what is fed cannot be held against the file's own; they are compared where they can be.
+    return ExpectedInput.of(trained if trained.input_shape == spec.input_shape else spec, about.films)
+
+
+def _kind(path: Path) -> str:
+    """What a path is by its name: .npy, .csv, or nothing for anything else."""
+    name = path.name.lower()
+    if path.is_dir():
+        return ""
+    return _CACHE if name.endswith(_CACHE) else ".csv" if name.endswith(_TABLES) else ""
+
+
+def _of_split(films: Split, spec: PreprocessSpec, steps: int) -> Batches:
+    chosen = films.take(pick_evenly(range(len(films)), steps))
+    return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
+
+
+def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int) -> Batches:
+    """The training part of a table with labels, as the reader of data sets parts it; all of one with paths alone."""
+    column = options.get("path_column", _PATH)
+    table = read_table(path, who="csv", needed=(column,), exact=True)
+    if set(table.columns) - {column, *RESERVED} or "split" in table.columns:
+        return _of_split(read_dataset("csv", path, options=options).train, spec, steps)
+    return image_batches(pick_evenly([path.parent / row[column] for row in table.rows], steps), spec)
+
+
+def _images_in(folder: Path, say: Say) -> Sequence[Path]:
+    """The images of a folder and its sub-folders, sorted by path."""
+    if not folder.exists():
+        raise DataError(f"--calibration_data {folder} is no folder: give a folder of images, a .csv or a .npy cache")
+    if not folder.is_dir():
+        raise DataError(f"expected --calibration_data to be a folder, a .csv or a .npy cache, got {folder.name}")
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        say("calibrating on the part train of the folder: what a model is scored on must not shape it")
+        folder /= "train"
+    images = images_in(folder)
+    if not images:
+        raise DataError(f"--calibration_data {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): check the folder")
+    return images

@@ -1,0 +1,186 @@
+"""Check that a model file answers on this machine as it did where it was made: same logits, same decisions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.golden_vectors import GOLDEN_FILMS, GoldenVectors, draw_golden_films
+from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
+from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.runner import Runner
+from cxr_compress.errors import ModelFileError
+
+# TFLite's kernels may round one way or the other: measured between LiteRT 2.3 and tflite-runtime 2.14 on DenseNets.
+MAX_STEPS = 3
+MAX_FLOAT_SHARE = 1e-3
+# Kernels of yet another processor round in other places again.
+KERNEL_ROOM = 1.5
+# A dynamic file rounds activations to 8 bits while it runs, each runtime in its own way (measured: 0.003 to 0.007).
+MAX_DYNAMIC_SHARE = MAX_STEPS / 255
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of the golden vectors of a file on this machine.
+
+    Attributes:
+        runtime: what ran it here.
+        made_with: what ran it where it was made.
+        films: golden films.
+        tolerance: how far a logit may be off: 3 codes; where they are float, 1e-3 of the spread of the recorded ones,
+            or 3/255 of it in a dynamic file.
+        largest_difference: of a logit from its record; infinite where it is no number.
+        logits_off: logits beyond the tolerance.
+        decisions: findings times films.
+        too_close: decisions whose score lies within the tolerance of its threshold, which are not judged.
+        flipped: judged decisions that differ from their record.
+        varied: the recorded logits depend on the film; where they do not, the comparison proves nothing.
+    """
+
+    runtime: str
+    made_with: str
+    films: int
+    tolerance: float
+    largest_difference: float
+    logits_off: int
+    decisions: int
+    too_close: int
+    flipped: int
+    varied: bool
+
+    @property
+    def passed(self) -> bool:
+        """Every logit within the tolerance, no judged decision flipped, and a record that depends on the film."""
+        return self.varied and not self.logits_off and not self.flipped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields and `passed` as JSON-ready values; an infinite difference becomes None."""
+        finite = np.isfinite(self.largest_difference)
+        return {
+            **asdict(self),
+            "largest_difference": self.largest_difference if finite else None,
+            "passed": self.passed,
+        }
+
+    def to_text(self) -> str:
+        """One line for people."""
+        if not self.varied:
+            return (
+                "FAILED: the recorded logits are the same for every golden film, so they prove nothing; train it first"
+            )
+        return (
+            f"{'passed' if self.passed else 'FAILED'}: {self.films} golden films on {self.runtime}, largest difference "
+            f"{self.largest_difference:.2g} of {self.tolerance:.2g} allowed, {self.logits_off} logits off, "
+            f"{self.flipped} of {self.decisions} decisions flipped ({self.too_close} too close to call)"
+        )
+
+
+def verify_model(
+    model: str | Path | ModelFile, *, num_threads: int = 1, runtime: str = "auto", delegate: str | None = None
+) -> Verification:
+    """Draw the golden films of a file, run it on them, and compare with what it recorded when it was packed.
+
+    The file's own hashes say that it is whole; this says that runtime, processor and delegate compute it right. Costs
+    four inferences.
+
+    Args:
+        model: a path, or what `read_model` gave.
+        num_threads: as for the classifier that is to be checked.
+        runtime: likewise, "auto", "litert" or "tflite-runtime".
+        delegate: likewise, library of an accelerator; None runs on the processor.
+
+    Raises:
+        ModelFileError: the file is damaged, not ours, or carries no golden vectors.
+        RuntimeUnavailableError: no TFLite runtime here can run it.
+    """
+    file = model if isinstance(model, ModelFile) else read_model(model)
+    golden = file.info.golden
+    if golden is None:
+        raise ModelFileError(f"{file.path}: carries no golden vectors to verify it with; convert the model again")
+    classifier = Classifier(file, num_threads=num_threads, runtime=runtime, delegate=delegate)
+    logits = classifier.logits(_inputs(file.info, golden.seed, len(golden.logits)))
+    positive = np.array([classifier.decide(row).positive for row in logits])
+    return compare(file.info, logits, positive, classifier.runtime)
+
+
+def record(content: bytes, info: ModelInfo, *, step: float | None = None, seed: int = 0) -> GoldenVectors:
+    """Run a flatbuffer on golden films and note what it answers.
+
+    Args:
+        content: the flatbuffer.
+        info: what the file will say about itself; its preprocessing and thresholds count.
+        step: the value of one code of the logits where a float output hides it; None takes the output's own.
+        seed: of the films.
+
+    Raises:
+        ModelFileError: the flatbuffer contradicts `info`.
+        RuntimeUnavailableError: no TFLite runtime here can run it.
+    """
+    classifier = Classifier(ModelFile(Path("unnamed"), content, info, len(content), ""))
+    inputs = _inputs(info, seed, GOLDEN_FILMS)
+    logits = classifier.logits(inputs)
+    other = Runner(content, xnnpack=False)(inputs)
+    return GoldenVectors(
+        seed=seed,
+        # By way of its text, a float32 becomes the shortest number that reads back as it.
+        logits=tuple(tuple(float(str(value)) for value in row) for row in logits),
+        positive=tuple(classifier.decide(row).positive for row in logits),
+        step=classifier.output_scale or step,
+        runtime=classifier.runtime,
+        kernels=float(str(np.abs(other - logits).max())),
+    )
+
+
+def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: str) -> Verification:
+    """Compare logits and decisions (n, k), and what computed them, with the record that `info` carries.
+
+    Raises:
+        ModelFileError: it carries none.
+    """
+    golden = info.golden
+    if golden is None:
+        raise ModelFileError("the file carries no golden vectors to verify it with; convert the model again")
+    expected = np.asarray(golden.logits, np.float32).astype(np.float64)
+    spread = float(np.ptp(expected, axis=0).max())
+    share = MAX_DYNAMIC_SHARE if info.quant_type == "dynamic" else MAX_FLOAT_SHARE
+    tolerance = max(MAX_STEPS * golden.step if golden.step else share * spread, KERNEL_ROOM * golden.kernels)
+    # What is no number agrees with nothing. Not np.nan_to_num: after an emulated or old ARM runtime has switched tiny
+    # numbers off, it warns about the processor.
+    difference = np.abs(logits.astype(np.float64) - expected)
+    difference = np.where(np.isfinite(difference), difference, np.inf)
+    # Logits are rounded to float32: exactly three steps are three steps.
+    off = difference > tolerance * (1 + 1e-6)
+    judged = _margins(info, expected) > tolerance
+    flipped = judged & (positive != np.asarray(golden.positive))
+    return Verification(
+        runtime=runtime,
+        made_with=golden.runtime,
+        films=len(expected),
+        tolerance=tolerance,
+        largest_difference=float(difference.max()),
+        logits_off=int(off.sum()),
+        decisions=judged.size,
+        too_close=int((~judged).sum()),
+        flipped=int(flipped.sum()),
+        varied=spread > 0,
+    )
+
+
+def _inputs(info: ModelInfo, seed: int, count: int) -> np.ndarray:
+    """The golden films as the model takes them."""
+    return normalize(draw_golden_films(info.preprocess, seed, count), info.preprocess)
+
+
+def _margins(info: ModelInfo, logits: np.ndarray) -> np.ndarray:
+    """How far each logit (n, k) is from where its decision changes; infinite where no logit would change it."""
+    slope, offset = np.asarray(info.logit_slope), np.asarray(info.logit_offset)
+    thresholds = np.asarray(info.thresholds)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        edge = (np.log(thresholds) - np.log1p(-thresholds) - offset) / slope
+        margins = np.abs(logits - edge)
+    return np.where(np.isnan(margins), np.inf, margins)

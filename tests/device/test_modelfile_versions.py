@@ -1,0 +1,73 @@
+"""Files of format version 1, which are out there, are still read; what they could not say has a default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.modelfile import ModelFile, pack_model, read_model
+from cxr_compress.device.modelinfo import FORMAT_VERSION, NOT_STATED, ModelInfo
+from cxr_compress.device.verify import verify_model
+from cxr_compress.errors import ModelFileError
+from tests.device.films import draw_film
+from tests.device.golden import INT8_MODEL, VERSION1_MODEL
+
+SHELF = Path(__file__).resolve().parents[2] / "tflite_models"
+
+
+def test_read_version_1_gives_the_defaults_of_what_came_later() -> None:
+    assert b'"format_version": 1' in VERSION1_MODEL.read_bytes()
+    info = read_model(VERSION1_MODEL).info
+    assert (info.calibration_source, info.model_card, info.canonical_hash) == (NOT_STATED, "", "")
+    assert info.golden is None
+    assert info.labels == read_model(INT8_MODEL).info.labels
+    assert info.thresholds == (0.5, 0.45)
+
+
+def test_classify_version_1_and_2_of_one_model_agree() -> None:
+    old, new = (Classifier(path).predict(draw_film(0)).to_dict() for path in (VERSION1_MODEL, INT8_MODEL))
+    assert old == new
+
+
+def test_verify_version_1_says_that_it_carries_no_golden_vectors() -> None:
+    with pytest.raises(
+        ModelFileError, match=r"version1\.tflite: carries no golden vectors .*; convert the model again"
+    ):
+        verify_model(VERSION1_MODEL)
+
+
+def test_pack_what_a_version_1_file_says_becomes_a_file_of_this_version(tmp_path: Path) -> None:
+    old = read_model(VERSION1_MODEL)
+    path = tmp_path / "new.tflite"
+    path.write_bytes(pack_model(old.content, old.info))
+    new = read_model(path)
+    assert (new.content, new.info) == (old.content, old.info)
+    assert new.info.to_dict()["format_version"] == FORMAT_VERSION == 2
+
+
+def test_read_version_1_with_a_changed_byte_is_refused_or_reads_equal(tmp_path: Path) -> None:
+    """Version 1 has no hash over its archive: what may pass there are bytes that say nothing."""
+    whole, data = read_model(VERSION1_MODEL), VERSION1_MODEL.read_bytes()
+    path, passed = tmp_path / "model.tflite", 0
+    for position in range(len(whole.content) - 50, len(data), 7):
+        broken = bytearray(data)
+        broken[position] ^= 0x55
+        path.write_bytes(bytes(broken))
+        try:
+            file = read_model(path)
+        except ModelFileError:
+            continue
+        assert (file.content, file.info) == (whole.content, whole.info)
+        passed += 1
+    assert passed < 30
+
+
+@pytest.mark.parametrize("path", sorted(SHELF.glob("*.tflite")), ids=lambda path: path.stem)
+def test_read_shipped_model_of_any_version_runs(path: Path) -> None:
+    file = read_model(path)
+    assert isinstance(file, ModelFile)
+    assert ModelInfo.from_json(file.info.to_json()) == file.info
+    found = Classifier(file).predict(draw_film(0))
+    assert found.labels == file.info.labels

@@ -4,8 +4,9 @@ Command:  python experiments/export_models.py
           python experiments/export_models.py --tflite_python=.venv-tflite/bin/python    # runs each file there too
 Time:     about 10 minutes on two cores; training and int16x8, on reference kernels, take most of it.
 Result:   experiments/results/export_models.json and .csv: a row per model and quant type. The bars: no float island in
-          an int8 file, every file within its limit of the model, and at most 3 LSB (float: 1e-3 of the spread) between
-          LiteRT and tflite-runtime 2.14, dynamic aside.
+          an int8 file, every file within its limit of the model, and at most 3 LSB (float and int16x8: 1e-3 of the
+          spread) between LiteRT without XNNPACK and tflite-runtime 2.14, dynamic aside; what XNNPACK's kernels add is
+          in the table.
 
 Each model is first trained for a minute on drawn phantom films: with random weights a network amplifies any rounding,
 and the files of two runtimes, or of one model, then say nothing about one another. What int8 costs a model that was
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,13 @@ def subject(name: str, size: int, films: int, epochs: int) -> Subject:
 def rows_of(one: Subject) -> list[dict[str, Any]]:
     """Convert to every quant type, and say of each file what it is."""
     started = time.perf_counter()
-    made = convert(one.model, list(QUANT_TYPES), calibration=[one.calibration], calibration_steps=CALIBRATION)
+    made = convert(
+        one.model,
+        list(QUANT_TYPES),
+        calibration=[one.calibration],
+        calibration_steps=CALIBRATION,
+        calibration_method="mse",
+    )
     seconds = time.perf_counter() - started
     # int8_float_io turns its codes into floats at the end, which hides their step.
     step = made["int8"].audit.outputs[0].scale
@@ -133,7 +140,7 @@ def row(one: Subject, lite: LiteModel, step: float | None) -> dict[str, Any]:
     """One file; `step` of its output where that hides it.
 
     Raises:
-        CompressionError: it misses a bar.
+        CompressionError: it was not compared, or does not run on the other runtime.
     """
     parity = lite.parity
     if parity is None:
@@ -151,24 +158,35 @@ def row(one: Subject, lite: LiteModel, step: float | None) -> dict[str, Any]:
         "smallest_model_variance": round(min(parity.model_variance), 4),
         "tflite_runtime": elsewhere(one, lite, step),
     }
+    entry["missed"] = "; ".join(missed(lite, entry))
     print(json.dumps(entry), flush=True)
-    if parity.snr_db < LOWEST_SNR[lite.quant_type] and not _SMOKE.value:
-        raise CompressionError(f"{one.name} {lite.quant_type}: {parity.snr_db:.1f} dB from its model")
-    if lite.quant_type in ("int8", "int16x8") and lite.audit.float_islands:
-        raise CompressionError(f"{one.name} {lite.quant_type}: {len(lite.audit.float_islands)} operators in float")
     return entry
+
+
+def missed(lite: LiteModel, entry: Mapping[str, Any]) -> list[str]:
+    """Which bars a file misses."""
+    found = []
+    if entry["snr_db"] < LOWEST_SNR[lite.quant_type]:
+        found.append(f"{entry['snr_db']} dB from its model, {LOWEST_SNR[lite.quant_type]:g} expected")
+    if lite.quant_type in ("int8", "int16x8") and entry["float_islands"]:
+        found.append(f"{entry['float_islands']} operators in float")
+    there = entry["tflite_runtime"]
+    # Activations of dynamic files are rounded while they run, by each runtime in its own way: reported, not judged.
+    if there and lite.quant_type != "dynamic" and there["largest_difference"] > there["allowed"] * (1 + 1e-5):
+        found.append(f"{there['largest_difference']:.3g} {there['unit']} between the runtimes")
+    return found
 
 
 def elsewhere(one: Subject, lite: LiteModel, step: float | None) -> dict[str, Any] | None:
     """The largest difference between the two runtimes, in steps of the output where it has any; None if not asked.
 
     Raises:
-        CompressionError: the file does not run there, or answers otherwise.
+        CompressionError: the file does not run there.
     """
     if not _TFLITE.value:
         return None
     images = one.compared
-    here = Runner(lite.content)
+    here, plain = Runner(lite.content), Runner(lite.content, xnnpack=False)
     with tempfile.TemporaryDirectory() as folder:
         file, given, answers = (Path(folder) / name for name in ("model.tflite", "images.npy", "answers.npy"))
         write_bytes(file, lite.content)
@@ -178,18 +196,26 @@ def elsewhere(one: Subject, lite: LiteModel, step: float | None) -> dict[str, An
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
             raise CompressionError(f"{one.name} {lite.quant_type} does not run on tflite-runtime 2.14: {last}")
-        difference = np.abs(np.load(answers) - here(images))
-    step = here.output.scale or step
+        there = np.load(answers, allow_pickle=False)
+    # A code of int16 is a 65,536th of the range: float's limit is the one that means something there.
+    step = None if lite.quant_type == "int16x8" else here.output.scale or step
     unit, limit = ("LSB", 3.0) if step else ("of the spread", 1e-3)
-    found = float(difference.max() / (step or max(float(np.ptp(here(images))), 1e-6)))
-    # Its activations are rounded while it runs, by each runtime in its own way: reported, not judged.
-    if found > limit * (1 + 1e-5) and not _SMOKE.value and lite.quant_type != "dynamic":
-        raise CompressionError(f"{one.name} {lite.quant_type}: {found:.3g} {unit} between the runtimes")
-    return {"largest_difference": round(found, 7), "unit": unit}
+    size = step or max(float(np.ptp(here(images))), 1e-6)
+    found, kernels = (float(np.abs(there - one(images)).max() / size) for one in (plain, here))
+    return {
+        "largest_difference": round(found, 7),
+        "with_xnnpack_here": round(kernels, 7),
+        "allowed": limit,
+        "unit": unit,
+    }
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """Keep the rows as JSON and as CSV."""
+    """Add rows to those of earlier runs, as JSON and as CSV."""
+    path = RESULTS / "export_models.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    fresh = {entry["model"] for entry in rows}
+    rows = [entry for entry in known if entry["model"] not in fresh] + rows
     write_text(RESULTS / "export_models.json", json.dumps(rows, indent=1) + "\n")
     table = io.StringIO()
     flat = [{**entry, "tflite_runtime": " ".join(map(str, (entry["tflite_runtime"] or {}).values()))} for entry in rows]
@@ -205,15 +231,18 @@ def main(_: list[str]) -> None:
     if unknown:
         raise app.UsageError(f"unknown models: {', '.join(unknown)}; known are {', '.join(MODELS)}")
     names = [SKIN] if _SMOKE.value else _MODELS.value or list(MODELS)
-    rows = []
+    failed = []
     for name in names:
         try:
-            rows += rows_of(subject(name, *((32, 32, 1) if _SMOKE.value else (_SIZE.value, FILMS, _EPOCHS.value))))
+            rows = rows_of(subject(name, *((32, 32, 1) if _SMOKE.value else (_SIZE.value, FILMS, _EPOCHS.value))))
         except CompressionError as error:
             sys.exit(f"export_models: {error}")
+        failed += [f"{entry['model']} {entry['quant_type']}: {entry['missed']}" for entry in rows if entry["missed"]]
+        if not _SMOKE.value:
+            write(rows)
         keras.backend.clear_session()
-    if not (_SMOKE.value or _MODELS.value):
-        write(rows)
+    if failed and not _SMOKE.value:
+        sys.exit("\n".join(["export_models: bars missed", *failed]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,10 +29,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from absl import app, flags
+from other_runtime import answers_there
 
 from cxr_compress.data import decode_split, load_dataset
 from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.device.atomic import write_text
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
@@ -48,13 +48,6 @@ RESULTS = Path(__file__).parent / "results"
 FILMS, CALIBRATION, COMPARED = 480, 64, 16
 # In decibels, of the logits against the model's.
 LOWEST_SNR = {"none": 80.0, "fp16": 40.0, "dynamic": 10.0, "int8": 10.0, "int8_float_io": 10.0, "int16x8": 20.0}
-# Runs a flatbuffer on images and gives the logits: all that the other environment needs.
-_ELSEWHERE = """
-import sys, numpy as np
-from cxr_compress.device.runner import Runner
-images = np.load(sys.argv[2])
-np.save(sys.argv[3], Runner(open(sys.argv[1], "rb").read(), runtime="tflite-runtime")(images))
-"""
 
 _SMOKE = flags.DEFINE_boolean("smoke", False, "One small model, nothing written: checks the script.")
 _MODELS = flags.DEFINE_list("models", [], "Which of the models; by default all.")
@@ -187,16 +180,7 @@ def elsewhere(one: Subject, lite: LiteModel, step: float | None) -> dict[str, An
         return None
     images = one.compared
     here, plain = Runner(lite.content), Runner(lite.content, xnnpack=False)
-    with tempfile.TemporaryDirectory() as folder:
-        file, given, answers = (Path(folder) / name for name in ("model.tflite", "images.npy", "answers.npy"))
-        write_bytes(file, lite.content)
-        np.save(given, images)
-        command = [_TFLITE.value, "-c", _ELSEWHERE, str(file), str(given), str(answers)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-            raise CompressionError(f"{one.name} {lite.quant_type} does not run on tflite-runtime 2.14: {last}")
-        there = np.load(answers, allow_pickle=False)
+    there = answers_there(_TFLITE.value, f"{one.name} {lite.quant_type}", lite.content, images)
     # A code of int16 is a 65,536th of the range: float's limit is the one that means something there.
     step = None if lite.quant_type == "int16x8" else here.output.scale or step
     unit, limit = ("LSB", 3.0) if step else ("of the spread", 1e-3)

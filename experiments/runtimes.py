@@ -11,14 +11,13 @@ Result:   experiments/results/runtimes.json: per file how many training films di
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import app, flags
+from other_runtime import answers_there
 
 from cxr_compress.data import decode_split, load_dataset
 from cxr_compress.device.atomic import write_text
@@ -30,13 +29,6 @@ from cxr_compress.errors import CompressionError
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
 STEPS = 3
-# All that the other environment needs: the logits of a file on preprocessed films.
-_ELSEWHERE = """
-import sys, numpy as np
-from cxr_compress.device.classifier import Classifier
-classifier = Classifier(sys.argv[1], runtime="tflite-runtime")
-np.save(sys.argv[3], classifier.logits(np.load(sys.argv[2])))
-"""
 
 _MODELS = flags.DEFINE_list("models", [], "The .tflite files.")
 _DATASET = flags.DEFINE_string("dataset", "kermany", "The films.")
@@ -53,28 +45,11 @@ def films_for(file: ModelFile) -> np.ndarray:
     return normalize(decode_split(chosen, file.info.preprocess), file.info.preprocess)
 
 
-def elsewhere(path: Path, films: np.ndarray) -> np.ndarray:
-    """What the other runtime answers.
-
-    Raises:
-        CompressionError: it cannot run the file.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        given, answers = Path(folder) / "films.npy", Path(folder) / "logits.npy"
-        np.save(given, films)
-        command = [_PYTHON.value, "-c", _ELSEWHERE, str(path.resolve()), str(given), str(answers)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-            raise CompressionError(f"{path.name} on tflite-runtime: {last}")
-        return np.load(answers, allow_pickle=False)
-
-
 def row(path: Path) -> dict[str, Any]:
     """One file on both runtimes."""
     file = read_model(path)
     films, classifier = films_for(file), Classifier(file)
-    here, there = classifier.logits(films), elsewhere(path, films)
+    here, there = classifier.logits(films), answers_there(_PYTHON.value, path.name, file.content, films)
     without = Runner(file.content, xnnpack=False)(films)
     golden = file.info.golden
     step = (golden.step if golden else None) or classifier.output_scale

@@ -9,7 +9,7 @@ from typing import Any
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.ends import INT8_ENDS, Ends
-from cxr_compress.lite.flatbuffer import Graph, Operator, Tensor, read_graphs
+from cxr_compress.lite.flatbuffer import Graph, Tensor, read_graphs
 from cxr_compress.lite.kernel_scales import KernelScales, count_scales
 from cxr_compress.lite.op_versions import TARGETS, TooNew, find_too_new, runtimes_of
 from cxr_compress.lite.zeros import SparsityCount, count_zeros
@@ -199,18 +199,11 @@ def _float_ops(graph: Graph) -> list[FloatOp]:
     found = []
     for operator in graph.operators:
         floats = [tensor for tensor in graph.present(operator.inputs + operator.outputs) if tensor.is_float]
-        if floats and not _is_border(graph, operator):
+        if floats and not graph.at_border(operator):
             # The result names the place best: it is what a user finds in a viewer.
             results = [tensor for tensor in graph.present(operator.outputs) if tensor.is_float]
             found.append(FloatOp(operator.index, operator.kind, (results or floats)[0].name))
     return found
-
-
-def _is_border(graph: Graph, operator: Operator) -> bool:
-    """True for the QUANTIZE right behind a float input and the DEQUANTIZE right before a float output."""
-    if operator.kind == "QUANTIZE":
-        return operator.inputs[0] in graph.inputs
-    return operator.kind == "DEQUANTIZE" and operator.outputs[0] in graph.outputs
 
 
 def _cast_inputs(graph: Graph) -> set[int]:

@@ -241,14 +241,15 @@ def _mapped(nodes: tuple[Node, ...], reasons: list[str]) -> list[bool]:
 
 
 def _verdict(node: Node, reason: str, mapped: bool, refused: bool) -> OpVerdict:
-    if not reason and not mapped:
+    supported = not reason
+    if supported and not mapped:
         reason = _REFUSED if refused else _AFTER
     return OpVerdict(
         index=node.index,
         kind=node.kind,
         version=node.version,
         layer=node.layer,
-        supported=not why_not(node),
+        supported=supported,
         mapped=mapped,
         reason=reason or caution(node),
         output_bytes=sum(map(tensor_bytes, node.outputs)),

@@ -88,10 +88,34 @@ class Graph:
         """The tensors behind `indices`, without those an operator leaves out."""
         return [self.tensors[index] for index in indices if index >= 0]
 
+    def at_border(self, operator: Operator) -> bool:
+        """True for the QUANTIZE right behind an input and the DEQUANTIZE right before an output of the graph."""
+        if operator.kind == "QUANTIZE":
+            return operator.inputs[0] in self.inputs
+        return operator.kind == "DEQUANTIZE" and operator.outputs[0] in self.outputs
+
     def activations(self) -> list[Tensor]:
         """Every tensor that some operator reads or writes and that is no constant, by index."""
         touched = {tensor for operator in self.operators for tensor in operator.inputs + operator.outputs}
         return [self.tensors[index] for index in sorted(touched) if index >= 0 and self.tensors[index].values is None]
+
+
+def operator_code(model: Any, kind: str, version: int = 1) -> int:
+    """The place of an operator's kind and version among the codes of a ``ModelT``, registered where it is not."""
+    number = getattr(schema().BuiltinOperator, kind)
+    for place, code in enumerate(model.operatorCodes):
+        if (_builtin(code), code.version) == (number, version):
+            return place
+    code = schema().OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = number
+    code.version = version
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _builtin(code: Any) -> int:
+    """The number of an operator's kind; files older than schema 3a keep it in the field that is deprecated now."""
+    return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 
 def schema() -> Any:
@@ -222,8 +246,7 @@ def _values(data: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _operator(model: Any, index: int, operator: Any, kinds: dict[int, str]) -> Operator:
     code = model.operatorCodes[operator.opcodeIndex]
-    # Files older than schema 3a keep the kind in the 8-bit field that was later called deprecated.
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    number = _builtin(code)
     return Operator(
         index=index,
         kind=_text(code.customCode) if code.customCode else kinds[number],

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.lite.flatbuffer import Graph, Operator, graphs_of, schema, to_bytes, to_object
+from cxr_compress.lite.flatbuffer import Graph, Operator, graphs_of, operator_code, schema, to_bytes, to_object
 
 Floats = npt.NDArray[np.float64]
 # What a scale per channel passes through unchanged on its way to the kernel that takes it.
@@ -246,21 +246,9 @@ class _Editor:
         edited = self._subgraph.operators[operator.index]
         edited.inputs = np.array([source, constant], np.int32)
         if kind:
-            edited.opcodeIndex = self._code(kind)
+            edited.opcodeIndex = operator_code(self._model, kind)
             edited.builtinOptionsType = self._fb.BuiltinOptions.MaximumMinimumOptions
             edited.builtinOptions = self._fb.MaximumMinimumOptionsT()
-
-    def _code(self, kind: str) -> int:
-        """The place of an operator's kind among the codes of the model, registered where it is not."""
-        number = getattr(self._fb.BuiltinOperator, kind)
-        for place, code in enumerate(self._model.operatorCodes):
-            if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
-                return place
-        code = self._fb.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = number
-        code.version = 1
-        self._model.operatorCodes.append(code)
-        return len(self._model.operatorCodes) - 1
 
     def _multiply_kernels(self, takers: list[Operator], scale: Floats) -> None:
         for operator in takers:

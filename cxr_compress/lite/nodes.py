@@ -91,8 +91,7 @@ def _node(graph: Graph, packed: Any, index: int) -> Node:
         layer=layer_of(graph, operator),
         inputs=tuple(graph.tensors[place] if place >= 0 else None for place in operator.inputs),
         outputs=tuple(graph.tensors[place] for place in operator.outputs),
-        at_border=(operator.kind == "QUANTIZE" and operator.inputs[0] in graph.inputs)
-        or (operator.kind == "DEQUANTIZE" and operator.outputs[0] in graph.outputs),
+        at_border=graph.at_border(operator),
         options=packed.builtinOptions if packed.builtinOptionsType != schema().BuiltinOptions.NONE else None,
     )
 

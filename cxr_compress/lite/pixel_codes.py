@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.lite.flatbuffer import schema, to_bytes, to_object
+from cxr_compress.lite.flatbuffer import operator_code, schema, to_bytes, to_object
 
 
 def widen_pixels(content: bytes) -> bytes:
@@ -43,11 +43,8 @@ def _add_tensor(subgraph: Any, tensor: Any) -> int:
 
 
 def _quantize(model: Any, fb: Any, version: int, source: int, target: int) -> Any:
-    """A QUANTIZE of this version, its kind registered in the model."""
-    code, operator = fb.OperatorCodeT(), fb.OperatorT()
-    code.builtinCode = code.deprecatedBuiltinCode = fb.BuiltinOperator.QUANTIZE
-    code.version = version
-    model.operatorCodes.append(code)
-    operator.opcodeIndex = len(model.operatorCodes) - 1
+    """A QUANTIZE of this version."""
+    operator = fb.OperatorT()
+    operator.opcodeIndex = operator_code(model, "QUANTIZE", version)
     operator.inputs, operator.outputs = np.array([source], np.int32), np.array([target], np.int32)
     return operator

@@ -15,7 +15,7 @@ import numpy as np
 
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.flatbuffer import read_graphs, schema, to_bytes, to_object
+from cxr_compress.lite.flatbuffer import operator_code, read_graphs, schema, to_bytes, to_object
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call
 from cxr_compress.lite.ranges import Ranges
 
@@ -96,14 +96,10 @@ def feed_uint8(content: bytes) -> bytes:
 
 
 def _cast(model: Any, fb: Any, source: int, target: int) -> Any:
-    """A CAST from uint8 to float32, its kind registered in the model."""
-    code = fb.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = fb.BuiltinOperator.CAST
-    code.version = 1
-    model.operatorCodes.append(code)
+    """A CAST from uint8 to float32."""
     operator, options = fb.OperatorT(), fb.CastOptionsT()
     options.inDataType, options.outDataType = fb.TensorType.UINT8, fb.TensorType.FLOAT32
-    operator.opcodeIndex = len(model.operatorCodes) - 1
+    operator.opcodeIndex = operator_code(model, "CAST")
     operator.inputs, operator.outputs = np.array([source], np.int32), np.array([target], np.int32)
     operator.builtinOptionsType, operator.builtinOptions = fb.BuiltinOptions.CastOptions, options
     return operator

@@ -91,14 +91,17 @@ _REMOVAL_ALONE: dict[str, Any] = {"recovery_epochs": 8, "weight_sparsity": 0.0, 
 _PRUNING_ALONE: dict[str, Any] = {"target_macs": None, "sparsity_epochs": 5, "finetune_epochs": 3}
 # The size that matters most comes first.
 _MACS = {1_000_000: 0.12, 2_000_000: 0.3, 640_000: None, 330_000: None}
+# Where this set of films tells models apart: each pair is about as large as the other when deflated.
+_EQUAL_DEFLATED = {400_000: 290_000, 640_000: 495_000}
 
 
 def _rows() -> dict[str, RowPlan]:
     rows = {f"unified_{size // 1000}kB": RowPlan(UNIFIED, _cut(size, macs, **_BOTH)) for size, macs in _MACS.items()}
     rows["int8"] = RowPlan(INT8, {"target_macs": None, "weight_sparsity": 0.0, "qat": "never"})
-    for size in (2_000_000, 1_000_000, 640_000):
-        rows[f"removal_{size // 1000}kB"] = RowPlan(REMOVAL, _cut(size, _MACS[size], **_REMOVAL_ALONE))
-    for sparsity in (0.7, 0.85, 0.92, 0.96):
+    rows["unified_400kB"] = RowPlan(UNIFIED, _cut(400_000, None, **_BOTH))
+    for size in (2_000_000, 1_000_000, 640_000, *_EQUAL_DEFLATED.values()):
+        rows[f"removal_{size // 1000}kB"] = RowPlan(REMOVAL, _cut(size, _MACS.get(size), **_REMOVAL_ALONE))
+    for sparsity in (0.7, 0.85, 0.92, 0.96, 0.99):
         rows[f"pruning_w{sparsity * 100:.0f}"] = RowPlan(PRUNING, {**_PRUNING_ALONE, "weight_sparsity": sparsity})
     one = _cut(1_000_000, _MACS[1_000_000], **_BOTH)
     rows["random_1000kB"] = RowPlan(RANDOM, {**one, "criterion": "random"})

@@ -16,7 +16,7 @@ makes the same five by five calls of `from_keras_model`. What is compared and as
 - int8 and int16x8: our quantiser given the stock calibrator's ranges, against the stock file (limit 1 LSB);
 - int8 as shipped, with our own ranges: error against the float model, beside the stock file's error (limit for ours 5 %
   of the spread). The two files differ by more than rounding, because the stock calibrator gives some tensors of this
-  network a neighbour's range (lite/ranges.py). Which is better, only a trained network could tell;
+  network a neighbour's range (lite/int8/ranges.py). Which is better, only a trained network could tell;
 - dynamic: error against the float model, beside the stock file's. They differ on purpose: the stock file's dense layer
   has a scale per filter, which is FULLY_CONNECTED version 12 and does not load in tflite-runtime 2.14.
 """

@@ -45,13 +45,13 @@ from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import RuntimeUnavailableError
 from cxr_compress.lite import audit, equalize, freeze
-from cxr_compress.lite.aeq import AEQ, check_quantizer, quantize_aeq
-from cxr_compress.lite.bias_correction import correct_bias
 from cxr_compress.lite.calibration import pick_evenly
-from cxr_compress.lite.clipping import clipped_ranges, joined_ranges
-from cxr_compress.lite.fold_scale import fold_scales
+from cxr_compress.lite.int8.aeq import AEQ, check_quantizer, quantize_aeq
+from cxr_compress.lite.int8.bias_correction import correct_bias
+from cxr_compress.lite.int8.clipping import clipped_ranges, joined_ranges
+from cxr_compress.lite.int8.fold_scale import fold_scales
+from cxr_compress.lite.int8.ranges import Ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.lite.ranges import Ranges, measure_ranges, write_ranges
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model

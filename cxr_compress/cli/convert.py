@@ -52,8 +52,8 @@ from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import QUANT_TYPES, EqualizeReport, FrozenFunction, convert, equalize, freeze
 from cxr_compress.lite.convert import check_quant_types
+from cxr_compress.lite.describe.pack_file import pack_file
 from cxr_compress.lite.load import fingerprint, load_saved_model
-from cxr_compress.lite.pack_file import pack_file
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cxr_compress.cli.output import write_results
 from cxr_compress.lite import LiteModel
-from cxr_compress.lite.layer_snr import COLUMNS as LAYER_COLUMNS
+from cxr_compress.lite.int8.layer_snr import COLUMNS as LAYER_COLUMNS
 
 if TYPE_CHECKING:
     from cxr_compress.lite import EqualizeReport

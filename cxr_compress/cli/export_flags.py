@@ -8,7 +8,7 @@ from absl import flags
 
 from cxr_compress.lite import TARGETS
 from cxr_compress.lite.ends import END_TYPES, check_ends
-from cxr_compress.lite.ptq import PtqOptions
+from cxr_compress.lite.int8.ptq import PtqOptions
 
 _NAMES = ("inference_input_type", "inference_output_type", "target_runtime", "denylisted_ops")
 # As tflite_convert spells it.

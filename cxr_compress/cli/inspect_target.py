@@ -10,9 +10,9 @@ from cxr_compress.cli.common import print_error
 from cxr_compress.cli.inspect_tflite import read_any
 from cxr_compress.cli.output import write_results
 from cxr_compress.errors import CompressionError, ModelFileError
-from cxr_compress.lite.edgetpu import EdgeTpuReport, OpVerdict, edgetpu_report
-from cxr_compress.lite.edgetpu_compiler import COMPILER, find_compiler, run_compiler
-from cxr_compress.lite.xnnpack_nodes import NodeVerdict, XnnpackReport, xnnpack_report
+from cxr_compress.lite.targets.edgetpu import EdgeTpuReport, OpVerdict, edgetpu_report
+from cxr_compress.lite.targets.edgetpu_compiler import COMPILER, find_compiler, run_compiler
+from cxr_compress.lite.targets.xnnpack_nodes import NodeVerdict, XnnpackReport, xnnpack_report
 
 _COLUMNS = ("index", "operator", "version", "verdict", "reason", "layer")
 _NOTES = {

@@ -8,9 +8,9 @@ from absl import flags
 
 from cxr_compress.cli.common import UsageError
 from cxr_compress.lite import CALIBRATION_METHODS
-from cxr_compress.lite.aeq import CONVERTER, QUANTIZERS, check_quantizer
-from cxr_compress.lite.clipping import DEFAULT_PERCENTILE
-from cxr_compress.lite.ptq import PtqOptions
+from cxr_compress.lite.int8.aeq import CONVERTER, QUANTIZERS, check_quantizer
+from cxr_compress.lite.int8.clipping import DEFAULT_PERCENTILE
+from cxr_compress.lite.int8.ptq import PtqOptions
 from cxr_compress.lite.quant_types import CALIBRATED
 
 _OF_CONVERT = (

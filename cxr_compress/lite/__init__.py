@@ -7,17 +7,17 @@ from __future__ import annotations
 
 # Eager, because a lazy name would turn into the submodule as soon as anyone imported that; the modules are light.
 from cxr_compress.lite.audit import Audit, audit, require_integer
-from cxr_compress.lite.canonical import canonical_hash
-from cxr_compress.lite.clipping import CALIBRATION_METHODS
 from cxr_compress.lite.convert import QUANT_TYPES, LiteModel, convert
-from cxr_compress.lite.equalize import EqualizeReport, equalize
-from cxr_compress.lite.fallback import Fallback
+from cxr_compress.lite.describe.pack_file import pack_file
 from cxr_compress.lite.freeze import FrozenFunction, freeze, freeze_signature
-from cxr_compress.lite.layer_snr import LayerSnr, layer_snr
-from cxr_compress.lite.op_versions import TARGETS, TooNew
-from cxr_compress.lite.pack_file import pack_file
+from cxr_compress.lite.graph.canonical import canonical_hash
+from cxr_compress.lite.graph.op_versions import TARGETS, TooNew
+from cxr_compress.lite.graph.zeros import SparsityCount
+from cxr_compress.lite.int8.clipping import CALIBRATION_METHODS
+from cxr_compress.lite.int8.equalize import EqualizeReport, equalize
+from cxr_compress.lite.int8.fallback import Fallback
+from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
 from cxr_compress.lite.parity import Parity
-from cxr_compress.lite.zeros import SparsityCount
 
 __all__ = [
     "CALIBRATION_METHODS",

@@ -9,10 +9,10 @@ from typing import Any
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.ends import INT8_ENDS, Ends
-from cxr_compress.lite.flatbuffer import Graph, Tensor, read_graphs
-from cxr_compress.lite.kernel_scales import KernelScales, count_scales
-from cxr_compress.lite.op_versions import TARGETS, TooNew, find_too_new, runtimes_of
-from cxr_compress.lite.zeros import SparsityCount, count_zeros
+from cxr_compress.lite.graph.flatbuffer import Graph, Tensor, read_graphs
+from cxr_compress.lite.graph.kernel_scales import KernelScales, count_scales
+from cxr_compress.lite.graph.op_versions import TARGETS, TooNew, find_too_new, runtimes_of
+from cxr_compress.lite.graph.zeros import SparsityCount, count_zeros
 
 _FENCES = ("QUANTIZE", "DEQUANTIZE")
 _INTEGER = ("int8", "uint8", "int16")

@@ -11,20 +11,20 @@ import numpy as np
 
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.aeq import CONVERTER, check_quantizer
 from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, collect_images
 from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput, calibration_warnings
-from cxr_compress.lite.clipping import DEFAULT_PERCENTILE
-from cxr_compress.lite.edgetpu import check_edgetpu_batch, check_edgetpu_types, edgetpu_report, require_edgetpu
 from cxr_compress.lite.ends import check_ends
 from cxr_compress.lite.exporter import Exporter, Stage
 from cxr_compress.lite.freeze import FrozenFunction, freeze
+from cxr_compress.lite.graph.op_versions import check_target
 from cxr_compress.lite.head import LOGITS, headed
+from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
+from cxr_compress.lite.int8.clipping import DEFAULT_PERCENTILE
+from cxr_compress.lite.int8.ptq import PtqOptions
 from cxr_compress.lite.lite_model import LiteModel
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.lite.op_versions import check_target
-from cxr_compress.lite.ptq import PtqOptions
 from cxr_compress.lite.quant_types import CALIBRATED, QUANT_TYPES
+from cxr_compress.lite.targets.edgetpu import check_edgetpu_batch, check_edgetpu_types, edgetpu_report, require_edgetpu
 from cxr_compress.lite.uint8_input import take_pixels
 
 __all__ = ["QUANT_TYPES", "LiteModel", "check_quant_types", "convert", "lower", "quantize"]

@@ -11,22 +11,24 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.runner import Runner
-from cxr_compress.lite.aeq import AEQ, quantize_aeq
 from cxr_compress.lite.audit import audit, require_integer
-from cxr_compress.lite.bias_correction import correct_bias
 from cxr_compress.lite.calibration import pick_evenly
-from cxr_compress.lite.clipping import clipped_ranges
 from cxr_compress.lite.ends import Ends, ends_of
-from cxr_compress.lite.fallback import Fallback, choose_float_layers, measure_file, output_ratio
-from cxr_compress.lite.flatbuffer import OUTPUT_NAME, name_signature, read_graphs
-from cxr_compress.lite.fold_scale import fold_scales
 from cxr_compress.lite.freeze import FrozenFunction
+from cxr_compress.lite.graph.flatbuffer import OUTPUT_NAME, name_signature, read_graphs
+from cxr_compress.lite.graph.layer_names import operators_named, operators_of_kind
+from cxr_compress.lite.graph.op_versions import require_target
 from cxr_compress.lite.head import widen_map
-from cxr_compress.lite.layer_names import operators_named, operators_of_kind
-from cxr_compress.lite.layer_snr import LayerSnr, layer_snr
+from cxr_compress.lite.int8.aeq import AEQ, quantize_aeq
+from cxr_compress.lite.int8.bias_correction import correct_bias
+from cxr_compress.lite.int8.clipping import clipped_ranges
+from cxr_compress.lite.int8.fallback import Fallback, choose_float_layers, measure_file, output_ratio
+from cxr_compress.lite.int8.fold_scale import fold_scales
+from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
+from cxr_compress.lite.int8.ptq import PtqOptions
+from cxr_compress.lite.int8.ranges import Ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lite_model import LiteModel
 from cxr_compress.lite.lowering import lower, quantize, quantize_int16
-from cxr_compress.lite.op_versions import require_target
 from cxr_compress.lite.parity import (
     MOST_IMAGES,
     MOST_IMAGES_INT16,
@@ -35,9 +37,7 @@ from cxr_compress.lite.parity import (
     measure_parity,
     require_answers,
 )
-from cxr_compress.lite.ptq import PtqOptions
 from cxr_compress.lite.quant_types import CALIBRATED, FLOAT_ENDS, INT16
-from cxr_compress.lite.ranges import Ranges, measure_ranges, write_ranges
 from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range
 
 Progress = Callable[[str], None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
-from cxr_compress.lite.flatbuffer import CAM_NAME, INPUT_NAME, OUTPUT_NAME
+from cxr_compress.lite.graph.flatbuffer import CAM_NAME, INPUT_NAME, OUTPUT_NAME
 
 # Operators that hand values on unchanged, between the one that computes the output and the output.
 _PASS_ON = ("Identity", "Reshape", "Squeeze", "Cast", "NoOp")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.flatbuffer import CAM_NAME, read_graphs
 from cxr_compress.lite.freeze import FrozenFunction
-from cxr_compress.lite.ranges import Ranges
+from cxr_compress.lite.graph.flatbuffer import CAM_NAME, read_graphs
+from cxr_compress.lite.int8.ranges import Ranges
 
 # Of the range that occurred, half at either end.
 _ROOM = 0.25

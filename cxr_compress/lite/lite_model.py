@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cxr_compress.lite.audit import Audit
-from cxr_compress.lite.fallback import Fallback
-from cxr_compress.lite.layer_snr import LayerSnr
+from cxr_compress.lite.int8.fallback import Fallback
+from cxr_compress.lite.int8.layer_snr import LayerSnr
 from cxr_compress.lite.parity import Parity
 
 

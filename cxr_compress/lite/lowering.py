@@ -8,9 +8,9 @@ from typing import Any
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite.ends import INT8_ENDS, INT16_ENDS, Ends
-from cxr_compress.lite.flatbuffer import read_graphs
 from cxr_compress.lite.freeze import FrozenFunction
-from cxr_compress.lite.layer_names import layer_in, layer_of
+from cxr_compress.lite.graph.flatbuffer import read_graphs
+from cxr_compress.lite.graph.layer_names import layer_in, layer_of
 from cxr_compress.lite.pixel_codes import widen_pixels
 
 _NAMED = 3  # layers in an error

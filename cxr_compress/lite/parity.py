@@ -17,7 +17,7 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.freeze import FrozenFunction
-from cxr_compress.lite.layer_snr import decibels
+from cxr_compress.lite.int8.layer_snr import decibels
 
 MOST_IMAGES = 32
 # Kernels of int16x8 take some 30 times as long as others.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.lite.flatbuffer import operator_code, schema, to_bytes, to_object
+from cxr_compress.lite.graph.flatbuffer import operator_code, schema, to_bytes, to_object
 
 
 def widen_pixels(content: bytes) -> bytes:

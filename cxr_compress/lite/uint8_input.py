@@ -15,9 +15,9 @@ import numpy as np
 
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.flatbuffer import operator_code, read_graphs, schema, to_bytes, to_object
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call
-from cxr_compress.lite.ranges import Ranges
+from cxr_compress.lite.graph.flatbuffer import operator_code, read_graphs, schema, to_bytes, to_object
+from cxr_compress.lite.int8.ranges import Ranges
 
 PIXEL_RANGE = (0.0, 255.0)
 

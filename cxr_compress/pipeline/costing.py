@@ -16,7 +16,7 @@ from cxr_compress.device.probe_pack import ProbePack
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import DEFAULT_STEPS
-from cxr_compress.lite.file_bytes import measure_file_bytes
+from cxr_compress.lite.graph.file_bytes import measure_file_bytes
 from cxr_compress.lite.probes import build_probe_pack
 from cxr_compress.structured import KernelSurvey, analyze_channels, survey_kernels
 

@@ -15,9 +15,10 @@ from cxr_compress.device import read_model
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
-from cxr_compress.lite.edgetpu import edgetpu_report
+from cxr_compress.lite.targets.edgetpu import edgetpu_report
 from cxr_compress.models.keras_file import save_model
-from tests.lite import nets, target_nets
+from tests.lite import nets
+from tests.lite.targets import target_nets
 
 Capture = pytest.CaptureFixture[str]
 

@@ -12,10 +12,10 @@ import pytest
 
 from cxr_compress.cli.inspect import main
 from cxr_compress.device import INTENDED_USE, read_model
-from cxr_compress.lite.flatbuffer import to_bytes, to_object
+from cxr_compress.lite.graph.flatbuffer import to_bytes, to_object
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 from tests.device.golden import FLOAT_MODEL, INT8_MODEL
-from tests.lite.compiler_logs import PARTLY, recorded
+from tests.lite.targets.compiler_logs import PARTLY, recorded
 
 
 @pytest.fixture(autouse=True)

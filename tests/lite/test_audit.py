@@ -10,7 +10,7 @@ from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import LiteModel, audit, convert, freeze, require_integer
 from cxr_compress.lite.convert import lower, quantize
 from cxr_compress.lite.ends import Ends, ends_of
-from cxr_compress.lite.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from tests.lite import nets
 
 FLOATS = Ends("float32", "float32")

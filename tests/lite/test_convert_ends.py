@@ -12,7 +12,7 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert
 from cxr_compress.lite.ends import Ends, ends_of
-from cxr_compress.lite.flatbuffer import read_graphs
+from cxr_compress.lite.graph.flatbuffer import read_graphs
 from tests.lite import nets
 
 SPEC = PreprocessSpec(height=16, width=16, channels=3, input="float32", mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -14,7 +14,7 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.lite import LiteModel, convert, freeze, layer_snr
-from cxr_compress.lite.flatbuffer import read_graphs
+from cxr_compress.lite.graph.flatbuffer import read_graphs
 from tests.lite import nets
 from tests.lite.conftest import run
 

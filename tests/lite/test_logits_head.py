@@ -16,8 +16,8 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit, convert, freeze
+from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.lite.ranges import measure_ranges, write_ranges
 from cxr_compress.metrics import auroc
 from tests.lite import nets
 

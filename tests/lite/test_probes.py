@@ -11,7 +11,7 @@ from cxr_compress.device.kernel_kind import ONE_CHANNEL_A_GROUP, KernelKind, Lay
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.flatbuffer import read_graphs
+from cxr_compress.lite.graph.flatbuffer import read_graphs
 from cxr_compress.lite.probes import build_probe, build_probe_pack, widths
 
 CONV = KernelKind("Conv2D", (3, 3), (1, 1), (1, 1), 1, 1, "same", (8, 8), (8, 8))

@@ -18,8 +18,8 @@ from cxr_compress.device.spec import PRESETS
 from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import QUANT_TYPES, LiteModel, convert
-from cxr_compress.lite.flatbuffer import read_graphs
 from cxr_compress.lite.freeze import freeze
+from cxr_compress.lite.graph.flatbuffer import read_graphs
 from cxr_compress.lite.uint8_input import normalisation, take_pixels
 from tests.lite import nets
 

@@ -16,8 +16,8 @@ from cxr_compress.keras2 import keras
 from cxr_compress.lite.audit import audit, require_integer
 from cxr_compress.lite.convert import LiteModel
 from cxr_compress.lite.ends import ends_of
-from cxr_compress.lite.flatbuffer import Graph, name_signature, read_graphs
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
+from cxr_compress.lite.graph.flatbuffer import Graph, name_signature, read_graphs
 from cxr_compress.lite.lowering import frozen_converter, run_converter
 from cxr_compress.lite.qat.pack import share_vectors
 from cxr_compress.lite.qat.prepare import QatModel

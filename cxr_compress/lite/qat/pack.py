@@ -7,7 +7,7 @@ from typing import Any
 import flatbuffers
 import numpy as np
 
-from cxr_compress.lite.flatbuffer import FILE_IDENTIFIER, to_object
+from cxr_compress.lite.graph.flatbuffer import FILE_IDENTIFIER, to_object
 
 
 def share_vectors(content: bytes) -> bytes:

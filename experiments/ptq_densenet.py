@@ -4,11 +4,11 @@ Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet
               --input_size=112 --output_file=chexnet_kermany.keras
           python experiments/ptq_densenet.py --keras_model_file=chexnet_kermany.keras --data_dir=kermany224 \
               --run_dir=ptq_run
-Time:     20 to 60 s a row at 112 px on two cores, 21 rows. Every finished row is kept: run the same command again to go
+Time:     20 to 60 s a row at 112 px on two cores, 23 rows. Every finished row is kept: run the same command again to go
           on.
-Result:   experiments/results/ptq_densenet.json and .csv. Per row: how far the logits are from the float file's (root
-          mean square, SNR in dB), AUROC, bytes and operators; and for the rows with min-max ranges, of which the others
-          differ in no operator, median milliseconds a film on one thread, all timed turn by turn.
+Result:   experiments/results/ptq_densenet.json and .csv, or --name. Per row: how far the logits are from the float
+          file's (root mean square, SNR in dB), AUROC, bytes and operators; and for the rows with min-max ranges, of
+          which the others differ in no operator, median milliseconds a film on one thread, all timed turn by turn.
 
 Calibrated on training films; judged on dev films and, so that there are enough, on further training films that no
 calibration saw. Nothing is chosen on test, which is not read. What int8 does to a logit is measured against the same
@@ -16,7 +16,8 @@ network in float: that needs no label, so training films serve. All rows come fr
 equalised ones from its copies), the same calibration films and the same rounding step.
 
 Rows: `ranges` says how they follow from the films; `fold` what was done with the 62 batch norms that TFLite keeps as
-MUL and ADD (shift: the scale moves on into the next kernel; bounds: MAXIMUM instead); `shared` whether activations that
+MUL and ADD (shift: the scale moves on into the next kernel; chosen: only where that adds little noise, as `convert`
+does by default; bounds: MAXIMUM instead); `shared` whether activations that
 a concatenation joins have one range; then bias correction, cross-layer equalisation and ai-edge-quantizer, where it is
 installed.
 """
@@ -49,6 +50,7 @@ from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.int8.aeq import AEQ, check_quantizer, quantize_aeq
 from cxr_compress.lite.int8.bias_correction import correct_bias
 from cxr_compress.lite.int8.clipping import clipped_ranges, joined_ranges
+from cxr_compress.lite.int8.fold_choice import choose_folds
 from cxr_compress.lite.int8.fold_scale import fold_scales
 from cxr_compress.lite.int8.ranges import Ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
@@ -68,7 +70,7 @@ class Plan:
 
     Attributes:
         ranges: "minmax", "percentile" or "mse".
-        fold: "none", "shift" or "bounds".
+        fold: "none", "shift", "bounds" or "chosen".
         shared: activations that must share a scale have one range.
         bias_correction: of the int8 file.
         equalize: the Keras model first.
@@ -99,6 +101,7 @@ def plans() -> Iterator[Plan]:
         for fold in ("none", "shift", "bounds"):
             yield Plan(ranges, fold)
     for ranges in ("minmax", "mse"):
+        yield Plan(ranges, "chosen")
         for fold in ("none", "shift"):
             yield Plan(ranges, fold, shared=False)
     for ranges in ("minmax", "mse"):
@@ -183,6 +186,8 @@ def prepare(dataset: Dataset, model: Any, calibration: int, judged: int) -> Benc
         graphs[equalized, "none"] = lower(freeze(network), "none")
     graphs[False, "shift"] = fold_scales(graphs[False, "none"])[0]
     graphs[False, "bounds"] = fold_scales(graphs[False, "none"], bounds=True)[0]
+    chosen_norms = choose_folds(graphs[False, "none"], films[pick_evenly(range(len(films)), 32)], num_threads=THREADS)
+    graphs[False, "chosen"] = fold_scales(graphs[False, "none"], only=chosen_norms)[0]
     return Bench(graphs, films, images, truth, Runner(graphs[False, "none"], num_threads=THREADS)(images))
 
 
@@ -224,8 +229,9 @@ def write_results(folder: Path, report: dict[str, Any]) -> None:
     writer = csv.DictWriter(table, list(report["rows"][1]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(report["rows"])
-    write_text(folder / "ptq_densenet.csv", table.getvalue())
-    write_text(folder / "ptq_densenet.json", json.dumps(report, indent=2) + "\n")
+    name = flags.FLAGS.name
+    write_text(folder / f"{name}.csv", table.getvalue())
+    write_text(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
 
 
 def log(line: str) -> None:
@@ -267,6 +273,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("judged_images", 512, "Films to judge on, dev films first.", lower_bound=16)
     flags.DEFINE_string("run_dir", None, "Where finished rows are kept.")
     flags.DEFINE_string("results_dir", None, "Where the CSV and JSON go; experiments/results by default.")
+    flags.DEFINE_string("name", "ptq_densenet", "Of the CSV and JSON.")
 
 
 if __name__ == "__main__":

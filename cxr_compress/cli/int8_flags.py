@@ -23,8 +23,8 @@ _NEED_INTEGER = ("layer_report", "equalize")
 
 def define_int8_flags(values: flags.FlagValues) -> None:
     """Define them."""
-    text = "How the ranges of the int8 types follow from the calibration images; mse errs least, and takes longest."
-    flags.DEFINE_enum("calibration_method", "minmax", CALIBRATION_METHODS, text, flag_values=values)
+    text = "How the ranges of the int8 types follow from the calibration images; mse errs least, minmax is quickest."
+    flags.DEFINE_enum("calibration_method", "mse", CALIBRATION_METHODS, text, flag_values=values)
     text = "Of the values that a range keeps at either end, for --calibration_method=percentile."
     flags.DEFINE_float("percentile", DEFAULT_PERCENTILE, text, flag_values=values)
     text = "Take back, in the biases, the shift that int8 brings into each channel's mean."
@@ -38,7 +38,7 @@ def define_int8_flags(values: flags.FlagValues) -> None:
     text = "Print how far each layer of the integer files is from the float one, in decibels."
     flags.DEFINE_boolean("layer_report", False, text, flag_values=values)
     text = "Fold the scales of batch norms in front of convolutions into those: fewer operators, the same function."
-    flags.DEFINE_boolean("fold_scales", False, text, flag_values=values)
+    flags.DEFINE_boolean("fold_scales", True, text, flag_values=values)
     text = "What rounds the float graph: TensorFlow's converter, or ai-edge-quantizer (aeq), an extra to install."
     flags.DEFINE_enum("quantizer", CONVERTER, QUANTIZERS, text, flag_values=values)
 

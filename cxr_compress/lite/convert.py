@@ -41,7 +41,7 @@ def convert(
     *,
     calibration: Iterable[np.ndarray] | None = None,
     calibration_steps: int = DEFAULT_STEPS,
-    calibration_method: str = "minmax",
+    calibration_method: str = "mse",
     percentile: float = DEFAULT_PERCENTILE,
     bias_correction: bool = False,
     float_layers: Sequence[str] = (),
@@ -54,7 +54,7 @@ def convert(
     compare: bool = True,
     head: str = LOGITS,
     quantizer: str = CONVERTER,
-    fold_scales: bool = False,
+    fold_scales: bool = True,
     edgetpu: bool = False,
     expected_input: ExpectedInput | None = None,
     input_size: int | tuple[int, int] | None = None,
@@ -71,7 +71,7 @@ def convert(
     *,
     calibration: Iterable[np.ndarray] | None = None,
     calibration_steps: int = DEFAULT_STEPS,
-    calibration_method: str = "minmax",
+    calibration_method: str = "mse",
     percentile: float = DEFAULT_PERCENTILE,
     bias_correction: bool = False,
     float_layers: Sequence[str] = (),
@@ -84,7 +84,7 @@ def convert(
     compare: bool = True,
     head: str = LOGITS,
     quantizer: str = CONVERTER,
-    fold_scales: bool = False,
+    fold_scales: bool = True,
     edgetpu: bool = False,
     expected_input: ExpectedInput | None = None,
     input_size: int | tuple[int, int] | None = None,
@@ -100,7 +100,7 @@ def convert(
     *,
     calibration: Iterable[np.ndarray] | None = None,
     calibration_steps: int = DEFAULT_STEPS,
-    calibration_method: str = "minmax",
+    calibration_method: str = "mse",
     percentile: float = DEFAULT_PERCENTILE,
     bias_correction: bool = False,
     float_layers: Sequence[str] = (),
@@ -113,7 +113,7 @@ def convert(
     compare: bool = True,
     head: str = LOGITS,
     quantizer: str = CONVERTER,
-    fold_scales: bool = False,
+    fold_scales: bool = True,
     edgetpu: bool = False,
     expected_input: ExpectedInput | None = None,
     input_size: int | tuple[int, int] | None = None,
@@ -138,7 +138,9 @@ def convert(
         calibration_steps: images taken from `calibration` at most.
         calibration_method: how the ranges of the int8 types follow from the images. "minmax": all that occurred.
             "percentile": all but the outermost; one wild value then no longer coarsens all others. "mse": what errs
-            least, squared; takes four times as long to calibrate, and is the one to try first where int8 loses scores.
+            least, squared; takes four times as long to calibrate. On DenseNets thinned for X-rays mse is 6 to 21 %
+            nearer to the float model than minmax, which is what TensorFlow's own converter does; on uncut ones either
+            may be.
             Input and output keep what occurred in any case, and so does all of "int16x8".
         percentile: of the values that stay inside a range at either end, for "percentile".
         bias_correction: take back, in the biases, the shift that int8 brings into each channel's mean on the images;
@@ -163,7 +165,8 @@ def convert(
         quantizer: what rounds the float graph of "int8" and "int8_float_io": "tensorflow", its converter, or "aeq",
             ai-edge-quantizer (extra `aeq`), with the same ranges. For comparison; it has those two types alone.
         fold_scales: move the scale of each batch norm that stands in front of a convolution into it, for the integer
-            types: in a DenseNet121 62 of 310 operators go; what is left computes the same.
+            types, where rounding allows it (`fold_choice`): in a DenseNet121 62 of 310 operators go, an int8 file is 11
+            to 20 % faster and up to 8 % smaller; on average it is as exact, on single models 16 % more or 26 % less.
         edgetpu: fail where Coral's Edge TPU would not run the whole file (`edgetpu.edgetpu_report`); "int8" alone.
         expected_input: what calibration images should look like; others are warned of (`CalibrationWarning`).
         input_size: where the model leaves its height and width open.

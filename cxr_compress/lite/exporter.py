@@ -23,6 +23,7 @@ from cxr_compress.lite.int8.aeq import AEQ, quantize_aeq
 from cxr_compress.lite.int8.bias_correction import correct_bias
 from cxr_compress.lite.int8.clipping import clipped_ranges
 from cxr_compress.lite.int8.fallback import Fallback, choose_float_layers, measure_file, output_ratio
+from cxr_compress.lite.int8.fold_choice import choose_folds
 from cxr_compress.lite.int8.fold_scale import fold_scales
 from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
 from cxr_compress.lite.int8.ptq import PtqOptions
@@ -43,6 +44,8 @@ from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range
 Progress = Callable[[str], None]
 # Of the calibration images, to compare layers on: a layer has thousands of values on each.
 _COMPARED = 16
+# Images that the choice of batch norms to fold looks at: it asks how wide ranges are, not how they end.
+_LOOKED_AT = 32
 
 
 class Stage:
@@ -140,7 +143,9 @@ class Exporter:
         if not self.options.fold_scales:
             return content
         with Stage("scales folded", self.report):
-            return fold_scales(content)[0]
+            images = self._films[pick_evenly(range(len(self._films)), _LOOKED_AT)].astype(np.float32, copy=False)
+            chosen = choose_folds(content, images, num_threads=self.num_threads, progress=self.report)
+            return fold_scales(content, only=chosen)[0]
 
     @property
     def _films(self) -> np.ndarray:

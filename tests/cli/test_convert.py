@@ -296,7 +296,7 @@ def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
     flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=int8_float_io", f"--calibration_data={folder / 'films'}"]
     code, plain = call(folder, capsys, *flags, "--format=json")
     assert code == 0
-    flags += ["--calibration_method=mse", "--bias_correction", "--equalize", "--auto_fallback=1", "--layer_report"]
+    flags += ["--calibration_method=minmax", "--bias_correction", "--equalize", "--auto_fallback=1", "--layer_report"]
     code, printed = call(folder, capsys, *flags, "--format=json")
     assert code == 0, printed.err
     document = json.loads(printed.out)
@@ -309,7 +309,7 @@ def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
     assert read_model(tmp_path / "x").info.recipe == {
         "command": "cxr_convert",
         "calibration_set": "folder",
-        "calibration_method": "mse",
+        "calibration_method": "minmax",
         "bias_correction": True,
         "auto_fallback": 1,
         "layer_report": True,

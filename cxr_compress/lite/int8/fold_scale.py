@@ -20,13 +20,23 @@ graph came from, and it takes well under a second.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.lite.graph.flatbuffer import Graph, Operator, graphs_of, operator_code, schema, to_bytes, to_object
+from cxr_compress.lite.graph.flatbuffer import (
+    Graph,
+    Operator,
+    graphs_of,
+    operator_code,
+    read_graphs,
+    schema,
+    to_bytes,
+    to_object,
+)
 
 Floats = npt.NDArray[np.float64]
 # What a scale per channel passes through unchanged on its way to the kernel that takes it.
@@ -64,13 +74,49 @@ class _Norm:
     shift: Floats
 
 
-def fold_scales(content: bytes, *, bounds: bool = False) -> tuple[bytes, ScaleFold]:
+@dataclass(frozen=True)
+class Foldable:
+    """A batch norm whose scale can move on through its ReLU: m > 0 in all channels.
+
+    Attributes:
+        name: of the result of its ADD.
+        product: tensor index of what its MUL gives.
+        result: tensor index of what its ADD gives, after the ReLU.
+        scale: m, float64 (channels,).
+        kernels: of the operators that read the result, float64 (filters, taps, channels).
+    """
+
+    name: str
+    product: int
+    result: int
+    scale: Floats
+    kernels: tuple[Floats, ...]
+
+
+def find_foldable(content: bytes) -> list[Foldable]:
+    """The batch norms of a float flatbuffer that `fold_scales` would rid of their MUL, in the order they run."""
+    model = to_object(content)
+    editor = _Editor(model)
+    found = []
+    for norm in _norms(model, editor.graph):
+        takers = editor.takers(norm.add.outputs[0])
+        if isinstance(takers, list) and (norm.scale > 0).all():
+            name = editor.graph.tensors[norm.add.outputs[0]].name
+            kernels = editor.kernels(takers, len(norm.scale))
+            found.append(Foldable(name, norm.multiply.outputs[0], norm.add.outputs[0], norm.scale, kernels))
+    return found
+
+
+def fold_scales(
+    content: bytes, *, bounds: bool = False, only: Collection[str] | None = None
+) -> tuple[bytes, ScaleFold]:
     """Fold what can be folded in a float flatbuffer; the same outputs but for the rounding of float32.
 
     Args:
         content: float flatbuffer.
         bounds: take MAXIMUM also where all m are positive. It rounds nothing, but runtimes have slower kernels for it
             than for ADD.
+        only: names of those to fold, as `find_foldable` has them; None for all.
 
     Returns:
         The folded flatbuffer (as it came where nothing folds), and what was done.
@@ -82,7 +128,9 @@ def fold_scales(content: bytes, *, bounds: bool = False) -> tuple[bytes, ScaleFo
     for norm in _norms(model, editor.graph):
         name = editor.graph.tensors[norm.add.outputs[0]].name
         takers = editor.takers(norm.add.outputs[0])
-        if isinstance(takers, str):
+        if only is not None and name not in only:
+            left[name] = "was not chosen"
+        elif isinstance(takers, str):
             left[name] = takers
         elif (norm.scale > 0).all() and not (bounds and editor.unpadded(takers)):
             editor.shift(norm, takers)
@@ -96,6 +144,15 @@ def fold_scales(content: bytes, *, bounds: bool = False) -> tuple[bytes, ScaleFo
         return content, ScaleFold(left=left)
     editor.finish()
     return to_bytes(model), ScaleFold(tuple(scaled), tuple(bounded), left)
+
+
+def fold_like(content: bytes, folded: bytes) -> bytes:
+    """A float flatbuffer with those batch norms folded that are in another file of the same network, of any type."""
+    graph = read_graphs(folded)[0]
+    written = {graph.tensors[index].name for operator in graph.operators for index in operator.outputs}
+    own = read_graphs(content)[0].tensors
+    only = {one.name for one in find_foldable(content) if own[one.product].name not in written}
+    return fold_scales(content, only=only)[0] if only else content
 
 
 def _norms(model: Any, graph: Graph) -> list[_Norm]:
@@ -198,6 +255,16 @@ class _Editor:
         """True where a constant can be put into a bias: there is one, and it is no result itself."""
         places = operator.inputs[_BIAS : _BIAS + 1]
         return bool(places) and places[0] >= 0 and self.graph.tensors[places[0]].values is not None
+
+    def kernels(self, takers: list[Operator], channels: int) -> tuple[Floats, ...]:
+        """The kernels of the takers as (filters, taps, channels)."""
+        found = []
+        for operator in takers:
+            if operator.kind in _CHANNEL_AXIS:
+                kernel = self._values(operator, _KERNEL)[1]
+                # A depthwise kernel (1, height, width, channels) has one filter of each channel: taken as one.
+                found.append(kernel.reshape(len(kernel), -1, channels))
+        return tuple(found)
 
     def shift(self, norm: _Norm, takers: list[Operator]) -> None:
         """ADD of a / m straight on the source; kernels times m."""

@@ -27,6 +27,7 @@ from cxr_compress.lite.graph.flatbuffer import Graph, Operator, read_graphs
 from cxr_compress.lite.graph.layer_names import FENCES, computing, layer_of
 from cxr_compress.lite.graph.observe import Observer
 from cxr_compress.lite.graph.split_graph import split_operators
+from cxr_compress.lite.int8.fold_scale import fold_like
 
 COLUMNS = ("layer", "operator", "local dB", "in float dB", "cumulative dB", "arithmetic")
 _REPORT_EVERY = 8
@@ -102,7 +103,7 @@ def layer_snr(
     """
     if len(images) == 0:
         raise CompressionError("expected at least one image to compare the layers on, got none: give 16")
-    pair = _Pair(float_content, int8_content, num_threads)
+    pair = _Pair(fold_like(float_content, int8_content), int8_content, num_threads)
     for number, image in enumerate(images, 1):
         pair.add(image[np.newaxis])
         if progress is not None and number % _REPORT_EVERY == 0 and number < len(images):

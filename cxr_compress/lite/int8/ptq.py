@@ -24,10 +24,10 @@ class PtqOptions:
         layer_report: compare the layers with the float graph's.
         denylisted_ops: kinds of operators that compute in float, wherever they occur.
         quantizer: one of `aeq.QUANTIZERS`, what rounds the float graph.
-        fold_scales: move the scales of batch norms in front of convolutions into those (`fold_scale.fold_scales`).
+        fold_scales: move the scales of batch norms in front of convolutions into those (`fold_choice.choose_folds`).
     """
 
-    calibration_method: str = "minmax"
+    calibration_method: str = "mse"
     percentile: float = DEFAULT_PERCENTILE
     bias_correction: bool = False
     float_layers: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class PtqOptions:
     layer_report: bool = False
     denylisted_ops: tuple[str, ...] = ()
     quantizer: str = CONVERTER
-    fold_scales: bool = False
+    fold_scales: bool = True
 
     def check(self, quant_types: Sequence[str]) -> None:
         """Check the options, also against the types that are wanted, before the slow part starts.

@@ -191,11 +191,9 @@ def test_convert_with_a_clipping_method_beats_minmax_on_images_with_a_bright_spo
     assert inner[0] != inner[1]  # control: others do change
 
 
-def test_convert_with_minmax_named_gives_the_bytes_of_the_default(
-    block: Any, block_files: dict[str, LiteModel]
-) -> None:
+def test_convert_with_mse_named_gives_the_bytes_of_the_default(block: Any, block_files: dict[str, LiteModel]) -> None:
     images = nets.batch(32, seed=1)
-    named = convert(block, "int8", calibration=[images], calibration_method="minmax", percentile=90.0)
+    named = convert(block, "int8", calibration=[images], calibration_method="mse", percentile=90.0)
     assert named.content == block_files["int8"].content
 
 

@@ -14,7 +14,7 @@ from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
 from cxr_compress.lite.int8.clipping import joined_ranges
-from cxr_compress.lite.int8.fold_scale import _Editor, _norms, fold_scales
+from cxr_compress.lite.int8.fold_scale import _Editor, _norms, fold_like, fold_scales
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from cxr_compress.models.cam import with_cam
@@ -138,6 +138,15 @@ def test_convert_with_folded_scales_has_fewer_operators_and_the_same_answers(blo
     exact = block(images, training=False).numpy()
     assert np.sqrt(np.square(Runner(folded.content)(images) - exact).mean()) < 0.05 * exact.std()
     assert convert(block, "none", fold_scales=True).content == convert(block, "none").content  # integer types alone
+
+
+def test_fold_like_folds_a_float_file_as_its_int8_file_is(block: Any) -> None:
+    made = convert(block, ["none", "int8"], calibration=[nets.batch(32, seed=1)])
+    floats = fold_like(made["none"].content, made["int8"].content)
+    assert (kinds(made["none"].content)["MUL"], kinds(floats)["MUL"]) == (2, 0)
+    assert np.abs(outputs(floats) - outputs(made["none"].content)).max() < TOLERANCE
+    plain = convert(block, "int8", calibration=[nets.batch(32, seed=1)], fold_scales=False).content
+    assert fold_like(made["none"].content, plain) is made["none"].content
 
 
 def test_fold_scales_needs_no_bias_to_shift_and_one_to_bound() -> None:

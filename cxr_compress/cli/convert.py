@@ -9,7 +9,8 @@ of the same kind as the device will see, from a folder, a table, a data set (its
 images that do not look like those the model was trained on are warned of. With several quant types each file gets its
 type's name: model_none.tflite, model_int8.tflite. --edgetpu fails where Coral's Edge TPU would not run the whole file.
 
-Thresholds start at 0.5 and the probabilities are not calibrated: choose both on data before anyone relies on them.
+With --dataset each file gets its own thresholds and calibrated probabilities, from the dev part of that set. Without,
+thresholds are 0.5 and the probabilities are not calibrated: choose both on data before anyone relies on them.
 Research use only; not a medical device and not a diagnosis.
 """
 
@@ -42,6 +43,7 @@ from cxr_compress.cli.export_flags import (
     define_export_flags,
     export_options,
 )
+from cxr_compress.cli.fit_flag import check_fit_flag, define_fit_flag, dev_films
 from cxr_compress.cli.head_flag import check_head_flag, define_head_flag, with_head
 from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
@@ -50,7 +52,7 @@ from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite import QUANT_TYPES, EqualizeReport, FrozenFunction, convert, equalize, freeze
+from cxr_compress.lite import QUANT_TYPES, EqualizeReport, FrozenFunction, LiteModel, convert, equalize, freeze
 from cxr_compress.lite.convert import check_quant_types
 from cxr_compress.lite.describe.pack_file import pack_file
 from cxr_compress.lite.load import fingerprint, load_saved_model
@@ -78,6 +80,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     define_export_flags(values)
     define_edgetpu_flag(values)
     define_head_flag(values)
+    define_fit_flag(values)
     define_sign_flag(values)
     flags.DEFINE_list("labels", [], "The findings, in the order of the logits.", flag_values=values)
     text = "Height and width in pixels, where the model leaves them open."
@@ -105,33 +108,41 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     targets = _targets(Path(values.output_file), values.quant_type)
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
         loaded = _load(values, say)
-        frozen = loaded.frozen
         about = _read_about(source)
-        labels = _labels(values.labels or (list(about.findings) if about else []), frozen.output_shape)
-        spec = _spec(values, frozen.input_shape, about)
-        with warnings_said(say):
-            made = convert(
-                frozen,
-                list(values.quant_type),
-                calibration=calibration_batches(values, spec, say),
-                calibration_steps=values.calibration_steps,
-                pixels=spec if spec.input == "uint8" else None,
-                progress=say,
-                head=values.head,
-                edgetpu=values.edgetpu,
-                expected_input=expected_input(spec, about),
-                **int8_options(values),
-                **export_options(values),
-            )
-    info = _info(values, source, labels, spec, about)
-    if loaded.head:
-        info = replace(info, recipe={**info.recipe, "head": loaded.head})
-    packed = {name: pack_file(made[name].content, _named(info, name)) for name in made}
+        labels = _labels(values.labels or (list(about.findings) if about else []), loaded.frozen.output_shape)
+        spec = _spec(values, loaded.frozen.input_shape, about)
+        info = _info(values, source, labels, spec, about)
+        if loaded.head:
+            info = replace(info, recipe={**info.recipe, "head": loaded.head})
+        dev = dev_films(values, info, say)
+        made = _convert(values, loaded.frozen, spec, about, say)
+        infos = {name: dev.fit(info, one, say) if dev else info for name, one in made.items()}
+    packed = {name: pack_file(made[name].content, _named(infos[name], name)) for name in made}
     for name, path in targets.items():
         write_bytes(path, packed[name])
     sign_written(values, targets.values())
     print_report(values.format, targets, made, packed, equalized=loaded.equalized, layers=values.layer_report)
     return EXIT_OK
+
+
+def _convert(
+    values: flags.FlagValues, frozen: FrozenFunction, spec: PreprocessSpec, about: ModelAbout | None, say: Say
+) -> dict[str, LiteModel]:
+    """All files, not packed yet."""
+    with warnings_said(say):
+        return convert(
+            frozen,
+            list(values.quant_type),
+            calibration=calibration_batches(values, spec, say),
+            calibration_steps=values.calibration_steps,
+            pixels=spec if spec.input == "uint8" else None,
+            progress=say,
+            head=values.head,
+            edgetpu=values.edgetpu,
+            expected_input=expected_input(spec, about),
+            **int8_options(values),
+            **export_options(values),
+        )
 
 
 def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
@@ -157,6 +168,7 @@ def _check_calibration(values: flags.FlagValues) -> None:
     check_export_flags(values)
     check_edgetpu_flag(values)
     check_head_flag(values)
+    check_fit_flag(values)
     check_sign_flag(values)
 
 

@@ -3,6 +3,7 @@
 from cxr_compress.evaluate.calibrate import Calibration, choose_calibration, undo_class_weights
 from cxr_compress.evaluate.compare import Difference, auroc_difference
 from cxr_compress.evaluate.finding_score import FindingScore
+from cxr_compress.evaluate.fit_file import file_logits, fit_info, fittable
 from cxr_compress.evaluate.gate import Gate, judge_loss
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
 from cxr_compress.evaluate.match import Match, match_findings
@@ -28,6 +29,9 @@ __all__ = [
     "age_bands",
     "auroc_difference",
     "choose_calibration",
+    "file_logits",
+    "fit_info",
+    "fittable",
     "flat_rows",
     "from_classifier",
     "groups_of",

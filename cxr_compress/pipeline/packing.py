@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.modelfile import ModelFile, ModelInfo
+from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.errors import CompressionError
-from cxr_compress.evaluate import Calibration, choose_calibration
+from cxr_compress.evaluate import file_logits, fit_info
 from cxr_compress.lite import LiteModel, audit, pack_file
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.recipe import Recipe
@@ -31,17 +30,20 @@ def pack(run: RunContext, lite: LiteModel, name: str, parents: Mapping[str, str]
         parents: hashes of what it was made from, the uncut model first.
         recipe: the choices that made it.
     """
-    chosen = choose_calibration(run.data.dev.split.labels, dev_logits(run, lite.content), run.pos_weight)
-    return pack_file(lite.content, _info(run, lite.quant_type, name, chosen, parents, recipe))
+    plain = _info(run, lite.quant_type, name, parents, recipe)
+    dev = run.data.dev
+    logits = file_logits(lite.content, plain, dev.images)
+    info = fit_info(plain, dev.split.labels, logits, run.pos_weight, films=_dev_films(run))
+    return pack_file(lite.content, info)
 
 
 def dev_logits(run: RunContext, content: bytes) -> np.ndarray:
     """(dev films, findings) of a flatbuffer, whatever its quant type, through the device's own code."""
-    count = len(run.data.dataset.findings)
-    nothing = Calibration((1.0,) * count, (0.0,) * count, (0.5,) * count, (False,) * count)
-    plain = _info(run, "none", "unnamed", nothing, {}, {})
-    classifier = Classifier(ModelFile(Path("unnamed"), content, plain, len(content), ""))
-    return np.concatenate([classifier.logits(batch) for batch in run.data.batches(run.data.dev.images)])
+    return file_logits(content, _info(run, "none", "unnamed", {}, {}), run.data.dev.images)
+
+
+def _dev_films(run: RunContext) -> str:
+    return f"{len(run.data.dev.split)} dev films of {run.data.dataset.name}"
 
 
 def recipe_in_file(recipe: Recipe) -> dict[str, Any]:
@@ -50,28 +52,20 @@ def recipe_in_file(recipe: Recipe) -> dict[str, Any]:
     return {**values, "options": sorted(values["options"])}
 
 
-def _info(  # noqa: PLR0917 - what a file says
-    run: RunContext,
-    quant_type: str,
-    name: str,
-    chosen: Calibration,
-    parents: Mapping[str, str],
-    recipe: Mapping[str, Any],
+def _info(
+    run: RunContext, quant_type: str, name: str, parents: Mapping[str, str], recipe: Mapping[str, Any]
 ) -> ModelInfo:
-    dataset = run.data.dataset
-    films = f"{len(run.data.dev.split)} dev films of {dataset.name}"
+    """What a file says before anything is fitted on dev."""
+    dataset, count = run.data.dataset, len(run.data.dataset.findings)
     return ModelInfo(
         model_name=name,
         labels=tuple(dataset.findings),
         preprocess=run.data.spec,
-        logit_slope=chosen.slope,
-        logit_offset=chosen.offset,
-        thresholds=chosen.thresholds,
-        threshold_source=(
-            f"largest sensitivity + specificity on {films}, patients held out of training; "
-            "choose your own before any use"
-        ),
-        calibration_source=chosen.source(films, dataset.findings),
+        logit_slope=(1.0,) * count,
+        logit_offset=(0.0,) * count,
+        thresholds=(0.5,) * count,
+        threshold_source="",
+        calibration_source="",
         quant_type=quant_type,
         parents=dict(parents),
         training_data=dataset.name,

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.recipe import CRITERIA, NORMALIZERS, PRESETS, REDUCTIONS, SCOPES, Recipe, make_recipe
+from cxr_compress.lite import quant_types
+from cxr_compress.recipe import CRITERIA, NORMALIZERS, PRESETS, QUANT_TYPES, REDUCTIONS, SCOPES, Recipe, make_recipe
 from cxr_compress.structured import importance, select
 
 
@@ -42,6 +43,7 @@ def test_recipe_choices_are_those_of_the_code_that_makes_them():
     assert select.SCOPES == SCOPES
     assert set(REDUCTIONS) == set(importance.REDUCTIONS)
     assert set(NORMALIZERS) == set(importance.NORMALIZERS)
+    assert quant_types.QUANT_TYPES == QUANT_TYPES
 
 
 def test_recipe_from_json_unknown_key_is_named():
@@ -68,6 +70,7 @@ def test_recipe_from_json_other_text_raises_one_line(text):
         ),
         ({"criterion": "best"}, "expected criterion to be one of l1, l2, .*, lasso, random; got 'best'"),
         ({"scope": "layer"}, "expected scope to be one of global, local, sensitivity; got 'layer'"),
+        ({"quant_type": "int3"}, "expected quant_type to be one of none, .*, int16x8; got 'int3'"),
         ({"min_channels": 0}, "expected min_channels to be 1 or more; got 0"),
         ({"sensitivity_images": 1}, "expected sensitivity_images to be 2 or more; got 1"),
         ({"reconstruction_images": 0}, "expected reconstruction_images to be 1 or more; got 0"),

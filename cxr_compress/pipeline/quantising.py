@@ -82,7 +82,9 @@ def _wants_training(run: RunContext, facts: Mapping[str, Any]) -> bool:
 def _after_training(run: RunContext, model: Artefacts) -> Artefacts:
     """Convert; of an int8 file say what it did on dev."""
     recipe = run.recipe
-    fields = (*_FIELDS, "max_auroc_drop", "seed") if recipe.quantizes else ("quant_type",)
+    fields: tuple[str, ...] = ("quant_type", *(("calibration_images", "seed") if recipe.calibrates else ()))
+    if recipe.quantizes:
+        fields = (*_FIELDS, "max_auroc_drop", "seed")
     names = {"none": FLOAT, **({recipe.quant_type: AFTER_TRAINING} if recipe.quant_type != "none" else {})}
 
     def make(_: Path) -> Mapping[str, Any]:

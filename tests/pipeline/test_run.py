@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_compress.data import PHANTOM_FINDINGS, load_dataset, write_phantom
+from cxr_compress.data import PHANTOM_FINDINGS, decode_split, load_dataset, write_phantom
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
-from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.keras2 import keras
@@ -95,6 +96,28 @@ def test_run_cost_in_the_plan_is_that_of_the_delivered_model(finished):
     plan = ChannelPlan.from_json((folder / "plan.json").read_text())
     assert measure_cost(load_model(folder / "sparse.keras")) == plan.after
     assert report["rows"][2]["params"] == plan.after.params
+
+
+def test_run_to_int16x8_makes_only_the_files_again_and_they_err_less(finished, phantom, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    news: list[str] = []
+    wide = replace(RECIPE, quant_type="int16x8")
+    report = run_recipe(wide, data_dir=phantom, output_dir=folder, news=news.append)
+    assert {line.split(":")[0] for line in news if line.endswith(": started")} == {
+        "quantise",
+        "export_compressed",
+        "score",
+    }
+    assert report["rows"][2]["name"] == "tiny_chexnet_m50_w50_int16x8"
+    test = load_dataset("phantom", phantom).test
+    spec = PreprocessSpec(RECIPE.input_size, RECIPE.input_size)
+    images = normalize(decode_split(test, spec), spec)
+    exact, narrow, found = (
+        Classifier(folder / f"tiny_chexnet_m50_w50_{name}.tflite").logits(images)
+        for name in ("fp32", "int8", "int16x8")
+    )
+    # 256 times finer steps of the activations; weights are int8 in both.
+    assert np.abs(found - exact).mean() < 0.5 * np.abs(narrow - exact).mean()
 
 
 def test_run_sparsity_is_what_was_asked_in_the_exported_files(finished):

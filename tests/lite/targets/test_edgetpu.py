@@ -166,9 +166,9 @@ def test_edgetpu_report_of_a_dense_block_maps_all_of_it(block_files: Any) -> Non
     assert report.first_on_cpu is None
     assert (report.mapped, report.segments) == (len(report.ops), 1)
     assert (report.inputs, report.outputs) == (("int8",), ("int8",))
-    # conv 3x3x3x8, conv 3x3x8x8, dense 16x4 in 8 bits; two batch norms of 8 and 16 channels, each a factor and a sum; 8
-    # zeros of 4 bytes that both convolutions share as their bias, 4 biases of 4 bytes; 2 axes of 4 bytes.
-    assert report.parameter_bytes == 216 + 576 + 64 + 2 * (8 + 16) + 8 * 4 + 4 * 4 + 2 * 4
+    # conv 3x3x3x8, conv 3x3x8x8, dense 16x4 in 8 bits; two batch norms of 8 and 16 channels, each a sum whose factor is
+    # folded; 8 zeros of 4 bytes that both convolutions share as their bias, 4 biases of 4 bytes; 2 axes of 4 bytes.
+    assert report.parameter_bytes == 216 + 576 + 64 + (8 + 16) + 8 * 4 + 4 * 4 + 2 * 4
     assert (report.largest_tensor_bytes, report.streamed_bytes) == (16 * 16 * 16, 0)
     assert "runs on the Edge TPU as a whole" in report.to_text()
     require_edgetpu(report)

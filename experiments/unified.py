@@ -254,17 +254,25 @@ def compare(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 
     Of each part that row is taken which needs the fewest deflated bytes, but no fewer than the unified one: the
     comparison leans towards the part. Where all of its rows are smaller, the largest is taken, and "smaller" says so.
+    Random filters and training from scratch are compared with the row of their own budget.
     """
     rows: Mapping[str, Any] = results["rows"]
     here = {name for name in rows if (folder / name / "test_logits.npz").is_file()}
     found = []
-    for name in sorted(here):
-        for method in (PRUNING, REMOVAL) if rows[name]["method"] == UNIFIED else ():
-            other = _at_bytes({one: rows[one] for one in here if rows[one]["method"] == method}, rows[name])
+    for name in sorted(one for one in here if rows[one]["method"] == UNIFIED):
+        for method in (PRUNING, REMOVAL, RANDOM, SCRATCH):
+            others = {one: rows[one] for one in here if rows[one]["method"] == method}
+            if method in {RANDOM, SCRATCH}:
+                others = {one: row for one, row in others.items() if _budget(row) == _budget(rows[name])}
+            other = _at_bytes(others, rows[name])
             if other is not None:
                 found.append({"row": name, "other": other, "method": method, **_difference(folder, name, other)})
                 found[-1]["smaller"] = rows[other]["deflated_bytes"] < rows[name]["deflated_bytes"]
     return found
+
+
+def _budget(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row["recipe"]["target_bytes"], row["recipe"]["target_macs"]
 
 
 def _at_bytes(rows: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:

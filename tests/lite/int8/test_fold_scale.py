@@ -14,7 +14,8 @@ from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
 from cxr_compress.lite.int8.clipping import joined_ranges
-from cxr_compress.lite.int8.fold_scale import _Editor, _norms, fold_like, fold_scales
+from cxr_compress.lite.int8.fold_editor import FoldEditor
+from cxr_compress.lite.int8.fold_scale import _norms, fold_like, fold_scales
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from cxr_compress.models.cam import with_cam
@@ -86,7 +87,7 @@ def test_fold_scales_into_the_kernels_of_other_channels_does_change_the_outputs(
     content = lower(freeze(block_with(1)), "none")
     for edit in ("shift", "bound"):
         model = to_object(content)
-        editor = _Editor(model)
+        editor = FoldEditor(model)
         norm = _norms(model, editor.graph)[0]
         takers = editor.takers(norm.add.outputs[0])
         wrong = replace(norm, scale=np.roll(norm.scale, 1))

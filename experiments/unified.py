@@ -129,6 +129,7 @@ _DATA = flags.DEFINE_string("data_dir", None, "Where they lie.")
 _RUN = flags.DEFINE_string("run_dir", None, "Where the runs are kept, a folder each.")
 _NAMES = flags.DEFINE_list("rows", None, f"Which rows: of {', '.join(ROWS)}; without it the next that is missing.")
 _RESULTS = flags.DEFINE_string("results", None, "The JSON that rows go to; by default that in experiments/results.")
+_INPUT = flags.DEFINE_integer("input_size", None, "Of the model and the films, pixels; by default the recipe's 112.")
 _THREADS = flags.DEFINE_integer("num_threads", 1, "Of the TFLite kernels, for the times.")
 
 
@@ -328,7 +329,8 @@ def recipe_of(plan: RowPlan) -> Recipe:
     """The recipe of a row."""
     if _SMOKE.value:
         return make_recipe("tiny_chexnet", {"dataset": "phantom", **_SMOKE_RECIPE, **plan.changes})
-    return make_recipe("chexnet", {"dataset": _DATASET.value, **_SHARED, **plan.changes})
+    size = {"input_size": _INPUT.value} if _INPUT.value else {}
+    return make_recipe("chexnet", {"dataset": _DATASET.value, **size, **_SHARED, **plan.changes})
 
 
 def fill(bench: Bench, plans: Mapping[str, RowPlan], names: list[str]) -> None:

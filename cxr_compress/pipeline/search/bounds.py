@@ -9,7 +9,7 @@ from cxr_compress.pipeline.search.score import CandidateScore
 from cxr_compress.pipeline.search.spec import SearchSpec
 
 # A loss near 0 doubles by a rounding error: rises below this never count.
-_SMALL_LOSS = 0.02
+_SMALL_LOSS = 0.005
 # AUROCs of a small dev set that agree to this are equal; the loss, which sees every film, then decides.
 _AUROC_DIGITS = 3
 

@@ -95,9 +95,9 @@ def score(**changes: float | None) -> CandidateScore:
         ({"auroc_drop_high": 0.01}, {}, "upper bound of the AUROC drop"),
         ({"auroc_drop_high": None}, {}, "upper bound of the AUROC drop"),
         ({"auroc_drop_high": None}, {"margin": None}, None),
-        ({"loss": 0.299}, {}, None),
-        ({"loss": 0.301}, {}, "rise of the loss"),
-        ({"loss": 0.301}, {"max_loss_rise": None}, None),
+        ({"loss": 0.239}, {}, None),
+        ({"loss": 0.241}, {}, "rise of the loss"),
+        ({"loss": 0.241}, {"max_loss_rise": None}, None),
         ({"logit_distance": 0.51}, {}, "distance of the logits"),
         ({"logit_distance": 0.51}, {"max_logit_distance": None}, None),
         ({}, {"max_bytes": 999_999}, "bytes"),
@@ -113,7 +113,7 @@ def test_bounds_after_the_full_recovery(changes, spec, broken):
 
 
 def test_bounds_before_it_count_the_allowance_over_and_ask_for_no_interval():
-    cheap = score(auroc_drop=0.0099, auroc_drop_high=0.5, loss=0.39, logit_distance=0.9)
+    cheap = score(auroc_drop=0.0099, auroc_drop_high=0.5, loss=0.279, logit_distance=0.9)
     assert keeps(bounds_of(cheap, UNCUT, SearchSpec(), full=False))
     assert not keeps(bounds_of(cheap, UNCUT, SearchSpec(), full=True))
     assert not keeps(bounds_of(cheap, UNCUT, SearchSpec(allowance=1.0), full=False))
@@ -121,8 +121,8 @@ def test_bounds_before_it_count_the_allowance_over_and_ask_for_no_interval():
 
 def test_bounds_of_an_uncut_loss_near_0_leave_room_for_rounding():
     nothing = replace(UNCUT, loss=1e-6)
-    assert keeps(bounds_of(score(loss=0.01), nothing, SearchSpec(), full=True))
-    assert not keeps(bounds_of(score(loss=0.03), nothing, SearchSpec(), full=True))
+    assert keeps(bounds_of(score(loss=0.004), nothing, SearchSpec(), full=True))
+    assert not keeps(bounds_of(score(loss=0.006), nothing, SearchSpec(), full=True))
 
 
 def test_bounds_with_a_given_size_ask_for_the_size_alone():

@@ -186,7 +186,7 @@ def prepare(dataset: Dataset, model: Any, calibration: int, judged: int) -> Benc
         graphs[equalized, "none"] = lower(freeze(network), "none")
     graphs[False, "shift"] = fold_scales(graphs[False, "none"])[0]
     graphs[False, "bounds"] = fold_scales(graphs[False, "none"], bounds=True)[0]
-    chosen_norms = choose_folds(graphs[False, "none"], films[pick_evenly(range(len(films)), 32)], num_threads=THREADS)
+    chosen_norms = choose_folds(graphs[False, "none"], films, num_threads=THREADS)
     graphs[False, "chosen"] = fold_scales(graphs[False, "none"], only=chosen_norms)[0]
     return Bench(graphs, films, images, truth, Runner(graphs[False, "none"], num_threads=THREADS)(images))
 

@@ -14,7 +14,7 @@ from absl import flags
 
 from cxr_compress.cli.common import UsageError, reader_options
 from cxr_compress.cli.quiet import Say
-from cxr_compress.data import DATASETS, decode_split, load_dataset
+from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
 from cxr_compress.data.cache_reading import open_cache_file
 from cxr_compress.data.load import read_dataset
 from cxr_compress.data.reading import read_table
@@ -76,18 +76,38 @@ def calibration_set(values: flags.FlagValues) -> str:
     return {_CACHE: "cache", ".csv": "table"}.get(kind, "folder")
 
 
-def calibration_batches(values: flags.FlagValues, spec: PreprocessSpec, say: Say) -> Batches | None:
+def named_dataset(values: flags.FlagValues) -> Dataset | None:
+    """The data set of --dataset; None where none is named.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not values.dataset:
+        return None
+    where = Path(values.data_dir or values.calibration_data)
+    return load_dataset(values.dataset, where, options=reader_options(values.options))
+
+
+def calibration_batches(
+    values: flags.FlagValues, dataset: Dataset | None, spec: PreprocessSpec, say: Say
+) -> Batches | None:
     """Calibration images as batches, read when asked for; None where the user names none.
+
+    Args:
+        values: the flags.
+        dataset: what `named_dataset` gave.
+        spec: how images become the input.
+        say: is told what is taken of a folder.
 
     Raises:
         DataError: there is nothing of the kind, or it cannot be used.
     """
     if not has_calibration(values):
         return None
-    steps, where = values.calibration_steps, Path(values.data_dir or values.calibration_data)
-    if values.dataset:
-        films = load_dataset(values.dataset, where, options=reader_options(values.options)).train
-        return _of_split(films, spec, steps)
+    steps = values.calibration_steps
+    if dataset is not None:
+        return _of_split(dataset.train, spec, steps)
+    where = Path(values.calibration_data)
     kind = _kind(where)
     if kind == _CACHE:
         rows = open_cache_file(where, spec)

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from cxr_compress.cli.calibration_data import (
+    Batches,
     calibration_batches,
     calibration_set,
     check_calibration_flags,
     define_calibration_flags,
     expected_input,
     has_calibration,
+    named_dataset,
     warnings_said,
 )
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
@@ -114,8 +116,10 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         info = _info(values, source, labels, spec, about)
         if loaded.head:
             info = replace(info, recipe={**info.recipe, "head": loaded.head})
-        dev = dev_films(values, info, say)
-        made = _convert(values, loaded.frozen, spec, about, say)
+        dataset = named_dataset(values)
+        dev = dev_films(values, dataset, info, say)
+        calibration = calibration_batches(values, dataset, spec, say)
+        made = _convert(values, loaded.frozen, calibration, spec, about, say)
         infos = {name: dev.fit(info, one, say) if dev else info for name, one in made.items()}
     packed = {name: pack_file(made[name].content, _named(infos[name], name)) for name in made}
     for name, path in targets.items():
@@ -125,15 +129,20 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     return EXIT_OK
 
 
-def _convert(
-    values: flags.FlagValues, frozen: FrozenFunction, spec: PreprocessSpec, about: ModelAbout | None, say: Say
+def _convert(  # noqa: PLR0917 - what is converted, and what is known of it
+    values: flags.FlagValues,
+    frozen: FrozenFunction,
+    calibration: Batches | None,
+    spec: PreprocessSpec,
+    about: ModelAbout | None,
+    say: Say,
 ) -> dict[str, LiteModel]:
     """All files, not packed yet."""
     with warnings_said(say):
         return convert(
             frozen,
             list(values.quant_type),
-            calibration=calibration_batches(values, spec, say),
+            calibration=calibration,
             calibration_steps=values.calibration_steps,
             pixels=spec if spec.input == "uint8" else None,
             progress=say,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError, reader_options
+from cxr_compress.cli.common import UsageError
 from cxr_compress.cli.quiet import Say
-from cxr_compress.data import Dataset, decode_split, load_dataset
+from cxr_compress.data import Dataset, decode_split
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate import Match, file_logits, fit_info, fittable, match_findings
 
@@ -74,16 +73,14 @@ class DevFilms:
         )
 
 
-def dev_films(values: flags.FlagValues, info: ModelInfo, say: Say) -> DevFilms | None:
+def dev_films(values: flags.FlagValues, dataset: Dataset | None, info: ModelInfo, say: Say) -> DevFilms | None:
     """The films to fit on; None where no set is given, and with a line that says why where it tells nothing.
 
     Raises:
-        DataError: the set cannot be read.
+        DataError: a film cannot be read.
     """
-    if not (values.dataset and values.fit_thresholds):
+    if dataset is None or not values.fit_thresholds:
         return None
-    where = Path(values.data_dir or values.calibration_data)
-    dataset = load_dataset(values.dataset, where, options=reader_options(values.options))
     try:
         match = match_findings(info.labels, dataset.findings, logits=len(info.labels))
     except DataError as error:

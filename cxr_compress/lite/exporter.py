@@ -44,8 +44,6 @@ from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range
 Progress = Callable[[str], None]
 # Of the calibration images, to compare layers on: a layer has thousands of values on each.
 _COMPARED = 16
-# Images that the choice of batch norms to fold looks at: it asks how wide ranges are, not how they end.
-_LOOKED_AT = 32
 
 
 class Stage:
@@ -143,8 +141,7 @@ class Exporter:
         if not self.options.fold_scales:
             return content
         with Stage("scales folded", self.report):
-            images = self._films[pick_evenly(range(len(self._films)), _LOOKED_AT)].astype(np.float32, copy=False)
-            chosen = choose_folds(content, images, num_threads=self.num_threads, progress=self.report)
+            chosen = choose_folds(content, self._films, num_threads=self.num_threads, progress=self.report)
             return fold_scales(content, only=chosen)[0]
 
     @property

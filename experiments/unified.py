@@ -84,6 +84,9 @@ def _cut(target_bytes: int, target_macs: float | None, **changes: Any) -> dict[s
 _SHARED: dict[str, Any] = {
     **{"scope": "local", "round_to": 4, "max_removed_fraction": 0.9},
     **{"distill_weight": 0.7, "feature_weight": 0.1, "ema_decay": 0.99, "recovery_learning_rate": 6e-4},
+    # As the uncut model was trained.
+    "augment": {"shift": 0.08, "rotation": 10, "scale": 0.1, "contrast": 0.25, "brightness": 25, "gamma": 0.2},
+    **{"weight_decay": 0.01, "label_smoothing": 0.05},
 }
 # Eight epochs each, however they are spread.
 _BOTH: dict[str, Any] = {"recovery_epochs": 5, "weight_sparsity": 0.5, "sparsity_epochs": 2, "finetune_epochs": 1}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -9,33 +10,39 @@ from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import quant_types
-from cxr_compress.recipe import CRITERIA, NORMALIZERS, PRESETS, QUANT_TYPES, REDUCTIONS, SCOPES, Recipe, make_recipe
-from cxr_compress.structured import importance, select
-
-
-@given(
-    target_macs=st.one_of(st.none(), st.floats(0.1, 1.0), st.integers(2, 10**9)),
-    weight_sparsity=st.sampled_from([0.0, 0.25, 0.5]),
-    exclude=st.lists(st.text(max_size=5), max_size=3),
-    overrides=st.dictionaries(st.sampled_from(["stem", "conv.*", "a|b", "", "x=y"]), st.floats(0, 1)),
-    criterion=st.sampled_from(CRITERIA),
-    block=st.tuples(st.integers(1, 8), st.integers(2, 8)),
-    seed=st.integers(0, 2**31),
+from cxr_compress.recipe import (
+    AUGMENT,
+    CRITERIA,
+    NORMALIZERS,
+    PRESETS,
+    QUANT_TYPES,
+    REDUCTIONS,
+    SCOPES,
+    Recipe,
+    make_recipe,
 )
-def test_recipe_json_round_trip_is_equal(target_macs, weight_sparsity, exclude, overrides, criterion, block, seed):
-    recipe = Recipe(
-        target_macs=target_macs,
-        weight_sparsity=weight_sparsity,
-        exclude=tuple(map(re.escape, exclude)),
-        overrides=overrides,
-        criterion=criterion,
-        sparsity_block=block,
-        seed=seed,
-    )
+from cxr_compress.structured import importance, select
+from cxr_compress.train import AugmentRanges
+
+_VALUES = {
+    "target_macs": st.one_of(st.none(), st.floats(0.1, 1.0), st.integers(2, 10**9)),
+    "weight_sparsity": st.sampled_from([0.0, 0.25, 0.5]),
+    "exclude": st.lists(st.text(max_size=5).map(re.escape), max_size=3).map(tuple),
+    "overrides": st.dictionaries(st.sampled_from(["stem", "conv.*", "a|b", "", "x=y"]), st.floats(0, 1)),
+    "criterion": st.sampled_from(CRITERIA),
+    "sparsity_block": st.tuples(st.integers(1, 8), st.integers(2, 8)),
+    "augment": st.dictionaries(st.sampled_from(AUGMENT), st.floats(0, 30)),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@given(values=st.fixed_dictionaries(_VALUES))
+def test_recipe_json_round_trip_is_equal(values):
+    recipe = Recipe(**values)
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe
     # The last match counts, so their order is part of the choice.
-    assert list(again.overrides) == list(overrides)
+    assert list(again.overrides) == list(values["overrides"])
 
 
 def test_recipe_choices_are_those_of_the_code_that_makes_them():
@@ -44,6 +51,7 @@ def test_recipe_choices_are_those_of_the_code_that_makes_them():
     assert set(REDUCTIONS) == set(importance.REDUCTIONS)
     assert set(NORMALIZERS) == set(importance.NORMALIZERS)
     assert quant_types.QUANT_TYPES == QUANT_TYPES
+    assert tuple(field.name for field in fields(AugmentRanges)) == AUGMENT
 
 
 def test_recipe_from_json_unknown_key_is_named():
@@ -83,6 +91,12 @@ def test_recipe_from_json_other_text_raises_one_line(text):
         ({"sparsity_block": [4]}, r"expected sparsity_block to be two whole numbers that make a block.*; got \(4,\)"),
         ({"sparsity_block": [1, 1]}, "expected sparsity_block to be two whole numbers that make a block"),
         ({"sparsity_block": 4}, "a value in the recipe has the wrong type"),
+        ({"augment": {"gama": 0.2}}, "expected the names in augment to be of shift, .*, mirror; got 'gama'"),
+        ({"augment": {"gamma": -0.2}}, "expected augment gamma to be 0 or a positive number; got -0.2"),
+        ({"augment": {"gamma": float("nan")}}, "expected augment gamma to be 0 or a positive number; got nan"),
+        ({"augment": 0.2}, "a value in the recipe has the wrong type"),
+        ({"weight_decay": -1.0}, "expected weight_decay to be 0 or more; got -1.0"),
+        ({"label_smoothing": 1.0}, r"expected label_smoothing to be in \[0, 1\); got 1.0"),
         ({"sparsity_epochs": 0}, "expected sparsity_epochs to be 1 or more to zero weights; got 0"),
     ],
 )

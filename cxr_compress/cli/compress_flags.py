@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
 from cxr_compress.cli.common import UsageError, reader_options
 from cxr_compress.data import DATASETS
 from cxr_compress.recipe import (
@@ -32,6 +33,8 @@ _TEXTS = {
     "epochs": "Training epochs of the uncut model.",
     "learning_rate": "Of that training.",
     "batch_size": "Films per training step.",
+    "weight_decay": "Of every training, decoupled (AdamW).",
+    "label_smoothing": "Of every training: share by which labels move towards 0.5.",
     "criterion": f"How filters are scored: {', '.join(CRITERIA)}. Taylor looks at training films and labels, apoz and "
     "lasso at films, the others at weights; lasso is meant for --scope=local, random is the baseline.",
     "scoring_images": "Training films that taylor, apoz and lasso look at.",
@@ -123,6 +126,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Instead of --weight_sparsity: zero every weight of smaller magnitude, see --threshold_unit.",
         flag_values=values,
     )
+    define_augment_flags(values, with_defaults=False)
     flags.DEFINE_list("options", None, "What the reader of the set takes: name=value,...", flag_values=values)
     flags.DEFINE_list("exclude", None, "Regular expressions of layers that keep all filters.", flag_values=values)
     text = "ROWS,COLUMNS of a block, inputs by outputs, for --sparsity_pattern=block; 1,4 unless given."
@@ -148,20 +152,7 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
     Raises:
         CompressionError: flags that contradict one another or values out of range.
     """
-    changes: dict[str, Any] = {
-        name: values[name].value
-        for name in ("dataset", "quant_type", "exclude", "weight_threshold", *_SWITCHES, *_TEXTS)
-        if values[name].value is not None
-    }
-    changes.update({name: _bound(name, values[name].value) for name in _BUDGETS if values[name].value is not None})
-    if values.overrides is not None:
-        changes["overrides"] = dict(map(_override, values.overrides))
-    if values.sparsity_block is not None:
-        changes["sparsity_block"] = _block(values.sparsity_block)
-    if values.options is not None:
-        changes["options"] = reader_options(values.options)
-    if "weight_threshold" in changes:
-        changes.setdefault("weight_sparsity", 0.0)
+    changes = _given(values)
     if values.recipe:
         return _from_file(values, changes)
     if values.model is None and values.keras_model_file is None:
@@ -178,12 +169,36 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
     return make_recipe(values.model or Path(values.keras_model_file).stem, changes)
 
 
+def _given(values: flags.FlagValues) -> dict[str, Any]:
+    """The fields of the recipe that flags give."""
+    changes: dict[str, Any] = {
+        name: values[name].value
+        for name in ("dataset", "quant_type", "exclude", "weight_threshold", *_SWITCHES, *_TEXTS)
+        if values[name].value is not None
+    }
+    if ranges := augment_ranges(values):
+        changes["augment"] = ranges
+    changes.update({name: _bound(name, values[name].value) for name in _BUDGETS if values[name].value is not None})
+    if values.overrides is not None:
+        changes["overrides"] = dict(map(_override, values.overrides))
+    if values.sparsity_block is not None:
+        changes["sparsity_block"] = _block(values.sparsity_block)
+    if values.options is not None:
+        changes["options"] = reader_options(values.options)
+    if "weight_threshold" in changes:
+        changes.setdefault("weight_sparsity", 0.0)
+    return changes
+
+
 def _from_file(values: flags.FlagValues, changes: dict[str, Any]) -> Recipe:
     """The recipe of a file, with the given flags changed."""
     path = Path(values.recipe)
     if not path.is_file():
         raise UsageError(f"expected --recipe to be a file, got {values.recipe!r}")
-    merged = {**Recipe.from_json(path.read_text(encoding="utf-8")).to_dict(), **changes}
+    kept = Recipe.from_json(path.read_text(encoding="utf-8")).to_dict()
+    if "augment" in changes:  # a flag each: those that are not given stay
+        changes = {**changes, "augment": {**kept["augment"], **changes["augment"]}}
+    merged = {**kept, **changes}
     return Recipe.from_json(json.dumps(merged))
 
 

@@ -5,11 +5,11 @@
 
 Films may start small and grow (--sizes): a step at 64 px costs an eighth of one at 224. --epochs, --batch_size and
 --learning_rate take one value, or one per size. The best epoch is chosen by the mean AUROC on dev, patients set aside
-from train; test is never looked at (cxr_evaluate does that). The folder receives model.keras, training.json, and per
-size run.json, log.jsonl, TensorBoard events and the last epoch's whole state, from which the same command goes on;
-other flags are refused with what differs. With --distribution=multi_worker start the same command on every machine,
-each with its own TF_CONFIG: the first one, the chief, writes. Exit codes: 0 done, 2 wrong flag, data or model or a lost
-worker, 130 Ctrl-C.
+from train, or with --distill_weight by the loss there; test is never looked at (cxr_evaluate does that). The folder
+receives model.keras, training.json, and per size run.json, log.jsonl, TensorBoard events and the last epoch's whole
+state, from which the same command goes on; other flags are refused with what differs. With --distribution=multi_worker
+start the same command on every machine, each with its own TF_CONFIG: the first one, the chief, writes. Exit codes: 0
+done, 2 wrong flag, data or model or a lost worker, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
+from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
 from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
@@ -42,14 +43,6 @@ _NUMBERS = {
     "warmup_fraction": (0.05, "Share of the steps of a size in which the learning rate climbs."),
     "ema_decay": (0.0, "Score and keep a running average of the weights with this decay, say 0.999; 0: the weights."),
     "distill_weight": (0.0, "Share of the loss that follows --teacher instead of the labels."),
-}
-_RANGES = {
-    "shift": (0.06, "Of the side, either way."),
-    "rotation": (7.0, "Degrees, either way."),
-    "scale": (0.08, "Of the size, either way."),
-    "contrast": (0.15, "Either way."),
-    "brightness": (15.0, "Gray levels of 255, either way."),
-    "gamma": (0.0, "Logarithm of the exponent that bends gray values, either way."),
 }
 _COUNTS = {
     "patience": (0, "Epochs of a size without a better dev AUROC that end it; 0: never."),
@@ -88,10 +81,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     choice("loss", "bce", ["bce", "focal"], "Cross-entropy or focal loss, per finding.", flag_values=values)
     choice("pos_weight", "balanced", ["balanced", "sqrt", "none"], "Weight of positives in it.", flag_values=values)
     switch("augment", True, "Change each film a little, by at most the ranges below.", flag_values=values)
-    for name, (default, explanation) in _RANGES.items():
-        flags.DEFINE_float(f"augment_{name}", default, explanation, flag_values=values)
-    switch("augment_mirror", False, "Mirror every other image: never for chests, it moves the heart.",
-           flag_values=values)  # fmt: skip
+    define_augment_flags(values, with_defaults=True)
     for name, (default, explanation) in _NUMBERS.items():
         flags.DEFINE_float(name, default, explanation, flag_values=values)
     for name, (count, explanation) in _COUNTS.items():
@@ -170,7 +160,6 @@ def _plan(values: flags.FlagValues) -> Any:
     from cxr_compress.train.augment import AugmentRanges
     from cxr_compress.train.plan import TrainingPlan
 
-    ranges = {name: values[f"augment_{name}"].value for name in (*_RANGES, "mirror")}
     direct = ("dataset", "preprocess", "color", "allow_missing", "loss", "pos_weight", "augment", "precision")
     return TrainingPlan(
         model=values.model or Path(values.keras_model_file).stem,
@@ -179,7 +168,7 @@ def _plan(values: flags.FlagValues) -> Any:
         batch_sizes=_numbers("batch_size", values.batch_size, int),
         learning_rates=_numbers("learning_rate", values.learning_rate, float),
         options=reader_options(values.options),
-        ranges=AugmentRanges(**ranges),
+        ranges=AugmentRanges(**augment_ranges(values)),
         **{name: values[name].value for name in (*direct, *_NUMBERS, *_COUNTS)},
     )
 

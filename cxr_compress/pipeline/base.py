@@ -13,7 +13,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, load_model, tiny_chexnet
 from cxr_compress.models.logits_head import to_logits
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.costing import make_probe_pack, measure_costs
 from cxr_compress.pipeline.store import Artefacts
 from cxr_compress.structured.sensitivity_cache import model_hash
@@ -30,7 +30,7 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
         CompressionError: the file's model does not fit the films or the findings.
     """
     if keras_model_file is None:
-        fields = ("model", "input_size", "epochs", "learning_rate", "batch_size", "seed")
+        fields = ("model", "input_size", "epochs", "learning_rate", *OF_TRAINING)
         return run.store.run("base", run.inputs(fields), ["base.keras"], lambda work: _train(run, work))
     model, head = to_logits(load_model(keras_model_file))
     check_fit(run, model)

@@ -18,9 +18,11 @@ from cxr_compress.pipeline.films import RunData
 from cxr_compress.pipeline.store import Artefacts, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
-from cxr_compress.train import FeatureMatch, FitConfig, fit, pos_weights
+from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, fit, pos_weights
 
 Masks = Mapping[str, np.ndarray]
+# What no training of a run differs in: every stage that trains depends on them.
+OF_TRAINING = ("batch_size", "augment", "weight_decay", "label_smoothing", "seed")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ class RunContext:
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
         """A training of this run."""
+        recipe = self.recipe
         plain = FitConfig(
-            epochs=epochs, batch_size=self.recipe.batch_size, learning_rate=learning_rate, seed=self.recipe.seed
+            epochs=epochs,
+            learning_rate=learning_rate,
+            ranges=_ranges(recipe),
+            **{name: getattr(recipe, name) for name in ("batch_size", "weight_decay", "label_smoothing", "seed")},
         )
         return dataclasses.replace(plain, **changes)
 
@@ -107,3 +113,11 @@ class RunContext:
         )
         save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}
+
+
+def _ranges(recipe: Recipe) -> AugmentRanges:
+    """How far this run changes its training films."""
+    sizes: dict[str, Any] = dict(recipe.augment)
+    if "mirror" in sizes:
+        sizes["mirror"] = bool(sizes["mirror"])
+    return AugmentRanges(**sizes)

@@ -14,7 +14,7 @@ from cxr_compress.lite import LiteModel, convert, equalize
 from cxr_compress.lite.qat import convert_qat, prepare_qat
 from cxr_compress.models import load_model
 from cxr_compress.models.masked import zero_masks
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.harm import measure_harm
 from cxr_compress.pipeline.packing import dev_logits
 from cxr_compress.pipeline.store import Artefacts
@@ -103,7 +103,7 @@ def _in_training(run: RunContext, model: Artefacts, base: Artefacts, after: Arte
     missed = run.store.facts("quantise")["broken"]
     fields = (
         *("quant_type", "calibration_images", "qat_epochs", "qat_learning_rate", "max_auroc_drop"),
-        *("distill_weight", "batch_size", "seed"),
+        *("distill_weight", *OF_TRAINING),
     )
 
     def make(work: Path) -> Mapping[str, Any]:

@@ -14,14 +14,14 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.models.masked import check_zeros, zero_masks
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.store import Artefacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import SparsityTarget, allocate, layer_outcomes, measure_sparsity, prune_weights
 from cxr_compress.structured import ChannelPlan, analyze_channels
 from cxr_compress.train import FeatureMatch, FitConfig, fit, last_feature_map
 
-_TAUGHT = ("distill_weight", "feature_weight", "ema_decay", "batch_size", "seed")
+_TAUGHT = ("distill_weight", "feature_weight", "ema_decay", *OF_TRAINING)
 _SPARSITY = (
     *("weight_sparsity", "weight_threshold", "threshold_unit", "sparsity_allocation", "sparsity_schedule"),
     *("sparsity_power", "initial_sparsity", "sparsity_pattern", "sparsity_block", "sparsity_epochs"),
@@ -51,7 +51,7 @@ def sparsify(run: RunContext, dense: Artefacts, base: Artefacts) -> Artefacts:
     """Zero the smallest of the remaining weights with TF-MOT while the others make up for it."""
     recipe = run.recipe
     # Not all of what teaches elsewhere: while weights go, feature maps are not compared and weights not averaged.
-    fields = (*_SPARSITY, "distill_weight", "batch_size", "seed")
+    fields = (*_SPARSITY, "distill_weight", *OF_TRAINING)
 
     def make(work: Path) -> Mapping[str, Any]:
         teacher = load_model(base.keras_file) if recipe.distill_weight else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # Eager on purpose: a lazy `fit` would turn into the submodule of that name as soon as anyone imported the latter.
+from cxr_compress.train.augment import AugmentRanges
 from cxr_compress.train.batches import Batches
 from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.features import FeatureMatch, last_feature_map
@@ -11,6 +12,7 @@ from cxr_compress.train.losses import pos_weights, weighted_bce
 from cxr_compress.train.step import predict_logits
 
 __all__ = [
+    "AugmentRanges",
     "Batches",
     "FeatureMatch",
     "FitConfig",

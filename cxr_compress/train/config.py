@@ -112,10 +112,12 @@ class FitResult:
     """What a training run reached; the model that was trained holds the weights of ``best_epoch``.
 
     Attributes:
-        best_epoch: 1 for the first one; chosen by the dev AUROC, then by the dev loss.
+        best_epoch: 1 for the first one; chosen by the dev AUROC, then by the dev loss, or by the dev objective where
+            there is one.
         best_dev_auroc: Mean over the findings; nan where no finding of the dev set has both classes.
         history: Per epoch ``epoch``, ``loss``, ``dev_loss``, ``dev_auroc`` (None where undefined), ``auroc`` per
-            finding, ``learning_rate``, ``images_per_second`` and ``seconds``.
+            finding, ``dev_objective`` where a teacher's probabilities were followed, ``learning_rate``,
+            ``images_per_second`` and ``seconds``.
         seconds: Spent in epochs, those before a resume included.
         pos_weight: float32 (findings,), the weights in the loss; a probability is ``sigmoid(z - log(pos_weight))``.
     """

@@ -17,12 +17,12 @@ import numpy as np
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.metrics import auroc_per_finding, mean_auroc
 from cxr_compress.models.masked import check_zeros
 from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.batches import Batches, ahead, checked_films
 from cxr_compress.train.checkpoints import Progress, RunFolder
 from cxr_compress.train.config import FitConfig, FitResult
+from cxr_compress.train.dev_score import DevScore, best_epoch
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.features import FeatureMatch, FeatureTerm, check_match
 from cxr_compress.train.logs import EpochLog
@@ -67,7 +67,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     Args:
         model: From preprocessed films to logits; not compiled by this function.
         train: (images, labels): uint8 (films, height, width[, 3]) and (films, findings) of 0 to 1, NaN for unknown.
-        dev: As ``train``, of other patients; chooses the best epoch, by the labels that are 0 or 1.
+        dev: As ``train``, of other patients; chooses the best epoch: by AUROC over the labels that are 0 or 1, or
+            where a teacher's probabilities are followed, by the loss that is trained.
         spec: How the model wants its films.
         config: The choices of the run.
         run_dir: Folder of this run alone.
@@ -207,20 +208,23 @@ def _train(  # noqa: PLR0917 - what is trained, where it is kept, and what it le
     best_from_epoch: int,
 ) -> None:
     """Run the epochs that are missing, saving after each."""
+    config = run.config
     step = run.engine.make_step(
-        run.model, run.loss, run.optimizer, teacher, run.config.distill_weight, run.average, features
+        run.model, run.loss, run.optimizer, teacher, config.distill_weight, run.average, features
     )
     forward = run.engine.make_forward(run.model)
+    soft = _sigmoid(_dev_logits(run, teacher)) if teacher is not None and config.distill_weight else None
+    score = DevScore(run.dev[1], run.findings, run.loss, soft, config.distill_weight)
     log = EpochLog(folder.path)
     with _one_opencv_thread(), contextlib.closing(log):
         run.callbacks.on_train_begin()
-        for epoch in range(len(done.history), run.config.epochs):
-            done.history.append(_one_epoch(run, folder, step, forward, epoch))
-            done.best_epoch = _best(done.history, best_from_epoch)
+        for epoch in range(len(done.history), config.epochs):
+            done.history.append(_one_epoch(run, folder, step, forward, score, epoch))
+            done.best_epoch = best_epoch(done.history, best_from_epoch)
             run.engine.on_chief(lambda: log.write(done.history))
             folder.save(done, run.state, scored=run.average.weights if run.average else None)
-            run.news(_epoch_line(done.history[-1], run.config.epochs, done.best_epoch))
-            if _finished(done, run.config):
+            run.news(_epoch_line(done.history[-1], config.epochs, done.best_epoch))
+            if _finished(done, config):
                 break
         run.callbacks.on_train_end()
 
@@ -232,27 +236,24 @@ def _finished(done: Progress, config: FitConfig) -> bool:
     return gave_up or len(done.history) >= config.epochs
 
 
-def _one_epoch(run: _Run, folder: RunFolder, step: Step, forward: Forward, epoch: int) -> dict[str, Any]:
+def _one_epoch(  # noqa: PLR0917 - how to train and how to score, where it is kept, and which epoch it is
+    run: _Run, folder: RunFolder, step: Step, forward: Forward, score: DevScore, epoch: int
+) -> dict[str, Any]:
     """Train on every batch once, then score the dev set."""
     started = time.perf_counter()
     run.batches.epoch = epoch
     run.callbacks.on_epoch_begin(epoch)
     loss, images_per_second = _train_batches(run, folder, step, epoch)
     run.callbacks.on_epoch_end(epoch)
-    images, labels = run.dev
     with run.scored_weights():
-        logits = predict_logits(run.model, images, run.batches.spec, batch_size=run.config.batch_size, forward=forward)
-    dev_loss = run.engine.agree(float(run.loss(labels, logits)))
-    if not math.isfinite(dev_loss):
-        raise DataError(_no_number(dev_loss, "dev", epoch, run.config))
-    hard = np.where((labels == 0) | (labels == 1), labels, np.nan)
-    per_finding = auroc_per_finding(hard, logits)
+        found = score.of(_dev_logits(run, run.model, forward))
+    found["dev_loss"] = run.engine.agree(found["dev_loss"])
+    if not math.isfinite(found["dev_loss"]):
+        raise DataError(_no_number(found["dev_loss"], "dev", epoch, run.config))
     entry = {
         "epoch": epoch + 1,
         "loss": loss,
-        "dev_loss": dev_loss,
-        "dev_auroc": _or_none(mean_auroc(hard, logits)),
-        "auroc": {name: _or_none(value) for name, value in zip(run.findings, per_finding, strict=True)},
+        **found,
         "learning_rate": float(run.optimizer.learning_rate.numpy()),
         "images_per_second": round(images_per_second, 1),
         "seconds": round(time.perf_counter() - started, 3),
@@ -281,13 +282,14 @@ def _train_batches(run: _Run, folder: RunFolder, step: Step, epoch: int) -> tupl
     return total / count, count * run.batches.batch_size / (time.perf_counter() - started)
 
 
-def _best(history: Sequence[Mapping[str, Any]], best_from_epoch: int) -> int:
-    """The epoch with the highest dev AUROC, the lower dev loss among equals; 0 if none counts yet."""
-    counted = history[best_from_epoch - 1 :]
-    if not counted:
-        return 0
-    best = max(counted, key=lambda entry: (_or_minus_infinity(entry["dev_auroc"]), -entry["dev_loss"]))
-    return int(best["epoch"])
+def _dev_logits(run: _Run, model: Any, forward: Forward | None = None) -> np.ndarray:
+    """What a model, which may be the teacher, says of the dev films."""
+    forward = forward or run.engine.make_forward(model)
+    return predict_logits(model, run.dev[0], run.batches.spec, batch_size=run.config.batch_size, forward=forward)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))  # of no logit does it overflow
 
 
 def _result(done: Progress, pos_weight: np.ndarray) -> FitResult:
@@ -374,15 +376,6 @@ def _epoch_line(entry: Mapping[str, Any], epochs: int, best_epoch: int) -> str:
         f"epoch {entry['epoch']}/{epochs}: loss {entry['loss']:.4f}, dev loss {entry['dev_loss']:.4f}, "
         f"dev AUROC {auroc} ({best}), {entry['images_per_second']:.0f} images/s"
     )
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else float(value)
-
-
-def _or_minus_infinity(value: float | None) -> float:
-    return -math.inf if value is None else value
 
 
 def _silent(_line: str) -> None:

@@ -144,6 +144,8 @@ def test_compress_wrong_flag_loads_no_tensorflow():
             {"options": {"uncertain": "ones", "flag": "pneumoniamnist"}},
         ),
         (["--from_scratch", "--equalize", "--qat=never"], {"from_scratch": True, "equalize": True, "qat": "never"}),
+        (["--augment_gamma=0.2", "--augment_mirror"], {"augment": {"gamma": 0.2, "mirror": 1.0}}),
+        (["--weight_decay=0.01", "--label_smoothing=0.05"], {"weight_decay": 0.01, "label_smoothing": 0.05}),
         (["--scoring_images=64", "--reconstruction_images=32"], {"scoring_images": 64, "reconstruction_images": 32}),
     ],
 )
@@ -167,6 +169,14 @@ def test_compress_overrides_change_those_of_a_recipe_file(tmp_path):
     path.write_text(Recipe(dataset="nih", overrides={"stem": 0.1}).to_json())
     assert make_recipe_of(compress_flags(f"--recipe={path}")).overrides == {"stem": 0.1}
     assert make_recipe_of(compress_flags(f"--recipe={path}", "--overrides=g1=0.2")).overrides == {"g1": 0.2}
+
+
+def test_compress_augment_flags_change_only_their_own_range_of_a_recipe_file(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(Recipe(augment={"gamma": 0.2, "shift": 0.1}).to_json())
+    assert make_recipe_of(compress_flags(f"--recipe={path}")).augment == {"gamma": 0.2, "shift": 0.1}
+    changed = make_recipe_of(compress_flags(f"--recipe={path}", "--augment_shift=0", "--noaugment_mirror"))
+    assert changed.augment == {"gamma": 0.2, "shift": 0.0, "mirror": 0.0}
 
 
 def test_compress_recipe_file_with_an_unknown_key_is_refused(tmp_path):

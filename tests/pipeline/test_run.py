@@ -24,6 +24,7 @@ from cxr_compress.lite import audit
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
+from cxr_compress.pipeline.context import OF_TRAINING
 from cxr_compress.recipe import make_recipe
 from cxr_compress.sparsity import measure_sparsity
 from cxr_compress.structured import ChannelPlan, measure_cost
@@ -96,6 +97,13 @@ def test_run_cost_in_the_plan_is_that_of_the_delivered_model(finished):
     plan = ChannelPlan.from_json((folder / "plan.json").read_text())
     assert measure_cost(load_model(folder / "sparse.keras")) == plan.after
     assert report["rows"][2]["params"] == plan.after.params
+
+
+def test_run_every_stage_that_trains_depends_on_what_trainings_share(finished):
+    folder, _, _ = finished
+    for stage in ("base", "recover", "sparsify"):
+        decided = json.loads((folder / "manifests" / f"{stage}.json").read_text())["inputs"]["recipe"]
+        assert set(OF_TRAINING) <= set(decided), stage
 
 
 def test_run_to_int16x8_makes_only_the_files_again_and_they_err_less(finished, phantom, tmp_path):

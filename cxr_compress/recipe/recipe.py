@@ -1,29 +1,19 @@
-"""One compression run as data: every choice that decides its result, and nothing that does not (no paths, no times)."""
+"""The choices of one run and what they must not be."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.recipe.change import changed
+from cxr_compress.recipe.choices import AUGMENT, CHOICES, COUNTS, NOT_NEGATIVE, RATES
 
 RECIPE_FORMAT = 1
-
-# Here and not only where they are made: a wrong name is refused before anything slow is loaded.
-CRITERIA = ("l1", "l2", "geometric_median", "bn_scale", "taylor", "apoz", "lasso", "random")
-SCOPES = ("global", "local", "sensitivity")
-REDUCTIONS = ("sum", "mean", "max")
-NORMALIZERS = ("mean", "max", "none")
-THRESHOLD_UNITS = ("absolute", "std")
-ALLOCATIONS = ("layer", "global", "erk")
-SCHEDULES = ("constant", "polynomial", "cubic")
-PATTERNS = ("unstructured", "2:4", "block")
-CALIBRATION_METHODS = ("minmax", "percentile", "mse")
-QAT = ("auto", "never", "always")
-QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8")
 
 _CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
@@ -39,6 +29,11 @@ class Recipe:
         epochs: training epochs of the uncut model; not used when the model comes from a file.
         learning_rate: of that training.
         batch_size: films per step in every training.
+        augment: how far training films are changed, where that is not as usual: any of AUGMENT -> range (mirror: 1), as
+            ``train.AugmentRanges`` has them. With what the uncut model was trained with, a thin one keeps its poise on
+            films that are exposed or turned in another way.
+        weight_decay: of every training, decoupled.
+        label_smoothing: of every training: share by which labels move towards 0.5.
         dev_fraction: share of the training patients set aside for every choice.
         allow_missing: go on with a part of the images that the set's official list names (nih only).
         options: what the reader of the set takes besides, as ``data.load_dataset`` does.
@@ -113,6 +108,9 @@ class Recipe:
     epochs: int = 10
     learning_rate: float = 2e-3
     batch_size: int = 32
+    augment: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
     dev_fraction: float = 0.1
     allow_missing: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
@@ -177,19 +175,19 @@ class Recipe:
         Raises:
             CompressionError: a value outside its range.
         """
-        for name in _COUNTS:
+        for name in COUNTS:
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             _require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}", repr(getattr(self, name)))
-        for name in _NOT_NEGATIVE:
+        for name in NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in _RATES:
+        for name in RATES:
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         if self.target_bytes is not None:
             expected = "one of int8, int8_float_io with target_bytes, which counts the bytes of int8 files"
             _require(self.quantizes, "quant_type", expected, repr(self.quant_type))
         self._check_removal()
-        self._check_recovery()
+        self._check_training()
         self._check_quantisation()
 
     def _check_removal(self) -> None:
@@ -200,7 +198,11 @@ class Recipe:
         for pattern in (*self.overrides, *self.exclude):
             _require(_compiles(pattern), "a layer pattern", "a regular expression", repr(pattern))
 
-    def _check_recovery(self) -> None:
+    def _check_training(self) -> None:
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)", self.label_smoothing)
+        for name, size in self.augment.items():
+            _require(name in AUGMENT, "the names in augment", f"of {', '.join(AUGMENT)}", repr(name))
+            _require(0 <= size < math.inf, f"augment {name}", "0 or a positive number", size)
         _require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]", self.distill_weight)
         _require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
         _require(0 <= self.weight_sparsity < 1, "weight_sparsity", "in [0, 1)", self.weight_sparsity)
@@ -284,7 +286,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the format, ready for JSON."""
-        changed: dict[str, Any] = {"overrides": dict(self.overrides), "options": dict(self.options)}
+        changed: dict[str, Any] = {name: dict(getattr(self, name)) for name in ("overrides", "options", "augment")}
         changed |= {name: list(getattr(self, name)) for name in ("exclude", "sparsity_block")}
         return {"format": RECIPE_FORMAT, **asdict(self), **changed}
 
@@ -305,76 +307,7 @@ class Recipe:
             raise CompressionError(f"expected a recipe as JSON; could not read it: {error}") from error
         if not isinstance(values, dict) or values.pop("format", None) != RECIPE_FORMAT:
             raise CompressionError(f'expected a recipe with "format": {RECIPE_FORMAT}; see the recipe.json of a run')
-        return _changed(cls(), values)
-
-
-_COUNTS = (
-    *("input_size", "epochs", "batch_size", "round_to", "min_channels", "removal_steps", "qat_epochs"),
-    *("scoring_images", "reconstruction_images", "recalibration_images", "calibration_images"),
-)
-_NOT_NEGATIVE = (
-    *("recovery_epochs", "sparsity_epochs", "finetune_epochs", "schedule_epochs", "feature_weight", "auto_fallback"),
-    *("max_auroc_drop", "margin"),
-)
-_RATES = (
-    *("learning_rate", "recovery_learning_rate", "sparsity_learning_rate", "finetune_learning_rate"),
-    "qat_learning_rate",
-)
-_CHOICES = {
-    "criterion": CRITERIA,
-    "scope": SCOPES,
-    "group_reduction": REDUCTIONS,
-    "normalizer": NORMALIZERS,
-    "threshold_unit": THRESHOLD_UNITS,
-    "sparsity_allocation": ALLOCATIONS,
-    "sparsity_schedule": SCHEDULES,
-    "sparsity_pattern": PATTERNS,
-    "calibration_method": CALIBRATION_METHODS,
-    "qat": QAT,
-    "quant_type": QUANT_TYPES,
-}
-
-# What suits each architecture on two cores. Narrow layers cannot be thinned in steps of 8.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny_chexnet": {"round_to": 4},
-    "chexnet": {
-        "input_size": 112,
-        "batch_size": 16,
-        "epochs": 5,
-        "learning_rate": 1e-3,
-        "recovery_epochs": 2,
-        "recovery_learning_rate": 3e-4,
-        "sparsity_epochs": 2,
-        "sparsity_learning_rate": 2e-4,
-    },
-}
-
-
-def make_recipe(model: str, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe that suits an architecture, with the given fields changed.
-
-    Raises:
-        CompressionError: an unknown field, or a value outside its range.
-    """
-    return _changed(replace(Recipe(model=model), **PRESETS.get(model, {})), changes)
-
-
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    known = {field.name for field in fields(Recipe)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise CompressionError(f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    values = dict(changes)
-    try:
-        for name in {"exclude", "sparsity_block"} & set(values):
-            values[name] = tuple(values[name])
-        if "overrides" in values:
-            values["overrides"] = {str(pattern): float(share) for pattern, share in values["overrides"].items()}
-        if "options" in values:
-            values["options"] = {str(name): str(value) for name, value in values["options"].items()}
-        return replace(recipe, **values)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CompressionError(f"a value in the recipe has the wrong type: {error}") from error
+        return changed(cls(), values)
 
 
 def _short(bound: float) -> str:

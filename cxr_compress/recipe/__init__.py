@@ -1,0 +1,36 @@
+"""One compression run as data: every choice that decides its result, and nothing that does not (no paths, no times)."""
+
+from cxr_compress.recipe.choices import (
+    ALLOCATIONS,
+    AUGMENT,
+    CALIBRATION_METHODS,
+    CRITERIA,
+    NORMALIZERS,
+    PATTERNS,
+    QAT,
+    QUANT_TYPES,
+    REDUCTIONS,
+    SCHEDULES,
+    SCOPES,
+    THRESHOLD_UNITS,
+)
+from cxr_compress.recipe.presets import PRESETS, make_recipe
+from cxr_compress.recipe.recipe import Recipe
+
+__all__ = [
+    "ALLOCATIONS",
+    "AUGMENT",
+    "CALIBRATION_METHODS",
+    "CRITERIA",
+    "NORMALIZERS",
+    "PATTERNS",
+    "PRESETS",
+    "QAT",
+    "QUANT_TYPES",
+    "REDUCTIONS",
+    "SCHEDULES",
+    "SCOPES",
+    "THRESHOLD_UNITS",
+    "Recipe",
+    "make_recipe",
+]

@@ -1,0 +1,84 @@
+"""How good the epochs of a training are, by the films of the dev patients, and which of them is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.metrics import auroc_per_finding, mean_auroc
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """What the logits of the dev films are held against.
+
+    Attributes:
+        labels: (films, findings) of 0 to 1, NaN for unknown.
+        findings: Their names.
+        loss: From (labels, logits) to a number, as in training.
+        soft: The teacher's probabilities for these films; None where none teaches.
+        distill_weight: Share of the loss that follows them.
+    """
+
+    labels: np.ndarray
+    findings: tuple[str, ...]
+    loss: Any
+    soft: np.ndarray | None = None
+    distill_weight: float = 0.0
+
+    def of(self, logits: np.ndarray) -> dict[str, Any]:
+        """The figures of one epoch, JSON-ready: loss, AUROC of the hard labels, and with a teacher the objective.
+
+        ``dev_objective`` is what training minimises, on dev and without the term of the maps:
+        ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``. Where the loss is no number, there is
+        nothing else to say.
+        """
+        loss = float(self.loss(self.labels, logits))
+        if not math.isfinite(loss):
+            return {"dev_loss": loss}
+        hard = np.where((self.labels == 0) | (self.labels == 1), self.labels, np.nan)
+        per_finding = auroc_per_finding(hard, logits)
+        found = {
+            "dev_loss": loss,
+            "dev_auroc": _or_none(mean_auroc(hard, logits)),
+            "auroc": {name: _or_none(value) for name, value in zip(self.findings, per_finding, strict=True)},
+        }
+        if self.soft is None:
+            return found
+        weight = self.distill_weight
+        return {**found, "dev_objective": (1.0 - weight) * loss + weight * _cross_entropy(self.soft, logits)}
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
+    """The best of the epochs from ``first`` on, counted from 1; 0 if none counts yet.
+
+    With a teacher it is the one with the lowest objective: a few hundred dev films, of which a good network orders all
+    but a handful of pairs rightly, hardly tell epochs apart by AUROC, while their distance to the teacher does.
+    Without one it is the one with the highest AUROC, the lower loss among equals.
+    """
+    counted = history[first - 1 :]
+    if not counted:
+        return 0
+    if all("dev_objective" in entry for entry in counted):
+        return int(min(counted, key=lambda entry: entry["dev_objective"])["epoch"])
+    best = max(counted, key=lambda entry: (_or_minus_infinity(entry["dev_auroc"]), -entry["dev_loss"]))
+    return int(best["epoch"])
+
+
+def _cross_entropy(soft: np.ndarray, logits: np.ndarray) -> float:
+    """Mean over films and findings, in float64: as the loss of a training step, without its rounding."""
+    logits = logits.astype(np.float64)
+    return float(np.mean(np.logaddexp(0.0, logits) - soft * logits))
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else float(value)
+
+
+def _or_minus_infinity(value: float | None) -> float:
+    return -math.inf if value is None else value

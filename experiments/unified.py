@@ -6,6 +6,9 @@ Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet
               --run_dir=unified_run          # the next row that is missing; again for the one after it
           python experiments/unified.py ... --rows=unified_1000kB,removal_1000kB
           python experiments/unified_table.py
+          # Against the uncut model at the size that it is best at: import with --input_size=160, then
+          python experiments/unified.py ... --rows=unified_1000kB --input_size=160 --training=patient \
+              --run_dir=unified_run_160 --results=experiments/results/unified_160.json
 Time:     20 to 60 minutes a row at 112 px on two cores, 13 rows. A row that is stopped goes on where it was, stage by
           stage; a finished one is kept.
 Result:   experiments/results/unified.json: per row bytes, deflated bytes, MACs, parameters and time per film, all at
@@ -34,6 +37,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from absl import app, flags
+from unified_rows import (
+    PRUNING,
+    RANDOM,
+    REMOVAL,
+    ROWS,
+    SCRATCH,
+    SMOKE_ROWS,
+    TRAININGS,
+    UNIFIED,
+    RowPlan,
+    recipe_of,
+    smoke_recipe_of,
+)
 
 from cxr_compress.data import Dataset, decode_split, load_dataset
 from cxr_compress.data.phantom import write_phantom
@@ -48,7 +64,7 @@ from cxr_compress.metrics import Interval, paired_auroc_difference
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
 from cxr_compress.pipeline import run_recipe
-from cxr_compress.recipe import Recipe, make_recipe
+from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 from cxr_compress.train.transfer import at_size
 
@@ -59,72 +75,6 @@ SIZE = 224
 CALIBRATION_FILMS = 16
 MAX_LOSS, MARGIN = 0.005, 0.01
 
-UNIFIED, PRUNING, REMOVAL = "unified", "weight pruning + int8", "removal + int8"
-INT8, RANDOM, SCRATCH = "int8 alone", "unified, random filters", "the same shape from scratch"
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """One row before it is run.
-
-    Attributes:
-        method: what it shows; rows of one method are one series of the plot.
-        changes: of the preset of the model's recipe.
-    """
-
-    method: str
-    changes: Mapping[str, Any]
-
-
-def _cut(target_bytes: int, target_macs: float | None, **changes: Any) -> dict[str, Any]:
-    return {"target_bytes": target_bytes, "target_macs": target_macs, **changes}
-
-
-# What no row differs in.
-_SHARED: dict[str, Any] = {
-    **{"scope": "local", "round_to": 4, "max_removed_fraction": 0.9},
-    **{"distill_weight": 0.7, "feature_weight": 0.1, "ema_decay": 0.99, "recovery_learning_rate": 6e-4},
-    # As the uncut model was trained.
-    "augment": {"shift": 0.08, "rotation": 10, "scale": 0.1, "contrast": 0.25, "brightness": 25, "gamma": 0.2},
-    **{"weight_decay": 0.01, "label_smoothing": 0.05},
-}
-# Eight epochs each, however they are spread.
-_BOTH: dict[str, Any] = {"recovery_epochs": 5, "weight_sparsity": 0.5, "sparsity_epochs": 2, "finetune_epochs": 1}
-_REMOVAL_ALONE: dict[str, Any] = {"recovery_epochs": 8, "weight_sparsity": 0.0, "finetune_epochs": 0}
-_PRUNING_ALONE: dict[str, Any] = {"target_macs": None, "sparsity_epochs": 5, "finetune_epochs": 3}
-# The size that matters most comes first.
-_MACS = {1_000_000: 0.12, 2_000_000: 0.3, 640_000: None, 330_000: None}
-# Where this set of films tells models apart: each pair is about as large as the other when deflated.
-_EQUAL_DEFLATED = {400_000: 290_000, 640_000: 495_000}
-
-
-def _rows() -> dict[str, RowPlan]:
-    rows = {f"unified_{size // 1000}kB": RowPlan(UNIFIED, _cut(size, macs, **_BOTH)) for size, macs in _MACS.items()}
-    rows["int8"] = RowPlan(INT8, {"target_macs": None, "weight_sparsity": 0.0, "qat": "never"})
-    rows["unified_400kB"] = RowPlan(UNIFIED, _cut(400_000, None, **_BOTH))
-    for size in (2_000_000, 1_000_000, 640_000, *_EQUAL_DEFLATED.values()):
-        rows[f"removal_{size // 1000}kB"] = RowPlan(REMOVAL, _cut(size, _MACS.get(size), **_REMOVAL_ALONE))
-    for sparsity in (0.7, 0.85, 0.92, 0.96, 0.99):
-        rows[f"pruning_w{sparsity * 100:.0f}"] = RowPlan(PRUNING, {**_PRUNING_ALONE, "weight_sparsity": sparsity})
-    one = _cut(1_000_000, _MACS[1_000_000], **_BOTH)
-    rows["random_1000kB"] = RowPlan(RANDOM, {**one, "criterion": "random"})
-    rows["scratch_1000kB"] = RowPlan(SCRATCH, {**one, "from_scratch": True})
-    return rows
-
-
-ROWS = _rows()
-_SMOKE_ROWS = {
-    "unified": RowPlan(UNIFIED, {"recovery_epochs": 0, "sparsity_epochs": 1}),
-    "removal": RowPlan(REMOVAL, {"recovery_epochs": 0, "weight_sparsity": 0.0}),
-}
-_SMOKE_RECIPE = {
-    "input_size": 32,
-    "batch_size": 16,
-    **dict.fromkeys(("calibration_images", "recalibration_images", "reconstruction_images"), 16),
-    "bootstrap_samples": 50,
-    "qat": "never",
-}
-
 _SMOKE = flags.DEFINE_boolean("smoke", False, "Two rows of a small random network on phantom films: checks the script.")
 _MODEL = flags.DEFINE_string("keras_model_file", None, "The trained model, logits out.")
 _DATASET = flags.DEFINE_string("dataset", "kermany", "The films.")
@@ -133,6 +83,13 @@ _RUN = flags.DEFINE_string("run_dir", None, "Where the runs are kept, a folder e
 _NAMES = flags.DEFINE_list("rows", None, f"Which rows: of {', '.join(ROWS)}; without it the next that is missing.")
 _RESULTS = flags.DEFINE_string("results", None, "The JSON that rows go to; by default that in experiments/results.")
 _INPUT = flags.DEFINE_integer("input_size", None, "Of the model and the films, pixels; by default the recipe's 112.")
+_TRAINING = flags.DEFINE_enum(
+    "training",
+    "usual",
+    list(TRAININGS),
+    "as_uncut: augment, decay and smooth as chexnet_kermany was trained; patient: so, with twice the epochs, following "
+    "the uncut model alone.",
+)
 _THREADS = flags.DEFINE_integer("num_threads", 1, "Of the TFLite kernels, for the times.")
 
 
@@ -328,19 +285,18 @@ def prepare(folder: Path) -> Bench:
     return Bench(folder / "uncut.keras", dataset, films, folder, results, 64, 5)
 
 
-def recipe_of(plan: RowPlan) -> Recipe:
-    """The recipe of a row."""
+def recipe_for(plan: RowPlan) -> Recipe:
+    """The recipe of a row, by the flags."""
     if _SMOKE.value:
-        return make_recipe("tiny_chexnet", {"dataset": "phantom", **_SMOKE_RECIPE, **plan.changes})
-    size = {"input_size": _INPUT.value} if _INPUT.value else {}
-    return make_recipe("chexnet", {"dataset": _DATASET.value, **size, **_SHARED, **plan.changes})
+        return smoke_recipe_of(plan)
+    return recipe_of(plan, _DATASET.value, _INPUT.value, _TRAINING.value)
 
 
 def fill(bench: Bench, plans: Mapping[str, RowPlan], names: list[str]) -> None:
     """Measure rows and add each to the results at once."""
     for name in names:
         news = lambda line, name=name: print(f"{name}: {line}", file=sys.stderr, flush=True)  # noqa: E731
-        row = measure(bench, name, plans[name], recipe_of(plans[name]), news)
+        row = measure(bench, name, plans[name], recipe_for(plans[name]), news)
         results = read_results(bench.results)
         results["dataset"] = {
             "name": bench.dataset.name,
@@ -371,7 +327,7 @@ def choose_rows(plans: Mapping[str, RowPlan], done: Mapping[str, Any]) -> list[s
 
 def run(folder: Path) -> None:
     """Fill the rows that are asked for."""
-    plans = _SMOKE_ROWS if _SMOKE.value else ROWS
+    plans = SMOKE_ROWS if _SMOKE.value else ROWS
     bench = prepare(make_folder(folder))
     names = choose_rows(plans, read_results(bench.results)["rows"])
     if len(names) > 1 and not _SMOKE.value:

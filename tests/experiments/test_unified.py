@@ -35,7 +35,9 @@ def unified() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["unified"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)  # as for a script, whose neighbours are importable
+        spec.loader.exec_module(module)
     return module
 
 
@@ -77,6 +79,19 @@ def test_unified_rows_are_recipes_of_equal_epochs_that_differ_in_what_they_show(
     assert {epochs[name] for name in epochs if name != "int8"} == {8}
     assert epochs["int8"] == 0, "nothing is trained there"
     assert recipes["unified_1000kB"].budget == {"macs": 0.12, "tflite_bytes": 1_000_000}
+
+
+def test_unified_trainings_change_every_row_alike(unified):
+    for name, plan in unified.ROWS.items():
+        usual, as_uncut, patient = (unified.recipe_of(plan, "kermany", 160, one) for one in unified.TRAININGS)
+        assert (usual.augment, usual.distill_weight, usual.input_size) == ({}, 0.7, 160), name
+        assert as_uncut.augment == patient.augment != {}
+        assert (as_uncut.weight_decay, as_uncut.distill_weight) == (0.01, 0.7)
+        assert patient.distill_weight == 1.0
+        for field in ("recovery_epochs", "sparsity_epochs", "finetune_epochs"):
+            assert getattr(as_uncut, field) == getattr(usual, field)
+            if field in plan.changes:
+                assert getattr(patient, field) == 2 * getattr(usual, field)
 
 
 def row(method: str, deflated: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cxr_compress.recipe import Recipe, make_recipe
 from tests.conftest import REPOSITORY
 
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -67,8 +68,6 @@ def test_unified_smoke_fills_rows_that_the_table_shows(tmp_path):
 
 
 def test_unified_rows_are_recipes_of_equal_epochs_that_differ_in_what_they_show(unified):
-    from cxr_compress.recipe import make_recipe
-
     recipes = {name: make_recipe("chexnet", plan.changes) for name, plan in unified.ROWS.items()}
     assert len(set(map(str, recipes.values()))) == len(recipes)
     epochs = {
@@ -92,6 +91,11 @@ def test_unified_trainings_change_every_row_alike(unified):
             assert getattr(as_uncut, field) == getattr(usual, field)
             if field in plan.changes:
                 assert getattr(patient, field) == 2 * getattr(usual, field)
+
+
+def test_recipe_of_a_megabyte_is_that_of_its_row(unified):
+    kept = Recipe.from_json((EXPERIMENTS / "recipes" / "chexnet_1MB.json").read_text(encoding="utf-8"))
+    assert kept == unified.recipe_of(unified.ROWS["unified_1000kB"], "kermany", 160, "patient")
 
 
 def row(method: str, deflated: int) -> dict[str, Any]:

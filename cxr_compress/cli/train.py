@@ -45,7 +45,7 @@ _NUMBERS = {
     "distill_weight": (0.0, "Share of the loss that follows --teacher instead of the labels."),
 }
 _COUNTS = {
-    "patience": (0, "Epochs of a size without a better dev AUROC that end it; 0: never."),
+    "patience": (0, "Epochs of a size without a better one on dev that end it; 0: never."),
     "seed": (0, "Of everything that draws."),
 }
 

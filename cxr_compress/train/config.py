@@ -35,7 +35,7 @@ class FitConfig:
             It makes a network less sure of what sets one hospital's films apart, and probabilities need calibration.
         ema_decay: Of a running average of all weights, which then is what is scored and kept; 0 keeps the weights
             themselves. The average follows faster in the first steps.
-        patience: Stop after this many epochs without a better dev AUROC; 0 never stops early.
+        patience: Stop after this many epochs without a better one (see ``FitResult``); 0 never stops early.
         seed: Of film order, of the changes to the films and of what is random inside the model.
         distill_weight: Share of the loss that pulls towards the teacher's probabilities instead of the labels; needs a
             teacher when above 0.

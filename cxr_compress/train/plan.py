@@ -44,7 +44,7 @@ class TrainingPlan:
         weight_decay: Decoupled decay.
         warmup_fraction: Share of the steps of a stage.
         ema_decay: Of the running average of the weights.
-        patience: Epochs without a better dev AUROC that end a stage.
+        patience: Epochs without a better one on dev that end a stage.
         augment: Change each film a little.
         ranges: How far.
         precision: As ``transfer.in_precision``.

@@ -8,12 +8,14 @@ Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet
           python experiments/unified_table.py
           # Against the uncut model at the size that it is best at: import with --input_size=160, then
           python experiments/unified.py ... --rows=unified_1000kB --input_size=160 --training=patient \
-              --run_dir=unified_run_160 --results=experiments/results/unified_160.json
+              --run_dir=unified_run_160_patient
+          python experiments/unified_table.py --results=experiments/results/unified_160_patient.json
 Time:     20 to 60 minutes a row at 112 px on two cores, 13 rows. A row that is stopped goes on where it was, stage by
           stage; a finished one is kept.
-Result:   experiments/results/unified.json: per row bytes, deflated bytes, MACs, parameters and time per film, all at
-          224 px, beside the uncut float file on the same runtime and thread; AUROC on the official test films and its
-          paired difference to the uncut model; what the run took. `unified_table.py` turns it into a table and a plot.
+Result:   experiments/results/unified[_SIZE][_TRAINING].json, by the flags: per row bytes, deflated bytes, MACs,
+          parameters and time per film, all at 224 px, beside the uncut float file on the same runtime and thread; AUROC
+          on the official test films and its paired difference to the uncut model; what the run took.
+          `unified_table.py` turns it into a table and a plot.
 
 Every row has the same number of training epochs. Test films are scored once per row, by its run; nothing is chosen on
 them. Sizes and times are measured on the same network rebuilt for 224 px films, whatever it was trained at.
@@ -46,6 +48,7 @@ from unified_rows import (
     SMOKE_ROWS,
     TRAININGS,
     UNIFIED,
+    USUAL,
     RowPlan,
     recipe_of,
     smoke_recipe_of,
@@ -68,7 +71,7 @@ from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 from cxr_compress.train.transfer import at_size
 
-RESULTS = Path(__file__).parent / "results" / "unified.json"
+RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
 SIZE = 224
 # Ranges hardly change the size of a file or the time of a kernel: a few films do.
@@ -81,11 +84,11 @@ _DATASET = flags.DEFINE_string("dataset", "kermany", "The films.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where they lie.")
 _RUN = flags.DEFINE_string("run_dir", None, "Where the runs are kept, a folder each.")
 _NAMES = flags.DEFINE_list("rows", None, f"Which rows: of {', '.join(ROWS)}; without it the next that is missing.")
-_RESULTS = flags.DEFINE_string("results", None, "The JSON that rows go to; by default that in experiments/results.")
+_RESULTS = flags.DEFINE_string("results", None, "The JSON that rows go to; see Result.")
 _INPUT = flags.DEFINE_integer("input_size", None, "Of the model and the films, pixels; by default the recipe's 112.")
 _TRAINING = flags.DEFINE_enum(
     "training",
-    "usual",
+    USUAL,
     list(TRAININGS),
     "as_uncut: augment, decay and smooth as chexnet_kermany was trained; patient: so, with twice the epochs, following "
     "the uncut model alone.",
@@ -272,7 +275,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def prepare(folder: Path) -> Bench:
     """Model and films, real or small."""
-    results = Path(_RESULTS.value) if _RESULTS.value else folder / "unified.json" if _SMOKE.value else RESULTS
+    results = Path(_RESULTS.value) if _RESULTS.value else _results_file(folder)
     if not _SMOKE.value:
         dataset = load_dataset(_DATASET.value, _DATA.value)
         return Bench(Path(_MODEL.value), dataset, Path(_DATA.value), folder, results, SIZE, 50)
@@ -283,6 +286,19 @@ def prepare(folder: Path) -> Bench:
     model = tiny_chexnet(num_classes=len(dataset.findings), input_shape=(32, 32, 3))
     save_model(model, folder / "uncut.keras")
     return Bench(folder / "uncut.keras", dataset, films, folder, results, 64, 5)
+
+
+def _results_file(folder: Path) -> Path:
+    """Where rows go: a smoke run leaves nothing outside of its folder."""
+    if _SMOKE.value:
+        return folder / "unified.json"
+    return RESULTS / results_name(_INPUT.value, _TRAINING.value)
+
+
+def results_name(input_size: int | None, training: str) -> str:
+    """A file for each size and way to train: the rows of one file differ in what they show alone."""
+    size = f"_{input_size}" if input_size else ""
+    return f"unified{size}.json" if training == USUAL else f"unified{size}_{training}.json"
 
 
 def recipe_for(plan: RowPlan) -> Recipe:

@@ -42,8 +42,9 @@ _AS_UNCUT: dict[str, Any] = {
 # Ways to train that a row may be run with, as changes of its recipe, and the factor of its epochs. "patient" follows
 # the teacher alone, on the same changed films, for long: Beyer et al., "Knowledge distillation: A good teacher is
 # patient and consistent" (arXiv 2106.05237).
+USUAL = "usual"
 TRAININGS: Mapping[str, tuple[Mapping[str, Any], int]] = {
-    "usual": ({}, 1),
+    USUAL: ({}, 1),
     "as_uncut": (_AS_UNCUT, 1),
     "patient": ({**_AS_UNCUT, "distill_weight": 1.0}, 2),
 }

@@ -195,7 +195,8 @@ def _from_file(values: flags.FlagValues, changes: dict[str, Any]) -> Recipe:
     path = Path(values.recipe)
     if not path.is_file():
         raise UsageError(f"expected --recipe to be a file, got {values.recipe!r}")
-    kept = Recipe.from_json(path.read_text(encoding="utf-8")).to_dict()
+    # What is no text is no JSON either, which is then said.
+    kept = Recipe.from_json(path.read_text(encoding="utf-8", errors="replace")).to_dict()
     if "augment" in changes:  # a flag each: those that are not given stay
         changes = {**changes, "augment": {**kept["augment"], **changes["augment"]}}
     merged = {**kept, **changes}

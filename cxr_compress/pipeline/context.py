@@ -117,7 +117,5 @@ class RunContext:
 
 def _ranges(recipe: Recipe) -> AugmentRanges:
     """How far this run changes its training films."""
-    sizes: dict[str, Any] = dict(recipe.augment)
-    if "mirror" in sizes:
-        sizes["mirror"] = bool(sizes["mirror"])
-    return AugmentRanges(**sizes)
+    mirror = bool(recipe.augment.get("mirror"))
+    return AugmentRanges(**{**recipe.augment, "mirror": mirror})  # type: ignore[arg-type]

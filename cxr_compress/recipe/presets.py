@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cxr_compress.recipe.change import changed
 from cxr_compress.recipe.recipe import Recipe
 
 # What suits each architecture on two cores. Narrow layers cannot be thinned in steps of 8.
@@ -31,4 +30,4 @@ def make_recipe(model: str, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         CompressionError: an unknown field, or a value outside its range.
     """
-    return changed(replace(Recipe(model=model), **PRESETS.get(model, {})), changes)
+    return replace(Recipe(model=model), **PRESETS.get(model, {})).changed(changes)

@@ -6,11 +6,10 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.recipe.change import changed
 from cxr_compress.recipe.choices import AUGMENT, CHOICES, COUNTS, NOT_NEGATIVE, RATES
 
 RECIPE_FORMAT = 1
@@ -294,6 +293,28 @@ class Recipe:
         """The recipe as a JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with other values; lists and tables may come as JSON and flags have them.
+
+        Raises:
+            CompressionError: an unknown field, a value of the wrong type or outside its range.
+        """
+        known = {field.name for field in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise CompressionError(f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        values = dict(changes)
+        try:
+            for name in {"exclude", "sparsity_block"} & set(values):
+                values[name] = tuple(values[name])
+            for name in {"overrides", "augment"} & set(values):
+                values[name] = {str(key): float(number) for key, number in values[name].items()}
+            if "options" in values:
+                values["options"] = {str(name): str(value) for name, value in values["options"].items()}
+            return replace(self, **values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CompressionError(f"a value in the recipe has the wrong type: {error}") from error
+
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """The inverse of `to_json`.
@@ -307,7 +328,7 @@ class Recipe:
             raise CompressionError(f"expected a recipe as JSON; could not read it: {error}") from error
         if not isinstance(values, dict) or values.pop("format", None) != RECIPE_FORMAT:
             raise CompressionError(f'expected a recipe with "format": {RECIPE_FORMAT}; see the recipe.json of a run')
-        return changed(cls(), values)
+        return cls().changed(values)
 
 
 def _short(bound: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.metrics import auroc_per_finding, mean_auroc
+from cxr_compress.train.losses import distillation_loss
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class DevScore:
         labels: (films, findings) of 0 to 1, NaN for unknown.
         findings: Their names.
         loss: From (labels, logits) to a number, as in training.
-        soft: The teacher's probabilities for these films; None where none teaches.
+        their_logits: The teacher's, for the same films; None where none teaches.
         distill_weight: Share of the loss that follows them.
     """
 
     labels: np.ndarray
     findings: tuple[str, ...]
     loss: Any
-    soft: np.ndarray | None = None
+    their_logits: np.ndarray | None = None
     distill_weight: float = 0.0
 
     def of(self, logits: np.ndarray) -> dict[str, Any]:
@@ -47,10 +48,10 @@ class DevScore:
             "dev_auroc": _or_none(mean_auroc(hard, logits)),
             "auroc": {name: _or_none(value) for name, value in zip(self.findings, per_finding, strict=True)},
         }
-        if self.soft is None:
+        if self.their_logits is None:
             return found
-        weight = self.distill_weight
-        return {**found, "dev_objective": (1.0 - weight) * loss + weight * _cross_entropy(self.soft, logits)}
+        pull = float(distillation_loss(self.their_logits.astype(np.float64), logits.astype(np.float64)))
+        return {**found, "dev_objective": (1.0 - self.distill_weight) * loss + self.distill_weight * pull}
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
@@ -67,12 +68,6 @@ def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
         return int(min(counted, key=lambda entry: entry["dev_objective"])["epoch"])
     best = max(counted, key=lambda entry: (_or_minus_infinity(entry["dev_auroc"]), -entry["dev_loss"]))
     return int(best["epoch"])
-
-
-def _cross_entropy(soft: np.ndarray, logits: np.ndarray) -> float:
-    """Mean over films and findings, in float64: as the loss of a training step, without its rounding."""
-    logits = logits.astype(np.float64)
-    return float(np.mean(np.logaddexp(0.0, logits) - soft * logits))
 
 
 def _or_none(value: float) -> float | None:

@@ -213,8 +213,8 @@ def _train(  # noqa: PLR0917 - what is trained, where it is kept, and what it le
         run.model, run.loss, run.optimizer, teacher, config.distill_weight, run.average, features
     )
     forward = run.engine.make_forward(run.model)
-    soft = _sigmoid(_dev_logits(run, teacher)) if teacher is not None and config.distill_weight else None
-    score = DevScore(run.dev[1], run.findings, run.loss, soft, config.distill_weight)
+    theirs = _dev_logits(run, teacher) if teacher is not None and config.distill_weight else None
+    score = DevScore(run.dev[1], run.findings, run.loss, theirs, config.distill_weight)
     log = EpochLog(folder.path)
     with _one_opencv_thread(), contextlib.closing(log):
         run.callbacks.on_train_begin()
@@ -286,10 +286,6 @@ def _dev_logits(run: _Run, model: Any, forward: Forward | None = None) -> np.nda
     """What a model, which may be the teacher, says of the dev films."""
     forward = forward or run.engine.make_forward(model)
     return predict_logits(model, run.dev[0], run.batches.spec, batch_size=run.config.batch_size, forward=forward)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))  # of no logit does it overflow
 
 
 def _result(done: Progress, pos_weight: np.ndarray) -> FitResult:

@@ -86,6 +86,20 @@ def weighted_bce(
     return WeightedBce(pos_weight, masked=masked, focal_gamma=focal_gamma, label_smoothing=label_smoothing)
 
 
+def distillation_loss(their_logits: Any, logits: Any) -> Any:
+    """Mean cross-entropy between a teacher's probabilities and what a student's logits say; no gradient reaches it.
+
+    Args:
+        their_logits: (films, findings) of the teacher.
+        logits: Of the student, of the same type.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, at
+    temperature 1, per finding.
+    """
+    soft = tf.sigmoid(tf.stop_gradient(their_logits))
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
+
+
 def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) -> WeightedBce:
     """The loss that a training asks for; unknown labels are looked for only where there are some.
 

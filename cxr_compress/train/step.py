@@ -14,6 +14,7 @@ from cxr_compress.keras2 import keras
 from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.config import FitConfig
 from cxr_compress.train.features import FeatureTerm, with_map
+from cxr_compress.train.losses import distillation_loss
 
 Step = Callable[[np.ndarray, np.ndarray], Any]
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -131,10 +132,8 @@ def make_terms(
         if theirs is not None:
             their_logits, their_map = theirs(films, training=False)
             if distill_weight:
-                soft = tf.sigmoid(tf.stop_gradient(their_logits))
-                pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
                 value = (1.0 - distill_weight) * value
-                others.append(distill_weight * pull)
+                others.append(distill_weight * distillation_loss(their_logits, logits))
             if features is not None:
                 others.append(features.of(our_map, their_map))
         return value, [*others, tf.add_n(model.losses)] if model.losses else others

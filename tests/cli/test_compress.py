@@ -11,6 +11,7 @@ import pytest
 from cxr_compress.cli import compress
 from cxr_compress.cli.common import UsageError
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
+from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
 
 NIH = ("--model=chexnet", "--dataset=nih")
@@ -183,6 +184,14 @@ def test_compress_recipe_file_with_an_unknown_key_is_refused(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({**Recipe().to_dict(), "speed": "fast"}))
     with pytest.raises(Exception, match="unknown in a recipe: speed"):
+        make_recipe_of(compress_flags(f"--recipe={path}"))
+
+
+@pytest.mark.parametrize("content", [b"\x80\x81\xff", b"", b'{"format": 1, "epochs": '])
+def test_compress_recipe_file_that_is_no_json_says_what_was_expected(tmp_path, content):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(content)
+    with pytest.raises(CompressionError, match="expected a recipe as JSON; could not read it"):
         make_recipe_of(compress_flags(f"--recipe={path}"))
 
 

@@ -93,6 +93,19 @@ def test_unified_trainings_change_every_row_alike(unified):
                 assert getattr(patient, field) == 2 * getattr(usual, field)
 
 
+@pytest.mark.parametrize(
+    ("size", "training", "name"),
+    [
+        (None, "usual", "unified.json"),
+        (160, "usual", "unified_160.json"),
+        (160, "as_uncut", "unified_160_as_uncut.json"),
+        (None, "patient", "unified_patient.json"),
+    ],
+)
+def test_unified_rows_of_another_size_or_training_go_to_a_file_of_their_own(unified, size, training, name):
+    assert unified.results_name(size, training) == name
+
+
 def test_recipe_of_a_megabyte_is_that_of_its_row(unified):
     kept = Recipe.from_json((EXPERIMENTS / "recipes" / "chexnet_1MB.json").read_text(encoding="utf-8"))
     assert kept == unified.recipe_of(unified.ROWS["unified_1000kB"], "kermany", 160, "patient")

@@ -23,7 +23,7 @@ def test_dev_score_without_a_teacher_has_no_objective():
 
 
 def test_dev_score_logits_that_are_no_numbers_give_the_loss_alone():
-    found = DevScore(LABELS, FINDINGS, LOSS, np.full((4, 2), 0.5), 0.5).of(np.full((4, 2), np.nan, np.float32))
+    found = DevScore(LABELS, FINDINGS, LOSS, np.zeros((4, 2)), 0.5).of(np.full((4, 2), np.nan, np.float32))
     assert list(found) == ["dev_loss"]
     assert np.isnan(found["dev_loss"])
 
@@ -33,7 +33,7 @@ def test_dev_score_objective_is_the_loss_that_a_step_minimises(weight, seed, sca
     rng = np.random.default_rng(seed)
     logits = (scale * rng.normal(size=(4, 2))).astype(np.float32)
     soft = rng.uniform(0.001, 0.999, (4, 2))
-    found = DevScore(LABELS, FINDINGS, LOSS, soft, weight).of(logits)
+    found = DevScore(LABELS, FINDINGS, LOSS, np.log(soft / (1.0 - soft)), weight).of(logits)
     pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits.astype(np.float64)))
     # The loss of the labels is a float32 mean, at most 24 bits exact.
     assert found["dev_objective"] == pytest.approx((1 - weight) * float(LOSS(LABELS, logits)) + weight * float(pull))
@@ -66,10 +66,10 @@ def test_fit_with_a_teacher_keeps_the_epoch_with_the_lowest_objective(tmp_path):
     result = fit(model, train, dev, SPEC, config, tmp_path, findings=FINDINGS, teacher=teacher)
     objectives = [entry["dev_objective"] for entry in result.history]
     assert result.best_epoch == 1 + int(np.argmin(objectives))
-    soft = tf.sigmoid(predict_logits(teacher, dev[0], SPEC)).numpy()
+    theirs = predict_logits(teacher, dev[0], SPEC)
     loss = weighted_bce(result.pos_weight)
-    again = DevScore(dev[1], FINDINGS, loss, soft, 0.9).of(predict_logits(model, dev[0], SPEC))
+    again = DevScore(dev[1], FINDINGS, loss, theirs, 0.9).of(predict_logits(model, dev[0], SPEC))
     # Other batches of the same films: float32 sums in another order.
     assert again["dev_objective"] == pytest.approx(min(objectives), rel=1e-5)
-    other = DevScore(dev[1], FINDINGS, loss, 1.0 - soft, 0.9).of(predict_logits(model, dev[0], SPEC))
+    other = DevScore(dev[1], FINDINGS, loss, -theirs, 0.9).of(predict_logits(model, dev[0], SPEC))
     assert abs(other["dev_objective"] - min(objectives)) > 1e-3, "the control: it is this teacher that is followed"

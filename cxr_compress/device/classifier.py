@@ -164,13 +164,7 @@ class Classifier:
         Raises:
             DataError: the last axis does not hold one logit a label.
         """
-        logits = np.asarray(logits)
-        if logits.shape[-1:] != (len(self.labels),):
-            raise DataError(f"expected logits of shape (..., {len(self.labels)}), got {logits.shape}")
-        z = logits.astype(np.float64) * self.info.logit_slope + np.asarray(self.info.logit_offset)
-        # exp of a negative number only: no overflow warning at extreme logits.
-        small = np.exp(-np.abs(z))
-        return (np.where(z >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
+        return self.info.probabilities(logits)
 
     def predict(self, image: str | Path | np.ndarray) -> Findings:
         """Classify one image: a PNG, JPEG or DICOM file, or pixels as uint8 or uint16, (H, W) or (H, W, 3) RGB.

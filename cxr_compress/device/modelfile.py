@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
-from cxr_compress.device.modelinfo import FORMAT_VERSION, INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
+from cxr_compress.device.modelinfo import INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
 from cxr_compress.errors import ModelFileError
 
 __all__ = ["INTENDED_USE", "MAX_METADATA_BYTES", "ModelFile", "ModelInfo", "pack_model", "read_model"]
@@ -132,7 +132,7 @@ def _unpack(data: bytes) -> tuple[bytes, ModelInfo]:
         if JSON_NAME not in archive.namelist():
             raise ModelFileError(f"not one of ours: its archive has no {JSON_NAME}; convert it with cxr_convert")
         document = load_json(_read_member(archive, JSON_NAME))
-        if document.get("format_version") == FORMAT_VERSION:
+        if document.get("format_version") != 1:  # whose archive has no card
             document["model_card"] = _read_member(archive, CARD_NAME)
         labels = _read_member(archive, LABELS_NAME)
     size, digest = (document.pop(name, None) for name in ("flatbuffer_bytes", "flatbuffer_sha256"))

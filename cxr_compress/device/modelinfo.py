@@ -8,15 +8,22 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cxr_compress.device.golden_vectors import GoldenVectors
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
 INTENDED_USE = "Research use only; not a medical device and not a diagnosis."
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 JSON_NAME = "cxr_compress.json"
 NOT_STATED = "not stated"
 
+# How outputs become probabilities: each by its own sigmoid; all by one softmax, of classes that exclude one another;
+# not at all, since they are probabilities already.
+ACTIVATIONS = ("sigmoid", "softmax", "none")
+# What came with version 3; a file that has the usual value is written as version 2, so that older readers take it too.
+_SINCE_3: dict[str, Any] = {"activation": "sigmoid"}
 # What came with version 2, and what a file of version 1 says instead.
 _SINCE_2: dict[str, Any] = {"calibration_source": NOT_STATED, "model_card": "", "canonical_hash": "", "golden": None}
 
@@ -29,7 +36,7 @@ class ModelInfo:
         model_name: decodes the recipe, for instance chexnet_m50_w70_int8.
         labels: k findings in the order of the logits.
         preprocess: how an image becomes the input.
-        logit_slope: k numbers; probability = sigmoid(slope * logit + offset).
+        logit_slope: k numbers; probability = sigmoid(slope * logit + offset), or one softmax of all k of them.
         logit_offset: k numbers; undo the weights of the training loss (log of pos_weight) and calibrate.
         thresholds: k numbers in [0, 1] on that probability; a finding at or above it is positive.
         threshold_source: how and on which set the thresholds were chosen.
@@ -45,6 +52,8 @@ class ModelInfo:
         canonical_hash: of weights, operators and wiring alone (`lite.canonical_hash`): equal for equal networks,
             however they are packed; "" where it was not computed.
         golden: what the file answers to drawn films; None where it was not asked.
+        activation: one of ACTIVATIONS: "sigmoid" for findings of their own, "softmax" for classes that exclude one
+            another, "none" for a file whose outputs are probabilities already.
     """
 
     model_name: str
@@ -65,6 +74,7 @@ class ModelInfo:
     model_card: str = ""
     canonical_hash: str = ""
     golden: GoldenVectors | None = None
+    activation: str = "sigmoid"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _checked_labels(self.labels))
@@ -79,6 +89,8 @@ class ModelInfo:
         for name in ("parents", "recipe"):
             _expect(name, getattr(self, name), dict)
         _expect("synthetic", self.synthetic, bool)
+        if self.activation not in ACTIVATIONS:
+            raise ModelFileError(f"expected activation to be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.golden is not None and _expect("golden", self.golden, GoldenVectors).shape[1] != len(self.labels):
             raise ModelFileError(f"expected golden vectors of {len(self.labels)} findings, got {self.golden.shape[1]}")
 
@@ -90,7 +102,11 @@ class ModelInfo:
             "golden": self.golden.to_dict() if self.golden is not None else None,
             "parents": [list(pair) for pair in self.parents.items()],  # a JSON object would lose their order
         }
-        return {**fields, **later, "preprocess": self.preprocess.to_dict(), "format_version": FORMAT_VERSION}
+        version = FORMAT_VERSION
+        if all(fields[name] == usual for name, usual in _SINCE_3.items()):
+            version = FORMAT_VERSION - 1
+            fields = {name: value for name, value in fields.items() if name not in _SINCE_3}
+        return {**fields, **later, "preprocess": self.preprocess.to_dict(), "format_version": version}
 
     def to_json(self) -> str:
         """Give the fields as JSON text: keys sorted, so equal infos give equal text."""
@@ -104,8 +120,11 @@ class ModelInfo:
             ModelFileError: a newer format version, an unknown or missing key, a value of the wrong kind or length.
         """
         fields = dict(fields)
-        if _checked_version(fields.pop("format_version", None)) == 1 and not set(fields) & set(_SINCE_2):
+        version = _checked_version(fields.pop("format_version", None))
+        if version == 1 and not set(fields) & set(_SINCE_2):
             fields |= _SINCE_2
+        if version < FORMAT_VERSION and not set(fields) & set(_SINCE_3):
+            fields |= _SINCE_3
         known = {item.name for item in dataclasses.fields(cls)}
         if set(fields) != known:
             unknown, missing = sorted(set(fields) - known), sorted(known - set(fields))
@@ -118,6 +137,26 @@ class ModelInfo:
             raise ModelFileError(f"{JSON_NAME}: {error}") from error
         golden = GoldenVectors.from_dict(fields["golden"]) if fields["golden"] is not None else None
         return cls(**{**fields, "preprocess": spec, "golden": golden, "parents": _pairs(fields["parents"])})
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.
+
+        Args:
+            logits: what the model gives; with activation "none" the log-odds of the probabilities that it gives.
+
+        Raises:
+            DataError: the last axis does not hold one logit a label.
+        """
+        logits = np.asarray(logits)
+        if logits.shape[-1:] != (len(self.labels),):
+            raise DataError(f"expected logits of shape (..., {len(self.labels)}), got {logits.shape}")
+        z = logits.astype(np.float64) * self.logit_slope + np.asarray(self.logit_offset)
+        # exp of numbers up to 0 only: no overflow warning at extreme logits.
+        if self.activation == "softmax":
+            shares = np.exp(z - z.max(axis=-1, keepdims=True))
+            return (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
+        small = np.exp(-np.abs(z))
+        return (np.where(z >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:

@@ -13,6 +13,7 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
 ABOUT_ENTRY = "cxr_compress.json"  # the entry of a .keras archive; Keras reads its own entries by name and no other
+_ACTIVATIONS = ("sigmoid", "softmax")
 LARGEST_ABOUT = 1 << 20  # bytes: 18 findings take 2 kB, and a bomb takes more than this
 
 
@@ -28,6 +29,10 @@ class ModelAbout:
         pos_weight: the weight of positives in the loss, one per finding; None where the loss had none.
         films: how bright the training films were and how far they spread; None where it was not noted.
         notes: anything else a user should know, such as thresholds that came with foreign weights.
+        activation: what turns the model's logits into probabilities: "sigmoid", each finding by itself, or "softmax",
+            one for all classes, which exclude one another.
+        positive: of a model that gives two such classes, the index of the one that is the finding; None where that is
+            not said, or there are other than two.
     """
 
     findings: tuple[str, ...]
@@ -37,6 +42,8 @@ class ModelAbout:
     pos_weight: tuple[float, ...] | None = None
     notes: str = ""
     films: FilmStatistics | None = None
+    activation: str = "sigmoid"
+    positive: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "findings", _names(self.findings))
@@ -47,12 +54,19 @@ class ModelAbout:
         for name in ("dataset", "attribution", "notes"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"ModelAbout: expected {name} as a text, got {getattr(self, name)!r}")
+        if self.activation not in _ACTIVATIONS:
+            raise DataError(f"ModelAbout: expected activation sigmoid or softmax, got {self.activation!r}")
+        if self.positive not in (None, 0, 1) or isinstance(self.positive, bool):
+            raise DataError(f"ModelAbout: expected positive as 0 or 1, which of two classes, got {self.positive!r}")
         if self.pos_weight is not None:
             object.__setattr__(self, "pos_weight", _weights(self.pos_weight, len(self.findings)))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
-        later = {} if self.films is None else {"films": self.films.to_dict()}
+        later: dict[str, Any] = {} if self.films is None else {"films": self.films.to_dict()}
+        # Left out at their usual values, so that files made before and since are equal.
+        later |= {} if self.activation == "sigmoid" else {"activation": self.activation}
+        later |= {} if self.positive is None else {"positive": self.positive}
         return {
             "findings": list(self.findings),
             "preprocess": self.preprocess.to_dict(),

@@ -282,7 +282,7 @@ def test_read_edited_control_unedited_repack_with_its_hash_is_accepted(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 3}, "has format_version 3, this cxr_compress reads up to 2; upgrade cxr-compress"),
+        ({"format_version": 4}, "has format_version 4, this cxr_compress reads up to 3; upgrade cxr-compress"),
         ({"format_version": "2"}, "expected format_version as a whole number, got '2'"),
         ({"format_version": 1}, r"unknown keys \[\], missing keys \['model_card'\]"),
         ({"format_version": None}, "expected format_version as a whole number, got None"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cxr_compress.device.classifier import Classifier
@@ -38,13 +40,38 @@ def test_verify_version_1_says_that_it_carries_no_golden_vectors() -> None:
         verify_model(VERSION1_MODEL)
 
 
-def test_pack_what_a_version_1_file_says_becomes_a_file_of_this_version(tmp_path: Path) -> None:
+def test_pack_what_a_version_1_file_says_becomes_a_file_that_needs_version_2(tmp_path: Path) -> None:
     old = read_model(VERSION1_MODEL)
     path = tmp_path / "new.tflite"
     path.write_bytes(pack_model(old.content, old.info))
     new = read_model(path)
     assert (new.content, new.info) == (old.content, old.info)
-    assert new.info.to_dict()["format_version"] == FORMAT_VERSION == 2
+    assert new.info.to_dict()["format_version"] == 2 < FORMAT_VERSION
+
+
+def test_pack_a_softmax_needs_version_3_and_reads_back(tmp_path: Path) -> None:
+    """A reader of version 2 would take a sigmoid of each logit without a word: it has to refuse the file."""
+    file = read_model(INT8_MODEL)
+    info = dataclasses.replace(file.info, activation="softmax")
+    path = tmp_path / "softmax.tflite"
+    path.write_bytes(pack_model(file.content, info))
+    assert b'"format_version": 3' in path.read_bytes()
+    assert read_model(path).info == info
+
+
+def test_info_unknown_activation_is_refused() -> None:
+    info = read_model(INT8_MODEL).info
+    with pytest.raises(ModelFileError, match="expected activation to be one of sigmoid, softmax, none, got 'tanh'"):
+        dataclasses.replace(info, activation="tanh")
+
+
+def test_probabilities_of_a_softmax_sum_to_one_and_those_of_sigmoids_do_not() -> None:
+    info = dataclasses.replace(read_model(INT8_MODEL).info, logit_slope=(1.0, 1.0), logit_offset=(0.0, 0.0))
+    logits = np.array([[1000.0, 999.0], [-1e4, 1e4], [0.0, 0.0]])
+    shared = dataclasses.replace(info, activation="softmax").probabilities(logits)
+    np.testing.assert_allclose(shared.sum(axis=1), 1.0, rtol=1e-6)
+    assert shared[0, 0] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-6)
+    assert info.probabilities(logits).sum(axis=1)[0] == 2.0
 
 
 def test_read_version_1_with_a_changed_byte_is_refused_or_reads_equal(tmp_path: Path) -> None:

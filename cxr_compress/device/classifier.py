@@ -24,7 +24,7 @@ class Findings:
 
     Attributes:
         labels: the k findings.
-        logits: the model's output, dequantised.
+        logits: the model's output, dequantised; of a file that gives probabilities, their logits.
         probabilities: sigmoid(slope * logit + offset) with the calibration of the model file.
         thresholds: on the probabilities.
         positive: probability at or above its threshold.
@@ -137,7 +137,7 @@ class Classifier:
             raise no_map()
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
-        """Run preprocessed images through the model.
+        """Run preprocessed images through the model; what gives probabilities is turned into their logits.
 
         Args:
             batch: (n, *spec.input_shape) of dtype `spec.input`, as `device.preprocess.normalize` gives it: float32, or
@@ -156,7 +156,7 @@ class Classifier:
         finite = np.isfinite(batch).all(axis=(1, 2, 3))
         if not finite.all():
             raise DataError(f"expected finite pixels, image {np.argmin(finite)} of the batch holds NaN or infinity")
-        return self._run(batch)
+        return self.info.logits_of(self._run(batch))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.
@@ -177,7 +177,7 @@ class Classifier:
         pixels = pixels_of(image, self.spec, self._gate, self._view)
         logits, cam = self._run.both(normalize(pixels, self.spec))
         said = film_warnings(pixels) if self.spec.color == "gray" else ()
-        return replace(self.decide(logits), warnings=said, cam=cam)
+        return replace(self.decide(self.info.logits_of(logits)), warnings=said, cam=cam)
 
     def decide(self, logits: np.ndarray) -> Findings:
         """Give the findings that belong to the logits (k,) of one image."""

@@ -19,11 +19,14 @@ FORMAT_VERSION = 3
 JSON_NAME = "cxr_compress.json"
 NOT_STATED = "not stated"
 
-# How outputs become probabilities: each by its own sigmoid; all by one softmax, of classes that exclude one another;
-# not at all, since they are probabilities already.
-ACTIVATIONS = ("sigmoid", "softmax", "none")
+# How logits become probabilities: each by its own sigmoid; all by one softmax, of classes that exclude one another.
+ACTIVATIONS = ("sigmoid", "softmax")
+# What the file computes: those logits, or the probabilities themselves, where no logits could be had of the model.
+OUTPUTS = ("logits", "probabilities")
 # What came with version 3; a file that has the usual value is written as version 2, so that older readers take it too.
-_SINCE_3: dict[str, Any] = {"activation": "sigmoid"}
+_SINCE_3: dict[str, Any] = {"activation": "sigmoid", "outputs": "logits"}
+# Probabilities nearer to 0 or 1 have no finite logit in float32.
+_LEAST_PROBABILITY = 1e-7
 # What came with version 2, and what a file of version 1 says instead.
 _SINCE_2: dict[str, Any] = {"calibration_source": NOT_STATED, "model_card": "", "canonical_hash": "", "golden": None}
 
@@ -53,7 +56,8 @@ class ModelInfo:
             however they are packed; "" where it was not computed.
         golden: what the file answers to drawn films; None where it was not asked.
         activation: one of ACTIVATIONS: "sigmoid" for findings of their own, "softmax" for classes that exclude one
-            another, "none" for a file whose outputs are probabilities already.
+            another.
+        outputs: one of OUTPUTS: what the file computes; `logits_of` turns either into logits.
     """
 
     model_name: str
@@ -75,6 +79,7 @@ class ModelInfo:
     canonical_hash: str = ""
     golden: GoldenVectors | None = None
     activation: str = "sigmoid"
+    outputs: str = "logits"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _checked_labels(self.labels))
@@ -89,8 +94,9 @@ class ModelInfo:
         for name in ("parents", "recipe"):
             _expect(name, getattr(self, name), dict)
         _expect("synthetic", self.synthetic, bool)
-        if self.activation not in ACTIVATIONS:
-            raise ModelFileError(f"expected activation to be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        for name, known in (("activation", ACTIVATIONS), ("outputs", OUTPUTS)):
+            if getattr(self, name) not in known:
+                raise ModelFileError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.golden is not None and _expect("golden", self.golden, GoldenVectors).shape[1] != len(self.labels):
             raise ModelFileError(f"expected golden vectors of {len(self.labels)} findings, got {self.golden.shape[1]}")
 
@@ -138,11 +144,19 @@ class ModelInfo:
         golden = GoldenVectors.from_dict(fields["golden"]) if fields["golden"] is not None else None
         return cls(**{**fields, "preprocess": spec, "golden": golden, "parents": _pairs(fields["parents"])})
 
+    def logits_of(self, outputs: np.ndarray) -> np.ndarray:
+        """What the file computed (..., k) as logits, float32 of the same shape; `activation` turns them back.
+
+        Probabilities are taken to lie between 1e-7 and 1 - 1e-7, where float32 can tell them from 0 and 1.
+        """
+        if self.outputs == "logits":
+            return np.asarray(outputs, np.float32)
+        share = np.clip(np.asarray(outputs, np.float64), _LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
+        logits = np.log(share)
+        return (logits if self.activation == "softmax" else logits - np.log1p(-share)).astype(np.float32)
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.
-
-        Args:
-            logits: what the model gives; with activation "none" the log-odds of the probabilities that it gives.
 
         Raises:
             DataError: the last axis does not hold one logit a label.

@@ -124,13 +124,15 @@ def record(content: bytes, info: ModelInfo, *, step: float | None = None, seed: 
     classifier = Classifier(ModelFile(Path("unnamed"), content, info, len(content), ""))
     inputs = _inputs(info, seed, GOLDEN_FILMS)
     logits = classifier.logits(inputs)
-    other = Runner(content, xnnpack=False)(inputs)
+    other = info.logits_of(Runner(content, xnnpack=False)(inputs))
+    # Codes of probabilities are no even steps of their logits.
+    step = classifier.output_scale or step if info.outputs == "logits" else None
     return GoldenVectors(
         seed=seed,
         # By way of its text, a float32 becomes the shortest number that reads back as it.
         logits=tuple(tuple(float(str(value)) for value in row) for row in logits),
         positive=tuple(classifier.decide(row).positive for row in logits),
-        step=classifier.output_scale or step,
+        step=step,
         runtime=classifier.runtime,
         kernels=float(str(np.abs(other - logits).max())),
     )

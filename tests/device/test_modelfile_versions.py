@@ -61,8 +61,27 @@ def test_pack_a_softmax_needs_version_3_and_reads_back(tmp_path: Path) -> None:
 
 def test_info_unknown_activation_is_refused() -> None:
     info = read_model(INT8_MODEL).info
-    with pytest.raises(ModelFileError, match="expected activation to be one of sigmoid, softmax, none, got 'tanh'"):
+    with pytest.raises(ModelFileError, match="expected activation to be one of sigmoid, softmax, got 'tanh'"):
         dataclasses.replace(info, activation="tanh")
+    with pytest.raises(ModelFileError, match="expected outputs to be one of logits, probabilities, got 'scores'"):
+        dataclasses.replace(info, outputs="scores")
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_logits_of_probabilities_give_those_probabilities_back(activation: str) -> None:
+    info = dataclasses.replace(
+        read_model(INT8_MODEL).info,
+        activation=activation,
+        outputs="probabilities",
+        logit_slope=(1.0, 1.0),
+        logit_offset=(0.0, 0.0),
+    )
+    given = np.array([[0.25, 0.75], [1e-6, 1 - 1e-6], [0.5, 0.5]], np.float32)
+    # float32 logits near 14 are 1e-6 apart, which moves no probability by more than a quarter of that.
+    np.testing.assert_allclose(info.probabilities(info.logits_of(given)), given, atol=3e-7)
+    assert np.isfinite(info.logits_of(np.array([[0.0, 1.0]]))).all()
+    twice = dataclasses.replace(info, outputs="logits")  # the control: a second sigmoid
+    assert np.abs(twice.probabilities(twice.logits_of(given)) - given).max() > 0.1
 
 
 def test_probabilities_of_a_softmax_sum_to_one_and_those_of_sigmoids_do_not() -> None:

@@ -6,8 +6,8 @@ logits: so everything here ends in logits, and what turns them into probabilitie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.keras_file import application_layers
 from cxr_compress.models.masked import named_layers
+from cxr_compress.models.outputs import LOGITS, PROBABILITIES, PROBES, SHARES, kind_of_outputs
 
 _layers = keras.layers
 # TensorFlow's own operations in a graph, by the names that their layers keep.
@@ -26,24 +27,30 @@ _OPERATIONS = {
     **dict.fromkeys(("concat", "nn.bias_add", "linalg.matmul"), ""),
     **dict.fromkeys(("reshape", "squeeze", "identity", "cast"), ""),
 }
+_SQUASHING = frozenset(("sigmoid", "softmax", "hard_sigmoid"))
 _MOVES = frozenset(("reshape", "squeeze", "identity", "cast"))
 _OTHER_ACTIVATIONS = (_layers.ReLU, _layers.LeakyReLU, _layers.PReLU, _layers.ELU, _layers.ThresholdedReLU)
 _MEANS = (_layers.GlobalAveragePooling2D, _layers.AveragePooling2D)  # a difference of channels goes through them
 _POOLS = (*_MEANS, _layers.GlobalMaxPooling2D, _layers.MaxPooling2D)
 _KERNELS = {_layers.Dense: "units", _layers.Conv2D: "filters"}
 _PAIR = 2
+_IMAGE_RANK, _FLAT_RANK = 3, 2
+_PROBE_SIZE = 64  # pixels, where a model leaves its input size open
 
 
 @dataclass(frozen=True)
 class HeadChange:
-    """What was done to the end of a model.
+    """What the end of a model is, and what was done to it.
 
     Attributes:
-        activation: "sigmoid" or "softmax", which was taken off; "" where the model ended in logits already.
-        layer: The layer that had it, those around it in front; "" likewise.
-        outputs: Logits of the result, in the order of the old outputs.
-        exact: Whether ``sigmoid(logit)`` is the old probability (of the positive class, where there were two).
-        note: One sentence for a report; "" where nothing was done.
+        activation: "sigmoid" or "softmax", which was taken off; "" where nothing was.
+        layer: the layer that had it, those around it in front; "" likewise.
+        outputs: of the result, in the order of the old outputs; 1 where a softmax over two classes became one logit.
+        exact: whether `probabilities_by` of the result is the old probability (of the finding, where there were two
+            classes).
+        note: one sentence for a report; "" where nothing was done and nothing is unusual.
+        gives: "logits", or "probabilities" where the model is kept as it is because no logits can be had of it.
+        exclusive: the outputs are classes that exclude one another: their probabilities sum to 1.
     """
 
     activation: str
@@ -51,47 +58,114 @@ class HeadChange:
     outputs: int
     exact: bool
     note: str
+    gives: str = LOGITS
+    exclusive: bool = False
+
+    @property
+    def probabilities_by(self) -> str:
+        """What turns logits into probabilities: "softmax" for classes that exclude one another, else "sigmoid"."""
+        return "softmax" if self.exclusive else "sigmoid"
 
 
-def to_logits(model: Any, *, positive: int = 1) -> tuple[Any, HeadChange]:
+def to_logits(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChange]:
     """Give a plain model that ends in logits; ``model`` itself is left unchanged, and returned if it does so already.
 
-    * A sigmoid is taken off: k probabilities become k logits, and ``sigmoid(logit)`` is the old probability.
+    * A sigmoid is taken off: k probabilities become k logits, and ``sigmoid(logit)`` is the old probability. Several
+      heads that a Concatenate joins are treated alike.
     * A softmax over two classes, a finding and its absence, becomes the one logit ``z[positive] - z[other]``, whose
       sigmoid is the old probability of the finding; the last layer gets the difference of its two filters.
-    * A softmax over more classes is taken off: k logits, *not* exact. A softmax shares one total among its classes;
-      its probability of class i is the sigmoid of ``z_i - log(sum of exp(z_j), j != i)``, which depends on all the
-      others, and no linear layer gives that. The likeliest class stays the same, but a class's films may rank
-      otherwise than by its probability, and thresholds and calibration of the old model do not carry over: the
-      classes are scored as findings of their own from here on, so measure them again, best after a fine-tuning.
+    * A softmax over more classes is taken off: k logits of classes that exclude one another, and ``softmax(logits)`` is
+      the old output (`HeadChange.exclusive`).
 
     Args:
-        model: Functional or Sequential, with one output (films, classes) or (films, ..., classes); the activation may
+        model: functional or Sequential, with one output (images, classes) or (images, ..., classes); the activation may
             be an argument of its last layer, a layer of its own or TensorFlow's operation, and the last layer may be
             a model itself.
-        positive: Which of two softmax classes is the finding; Keras numbers folders by name, NORMAL before PNEUMONIA.
+        positive: which of two softmax classes is the finding; needed there, since no file says it: Keras numbers
+            folders by name (NORMAL before PNEUMONIA, but COVID before NORMAL).
 
     Returns:
         The model, weights and names kept but for those two filters, and what was done.
 
     Raises:
-        UnsupportedLayerError: The model is subclassed, has several outputs, ends in another activation, or its softmax
-            of two follows something else than a Dense layer or convolution.
-        CompressionError: ``positive`` is neither 0 nor 1, or a softmax is over one class.
+        UnsupportedLayerError: the model is subclassed, has several outputs, or ends in something of which no logits can
+            be had; the message names the layer.
+        CompressionError: `positive` is missing where it is needed, or neither 0 nor 1, or a softmax is over one class.
     """
-    if positive not in (0, 1):
+    plain, change = read_head(model, positive=positive)
+    if change.gives != LOGITS:
+        raise UnsupportedLayerError(
+            f"expected a model of which logits can be had, but {change.note}: give the model a Dense layer of logits "
+            "as its head; cxr_convert exports it as it is"
+        )
+    return plain, change
+
+
+def read_head(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChange]:
+    """As `to_logits`, but a model that gives probabilities of which no logits can be had is kept, and that is said.
+
+    The graph is read first; then 64 random and extreme inputs are run: outputs that never leave [0, 1] are
+    probabilities whatever the graph looks like, and get no second sigmoid (`HeadChange.gives`).
+
+    Raises:
+        UnsupportedLayerError: the end is neither understood nor do its outputs stay in [0, 1]; it names the layer.
+        CompressionError: as `to_logits`.
+    """
+    if positive not in (None, 0, 1) or isinstance(positive, bool):
         raise CompressionError(f"positive must be 0 or 1, which of two classes is the finding, got {positive}")
     _check_graph(model)
-    end = _find_end(model)
-    classes = int(model.output_shape[-1])
-    if not end.activation:
-        return model, HeadChange("", "", classes, True, "")
-    if end.activation == "softmax" and classes == 1:
+    try:
+        ends = _find_ends((model,), model.outputs[0])
+        if ends[0].activation:
+            return _taken_off(model, ends, positive)
+    except UnsupportedLayerError as error:
+        kept = _kept(model, str(error))
+        if kept is None:
+            raise
+        return model, kept
+    reason = f"no sigmoid or softmax ends {model.name}, yet its outputs are probabilities"
+    return model, _kept(model, reason) or HeadChange("", "", int(model.output_shape[-1]), True, "")
+
+
+def softmax_classes(model: Any) -> int:
+    """The classes of the softmax that ends a model; 0 where none does, or where its end cannot be read."""
+    try:
+        _check_graph(model)
+        ends = _find_ends((model,), model.outputs[0])
+    except UnsupportedLayerError:
+        return 0
+    return int(model.output_shape[-1]) if ends[0].activation == "softmax" else 0
+
+
+def _taken_off(model: Any, ends: Sequence[_End], positive: int | None) -> tuple[Any, HeadChange]:
+    end, classes = ends[0], int(model.output_shape[-1])
+    softmax = end.activation == "softmax"
+    if softmax and classes == 1:
         raise CompressionError(f"the softmax {end.path!r} is over one class and always gives 1: nothing can be learnt")
-    pair = _producer(end) if end.activation == "softmax" and classes == _PAIR else None
-    plain = _rebuilt(model, end, pair)
-    _copy_weights(model, plain, pair, positive)
-    return plain, _change(end, plain, positive if pair else None)
+    pair = _producer(end) if softmax and classes == _PAIR else None
+    if pair is not None and positive is None:
+        raise CompressionError(
+            f"the softmax {end.path!r} is over two classes, and which of them is the finding is not said: give its "
+            "index, positive=0 or 1"
+        )
+    plain = _rebuilt(model, ends, pair)
+    _copy_weights(model, plain, pair, positive or 0)
+    return plain, _change(ends, plain, positive if pair else None)
+
+
+def _kept(model: Any, reason: str) -> HeadChange | None:
+    """What to say of a model whose outputs stay in [0, 1]; None where they do not, or are always the same."""
+    sizes = [int(size or _PROBE_SIZE) for size in model.inputs[0].shape[1:]]
+    if len(model.inputs) != 1 or len(sizes) != _IMAGE_RANK or len(model.output_shape) != _FLAT_RANK:
+        return None
+    kind = kind_of_outputs(lambda images: model(images, training=False), (sizes[0], sizes[1], sizes[2]))
+    if kind not in (PROBABILITIES, SHARES):
+        return None
+    share = ", and each row sums to 1" if kind == SHARES else ""
+    note = f"the outputs are kept as the probabilities that they are (for {PROBES} inputs they stay in [0, 1]{share}): "
+    return HeadChange(
+        "", "", int(model.output_shape[-1]), True, note + reason, gives=PROBABILITIES, exclusive=kind == SHARES
+    )
 
 
 @dataclass(frozen=True)
@@ -156,11 +230,14 @@ def _upwards(models: tuple[Any, ...], tensor: Any) -> Iterator[_Place]:
         tensor = node.keras_inputs[0]
 
 
-def _find_end(model: Any) -> _End:
-    """Find the activation of the output, or the layer that makes the output where there is none."""
+def _find_ends(models: tuple[Any, ...], tensor: Any) -> list[_End]:
+    """Find the activation of an output, or of each of the heads that a Concatenate joins to it.
+
+    One end without an activation stands for an output of logits.
+    """
     behind: list[_Place] = []
     pooled = ""
-    for place in _upwards((model,), model.outputs[0]):
+    for place in _upwards(models, tensor):
         activation = _activation(place)
         if activation in ("sigmoid", "softmax"):
             if pooled:
@@ -168,7 +245,7 @@ def _find_end(model: Any) -> _End:
                     f"{place.path!r} gives probabilities that {pooled!r} pools, and pooled logits are another number: "
                     "build the model with the activation behind the pooling, and train that"
                 )
-            return _checked(_End(place.models, place.node, activation, tuple(behind)))
+            return [_checked(_End(place.models, place.node, activation, tuple(behind)))]
         if activation:
             raise UnsupportedLayerError(
                 f"expected a model that ends in logits, sigmoid or softmax, {place.path!r} ends it with {activation}: "
@@ -178,9 +255,54 @@ def _find_end(model: Any) -> _End:
             pooled = place.path
         elif _changes_no_number(place.layer):
             behind.append(place)
+        elif _joins_classes(place) and not pooled:
+            return _joined(place, behind)
         else:
             break
-    return _End(place.models, place.node)
+    near = _probabilities_near(place.models, place.node.outputs, set())
+    if near:
+        raise UnsupportedLayerError(
+            f"{place.path!r} computes something else from the probabilities that {near!r} gives: give the model a "
+            "Dense layer of logits as its head"
+        )
+    return [_End(place.models, place.node)]
+
+
+def _joins_classes(place: _Place) -> bool:
+    """Whether a call puts the classes of several heads in a row."""
+    if not isinstance(place.layer, _layers.Concatenate):
+        return False
+    return place.layer.axis in (-1, len(place.node.outputs.shape) - 1)
+
+
+def _joined(join: _Place, behind: list[_Place]) -> list[_End]:
+    ends = [end for tensor in join.node.keras_inputs for end in _find_ends(join.models, tensor)]
+    kinds = {end.activation for end in ends}
+    if kinds == {""}:
+        return [_End(join.models, join.node)]
+    if kinds != {"sigmoid"}:
+        raise UnsupportedLayerError(
+            f"{join.path!r} joins heads that end in {', '.join(sorted(kind or 'logits' for kind in kinds))}: give all "
+            "of them a sigmoid, or one softmax behind it"
+        )
+    joined = [replace(end, behind=(*behind, join, *end.behind)) for end in ends]
+    return [_checked(end) for end in joined]
+
+
+def _probabilities_near(models: tuple[Any, ...], tensor: Any, seen: set[int]) -> str:
+    """The sigmoid or softmax that a tensor is computed from without weights in between; "" for none."""
+    for place in _upwards(models, tensor):
+        if id(place.node) in seen:
+            return ""
+        seen.add(id(place.node))
+        if _activation(place) in _SQUASHING:
+            return place.path
+        if any(len(weight.shape) > 1 for weight in place.layer.weights):
+            return ""  # what its kernel makes of them is a number of its own
+        if not place.node.is_input and len(place.node.keras_inputs) != 1:
+            found = (_probabilities_near(place.models, one, seen) for one in place.node.keras_inputs)
+            return next(filter(None, found), "")
+    return ""
 
 
 def _activation(place: _Place) -> str:
@@ -251,17 +373,18 @@ def _producer(end: _End) -> _Place:
     )
 
 
-def _rebuilt(model: Any, end: _End, pair: _Place | None) -> Any:
-    """A model of the same layers without the activation, and with one output where there were two."""
+def _rebuilt(model: Any, ends: Sequence[_End], pair: _Place | None) -> Any:
+    """A model of the same layers without the activations, and with one output where there were two."""
     config = model.get_config()
     if pair is not None:
         entry = _entry(_inner(config, pair.models), pair.layer.name)
         entry["config"][_KERNELS[type(pair.layer)]] = 1
-    inner = _inner(config, end.models)
-    if isinstance(end.layer, _layers.Softmax | _layers.Activation) or _operation(end.layer):
-        _take_off(inner, end)
-    else:
-        _entry(inner, end.layer.name)["config"]["activation"] = "linear"
+    for end in ends:
+        inner = _inner(config, end.models)
+        if isinstance(end.layer, _layers.Softmax | _layers.Activation) or _operation(end.layer):
+            _take_off(inner, end)
+        else:
+            _entry(inner, end.layer.name)["config"]["activation"] = "linear"
     with keras.utils.custom_object_scope(application_layers()):
         return type(model).from_config(config)
 
@@ -306,20 +429,20 @@ def _copy_weights(model: Any, plain: Any, pair: _Place | None, positive: int) ->
         layer.set_weights(weights)
 
 
-def _change(end: _End, plain: Any, positive: int | None) -> HeadChange:
-    count = int(plain.output_shape[-1])
-    exact = end.activation == "sigmoid" or positive is not None
+def _change(ends: Sequence[_End], plain: Any, positive: int | None) -> HeadChange:
+    end, count = ends[0], int(plain.output_shape[-1])
     if positive is not None:
         note = (
             f"the softmax {end.path!r} over two classes became one logit, that of class {positive} less that of class "
             f"{1 - positive}; its sigmoid is the old probability of class {positive}"
         )
-    elif exact:
-        note = f"the sigmoid {end.path!r} was taken off; the sigmoid of each of the {count} logits is what it gave"
+    elif end.activation == "sigmoid":
+        names = repr(end.path) if len(ends) == 1 else f"of {len(ends)} heads, {end.path!r} the first,"
+        note = f"the sigmoid {names} was taken off; the sigmoid of each of the {count} logits is what it gave"
     else:
         note = (
-            f"the softmax {end.path!r} over {count} classes was taken off; its probabilities shared one total and were "
-            "no independent findings: the likeliest class stays, but the sigmoid of a logit is another number than its "
-            "old probability, so ranking, calibration and thresholds have to be measured again"
+            f"the softmax {end.path!r} over {count} classes, which exclude one another, was taken off; one softmax "
+            "over the logits is what it gave"
         )
-    return HeadChange(end.activation, end.path, count, exact, note)
+    exclusive = end.activation == "softmax" and positive is None
+    return HeadChange(end.activation, end.path, count, True, note, exclusive=exclusive)

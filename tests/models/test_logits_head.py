@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.keras_file import save_model
-from cxr_compress.models.logits_head import to_logits
+from cxr_compress.models.logits_head import read_head, softmax_classes, to_logits
+from cxr_compress.models.outputs import kind_of_outputs
 from tests import nets
 
 layers = keras.layers
@@ -83,7 +85,23 @@ SIGMOIDS = {
     "sequential_layer": lambda: pooled(
         keras.Sequential([keras.Input((6,)), layers.Dense(3, name="head"), layers.Activation("sigmoid")], name="top")
     ),
+    "heads": lambda: pooled(heads),
+    "heads_within_heads": lambda: pooled(
+        lambda x: layers.Dropout(0.1)(
+            layers.Concatenate()(
+                [
+                    layers.Activation("sigmoid", name="act")(layers.Dense(1, name="own")(x)),
+                    layers.Concatenate(axis=1)([layers.Dense(1, activation="sigmoid")(x) for _ in range(2)]),
+                ]
+            )
+        )
+    ),
 }
+
+
+def heads(x):
+    """One sigmoid head a finding, as many CheXNets have them, in a row."""
+    return layers.Concatenate(name="row")([layers.Dense(1, activation="sigmoid", name=f"h{i}")(x) for i in range(3)])
 
 
 @pytest.mark.parametrize("kind", SIGMOIDS)
@@ -93,7 +111,8 @@ def test_to_logits_sigmoid_of_the_logits_is_the_old_probability(kind, tmp_path):
     new, change = to_logits(old)
     check(new, old, whole, tmp_path)
     assert (change.activation, change.outputs, change.exact) == ("sigmoid", 3, True)
-    assert change.note.startswith("the sigmoid '")
+    assert change.note.startswith("the sigmoid ")
+    assert (change.gives, change.probabilities_by) == ("logits", "sigmoid")
     for one, other in zip(old.get_weights(), new.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert {layer.name for layer in new.layers} <= {layer.name for layer in old.layers}
@@ -143,7 +162,7 @@ def test_to_logits_softmax_of_two_becomes_one_logit_of_the_positive_class(kind, 
     assert old.output_shape == (None, 2)
 
 
-def test_to_logits_softmax_of_more_classes_keeps_the_likeliest_and_says_what_it_does_not_keep():
+def test_to_logits_softmax_of_more_classes_is_a_softmax_of_the_logits():
     old = net(pooled(layers.Dense(5, activation="softmax", name="head")))
     new, change = to_logits(old)
     x = nets.batch(old, 32)
@@ -151,9 +170,10 @@ def test_to_logits_softmax_of_more_classes_keeps_the_likeliest_and_says_what_it_
     np.testing.assert_array_equal(logits.argmax(axis=1), probabilities.argmax(axis=1))
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(shares, probabilities, rtol=0, atol=SAME)
-    assert not change.exact
-    assert "shared one total and were no independent findings" in change.note
-    # What the note warns of: the sigmoid is another number, and some films rank otherwise.
+    assert change.exclusive
+    assert change.probabilities_by == "softmax"
+    assert "which exclude one another" in change.note
+    # The control: their sigmoids are other numbers, and some images rank otherwise.
     assert np.abs(sigmoid(logits) - probabilities).max() > 0.1
     assert any(np.any(np.argsort(logits[:, i]) != np.argsort(probabilities[:, i])) for i in range(5))
 
@@ -181,6 +201,100 @@ def test_to_logits_casting_activation_leaves_the_logits_in_float32():
     assert new.output.dtype == tf.float32
     assert new.layers[-1].name == "out"
     np.testing.assert_allclose(sigmoid(new(nets.batch(old))), old(nets.batch(old)), rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize("positive", [None, 2, True])
+def test_to_logits_softmax_of_two_asks_which_is_the_finding(positive):
+    old = net(PAIRS["layer"]())
+    message = "the softmax 'out' is over two classes, and which of them is the finding is not said"
+    with pytest.raises(CompressionError, match=message if positive is None else "positive must be 0 or 1"):
+        to_logits(old, positive=positive)
+    assert softmax_classes(old) == 2
+    assert softmax_classes(net(SIGMOIDS["heads"]())) == 0
+
+
+def both(x, **options):
+    return [layers.Dense(2, activation="sigmoid", name=f"head_{i}", **options)(x) for i in range(2)]
+
+
+def weighted(x):
+    """An ensemble's last layer: a weighted mean of two sigmoids, which Keras writes as a Dense layer."""
+    return layers.Dense(1, use_bias=False, name="mean")(layers.Dense(2, activation="sigmoid", name="head")(x))
+
+
+# Each gives probabilities of which no logits can be had (or none that this code knows): a second sigmoid is wrong.
+KEPT = {
+    "average": (lambda x: layers.Average(name="mean")(both(x)), "'mean' computes .* from .* 'head_0'", False),
+    "gate": (lambda x: layers.Multiply(name="gate")(both(x)), "'gate' computes", False),
+    "maximum": (lambda x: layers.Maximum(name="either")(both(x)), "'either' computes", False),
+    "one_minus": (lambda x: 1.0 - both(x)[0], "computes something else from .* 'head_0'", False),
+    "clip": (lambda x: tf.clip_by_value(both(x)[0], 0.01, 0.99), "ends it with TensorFlow's clip_by_value", False),
+    "rescaled": (lambda x: layers.Rescaling(0.8, 0.1, name="soft")(both(x)[0]), "'soft' computes", False),
+    "written_out": (lambda x: 1 / (1 + tf.exp(-layers.Dense(2)(x))), "ends it with TensorFlow's math.truediv", False),
+    "hard": (layers.Dense(2, activation="hard_sigmoid", name="hard"), "ends it with hard_sigmoid", False),
+    "weighted": (weighted, "no sigmoid or softmax ends net, yet its outputs are probabilities", False),
+    "softmaxes": (
+        lambda x: layers.Average()([layers.Dense(3, activation="softmax")(x) for _ in range(2)]),
+        "each row sums to 1",
+        True,
+    ),
+    "both_sides": (lambda x: layers.Concatenate()([p := both(x)[0][:, :1], 1.0 - p]), "each row sums to 1", True),
+    "heads_apart": (
+        lambda x: layers.Concatenate(name="row")(
+            [layers.Dense(2, activation="softmax")(x), layers.Dense(1, activation="sigmoid")(x)]
+        ),
+        "'row' joins heads that end in sigmoid, softmax",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_read_head_probabilities_in_disguise_are_kept_and_that_is_said(kind):
+    head, reason, exclusive = KEPT[kind]
+    old = net(pooled(head))
+    if kind == "weighted":
+        old.get_layer("mean").set_weights([np.array([[0.6], [0.4]])])
+    kept, change = read_head(old)
+    assert kept is old
+    assert (change.gives, change.exclusive, change.activation) == ("probabilities", exclusive, "")
+    assert change.note.startswith("the outputs are kept as the probabilities that they are (for 64 inputs")
+    assert re.search(reason, change.note), change.note
+    with pytest.raises(UnsupportedLayerError, match="expected a model of which logits can be had, but the outputs are"):
+        to_logits(old)
+
+
+NEITHER = {
+    "stretched": (lambda x: layers.Rescaling(2.0, -1.0, name="signed")(both(x)[0]), "'signed' computes something else"),
+    "sum": (lambda x: layers.Add(name="votes")(both(x)), "'votes' computes something else from .* 'head_0'"),
+    "exp": (lambda x: tf.exp(layers.Dense(2)(x)), "ends it with TensorFlow's math.exp"),
+}
+
+
+@pytest.mark.parametrize("kind", NEITHER)
+def test_read_head_numbers_that_are_neither_logits_nor_probabilities_are_refused_by_name(kind):
+    head, message = NEITHER[kind]
+    with pytest.raises(UnsupportedLayerError, match=message):
+        read_head(net(pooled(head)))
+
+
+def test_read_head_hidden_sigmoids_and_gates_do_not_hide_logits():
+    """The control of all that is kept: squeeze-and-excite gates and sigmoid layers inside are no end."""
+
+    def head(x):
+        gate = layers.Dense(6, activation="sigmoid")(x)
+        return layers.Dense(3, name="head")(layers.Multiply()([layers.Dense(6, activation="sigmoid")(x), gate]))
+
+    old = net(pooled(head))
+    same, change = read_head(old)
+    assert same is old
+    assert (change.gives, change.note) == ("logits", "")
+
+
+def test_kind_of_outputs_constant_or_not_finite_tells_nothing():
+    for value in (0.5, np.nan, np.inf):
+        assert kind_of_outputs(lambda images, value=value: np.full((len(images), 2), value), (8, 8, 3)) == "constant"
+    assert kind_of_outputs(lambda images: images.reshape(len(images), -1)[:, :2], (8, 8, 3)) == "logits"
 
 
 def shared_head(x):

@@ -17,7 +17,7 @@ from cxr_compress.lite.ends import check_ends
 from cxr_compress.lite.exporter import Exporter, Stage
 from cxr_compress.lite.freeze import FrozenFunction, freeze
 from cxr_compress.lite.graph.op_versions import check_target
-from cxr_compress.lite.head import LOGITS, headed
+from cxr_compress.lite.head import LOGITS, examine, headed
 from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
 from cxr_compress.lite.int8.clipping import DEFAULT_PERCENTILE
 from cxr_compress.lite.int8.ptq import PtqOptions
@@ -250,10 +250,17 @@ def _frozen(model: Any, input_size: int | tuple[int, int] | None, report: Progre
     if not isinstance(model, FrozenFunction):
         with Stage("freeze", report):
             model = freeze(model, input_size=input_size)
+    if model.gives:
+        return model
     if model.last_activation:
         raise CompressionError(
             f"expected logits, but the model ends in {model.last_activation}: give the model without its last "
             "activation; probabilities are computed from the logits on the device"
+        )
+    if examine(model) in ("probabilities", "shares"):
+        raise CompressionError(
+            "expected logits, but the outputs of the model stay in [0, 1] for 64 random and extreme inputs, as "
+            "probabilities do: give the model without what makes them, or freeze it and let read_frozen_head say so"
         )
     return model
 

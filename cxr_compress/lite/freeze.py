@@ -29,6 +29,7 @@ class FrozenFunction:
         output_shape: (batch, findings) for a classifier.
         last_activation: "Sigmoid", "Softmax" or "LogSoftmax" where the output is no logit any more, else "".
         cam_shape: (batch, h, w, findings) of a second output, the class activation map; () where there is none.
+        gives: "logits" or "probabilities", where that was found out (`head.read_frozen_head`); "" where it was not.
     """
 
     function: Any
@@ -37,6 +38,7 @@ class FrozenFunction:
     output_shape: tuple[int, ...]
     last_activation: str
     cam_shape: tuple[int, ...] = ()
+    gives: str = ""
 
 
 def freeze(model: Any, batch_size: int = 1, *, input_size: int | tuple[int, int] | None = None) -> FrozenFunction:
@@ -146,7 +148,8 @@ def freeze_call(call: Any, shape: tuple[int, ...]) -> FrozenFunction:
             f"expected float32 logits, got {output.dtype.name}: give the last layer dtype='float32'"
         )
     shapes = [tuple(one.shape.as_list()) for one in (output, *cam)]
-    return FrozenFunction(function, graph_def, shape, shapes[0], _last_activation(output.op), *shapes[1:])
+    cam_shape = shapes[1] if cam else ()
+    return FrozenFunction(function, graph_def, shape, shapes[0], _last_activation(output.op), cam_shape)
 
 
 def _last_activation(operation: Any) -> str:

@@ -55,7 +55,7 @@ def take_pixels(frozen: FrozenFunction, spec: PreprocessSpec) -> FrozenFunction:
         return _results(frozen.function(tf.nn.bias_add(tf.nn.conv2d(pixels, kernel, 1, "VALID"), bias)))
 
     folded = freeze_call(call, (batch, spec.height, spec.width, _channels_fed(spec)))
-    return replace(folded, last_activation=frozen.last_activation)
+    return replace(folded, last_activation=frozen.last_activation, gives=frozen.gives)
 
 
 def require_pixels_of(network: tuple[int, ...], spec: PreprocessSpec) -> None:

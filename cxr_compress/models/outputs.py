@@ -24,12 +24,13 @@ _SAME = 1e-6
 Call = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]
 
 
-def kind_of_outputs(call: Call, input_shape: tuple[int, int, int]) -> str:
+def kind_of_outputs(call: Call, input_shape: tuple[int, int, int], *, batch: int = _BATCH) -> str:
     """What a classifier gives, judged by its answers to 64 random and extreme inputs; stops at the first clear one.
 
     Args:
         call: from float32 (n, height, width, channels) to (n, k).
         input_shape: (height, width, channels).
+        batch: images that a call takes, 1 or 8.
 
     Returns:
         LOGITS where an answer leaves [0, 1]; SHARES where none does and every row of several sums to 1; PROBABILITIES
@@ -37,7 +38,7 @@ def kind_of_outputs(call: Call, input_shape: tuple[int, int, int]) -> str:
     """
     rows: list[npt.NDArray[np.float64]] = []
     with np.errstate(all="ignore"):
-        for images in probe_images(input_shape):
+        for images in (part for eight in probe_images(input_shape) for part in np.split(eight, _BATCH // batch)):
             outputs = np.asarray(call(images), np.float64).reshape(len(images), -1)
             finite = outputs[np.isfinite(outputs).all(axis=1)]
             if ((finite < -_BESIDE) | (finite > 1 + _BESIDE)).any():

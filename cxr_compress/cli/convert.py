@@ -17,11 +17,10 @@ Research use only; not a medical device and not a diagnosis.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -38,6 +37,7 @@ from cxr_compress.cli.calibration_data import (
 )
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.convert_report import print_report
+from cxr_compress.cli.convert_source import Source, check_head_flag, define_head_flag, load_source
 from cxr_compress.cli.edgetpu_flag import check_edgetpu_flag, define_edgetpu_flag
 from cxr_compress.cli.export_flags import (
     changed_export_options,
@@ -45,25 +45,24 @@ from cxr_compress.cli.export_flags import (
     define_export_flags,
     export_options,
 )
-from cxr_compress.cli.fit_flag import check_fit_flag, define_fit_flag, dev_films
-from cxr_compress.cli.head_flag import check_head_flag, define_head_flag, with_head
+from cxr_compress.cli.fit_flag import DevImages, check_fit_flag, define_fit_flag, dev_images
 from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
+from cxr_compress.cli.meaning_flags import define_meaning_flags
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.modelinfo import ModelInfo
-from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
+from cxr_compress.device.spec import INPUTS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite import QUANT_TYPES, EqualizeReport, FrozenFunction, LiteModel, convert, equalize, freeze
+from cxr_compress.lite import QUANT_TYPES, FrozenFunction, LiteModel, convert
 from cxr_compress.lite.convert import check_quant_types
 from cxr_compress.lite.describe.pack_file import pack_file
-from cxr_compress.lite.load import fingerprint, load_saved_model
+from cxr_compress.lite.load import fingerprint
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
 
 NAME = "cxr_convert"
-_RGB = 3
 _CLASSIFIER_RANK = 2
 
 
@@ -84,13 +83,9 @@ def _define_flags(values: flags.FlagValues) -> None:
     define_head_flag(values)
     define_fit_flag(values)
     define_sign_flag(values)
-    flags.DEFINE_list("labels", [], "The findings, in the order of the logits.", flag_values=values)
+    define_meaning_flags(values)
     text = "Height and width in pixels, where the model leaves them open."
     flags.DEFINE_integer("input_size", None, text, lower_bound=1, flag_values=values)
-    text = "What images the model is for; left out: what the model file says, or gray."
-    flags.DEFINE_enum("color", None, ("gray", "rgb"), text, flag_values=values)
-    text = "How pixels become the input, as the model was trained; left out: what the file says, or imagenet_torch."
-    flags.DEFINE_enum("preset", None, list(PRESETS), text, flag_values=values)
     text = "What the device feeds: float32, normalised, or uint8 pixels, which the file then normalises itself."
     flags.DEFINE_enum("input", "float32", INPUTS, text, flag_values=values)
 
@@ -109,18 +104,19 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     source = Path(values.keras_model_file or values.saved_model_dir)
     targets = _targets(Path(values.output_file), values.quant_type)
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
-        loaded = _load(values, say)
-        about = _read_about(source)
-        labels = _labels(values.labels or (list(about.findings) if about else []), loaded.frozen.output_shape)
-        spec = _spec(values, loaded.frozen.input_shape, about)
-        info = _info(values, source, labels, spec, about)
-        if loaded.head:
-            info = replace(info, recipe={**info.recipe, "head": loaded.head})
+        loaded = load_source(values, say)
+        _require_classifier(loaded.frozen.output_shape)
         dataset = named_dataset(values)
-        dev = dev_films(values, dataset, info, say)
+        dev = dev_images(values, dataset, loaded, say)
+        spec = replace(_spec(values, source, loaded, dev, say), input=values.input)
+        info = _info(values, source, loaded, spec)
+        if loaded.change.note:
+            info = replace(info, recipe={**info.recipe, "head": loaded.change.note})
+        if dev is not None:
+            info = _looked_at(values, dev, loaded, info, say)
         calibration = calibration_batches(values, dataset, spec, say)
-        made = _convert(values, loaded.frozen, calibration, spec, about, say)
-        infos = {name: dev.fit(info, one, say) if dev else info for name, one in made.items()}
+        made = _convert(values, loaded.frozen, calibration, spec, loaded.about, say)
+        infos = {name: dev.fit(info, one, say, force=values.force) if dev else info for name, one in made.items()}
     packed = {name: pack_file(made[name].content, _named(infos[name], name)) for name in made}
     for name, path in targets.items():
         write_bytes(path, packed[name])
@@ -188,85 +184,54 @@ def _targets(path: Path, quant_types: Sequence[str]) -> dict[str, Path]:
     return {name: path.with_name(f"{path.stem}_{name}{path.suffix}") for name in quant_types}
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """What there is to convert, what equalising did, and what became of an activation at the end."""
-
-    frozen: FrozenFunction
-    equalized: EqualizeReport | None = None
-    head: str = ""
-
-
-def _load(values: flags.FlagValues, say: Say) -> _Loaded:
-    """Load the model, bring it to logits, equalise it if that is wanted, and freeze it."""
-    start = time.perf_counter()
-    if values.saved_model_dir is not None:
-        tags = tuple(values.saved_model_tag_set)
-        key, size = values.saved_model_signature_key, values.input_size
-        frozen = load_saved_model(values.saved_model_dir, signature_key=key, tags=tags, input_size=size)
-        return _Loaded(_timed("load and freeze", start, say, frozen))
-    # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
-    from cxr_compress.models.keras_file import load_model
-
-    model = _timed("load", start, say, load_model(values.keras_model_file))
-    equalized = None
-    if values.equalize:
-        start = time.perf_counter()
-        model, equalized = _timed("equalise", start, say, equalize(model))
-    start = time.perf_counter()
-    model, head = with_head(values, model)
-    if head:
-        say(head)
-    return _Loaded(_timed("freeze", start, say, freeze(model, input_size=values.input_size)), equalized, head)
-
-
-def _timed(stage: str, start: float, say: Say, result: Any) -> Any:
-    say(f"{stage} {time.perf_counter() - start:.1f} s")
-    return result
-
-
-def _labels(given: list[str], output_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """One label a logit; numbered ones where none are given."""
+def _require_classifier(output_shape: tuple[int, ...]) -> None:
     if len(output_shape) != _CLASSIFIER_RANK:
-        raise CompressionError(f"expected logits of shape (1, findings), got {output_shape}: flatten the output")
-    count = output_shape[1]
-    if given and len(given) != count:
-        raise CompressionError(f"expected {count} labels, one a logit, got {len(given)}: correct --labels")
-    return tuple(given) or tuple(f"finding_{number}" for number in range(1, count + 1))
+        raise CompressionError(f"expected outputs of shape (1, findings), got {output_shape}: flatten the output")
 
 
-def _read_about(source: Path) -> ModelAbout | None:
-    """What a model file says of itself; a SavedModel says nothing."""
-    from cxr_compress.models import read_about
+def _spec(values: flags.FlagValues, source: Path, loaded: Source, dev: DevImages | None, say: Say) -> PreprocessSpec:
+    """The preprocessing that the files will carry: the model's own, the user's, or what dev shows; said in a line.
 
-    return read_about(source) if source.is_file() else None
+    Raises:
+        CompressionError: nobody knows it.
+    """
+    from cxr_compress.models.meaning import ask_for_preset
 
-
-def _spec(values: flags.FlagValues, input_shape: tuple[int, ...], about: ModelAbout | None) -> PreprocessSpec:
-    """The preprocessing that the file will carry: the model's own, or as the flags say."""
-    _, height, width, channels = input_shape
-    if about is not None and values.preset is None:
-        own_spec = replace(about.preprocess, height=height, width=width, input=values.input)
-        return replace(own_spec, color=values.color) if values.color else own_spec
-    name = values.preset or "imagenet_torch"
-    preset = PRESETS[name]
-    own = preset.get("channels", _RGB)
-    fields: dict[str, Any] = {"color": values.color or "gray", "input": values.input}
-    # A preset that treats its channels alike serves any number of them.
-    alike = len(set(preset["mean"])) == len(set(preset["std"])) == 1
-    if channels != own and not alike:
-        raise CompressionError(
-            f"--preset={name} is for {own} channels, the model takes {channels}: choose another preset"
-        )
-    if channels != own:
-        fields |= {"channels": channels, **{name: preset[name][:1] * channels for name in ("mean", "std")}}
-    return PreprocessSpec.preset(name, height, width, **fields)
+    spec = dev.choose_spec(loaded, values, say) if dev is not None else loaded.pixels.spec
+    if spec is None:
+        raise CompressionError(f"{ask_for_preset(source.name)}; or give --dataset with labels, which shows it")
+    where = loaded.pixels.source if loaded.pixels.spec is not None else "the clear best on dev"
+    say(f"note: {_assumed(loaded, spec, where)}")
+    return spec
 
 
-def _info(
-    values: flags.FlagValues, source: Path, labels: tuple[str, ...], spec: PreprocessSpec, about: ModelAbout | None
-) -> ModelInfo:
+def _assumed(loaded: Source, spec: PreprocessSpec, where: str) -> str:
+    """What is taken for granted about the model, in one line."""
+    kind = "classes that exclude one another" if loaded.activation == "softmax" else "findings"
+    named = loaded.names.source if loaded.names.findings else "numbered, as nobody names them"
+    return f"{kind} {', '.join(loaded.labels)} ({named}); preprocessing {preset_name(spec)} ({where})"
+
+
+def _looked_at(values: flags.FlagValues, dev: DevImages, loaded: Source, info: ModelInfo, say: Say) -> ModelInfo:
+    """Score the original before anything is built on it; what --force overrules is kept in the file.
+
+    Raises:
+        CompressionError: it is no better than chance.
+    """
+    spec = replace(info.preprocess, input="float32")
+    look = dev.look(loaded, spec, f"findings {', '.join(dev.match.findings)}, preprocessing {preset_name(spec)}")
+    say(look.line())
+    if not look.problem:
+        return info
+    if not values.force:
+        raise CompressionError(f"{look.problem}: correct that, or go on with --force")
+    say(f"warning: {look.problem}; going on (--force)")
+    return replace(info, recipe={**info.recipe, "forced": look.problem})
+
+
+def _info(values: flags.FlagValues, source: Path, loaded: Source, spec: PreprocessSpec) -> ModelInfo:
     """What the files say about themselves; nothing is claimed that this command does not know."""
+    about, labels = loaded.about, loaded.labels
     count = len(labels)
     weights = about.pos_weight if about is not None and about.pos_weight else (1.0,) * count
     return ModelInfo(
@@ -282,6 +247,8 @@ def _info(
         parents={"source": fingerprint(source)},
         training_data=(about.dataset if about is not None else "") or "not stated",
         attribution=about.attribution if about is not None else "",
+        activation=loaded.activation,
+        outputs=loaded.change.gives,
         recipe={
             "command": NAME,
             "calibration_set": calibration_set(values),

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 
 from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.convert_source import Source, answers
 from cxr_compress.cli.quiet import Say
 from cxr_compress.data import Dataset, decode_split
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate import Match, file_logits, fit_info, fittable, match_findings
+from cxr_compress.evaluate.first_look import FirstLook, settle_preset, take_first_look, try_presets
 
 if TYPE_CHECKING:
     from cxr_compress.device.modelinfo import ModelInfo
     from cxr_compress.lite import LiteModel
 
-# Dev is parted by patient and seed, but of which films a model from elsewhere was trained, nobody here knows.
+# Dev is parted by patient and seed, but of which images a model from elsewhere was trained, nobody here knows.
 _HELD_OUT = "which the model must not have been trained on"
 _REPORT_EVERY = 128
 
@@ -28,7 +32,7 @@ def define_fit_flag(values: flags.FlagValues) -> None:
     """Define it."""
     text = (
         "With --dataset: fit the probabilities and choose the thresholds of each file on the dev part of that set. "
-        "Films that the model was trained on flatter both."
+        "Images that the model was trained on flatter both."
     )
     flags.DEFINE_boolean("fit_thresholds", True, text, flag_values=values)
 
@@ -40,61 +44,120 @@ def check_fit_flag(values: flags.FlagValues) -> None:
         UsageError: it is asked for without a data set.
     """
     if values["fit_thresholds"].present and values.fit_thresholds and not values.dataset:
-        raise UsageError("--fit_thresholds needs films with labels: give --dataset and --data_dir")
+        raise UsageError("--fit_thresholds needs images with labels: give --dataset and --data_dir")
 
 
 @dataclass(frozen=True)
-class DevFilms:
-    """The dev films of a set, and which findings of the model they can tell about.
+class DevImages:
+    """The dev images of a set, and which findings of the model they can tell about.
 
     Attributes:
         dataset: the set.
-        images: uint8, its dev films decoded.
-        match: the findings that are to be fitted.
+        images: uint8, its dev images decoded.
+        match: the findings that both have.
+        fitted: those of them that can be fitted, and are to be.
     """
 
     dataset: Dataset
     images: np.ndarray
     match: Match
+    fitted: Match
 
-    def fit(self, info: ModelInfo, lite: LiteModel, say: Say) -> ModelInfo:
-        """What one file is to say of itself, with its own calibration and thresholds."""
+    def choose_spec(self, source: Source, values: flags.FlagValues, say: Say) -> PreprocessSpec:
+        """The preprocessing of a model whose file does not say it: what dev shows, or the user's if dev allows it.
+
+        Raises:
+            CompressionError: dev cannot tell, or shows that another preset is better than the user's.
+        """
+        from cxr_compress.models.meaning import ask_for_preset, possible_presets
+
+        own = source.pixels.spec
+        if own is not None and (source.about is not None or source.inside is not None):
+            return own
+        specs = possible_presets(source.image_shape, inside=source.inside, color=values.color)
+        answer, columns = answers(source.frozen, source.activation), list(self.match.logits)
+        trial = try_presets(answer, self.images, self.labels, self.patients, specs, columns=columns)
+        if trial is not None:
+            say(f"AUROC on dev by --preset: {trial.text()}")
+        file = Path(values.keras_model_file or values.saved_model_dir).name
+        return settle_preset(trial, values.preset, specs, own, ask=ask_for_preset(file), force=values.force)
+
+    def look(self, source: Source, spec: PreprocessSpec, assumed: str) -> FirstLook:
+        """The original model on dev."""
+        return take_first_look(
+            answers(source.frozen, source.activation),
+            self.images,
+            self.labels,
+            self.patients,
+            self.match.findings,
+            spec=spec,
+            assumed=assumed,
+            columns=list(self.match.logits),
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n, k) of the findings that both have."""
+        return self.dataset.dev.labels[:, list(self.match.labels)]
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """(n,) whose images they are."""
+        return self.dataset.dev.patients
+
+    def fit(self, info: ModelInfo, lite: LiteModel, say: Say, *, force: bool = False) -> ModelInfo:
+        """What one file is to say of itself, with its own calibration and thresholds.
+
+        Raises:
+            DataError: the calibration of a finding falls, and `force` is not given.
+        """
+        if not self.fitted.findings:
+            return info
         logits = file_logits(lite.content, info, self.images, progress=partial(_progress, say, lite.quant_type))
-        columns = list(self.match.logits)
+        columns = list(self.fitted.logits)
         return fit_info(
             info,
-            self.dataset.dev.labels[:, list(self.match.labels)],
+            self.dataset.dev.labels[:, list(self.fitted.labels)],
             logits[:, columns],
             # What the offsets undo: the class weights of the loss.
             np.exp(-np.asarray(info.logit_offset)[columns]),
-            films=f"{len(self.dataset.dev)} dev films of {self.dataset.name}",
+            films=f"{len(self.dataset.dev)} dev images of {self.dataset.name}",
             held_out=_HELD_OUT,
             columns=columns,
+            force=force,
         )
 
 
-def dev_films(values: flags.FlagValues, dataset: Dataset | None, info: ModelInfo, say: Say) -> DevFilms | None:
-    """The films to fit on; None where no set is given, and with a line that says why where it tells nothing.
+def dev_images(values: flags.FlagValues, dataset: Dataset | None, source: Source, say: Say) -> DevImages | None:
+    """The images to look at and to fit on; None where no set is given, and with a line where it tells nothing.
 
     Raises:
-        DataError: a film cannot be read.
+        DataError: an image cannot be read, or the set has not as many findings as --match=position needs.
     """
-    if dataset is None or not values.fit_thresholds:
+    if dataset is None:
         return None
+    from cxr_compress.models.meaning import possible_presets
+
+    by_position, count = values.match == "position", source.change.outputs
     try:
-        match = match_findings(info.labels, dataset.findings, logits=len(info.labels))
+        match = match_findings(source.names.findings, dataset.findings, logits=count, by_position=by_position)
     except DataError as error:
-        say(f"thresholds stay at 0.5: {error}")
+        if by_position:
+            raise
+        say(f"not looked at on dev, and thresholds stay at 0.5: {error}")
         return None
-    known = set(fittable(dataset.dev.labels))
+    if match.by_position:
+        say(f"note: outputs are matched by position, not by name: {', '.join(match.findings)}")
+    known = set(fittable(dataset.dev.labels)) if values.fit_thresholds else set()
     pairs = [pair for pair in zip(match.findings, match.logits, match.labels, strict=True) if pair[2] in known]
-    if not pairs:
-        say("thresholds stay at 0.5: no finding of the model is both present and absent among the dev films")
-        return None
-    findings, logits, labels = zip(*pairs, strict=True)
-    return DevFilms(dataset, decode_split(dataset.dev, info.preprocess), Match(findings, logits, labels))
+    if not pairs and values.fit_thresholds:
+        say("thresholds stay at 0.5: no finding of the model is both present and absent among the dev images")
+    findings, logits, labels = zip(*pairs, strict=True) if pairs else ((), (), ())
+    # Images are decoded alike for every preprocessing of one size.
+    spec = source.pixels.spec or next(iter(possible_presets(source.image_shape, color=values.color).values()))
+    return DevImages(dataset, decode_split(dataset.dev, spec), match, Match(findings, logits, labels))
 
 
 def _progress(say: Say, name: str, done: int, total: int) -> None:
     if done == total or done % _REPORT_EVERY == 0:
-        say(f"{name}: thresholds, {done} of {total} dev films")
+        say(f"{name}: thresholds, {done} of {total} dev images")

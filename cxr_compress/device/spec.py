@@ -135,6 +135,15 @@ class PreprocessSpec:
         return cls(**fields)
 
 
+def preset_name(spec: PreprocessSpec) -> str:
+    """The preset that a spec is, for a message; its mean and deviation where it is none."""
+    for name, values in PRESETS.items():
+        same = (set(spec.mean), set(spec.std)) == (set(values["mean"]), set(values["std"]))
+        if same and spec.order == values.get("order", "rgb"):
+            return name
+    return f"(x / 255 - {', '.join(map(str, spec.mean))}) / {', '.join(map(str, spec.std))}"
+
+
 def _positive_int(name: str, value: Any) -> int:
     """Give a value of a spec as a positive int, or raise a DataError that names it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

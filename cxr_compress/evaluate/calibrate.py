@@ -11,7 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate.platt import fit_platt
-from cxr_compress.metrics import ENOUGH_FILMS, choose_threshold
+from cxr_compress.metrics import ENOUGH_FILMS, auroc, choose_threshold
+
+_CHANCE = 0.5
+_TWO_SIDED = 1.96  # deviations of a normal distribution, 95 %
 
 
 class Calibration(NamedTuple):
@@ -22,12 +25,14 @@ class Calibration(NamedTuple):
         offset: See slope.
         thresholds: On that probability.
         fitted: Whether slope and offset were fitted on films; otherwise only the class weights of the loss are undone.
+        falling: Whether the finding becomes rarer as its logit rises, by more than chance: then something is wrong.
     """
 
     slope: tuple[float, ...]
     offset: tuple[float, ...]
     thresholds: tuple[float, ...]
     fitted: tuple[bool, ...] = ()
+    falling: tuple[bool, ...] = ()
 
     def source(self, films: str, findings: Sequence[str]) -> str:
         """How slope and offset came about, in words: what a model file says of them.
@@ -75,7 +80,8 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
     offset = tuple(-math.log(weight) if pair is None else pair[1] for pair, weight in zip(pairs, weights, strict=True))
     probabilities = _sigmoid(logits * slope + np.asarray(offset))
     thresholds = tuple(choose_threshold(labels[:, k], probabilities[:, k]) for k in range(len(weights)))
-    return Calibration(slope, offset, thresholds, tuple(pair is not None for pair in pairs))
+    falling = tuple(_falls(labels[:, k], logits[:, k]) for k in range(len(weights)))
+    return Calibration(slope, offset, thresholds, tuple(pair is not None for pair in pairs), falling)
 
 
 def _fit(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> tuple[float, float] | None:
@@ -84,6 +90,20 @@ def _fit(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> tuple[floa
     if min(np.count_nonzero(labels == value) for value in (0, 1)) < ENOUGH_FILMS or not np.isfinite(logits).all():
         return None
     return fit_platt(labels[known], logits[known])
+
+
+def _falls(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> bool:
+    """Whether the logits rank below chance by more than chance alone would make them, once in 40 times.
+
+    Source: Mann and Whitney 1947: the variance of an AUROC of m and n images where nothing differs is
+    (m + n + 1) / (12 m n).
+    """
+    known = np.isfinite(labels) & np.isfinite(logits)
+    positives, negatives = (int(np.count_nonzero(labels[known] == value)) for value in (1, 0))
+    if min(positives, negatives) < ENOUGH_FILMS:
+        return False
+    deviation = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+    return auroc(labels[known], logits[known]) < _CHANCE - _TWO_SIDED * deviation
 
 
 def undo_class_weights(logits: ArrayLike, pos_weight: ArrayLike) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile, ModelInfo
+from cxr_compress.errors import DataError
 from cxr_compress.evaluate.calibrate import choose_calibration
 from cxr_compress.evaluate.scorable import Floats, Images, Progress, from_classifier, run_model
 
@@ -45,6 +46,7 @@ def fit_info(
     films: str,
     held_out: str = HELD_OUT,
     columns: Sequence[int] | None = None,
+    force: bool = False,
 ) -> ModelInfo:
     """The same with slope, offset and threshold of each finding fitted on dev (`choose_calibration`), and said so.
 
@@ -56,12 +58,20 @@ def fit_info(
         films: what the labels are of, in words.
         held_out: why the films may be used for that, in words.
         columns: (m,) the file's findings that these are; all of them by default.
+        force: go on where a finding becomes rarer as its logit rises; its source then says so.
 
     Raises:
-        DataError: as `choose_calibration`.
+        DataError: as `choose_calibration`, or a calibration that falls by more than chance.
     """
     columns = range(len(info.labels)) if columns is None else columns
     chosen = choose_calibration(labels, logits, pos_weight)
+    falling = [info.labels[column] for column, falls in zip(columns, chosen.falling, strict=True) if falls]
+    if falling and not force:
+        raise DataError(
+            f"the calibration of {', '.join(falling)} falls on {films}: the higher the logit of {info.model_name}, the "
+            "rarer the finding; most likely its outputs stand in another order, the finding is the other of two "
+            "classes, or its images were prepared in another way: correct that, or go on with --force"
+        )
     slope, offset, thresholds = (list(own) for own in (info.logit_slope, info.logit_offset, info.thresholds))
     for place, column in enumerate(columns):
         slope[column], offset[column] = chosen.slope[place], chosen.offset[place]
@@ -69,6 +79,8 @@ def fit_info(
     left = ", ".join(name for column, name in enumerate(info.labels) if column not in set(columns))
     rule = f"largest sensitivity + specificity on {films}, {held_out}; choose your own before any use"
     source = chosen.source(films, [info.labels[column] for column in columns])
+    if falling:
+        source = f"{source}; the calibration of {', '.join(falling)} FALLS: worse than chance"
     return replace(
         info,
         logit_slope=tuple(slope),

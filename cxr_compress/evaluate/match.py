@@ -29,38 +29,46 @@ class Match:
     by_position: bool = False
 
 
-def match_findings(model: Sequence[str] | None, dataset: Sequence[str], *, logits: int) -> Match:
+def match_findings(
+    model: Sequence[str] | None, dataset: Sequence[str], *, logits: int, by_position: bool = False
+) -> Match:
     """Pairs logits with label columns.
 
     Names are compared without case, and with "_" as a space: Pleural_Thickening is Pleural thickening. Nothing else is
-    guessed; "Effusion" and "Pleural Effusion" differ, because a wrong pair gives a number that looks right. A model of
-    one logit and a set of one finding belong together whatever they are called, and so do a model that names nothing
-    and a set with as many findings as it has logits.
+    guessed; "Effusion" and "Pleural Effusion" differ, because a wrong pair gives a number that looks right.
 
     Args:
         model: The model's findings in the order of its logits; None if it does not say.
         dataset: The data set's findings in the order of its labels.
         logits: How many logits the model gives.
+        by_position: The user says that the logits stand in the order of the data set's findings, whatever their names.
 
     Raises:
-        DataError: Nothing in common, or a model without names whose number of logits is not that of the findings.
+        DataError: Nothing in common, a model without names, or by position not as many logits as findings.
     """
     if model is not None and len(model) != logits:
         raise DataError(f"expected one logit for each of the model's {len(model)} findings, it gives {logits}")
-    columns = {_key(name): column for column, name in enumerate(model or ())}
-    pairs = [(columns[_key(name)], column) for column, name in enumerate(dataset) if _key(name) in columns]
-    if not pairs and len(dataset) == logits and (model is None or logits == 1):
+    if by_position:
+        if len(dataset) != logits:
+            raise DataError(
+                f"--match=position needs one finding for each of the model's {logits} outputs, the data set has "
+                f"{len(dataset)} ({', '.join(dataset)}): match by name"
+            )
         every = tuple(range(logits))
         return Match(tuple(dataset), every, every, by_position=True)
     if model is None:
         raise DataError(
-            f"the model does not name its {logits} logits and the data set has {len(dataset)} findings: which belongs "
-            "to which is unknown; save the model with its findings, or use a data set with as many"
+            f"the model does not name its {logits} outputs, so which of them belongs to which of the data set's "
+            f"findings ({', '.join(dataset)}) is unknown: name them in their order with --labels, or say with "
+            "--match=position that they stand in the order of the data set"
         )
+    columns = {_key(name): column for column, name in enumerate(model)}
+    pairs = [(columns[_key(name)], column) for column, name in enumerate(dataset) if _key(name) in columns]
     if not pairs:
         raise DataError(
             f"model and data set have no finding in common: the model has {', '.join(model)}, the data set has "
-            f"{', '.join(dataset)}; score it on the kind of set it was made for"
+            f"{', '.join(dataset)}; use the kind of set it was made for, or, where the names alone differ, name its "
+            "outputs with --labels or say --match=position"
         )
     known = {_key(name) for name in dataset}
     return Match(

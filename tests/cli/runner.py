@@ -19,3 +19,8 @@ def run_module(module: str, *arguments: str, prelude: str = "") -> subprocess.Co
     """Run `cxr_compress.cli.MODULE:main` as its console script would; `prelude` is code that runs first."""
     code = f"{prelude}\nimport sys\nfrom cxr_compress.cli.{module} import main\nsys.exit(main())"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def errors_of(stderr: str) -> list[str]:
+    """The lines of a command's stderr that tell neither of progress nor of what was assumed."""
+    return [line for line in stderr.splitlines() if not line.endswith(" s") and ": note: " not in line]

@@ -17,7 +17,10 @@ from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.models import ModelAbout
 from cxr_compress.models.keras_file import save_model
+from tests.cli.runner import errors_of
 from tests.lite import nets
+
+PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
 
 FINDINGS = ("Atelectasis", "Effusion", "Mass", "Nodule")
 Capture = pytest.CaptureFixture[str]
@@ -39,7 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(folder: Path, capsys: Capture, target: Path, *flags: str, model: str = "model.keras") -> tuple[bytes, str]:
     """Content and messages of a conversion that must succeed."""
-    code = main([f"--keras_model_file={folder / model}", f"--output_file={target}", "--quant_type=int8", *flags])
+    code = main(
+        [PRESET, f"--keras_model_file={folder / model}", f"--output_file={target}", "--quant_type=int8", *flags]
+    )
     printed = capsys.readouterr()
     assert code == 0, printed.err
     return read_model(target).content, printed.err
@@ -47,9 +52,9 @@ def convert(folder: Path, capsys: Capture, target: Path, *flags: str, model: str
 
 def refused(folder: Path, capsys: Capture, tmp_path: Path, *flags: str) -> str:
     """The one line of a conversion that must fail."""
-    source = [f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
+    source = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
     assert main([*source, "--quant_type=int8", *flags]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" s")]
+    errors = errors_of(capsys.readouterr().err)
     assert len(errors) == 1
     assert not (tmp_path / "x.tflite").exists()
     return errors[0]

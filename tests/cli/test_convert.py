@@ -19,7 +19,10 @@ from cxr_compress.device.preprocess import PreprocessSpec, preprocess
 from cxr_compress.device.runner import Runner
 from cxr_compress.models import ModelAbout
 from cxr_compress.models.keras_file import save_model
+from tests.cli.runner import errors_of
 from tests.lite import nets
+
+PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
 
 FINDINGS = ("Atelectasis", "Effusion", "Mass", "Nodule")
 
@@ -49,7 +52,7 @@ def call(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str, model: s
         if any("_dir" in flag or "keras_model_file" in flag for flag in flags)
         else [f"--keras_model_file={folder / model}"]
     )
-    code = main([*source, *flags])
+    code = main([PRESET, *source, *flags])
     return code, capsys.readouterr()
 
 
@@ -79,7 +82,7 @@ def test_convert_follows_what_the_model_file_says_of_itself_and_flags_overrule_i
     about = ModelAbout(FINDINGS, spec, dataset="somewhere", attribution="someone", pos_weight=(1.0, 2.0, 4.0, 8.0))
     save_model(nets.chain(), tmp_path / "said.keras", about=about)
     source = f"--keras_model_file={tmp_path / 'said.keras'}"
-    assert call(folder, capsys, source, f"--output_file={tmp_path / 'a.tflite'}")[0] == 0
+    assert main([source, f"--output_file={tmp_path / 'a.tflite'}"]) == 0
     info = read_model(tmp_path / "a.tflite").info
     assert (info.labels, info.preprocess) == (FINDINGS, spec)
     # What the loss counted positives with is undone: sigmoid(logit - log(weight)).
@@ -131,7 +134,7 @@ def test_convert_of_a_saved_model_equals_the_keras_file(
         "keras": f"--keras_model_file={folder / 'model.keras'}",
         "saved": f"--saved_model_dir={folder / 'saved'}",
     }.items():
-        assert main([source, f"--output_file={tmp_path / name}"]) == 0
+        assert main([PRESET, source, f"--output_file={tmp_path / name}"]) == 0
         scores.append(Classifier(tmp_path / name).predict(film).logits)
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     capsys.readouterr()
@@ -240,10 +243,9 @@ def test_convert_takes_an_activation_off_and_says_so(
         ),
         (["--quant_type=int8", "--calibration_data=FOLDER/films/more"], "at least 16 calibration images, got 1"),
         (["--quant_type=int8", "--calibration_data=FOLDER/broken"], "broken"),
-        (["--labels=one,two"], "expected 4 labels, one a logit, got 2"),
+        (["--labels=one,two"], "expected 4 labels, one for each output of the model in their order, got 2"),
         (["--keras_model_file=FOLDER/nothing.keras"], "nothing.keras does not exist"),
         (["--keras_model_file=FOLDER/films/00.png"], "expected a Keras file"),
-        (["--saved_model_dir=FOLDER/saved_sigmoid"], "expected logits, but the model ends in Sigmoid"),
         (["--saved_model_dir=FOLDER/films"], "expected a SavedModel folder"),
         (["--saved_model_dir=FOLDER/saved", "--keras_model_file=FOLDER/model.keras"], "expected one of --keras_model"),
         (["--output_file=FOLDER/nowhere/x.tflite"], "nowhere, does not exist: create it first"),
@@ -266,7 +268,7 @@ def test_convert_of_bad_input_ends_with_one_line_and_code_2(
     code, printed = call(folder, capsys, *target, *given)
     assert code == 2
     assert printed.out == ""
-    errors = [line for line in printed.err.splitlines() if not line.endswith(" s")]  # without the progress lines
+    errors = errors_of(printed.err)
     assert len(errors) == 1
     assert errors[0].startswith("cxr_convert: ")
     assert message in errors[0]
@@ -274,7 +276,8 @@ def test_convert_of_bad_input_ends_with_one_line_and_code_2(
 
 
 def test_convert_as_a_process_keeps_native_noise_off_stderr(folder: Path, tmp_path: Path) -> None:
-    flags = [f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x'}", "--quant_type=int8"]
+    flags = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x'}"]
+    flags.append("--quant_type=int8")
     code = "import sys; from cxr_compress.cli.convert import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *flags, f"--calibration_data={folder / 'films'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -366,7 +369,7 @@ def test_convert_of_contradicting_int8_flags_ends_with_one_line_and_code_2(
     target = [f"--output_file={tmp_path / 'x.tflite'}", f"--calibration_data={folder / 'films'}"]
     code, printed = call(folder, capsys, *target, *given)
     assert (code, printed.out) == (2, "")
-    errors = [line for line in printed.err.splitlines() if not line.endswith(" s")]
+    errors = errors_of(printed.err)
     assert len(errors) == 1
     assert message in errors[0]
     assert list(tmp_path.iterdir()) == []

@@ -17,9 +17,11 @@ from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
 from cxr_compress.lite.targets.edgetpu import edgetpu_report
 from cxr_compress.models.keras_file import save_model
+from tests.cli.runner import errors_of
 from tests.lite import nets
 from tests.lite.targets import target_nets
 
+PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
 Capture = pytest.CaptureFixture[str]
 
 
@@ -48,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(folder: Path, target: Path, model: str, *flags: str) -> int:
-    source = [f"--keras_model_file={folder / model}", f"--output_file={target}", "--edgetpu"]
+    source = [PRESET, f"--keras_model_file={folder / model}", f"--output_file={target}", "--edgetpu"]
     return main([*source, f"--calibration_data={folder / 'films'}", *flags])
 
 
@@ -88,7 +90,7 @@ def test_convert_for_the_edge_tpu_of_what_it_cannot_run_writes_nothing_and_names
     folder: Path, tmp_path: Path, capsys: Capture, model: str, flags: list[str], message: str
 ) -> None:
     assert call(folder, tmp_path / "x.tflite", model, *flags) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" s")]
+    errors = errors_of(capsys.readouterr().err)
     assert len(errors) == 1
     assert message in errors[0]
     assert list(tmp_path.iterdir()) == []
@@ -96,7 +98,7 @@ def test_convert_for_the_edge_tpu_of_what_it_cannot_run_writes_nothing_and_names
 
 def test_convert_without_the_flag_writes_what_the_edge_tpu_would_refuse(folder: Path, tmp_path: Path) -> None:
     """The control of the test above."""
-    source = [f"--keras_model_file={folder / 'leaky.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
+    source = [PRESET, f"--keras_model_file={folder / 'leaky.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
     assert main([*source, "--quant_type=int8", f"--calibration_data={folder / 'films'}"]) == 0
     assert not edgetpu_report(read_model(tmp_path / "x.tflite").content).ready
 

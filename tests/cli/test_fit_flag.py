@@ -16,6 +16,7 @@ from cxr_compress.evaluate import choose_calibration, file_logits
 from cxr_compress.models.keras_file import save_model
 from tests.lite import nets
 
+PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
 Capture = pytest.CaptureFixture[str]
 
 
@@ -29,8 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def convert(folder: Path, *flags: str) -> int:
-    source = [f"--keras_model_file={folder / 'model.keras'}", f"--output_file={folder / 'made.tflite'}"]
-    return main([*source, "--dataset=phantom", f"--data_dir={folder / 'phantom'}", *flags])
+    source = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={folder / 'made.tflite'}"]
+    # Its random weights tell nothing apart, which the command would otherwise refuse.
+    return main([*source, "--dataset=phantom", f"--data_dir={folder / 'phantom'}", "--force", *flags])
 
 
 def labels_flag(folder: Path, *extra: str) -> str:
@@ -53,7 +55,7 @@ def test_convert_with_a_dataset_fits_each_file_on_dev(folder: Path, capsys: Capt
         logits = file_logits(file.content, file.info, decode_split(dataset.dev, file.info.preprocess))[:, columns]
         chosen = choose_calibration(dataset.dev.labels[:, : len(columns)], logits, np.ones(len(columns)))
         assert [file.info.thresholds[column] for column in columns] == pytest.approx(chosen.thresholds)
-        assert f"on {len(dataset.dev)} dev films of phantom, which the model must not" in file.info.threshold_source
+        assert f"on {len(dataset.dev)} dev images of phantom, which the model must not" in file.info.threshold_source
         assert "not fitted" not in file.info.calibration_source.partition("; of ")[0]
     assert infos[0].thresholds != infos[1].thresholds  # each its own: int8 moves logits
 
@@ -73,6 +75,6 @@ def test_convert_without_fitting_leaves_thresholds_alone(folder: Path, capsys: C
 
 
 def test_convert_that_is_to_fit_without_films_fails(folder: Path, capsys: Capture) -> None:
-    flags = [f"--keras_model_file={folder / 'model.keras'}", f"--output_file={folder / 'x.tflite'}"]
+    flags = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={folder / 'x.tflite'}"]
     assert main([*flags, "--fit_thresholds"]) == 2
-    assert "--fit_thresholds needs films with labels: give --dataset and --data_dir" in capsys.readouterr().err
+    assert "--fit_thresholds needs images with labels: give --dataset and --data_dir" in capsys.readouterr().err

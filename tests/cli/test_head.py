@@ -19,6 +19,8 @@ from cxr_compress.models.keras_file import save_model
 from tests.device.golden import INT8_MODEL
 from tests.lite import nets
 
+PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
+
 LABELS = ("Mass / nodule", "Ödem", "c", "d")
 
 
@@ -38,7 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Path:
     path = folder / "cam.tflite"
-    flags = [f"--keras_model_file={folder / 'model.keras'}", f"--labels={','.join(LABELS)}", "--head=logits+cam"]
+    flags = [
+        PRESET,
+        f"--keras_model_file={folder / 'model.keras'}",
+        f"--labels={','.join(LABELS)}",
+        "--head=logits+cam",
+    ]
     assert convert([*flags, f"--output_file={path}"]) == 0
     return path
 
@@ -115,7 +122,7 @@ def test_convert_to_a_head_that_cannot_be_is_one_line_and_exit_2(
 ) -> None:
     import re
 
-    source: list[Any] = [] if "saved_model" in flags[0] else [f"--keras_model_file={folder / 'flat.keras'}"]
+    source: list[Any] = [] if "saved_model" in flags[0] else [PRESET, f"--keras_model_file={folder / 'flat.keras'}"]
     assert convert([*source, *flags, f"--output_file={tmp_path / 'x.tflite'}"]) == 2
     err = capsys.readouterr().err
     assert re.search(line, err), err

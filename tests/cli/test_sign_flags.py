@@ -21,11 +21,13 @@ pytest.importorskip("cryptography", reason="the extra sign is not installed")
 
 from tests.device.test_signature import write_keys
 
+PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
+
 
 def test_convert_signs_every_file_it_writes(tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, 1)
     save_model(nets.chain(), tmp_path / "model.keras")
-    flags = [f"--keras_model_file={tmp_path / 'model.keras'}", "--quant_type=none,fp16", "--labels=a,b,c,d"]
+    flags = [PRESET, f"--keras_model_file={tmp_path / 'model.keras'}", "--quant_type=none,fp16", "--labels=a,b,c,d"]
     assert convert_main([*flags, f"--output_file={tmp_path / 'x.tflite'}", f"--sign_key={private}"]) == 0
     for name in ("x_none.tflite", "x_fp16.tflite"):
         verify_signature(tmp_path / name, public)
@@ -41,7 +43,7 @@ def test_convert_key_that_cannot_be_used_ends_before_the_conversion(
 ) -> None:
     _, public = write_keys(tmp_path, 1)
     save_model(nets.chain(), tmp_path / "model.keras")
-    flags = [f"--keras_model_file={tmp_path / 'model.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
+    flags = [PRESET, f"--keras_model_file={tmp_path / 'model.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
     assert convert_main([*flags, f"--sign_key={public}"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1

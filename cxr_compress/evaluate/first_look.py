@@ -1,0 +1,286 @@
+"""The original model on dev, before anything is built on it: is it what it was taken for?
+
+A model whose classes stand in another order, or whose images were prepared in another way, answers without any error,
+and everything made of it is worthless. Its AUROC on a few hundred labeled images shows that at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import DataError
+from cxr_compress.metrics import Interval, auroc_per_finding, auroc_samples, bootstrap_mean, interval
+
+MOST_IMAGES = 256  # an AUROC of 0.9 is then known to about 0.02, one of 0.5 to 0.04
+_CHANCE = 0.5
+_SAMPLES = 400
+# Of several presets one is always the best by chance: bounds of 99 % instead of 95 %.
+_LEVEL = 0.99
+_FEWEST = 5  # of either class; an interval over fewer is none
+
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Answer = Callable[[Floats], Floats]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What the original model is worth on dev, and what was taken for granted about it.
+
+    Attributes:
+        findings: (k,) names of its outputs that could be scored.
+        auroc: (k,) with intervals over patients.
+        mean: their mean.
+        images: how many were looked at.
+        assumed: what was taken for granted, in words.
+    """
+
+    findings: tuple[str, ...]
+    auroc: tuple[Interval, ...]
+    mean: Interval
+    images: int
+    assumed: str
+
+    @property
+    def problem(self) -> str:
+        """Why nothing should be built on it, with the likely cause; "" where nothing speaks against it."""
+        below = [
+            f"{name} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+            for name, one in zip(self.findings, self.auroc, strict=True)
+            if one.high < _CHANCE
+        ]
+        if below:
+            return (
+                f"the original model ranks below chance on dev: AUROC of {', '.join(below)}; most likely its outputs "
+                "stand in another order than --labels says, the finding is the other of two classes (--positive), or "
+                "its images were prepared in another way (--preset)"
+            )
+        if self.mean.low <= _CHANCE:
+            return (
+                f"the original model is no better than chance on dev: AUROC {_text(self.mean)} on {self.images} "
+                "images; most likely its images were prepared in another way (--preset), its outputs stand in another "
+                "order (--labels), or it was hardly trained"
+            )
+        return ""
+
+    def line(self) -> str:
+        """One line: what was assumed, and what came of it."""
+        scored = f"AUROC {_text(self.mean)} on {self.images} dev images" if self.findings else "not scored on dev"
+        verdict = ": no better than chance" if self.problem else ""
+        return f"original model: {self.assumed}; {scored}{verdict}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "assumed": self.assumed,
+            "images": self.images,
+            "mean_auroc": _bounds(self.mean),
+            "findings": {name: _bounds(one) for name, one in zip(self.findings, self.auroc, strict=True)},
+            "problem": self.problem,
+        }
+
+
+def take_first_look(
+    answer: Answer,
+    images: Images,
+    labels: Floats,
+    patients: Sequence[str],
+    findings: Sequence[str],
+    *,
+    spec: PreprocessSpec,
+    assumed: str,
+    columns: Sequence[int] | None = None,
+    seed: int = 0,
+) -> FirstLook:
+    """Score the original model on at most 256 dev images.
+
+    Args:
+        answer: from preprocessed float32 (n, height, width, channels) to scores (n, outputs) that rise with each
+            finding.
+        images: uint8 (n, h, w[, 3]) at the model's size.
+        labels: (n, k) 0 or 1, nan or soft where unknown.
+        patients: (n,); intervals resample these.
+        findings: (k,).
+        spec: the preprocessing.
+        assumed: what was taken for granted about the model, in words.
+        columns: (k,) the output of each finding; the first k by default.
+        seed: of the choice of images and of the resampling.
+    """
+    chosen = pick_images(labels, seed)
+    hard = _hard(labels[chosen])
+    scores = _answers(answer, images[chosen], spec, columns)
+    scores = np.where(np.isfinite(scores), scores, 0.0)
+    people = [patients[row] for row in chosen]
+    kept = _scorable(hard)
+    values = auroc_per_finding(hard[:, kept], scores[:, kept]) if kept else np.empty(0)
+    drawn = auroc_samples(hard[:, kept], scores[:, kept], people, samples=_SAMPLES, seed=seed) if kept else None
+    if drawn is None:
+        return FirstLook((), (), Interval(np.nan, np.nan, np.nan), len(chosen), assumed)
+    each = tuple(interval(float(values[place]), drawn[:, place]) for place in range(len(kept)))
+    names = tuple(findings[column] for column in kept)
+    return FirstLook(names, each, bootstrap_mean(values, drawn), len(chosen), assumed)
+
+
+@dataclass(frozen=True)
+class PresetTrial:
+    """What each preset gives on dev.
+
+    Attributes:
+        auroc: preset -> mean AUROC.
+        best: the one with the highest.
+        behind: preset -> how far it is behind the best, with an interval over patients.
+    """
+
+    auroc: dict[str, float]
+    best: str
+    behind: dict[str, Interval]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the best is better than every other by more than chance."""
+        return all(one.low > 0 for one in self.behind.values())
+
+    def refuted(self, preset: str) -> bool:
+        """Whether a preset is worse than the best by more than chance."""
+        return preset in self.behind and self.behind[preset].low > 0
+
+    def text(self) -> str:
+        """All in a row, the best first."""
+        ranked = sorted(self.auroc, key=lambda name: -self.auroc[name])
+        return ", ".join(f"{name} {self.auroc[name]:.3f}" for name in ranked)
+
+
+def try_presets(
+    answer: Answer,
+    images: Images,
+    labels: Floats,
+    patients: Sequence[str],
+    specs: Mapping[str, PreprocessSpec],
+    *,
+    columns: Sequence[int] | None = None,
+    seed: int = 0,
+) -> PresetTrial | None:
+    """Score the original model on dev with each preset; None where dev cannot tell or there is nothing to compare.
+
+    Args:
+        answer: see `take_first_look`, like all that is not named here.
+        images: see there; of any preset, since they are decoded alike.
+        labels: see there.
+        patients: see there.
+        specs: preset -> preprocessing.
+        columns: see there.
+        seed: see there.
+    """
+    chosen = pick_images(labels, seed, MOST_IMAGES // 2)
+    hard = _hard(labels[chosen])
+    kept = _scorable(hard)
+    if not kept or len(specs) < 2:  # noqa: PLR2004 - a comparison takes two
+        return None
+    hard, people = hard[:, kept], [patients[row] for row in chosen]
+    values, drawn = {}, {}
+    for name, spec in specs.items():
+        scores = _answers(answer, images[chosen], spec, columns)[:, kept]
+        scores = np.where(np.isfinite(scores), scores, 0.0)
+        values[name] = auroc_per_finding(hard, scores)
+        drawn[name] = auroc_samples(hard, scores, people, samples=_SAMPLES, seed=seed)
+    auroc = {name: float(np.nanmean(one)) for name, one in values.items()}
+    best = max(auroc, key=lambda name: auroc[name])
+    behind = {
+        name: bootstrap_mean(values[best] - values[name], drawn[best] - drawn[name], level=_LEVEL)
+        for name in specs
+        if name != best
+    }
+    return PresetTrial(auroc, best, behind)
+
+
+def pick_images(labels: Floats, seed: int, most: int = MOST_IMAGES) -> NDArray[np.int64]:
+    """Rows to look at, at most `most`, seeded; every finding's rarer class comes first, so that few images tell."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    rng = np.random.Generator(np.random.PCG64(seed))
+    order = rng.permutation(len(labels))
+    hard = _hard(labels)[order]
+    share = most // max(1, 2 * hard.shape[1])
+    wanted: dict[int, None] = {}
+    for column in range(hard.shape[1]):
+        for value in (1.0, 0.0):
+            wanted.update(dict.fromkeys(np.flatnonzero(hard[:, column] == value)[:share].tolist()))
+    for row in range(len(order)):
+        if len(wanted) >= most:
+            break
+        wanted.setdefault(row)
+    return np.sort(order[list(wanted)[:most]])
+
+
+def settle_preset(
+    trial: PresetTrial | None,
+    preset: str | None,
+    specs: Mapping[str, PreprocessSpec],
+    own: PreprocessSpec | None,
+    *,
+    ask: str,
+    force: bool = False,
+) -> PreprocessSpec:
+    """The preprocessing to go on with.
+
+    Args:
+        trial: what dev shows; None where it shows nothing.
+        preset: the user's choice, if any.
+        specs: preset -> preprocessing.
+        own: what is known without dev: the user's choice, or None.
+        ask: the sentence that asks the user.
+        force: the user's choice counts whatever dev shows.
+
+    Raises:
+        DataError: nothing is known and dev cannot tell, or dev shows that the user's choice is wrong.
+    """
+    if own is not None:
+        if trial is not None and preset is not None and trial.refuted(preset) and not force:
+            raise DataError(
+                f"--preset={preset} does not fit this model: AUROC on dev {trial.auroc[preset]:.3f}, with "
+                f"--preset={trial.best} {trial.auroc[trial.best]:.3f} ({trial.text()}): give that, or add --force"
+            )
+        return own
+    if trial is None:
+        raise DataError(ask)
+    if not trial.clear:
+        raise DataError(f"{ask}; on dev no preset is clearly the best (AUROC: {trial.text()})")
+    return specs[trial.best]
+
+
+def _answers(
+    answer: Answer, images: Images, spec: PreprocessSpec, columns: Sequence[int] | None, size: int = 32
+) -> NDArray[np.float64]:
+    parts = [answer(normalize(images[start : start + size], spec)) for start in range(0, len(images), size)]
+    scores = np.concatenate([np.asarray(part, np.float64) for part in parts])
+    return scores if columns is None else scores[:, list(columns)]
+
+
+def _hard(labels: Floats) -> NDArray[np.float64]:
+    values = np.asarray(labels, np.float64)
+    return np.where((values == 0) | (values == 1), values, np.nan)
+
+
+def _scorable(hard: NDArray[np.float64]) -> list[int]:
+    """The findings with a few images of either class."""
+    return [
+        column
+        for column in range(hard.shape[1])
+        if min(np.count_nonzero(hard[:, column] == value) for value in (0.0, 1.0)) >= _FEWEST
+    ]
+
+
+def _text(one: Interval) -> str:
+    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _bounds(one: Interval) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in (one.value, one.low, one.high)]

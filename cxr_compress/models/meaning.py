@@ -1,0 +1,324 @@
+"""What a model from elsewhere means: which output is which finding, and how an image becomes its input.
+
+Nothing of that can be read off weights. So it comes from what the file says of itself (`ModelAbout`), from the user, or
+from layers inside the model that leave no doubt; all else is asked for. What was taken from where is said in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.device.spec import PRESETS, PreprocessSpec
+from cxr_compress.errors import CompressionError
+from cxr_compress.keras2 import keras
+from cxr_compress.models.about import ModelAbout
+
+_layers = keras.layers
+_PAIR = 2
+# Networks are trained on inputs that span about 1 (x / 255) to 4.6 (the deviations of ImageNet) from black to white.
+_LEAST_SPAN, _LARGEST_SPAN = 0.5, 12.0
+_BLACK_LEVEL = 20.0  # an offset beyond it is one of pixels of 0 to 255
+_PASSING = (
+    *("InputLayer", "ZeroPadding2D", "Dropout", "SpatialDropout2D", "GaussianNoise", "Resizing", "Reshape"),
+    *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness"),
+)
+_ARITHMETIC = {
+    "math.truediv": lambda x, number: (x[0] / number, x[1] / number),
+    "math.multiply": lambda x, number: (x[0] * number, x[1] * number),
+    "math.subtract": lambda x, number: (x[0], x[1] - number),
+    "__operators__.add": lambda x, number: (x[0], x[1] + number),
+    "math.add": lambda x, number: (x[0], x[1] + number),
+}
+_UNCHANGED = ("cast", "identity")
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Layers in front of a model that normalize its input.
+
+    Attributes:
+        layers: their names.
+        text: what they compute, in words.
+        takes: the preset that feeds them what they expect: "raw" (0 to 255) or "unit" (0 to 1); "" where it is unclear.
+    """
+
+    layers: tuple[str, ...]
+    text: str
+    takes: str
+
+    @property
+    def name(self) -> str:
+        """Them in words."""
+        return f"{'layer' if len(self.layers) == 1 else 'layers'} {', '.join(map(repr, self.layers))}"
+
+
+def normalizes_inside(model: Any) -> Inside | None:
+    """Find layers at the front of a model that normalize pixels themselves; None where its first layer does not.
+
+    Rescaling, Normalization and the arithmetic of Keras' `preprocess_input` are read, also inside a nested model.
+    """
+    scale: npt.NDArray[np.float64] = np.ones(1)
+    offset: npt.NDArray[np.float64] = np.zeros(1)
+    names: list[str] = []
+    for node in _first_calls(model, model.inputs[0]):
+        layer, kind = node.layer, type(node.layer).__name__
+        if kind == "Rescaling":
+            factor, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
+            scale, offset = scale * factor, offset * factor + shift
+        elif kind == "Normalization" and getattr(layer, "mean", None) is not None:
+            mean, deviation = np.asarray(layer.mean, np.float64), np.sqrt(np.asarray(layer.variance, np.float64))
+            deviation = np.maximum(deviation, 1e-7)  # as Keras guards it
+            scale, offset = scale / deviation.reshape(-1), (offset - mean.reshape(-1)) / deviation.reshape(-1)
+        elif kind == "TFOpLambda" and (changed := _computed(node, (scale, offset))) is not None:
+            if layer.get_config()["function"] in _UNCHANGED:
+                continue
+            scale, offset = changed
+        elif kind in _PASSING:
+            continue
+        else:
+            break
+        names.append(layer.name)
+    if not names or (np.all(scale == 1) and np.all(offset == 0)):
+        return None
+    return Inside(tuple(names), _formula(scale, offset), _taken(scale, offset))
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which output is what.
+
+    Attributes:
+        findings: one name per output of the logits model; None where nobody names them.
+        positive: the index of the finding among two classes that exclude one another; None for other models.
+        source: where that comes from, in words.
+    """
+
+    findings: tuple[str, ...] | None
+    positive: int | None = None
+    source: str = ""
+
+
+def name_outputs(
+    classes: int, *, pair: bool, labels: Sequence[str] = (), positive: str = "", about: ModelAbout | None = None
+) -> Names:
+    """Say which output is which finding, from the user's labels or the file's own.
+
+    Args:
+        classes: outputs of the model as it came.
+        pair: they are two classes that exclude one another, of which one is the finding.
+        labels: of the user, one per output in their order; of a pair also the finding alone.
+        positive: of a pair, the finding: its label, or its index as a text.
+        about: what the file says.
+
+    Raises:
+        CompressionError: the labels are not as many as outputs, or of a pair the finding is not said.
+    """
+    said = about.findings if about is not None else ()
+    names = tuple(labels) or said
+    source = "from --labels" if labels else "from the model file" if names else "not named"
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CompressionError(f"expected different labels, got {twice[0]!r} twice: give each output a name of its own")
+    if pair:
+        return _name_pair(names, positive, about.positive if about is not None else None, source)
+    if positive:
+        raise CompressionError(
+            f"--positive says which of two classes that exclude one another is the finding; this model gives {classes} "
+            "outputs of another kind: leave it out"
+        )
+    if names and len(names) != classes:
+        raise CompressionError(
+            f"expected {classes} labels, one for each output of the model in their order, got {len(names)} "
+            f"({', '.join(names)}): correct --labels"
+        )
+    return Names(names or None, None, source)
+
+
+def _name_pair(names: tuple[str, ...], positive: str, said: int | None, source: str) -> Names:
+    if len(names) > _PAIR:
+        raise CompressionError(
+            f"expected two labels, NEGATIVE,POSITIVE as the model orders them, or the finding's alone, got {len(names)}"
+            ": correct --labels"
+        )
+    index = _index_of(positive, names) if positive else said
+    if index is None:
+        example = f"--labels={','.join(names)} --positive={names[-1]}" if len(names) == _PAIR else ""
+        raise CompressionError(
+            "the model gives two classes that exclude one another, and which of them is the finding is not said "
+            "(Keras numbers folders by name: NORMAL before PNEUMONIA, but COVID before NORMAL): give "
+            f"{example or '--labels=FIRST,SECOND --positive=LABEL, or one label and --positive=0 or 1'}"
+        )
+    findings = (names[index],) if len(names) == _PAIR else names or None
+    return Names(findings, index, source)
+
+
+def _index_of(positive: str, names: Sequence[str]) -> int:
+    folded = [name.casefold() for name in names]
+    if positive.casefold() in folded and len(names) == _PAIR:
+        return folded.index(positive.casefold())
+    if positive in ("0", "1"):
+        return int(positive)
+    if len(names) == _PAIR:
+        raise CompressionError(f"expected --positive as {names[0]} or {names[1]}, got {positive!r}")
+    raise CompressionError(
+        f"expected --positive as 0 or 1, the index of the finding among the two classes, got {positive!r}: or give "
+        "both labels, in the model's order"
+    )
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How an image becomes the model's input, if that is known.
+
+    Attributes:
+        spec: the preprocessing; None where it has to be asked for, or tried on labeled images.
+        source: where it comes from, in words.
+    """
+
+    spec: PreprocessSpec | None
+    source: str
+
+
+def read_pixels(
+    shape: tuple[int, int, int],
+    *,
+    about: ModelAbout | None = None,
+    inside: Inside | None = None,
+    preset: str | None = None,
+    color: str | None = None,
+    force: bool = False,
+) -> Pixels:
+    """Say how images are prepared for a model: as the user says, as its file says, or as its own first layers show.
+
+    Args:
+        shape: (height, width, channels) of the input.
+        about: what the file says.
+        inside: what `normalizes_inside` found.
+        preset: the user's choice, one of PRESETS.
+        color: the user's choice, "gray" or "rgb".
+        force: take the user's choice even where layers inside contradict it.
+
+    Raises:
+        CompressionError: the preset is for other channels, or would normalize twice.
+    """
+    if preset is not None:
+        if inside is not None and inside.takes and preset != inside.takes and not force:
+            raise CompressionError(
+                f"the model normalizes its input itself ({inside.name}: {inside.text}) and takes "
+                f"--preset={inside.takes}; --preset={preset} would normalize twice: leave it out, or add --force"
+            )
+        return Pixels(preset_spec(preset, shape, color=color), "from --preset")
+    if about is not None:
+        own = replace(about.preprocess, height=shape[0], width=shape[1])
+        return Pixels(replace(own, color=color) if color else own, "from the model file")
+    if inside is not None and inside.takes:
+        source = f"from {inside.name} inside the model: {inside.text}"
+        return Pixels(preset_spec(inside.takes, shape, color=color), source)
+    return Pixels(None, "not said")
+
+
+def preset_spec(
+    preset: str, shape: tuple[int, int, int], *, color: str | None = None, input_type: str = "float32"
+) -> PreprocessSpec:
+    """The spec of a preset for a model's input.
+
+    Args:
+        preset: one of PRESETS.
+        shape: (height, width, channels).
+        color: "gray" or "rgb"; gray by default, which refuses color images instead of misreading them.
+        input_type: what is fed: "float32" or "uint8".
+
+    Raises:
+        CompressionError: the preset is for other channels.
+    """
+    if preset not in PRESETS:
+        raise CompressionError(f"expected a preset of {', '.join(PRESETS)}; got {preset!r}")
+    height, width, channels = shape
+    fields: dict[str, Any] = {"color": color or "gray", "input": input_type}
+    if channels != PRESETS[preset].get("channels", 3):
+        if not fits_channels(preset, channels):
+            own = PRESETS[preset].get("channels", 3)
+            raise CompressionError(
+                f"--preset={preset} is for {own} channels, the model takes {channels}: choose another preset"
+            )
+        fields |= {"channels": channels, **{name: PRESETS[preset][name][:1] * channels for name in ("mean", "std")}}
+    return PreprocessSpec.preset(preset, height, width, **fields)
+
+
+def fits_channels(preset: str, channels: int) -> bool:
+    """Whether a preset can feed a model of so many channels: one that treats its channels alike serves any number."""
+    values = PRESETS[preset]
+    alike = len(set(values["mean"])) == len(set(values["std"])) == 1
+    return bool(alike or channels == values.get("channels", 3))
+
+
+def possible_presets(
+    shape: tuple[int, int, int], *, inside: Inside | None = None, color: str | None = None
+) -> dict[str, PreprocessSpec]:
+    """The presets that a model may have been trained with, by name: what to ask for, or to try on labeled images."""
+    names = [name for name in PRESETS if fits_channels(name, shape[2])]
+    if inside is not None and inside.takes:
+        names = [inside.takes]
+    return {name: preset_spec(name, shape, color=color) for name in names}
+
+
+def ask_for_preset(file: str) -> str:
+    """The sentence that asks how images are prepared."""
+    return (
+        f"{file} does not say how images become its input, and none of its layers shows it: give --preset, as it was "
+        "trained: imagenet_torch (CheXNet, Keras' DenseNet), unit (x / 255), tf (MobileNet, Inception), caffe "
+        "(ResNet50, VGG), xrv (torchxrayvision) or raw (0 to 255, EfficientNet)"
+    )
+
+
+def _first_calls(model: Any, tensor: Any) -> Iterator[Any]:
+    """The calls behind an input, as long as each alone reads the one before; into models but not out of them again."""
+    while True:
+        nodes = [node for level in model._nodes_by_depth.values() for node in level if not node.is_input]
+        readers = [node for node in nodes if any(one is tensor for one in node.keras_inputs)]
+        if len(readers) != 1 or len(readers[0].keras_inputs) != 1:
+            return
+        layer = readers[0].layer
+        if isinstance(layer, keras.Model) and getattr(layer, "_is_graph_network", False):
+            yield from _first_calls(layer, layer.inputs[0])
+            return
+        yield readers[0]
+        tensor = readers[0].outputs
+
+
+def _computed(node: Any, given: tuple[Any, Any]) -> tuple[Any, Any] | None:
+    """Scale and offset behind one of TensorFlow's operations with a constant; None for any other."""
+    name = node.layer.get_config()["function"]
+    if name in _UNCHANGED:
+        return given
+    constants = [*node.call_args[1:], *(node.call_kwargs[key] for key in ("y", "x") if key in node.call_kwargs)]
+    constants = [number for number in constants if not keras.backend.is_keras_tensor(number)]
+    if name not in _ARITHMETIC or len(constants) != 1 or keras.backend.is_keras_tensor(constants[0]):
+        return None
+    try:
+        number = np.asarray(constants[0], np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return None
+    scale, offset = _ARITHMETIC[name](given, number)
+    return scale, offset
+
+
+def _taken(scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64]) -> str:
+    """Which pixels make a usual network input of scale * x + offset."""
+    factor, shift = float(np.abs(scale).mean()), float(np.abs(offset).mean())
+    if _LEAST_SPAN <= 255 * factor <= _LARGEST_SPAN:
+        return "raw"
+    if _LEAST_SPAN <= factor <= _LARGEST_SPAN:
+        return "raw" if shift > _BLACK_LEVEL else "unit"
+    return ""
+
+
+def _formula(scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64]) -> str:
+    factor, shift = float(scale.mean()), float(offset.mean())
+    product = f"x / {1 / factor:.4g}" if 0 < abs(factor) < 1 else f"{factor:.4g} x" if factor != 1 else "x"
+    return product if shift == 0 else f"{product} {'+' if shift > 0 else '-'} {abs(shift):.4g}"

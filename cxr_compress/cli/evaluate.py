@@ -4,9 +4,10 @@
     cxr_evaluate --model=model.keras --dataset=nih --data_dir=nih --by=source,sex --output_file=eval.json
 
 A .tflite file runs through the code that runs on the device, with its own preprocessing, calibration and thresholds; a
-.keras or .h5 file runs in TensorFlow, with the preprocessing and findings that it was saved with. Findings of model and
-data set are matched by name. Intervals (95 %) resample patients. A finding with fewer than 20 films with or without it
-is marked "not enough data". Films of unknown label are left out, finding by finding.
+.keras or .h5 file runs in TensorFlow, with the preprocessing and findings that it was saved with. For a file that says
+neither, --labels and --preset do; without --preset the dev images of the set show which one fits. Findings of model and
+data set are matched by name. Intervals (95 %) resample patients. A finding with fewer than 20 images with or without it
+is marked "not enough data". Images of unknown label are left out, finding by finding.
 
 Choose everything on --split=dev and score --split=test once. Exit codes: 0 done, 2 wrong flag, data or model, 130
 Ctrl-C.
@@ -21,21 +22,22 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.delegate_flag import define_delegate_flag
-from cxr_compress.cli.open_model import MODEL_SUFFIXES, OpenedModel, open_keras, open_tflite
+from cxr_compress.cli.meaning_flags import define_meaning_flags
+from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.split import join_splits
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.modelinfo import INTENDED_USE
-from cxr_compress.device.spec import PRESETS
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import (
     FLAT_COLUMNS,
@@ -52,6 +54,9 @@ from cxr_compress.evaluate import (
     score_model,
 )
 from cxr_compress.metrics import count_comparable_films, count_films
+
+if TYPE_CHECKING:
+    from cxr_compress.models.original import Original
 
 NAME = "cxr_evaluate"
 _SPLITS = ("test", "dev", "train", "all")
@@ -74,9 +79,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     choice("split", "test", _SPLITS, "Which films; all is train, dev and test.", flag_values=values)
     help_text = "Size of the films in pixels, where a Keras model is to be scored at another than its own."
     number("input_size", None, help_text, lower_bound=1, flag_values=values)
-    help_text = "Mean and deviation for a Keras file that does not say its own."
-    choice("preprocess", "imagenet_torch", list(PRESETS), help_text, flag_values=values)
-    choice("color", "gray", ("gray", "rgb"), "What images such a file is for.", flag_values=values)
+    define_meaning_flags(values)
     help_text = f"Report by {', '.join(GROUPINGS)}; {_AUTO}: by all that the set knows; empty: by none."
     flags.DEFINE_list("by", [_AUTO], help_text, flag_values=values)
     number("bootstrap_samples", 1000, "Resampled sets behind an interval.", lower_bound=1, flag_values=values)
@@ -104,8 +107,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         split = join_splits(dataset.splits, "all") if values.split == "all" else getattr(dataset, values.split)
         count_films(split.labels)  # refuses soft labels before anything slow
         groups = _groups(values.by, split, dataset.name)
-        opened = _open(path, values, progress.tell)
-        match = match_findings(opened.model.findings, dataset.findings, logits=opened.logits)
+        opened = _open(path, values, dataset, progress.tell)
+        by_position = values.match == "position"
+        match = match_findings(opened.model.findings, dataset.findings, logits=opened.logits, by_position=by_position)
         _say_what_to_know(progress.tell, dataset, split, match)
         images = decode_split(
             split,
@@ -196,21 +200,33 @@ def _comparable(split: Split, names: Sequence[str]) -> bool:
     return bool(np.any(count_comparable_films(split.labels, names)))
 
 
-def _open(path: Path, values: flags.FlagValues, say: Say) -> OpenedModel:
+def _open(path: Path, values: flags.FlagValues, dataset: Dataset, say: Say) -> OpenedModel:
     """The model, by the kind of its file."""
     if path.suffix.lower() == ".tflite":
+        given = [name for name in ("labels", "positive", "preset", "color") if values[name].present]
+        if given:
+            raise UsageError(f"a .tflite says itself what it means: leave --{given[0]} out")
         size, delegate = values.input_size, values.delegate
         return open_tflite(path, say, threads=values.threads or 1, input_size=size, delegate=delegate)
     if values.delegate:
         raise UsageError(f"--delegate runs .tflite files, got {path.name}")
-    return open_keras(
-        path,
-        say,
-        threads=values.threads,
-        input_size=values.input_size,
-        preprocess=values.preprocess,
-        color=values.color,
-    )
+
+    def dev(spec: PreprocessSpec) -> Dev:
+        images = decode_split(dataset.dev, spec, workers=values.threads, cache_dir=values.cache_dir)
+        return images, dataset.dev.labels, dataset.dev.patients, _columns(values, dataset)
+
+    return open_keras(path, values, dev, say)
+
+
+def _columns(values: flags.FlagValues, dataset: Dataset) -> Callable[[Original], Match]:
+    """Which output of a model belongs to which finding of the set."""
+
+    def match(original: Original) -> Match:
+        count = original.change.outputs
+        by_position = values.match == "position"
+        return match_findings(original.names.findings, dataset.findings, logits=count, by_position=by_position)
+
+    return match
 
 
 def _document(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import flags
 
 from cxr_compress.cli.common import UsageError
 from cxr_compress.cli.quiet import Say
@@ -16,8 +18,14 @@ from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
-from cxr_compress.evaluate import BATCH, ScorableModel, from_classifier, undo_class_weights
+from cxr_compress.evaluate import BATCH, Match, ScorableModel, from_classifier, undo_class_weights
+from cxr_compress.evaluate.first_look import settle_preset, try_presets
 
+if TYPE_CHECKING:
+    from cxr_compress.models.original import Original
+
+# Decoded dev images, their labels and patients, and how a model's outputs belong to the columns of the labels.
+Dev = tuple[np.ndarray, np.ndarray, Sequence[str], Callable[["Original"], Match]]
 MODEL_SUFFIXES = (".tflite", ".keras", ".h5", ".hdf5")
 
 
@@ -65,60 +73,61 @@ def open_tflite(
     return OpenedModel(model, len(classifier.labels), facts)
 
 
-def open_keras(
-    path: Path,
-    say: Say,
-    *,
-    threads: int | None,
-    input_size: int | None,
-    preprocess: str,
-    color: str,
-) -> OpenedModel:
+def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSpec], Dev], say: Say) -> OpenedModel:
     """Give a Keras model as TensorFlow runs it.
 
     Args:
         path: the file.
+        values: the flags: threads, input size and what the model means (`meaning_flags`).
+        dev: decodes the labeled dev images for a preprocessing; asked where the file does not say its own.
         say: gets notes for the user.
-        threads: of TensorFlow; None leaves it all cores.
-        input_size: of the films in pixels; None for the model's own.
-        preprocess: preset of mean and deviation for a file that does not say its own.
-        color: "gray" or "rgb", likewise.
 
     Raises:
         UsageError: the size has to be given.
-        ModelFileError: as `load_model`, or the model is no classifier of one image, or does not fit the size.
+        CompressionError: as `read_original`, or the model does not fit the size, or nobody knows its preprocessing.
     """
     # Here and not above: TensorFlow takes seconds to load, and a .tflite needs none of it.
     import tensorflow as tf
 
-    from cxr_compress.models import load_model, read_about
+    from cxr_compress.models.original import read_original
     from cxr_compress.train.step import make_forward, predict_logits
 
-    if threads:
-        _limit_threads(tf, threads, say)
+    if values.threads:
+        _limit_threads(tf, values.threads, say)
     say(f"loading {path.name}")
-    about, keras_model = read_about(path), load_model(path)
-    shape, count = _shapes(keras_model, path)
-    if about is None:
-        spec = _guess_spec(path, shape, input_size, preprocess, color)
-        say(
-            f"{path.name} does not say its preprocessing and findings: taking --preprocess={preprocess} at "
-            f"{spec.height} x {spec.width} px, and the findings of the data set in its order"
-        )
-    else:
-        own = about.preprocess
-        spec = dataclasses.replace(own, height=input_size or own.height, width=input_size or own.width)
-    keras_model = _at_size(keras_model, spec, path)
+    original = read_original(
+        path,
+        labels=values.labels,
+        positive=values.positive or "",
+        preset=values.preset,
+        color=values.color,
+        input_size=values.input_size,
+        force=values.force,
+    )
+    for note in original.notes():
+        say(f"note: {note}")
+    size = values.input_size
+    shape = original.image_shape
+    known = original.pixels.spec
+    # read_original asks for a size that neither file nor flag gives.
+    height = int(size or (known.height if known else shape[0]) or 0)
+    width = int(size or (known.width if known else shape[1]) or 0)
+    keras_model = _at_size(original.model, (height, width, shape[2]), path)
     forward = make_forward(keras_model)
+    original = dataclasses.replace(original, model=keras_model)
+    spec, where = _settled(original, (height, width, shape[2]), values, dev, say)
+    count = original.change.outputs
 
-    def logits(films: np.ndarray) -> np.ndarray:
+    def logits(images: np.ndarray) -> np.ndarray:
         # Filled up to a whole batch: another batch size would compile the network again.
-        filled = np.concatenate([films, np.repeat(films[-1:], BATCH - len(films), axis=0)])
-        return predict_logits(keras_model, filled, spec, batch_size=BATCH, forward=forward)[: len(films)]
+        filled = np.concatenate([images, np.repeat(images[-1:], BATCH - len(images), axis=0)])
+        outputs = predict_logits(keras_model, filled, spec, batch_size=BATCH, forward=forward)[: len(images)]
+        return original.logits_of(outputs)
 
+    about, findings = original.about, original.names.findings
     weights = None if about is None else about.pos_weight or (1.0,) * count
     model = ScorableModel(
-        None if about is None else about.findings,
+        findings,
         spec,
         logits,
         None if weights is None else lambda raw: undo_class_weights(raw, weights),
@@ -126,9 +135,36 @@ def open_keras(
         runtime=f"tensorflow {tf.__version__}",
     )
     trained = "" if about is None else about.dataset
-    return OpenedModel(
-        model, count, {**_facts(path, model), "says_preprocess": about is not None, "trained_on": trained}
+    facts = {**_facts(path, model), "preprocess_source": where, "trained_on": trained}
+    say(f"note: {original.assumed(findings or ('unnamed',), spec, where)}")
+    return OpenedModel(model, count, facts)
+
+
+def _settled(
+    original: Original,
+    shape: tuple[int, int, int],
+    values: flags.FlagValues,
+    dev: Callable[[PreprocessSpec], Dev],
+    say: Say,
+) -> tuple[PreprocessSpec, str]:
+    """The preprocessing and where it comes from: what is known, held against dev where only the user said it."""
+    from cxr_compress.models.meaning import ask_for_preset, possible_presets
+
+    own = original.pixels.spec
+    if own is not None:
+        own = dataclasses.replace(own, height=shape[0], width=shape[1])
+    if own is not None and (original.about is not None or original.inside is not None):
+        return own, original.pixels.source
+    specs = possible_presets(shape, inside=original.inside, color=values.color)
+    images, labels, patients, pairing = dev(next(iter(specs.values())))
+    match = pairing(original)
+    trial = try_presets(
+        original.answer(), images, labels[:, list(match.labels)], patients, specs, columns=list(match.logits)
     )
+    if trial is not None:
+        say(f"AUROC on dev by --preset: {trial.text()}")
+    spec = settle_preset(trial, values.preset, specs, own, ask=ask_for_preset(original.path.name), force=values.force)
+    return spec, original.pixels.source if own is not None else "the clear best on dev"
 
 
 def _limit_threads(tf: Any, threads: int, say: Say) -> None:
@@ -138,41 +174,20 @@ def _limit_threads(tf: Any, threads: int, say: Say) -> None:
         say("TensorFlow is running already: --threads does not limit it")
 
 
-def _shapes(model: Any, path: Path) -> tuple[tuple[int | None, int | None, int], int]:
-    """(height, width, channels) of the one input, and the number of logits of the one output."""
-    shapes = [model.input_shape, model.output_shape]
-    if [len(shape) if isinstance(shape, tuple) else 0 for shape in shapes] != [4, 2]:
-        raise ModelFileError(
-            f"expected one input (films, height, width, channels) and one output (films, findings) in {path.name}, got "
-            f"{shapes[0]} and {shapes[1]}"
-        )
-    return shapes[0][1:], int(shapes[1][1])
-
-
-def _guess_spec(
-    path: Path, shape: tuple[int | None, int | None, int], input_size: int | None, preprocess: str, color: str
-) -> PreprocessSpec:
-    """What a file that says nothing was most likely trained with."""
-    height, width = input_size or shape[0], input_size or shape[1]
-    if height is None or width is None:
-        raise UsageError(f"{path.name} takes films of any size and does not say which: give --input_size")
-    return PreprocessSpec.preset(preprocess, height, width, **{"channels": shape[2], "color": color})
-
-
-def _at_size(model: Any, spec: PreprocessSpec, path: Path) -> Any:
-    """The same weights for films of another size, where the network is convolutional up to a global pooling."""
+def _at_size(model: Any, shape: tuple[int, int, int], path: Path) -> Any:
+    """The same weights for images of another size, where the network is convolutional up to a global pooling."""
     from cxr_compress.keras2 import keras
 
     own = tuple(model.input_shape[1:3])
-    if own in ((None, None), (spec.height, spec.width)):
+    if own in ((None, None), shape[:2]):
         return model
     try:
-        other = keras.models.clone_model(model, input_tensors=keras.Input((spec.height, spec.width, spec.channels)))
+        other = keras.models.clone_model(model, input_tensors=keras.Input(shape))
         other.set_weights(model.get_weights())
     except Exception as error:  # Keras raises nearly every type here; the cause is kept
         raise ModelFileError(
-            f"{path.name} is made for films of {own[0]} x {own[1]} px and its layers do not fit {spec.height} x "
-            f"{spec.width}: score it at its own size"
+            f"{path.name} is made for images of {own[0]} x {own[1]} px and its layers do not fit {shape[0]} x "
+            f"{shape[1]}: score it at its own size"
         ) from error
     return other
 

@@ -145,15 +145,8 @@ class ModelInfo:
         return cls(**{**fields, "preprocess": spec, "golden": golden, "parents": _pairs(fields["parents"])})
 
     def logits_of(self, outputs: np.ndarray) -> np.ndarray:
-        """What the file computed (..., k) as logits, float32 of the same shape; `activation` turns them back.
-
-        Probabilities are taken to lie between 1e-7 and 1 - 1e-7, where float32 can tell them from 0 and 1.
-        """
-        if self.outputs == "logits":
-            return np.asarray(outputs, np.float32)
-        share = np.clip(np.asarray(outputs, np.float64), _LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
-        logits = np.log(share)
-        return (logits if self.activation == "softmax" else logits - np.log1p(-share)).astype(np.float32)
+        """What the file computed (..., k) as logits, float32 of the same shape; `probabilities` turns them back."""
+        return logits_of(outputs, self.outputs, self.activation)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.
@@ -180,6 +173,22 @@ class ModelInfo:
             ModelFileError: not JSON, or as `from_dict`.
         """
         return cls.from_dict(load_json(text))
+
+
+def logits_of(outputs: np.ndarray, gives: str, activation: str) -> np.ndarray:
+    """Outputs (..., k) of a model as logits, float32 of the same shape, which `activation` turns into probabilities.
+
+    Args:
+        outputs: what the model computed.
+        gives: "logits" or "probabilities": what that is. Probabilities are taken to lie between 1e-7 and 1 - 1e-7,
+            where float32 can tell them from 0 and 1.
+        activation: one of ACTIVATIONS.
+    """
+    if gives == "logits":
+        return np.asarray(outputs, np.float32)
+    share = np.clip(np.asarray(outputs, np.float64), _LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
+    logits = np.log(share)
+    return (logits if activation == "softmax" else logits - np.log1p(-share)).astype(np.float32)
 
 
 def _pairs(parents: Any) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import PreprocessSpec
@@ -27,7 +27,7 @@ _FEWEST = 5  # of either class; an interval over fewer is none
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Answer = Callable[[Floats], Floats]
+Answer = Callable[[Floats], ArrayLike]
 Progress = Callable[[str], None]
 
 

@@ -239,10 +239,16 @@ def test_evaluate_keras_file_that_says_what_it_is(table, keras_files, tmp_path, 
     assert found["groups"] == {}
 
 
-def test_evaluate_plain_keras_file_is_guessed_and_the_guess_is_said(table, keras_files, capsys) -> None:
-    code, out, err = call(capsys, table, "--format=json", "--by=", model=keras_files / "plain.keras")
+def test_evaluate_plain_keras_file_is_asked_about_and_never_guessed(table, keras_files, capsys) -> None:
+    code, _, err = call(capsys, table, model=keras_files / "plain.keras")
+    assert (code, "does not name its 2 outputs" in err, "--match=position" in err) == (2, True, True)
+    # Its random weights fit no preset: dev cannot tell, and the user has to.
+    code, _, err = call(capsys, table, "--match=position", model=keras_files / "plain.keras")
+    assert (code, "give --preset, as it was trained: imagenet_torch" in err) == (2, True)
+    flags = ["--match=position", "--preset=imagenet_torch", "--force", "--format=json", "--by="]
+    code, out, err = call(capsys, table, *flags, model=keras_files / "plain.keras")
     assert code == 0
-    assert "plain.keras does not say its preprocessing and findings: taking --preprocess=imagenet_torch at 32 x" in err
+    assert "preprocessing imagenet_torch at 32 x 32 px (from --preset)" in err
     assert "findings are matched by position" in err
     found = json.loads(out)
     assert found["matching"]["by_position"]
@@ -273,4 +279,4 @@ def test_evaluate_keras_at_another_size_keeps_the_weights(table, keras_files, tm
 def test_evaluate_keras_with_a_flatten_has_one_size(table, keras_files, capsys) -> None:
     code, _, err = call(capsys, table, "--input_size=48", model=keras_files / "flat.keras")
     assert code == 2
-    assert "flat.keras is made for films of 32 x 32 px and its layers do not fit 48 x 48: score it at its own" in err
+    assert "flat.keras is made for images of 32 x 32 px and its layers do not fit 48 x 48: score it at its own" in err

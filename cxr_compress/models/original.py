@@ -1,0 +1,147 @@
+"""The model that everything else is measured against, loaded and understood: its outputs and its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.device.modelinfo import logits_of
+from cxr_compress.device.spec import PreprocessSpec, preset_name
+from cxr_compress.errors import CompressionError
+from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.keras_file import load_model, read_about
+from cxr_compress.models.logits_head import HeadChange, read_head, softmax_classes
+from cxr_compress.models.meaning import Inside, Names, Pixels, name_outputs, normalizes_inside, read_pixels
+
+_PAIR, _IMAGE_RANK, _FLAT_RANK = 2, 4, 2
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Original:
+    """A Keras model from a file, and what it means.
+
+    Attributes:
+        path: the file.
+        model: it, without the activation at its end; as it came where it gives probabilities that cannot be undone.
+        change: what its end was, and what was done to it.
+        names: which output is what.
+        pixels: how an image becomes its input, as far as that is known.
+        inside: layers in front of it that normalize; None where there are none.
+        about: what its file says; None where it says nothing.
+    """
+
+    path: Path
+    model: Any
+    change: HeadChange
+    names: Names
+    pixels: Pixels
+    inside: Inside | None
+    about: ModelAbout | None
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels) of its input; None where it takes any."""
+        _, height, width, channels = self.model.input_shape
+        return height, width, channels
+
+    @property
+    def activation(self) -> str:
+        """What turns its logits into probabilities: "sigmoid" or "softmax"."""
+        exclusive = self.about is not None and self.about.activation == "softmax"
+        return "softmax" if exclusive else self.change.probabilities_by
+
+    def notes(self) -> list[str]:
+        """What a user should know about how it was read, a sentence each."""
+        found = [self.change.note] if self.change.note else []
+        if self.inside is not None:
+            found.append(f"the model normalizes inside ({self.inside.name}: {self.inside.text})")
+        return found
+
+    def assumed(self, findings: Sequence[str], spec: PreprocessSpec, where: str) -> str:
+        """What is taken for granted about it, in one line."""
+        kind = "classes that exclude one another" if self.activation == "softmax" else "findings"
+        named = self.names.source if self.names.findings else "in the order of the data set"
+        return (
+            f"{kind} {', '.join(findings)} ({named}); preprocessing {preset_name(spec)} at {spec.height} x "
+            f"{spec.width} px ({where})"
+        )
+
+    def logits_of(self, outputs: npt.ArrayLike) -> Floats:
+        """What the model gave (n, outputs) as logits (n, k): those of the finding alone where it gave a pair."""
+        found = np.asarray(outputs)
+        if self.change.gives != "logits" and self.names.positive is not None:
+            found = found[:, self.names.positive : self.names.positive + 1]
+        return logits_of(found, self.change.gives, self.activation)
+
+    def scores(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Numbers (n, k) that rise with each finding: of classes that exclude one another their log-probabilities."""
+        found = np.asarray(logits, np.float64)
+        if self.activation != "softmax":
+            return found
+        found = found - found.max(axis=1, keepdims=True)
+        return np.asarray(found - np.log(np.exp(found).sum(axis=1, keepdims=True)))
+
+    def answer(self, forward: Callable[[Any], Any] | None = None) -> Callable[[Floats], npt.NDArray[np.float64]]:
+        """From preprocessed float32 (n, height, width, channels) to `scores` (n, k)."""
+        run = forward or (lambda images: self.model(images, training=False))
+        return lambda images: self.scores(self.logits_of(run(images)))
+
+
+def read_original(
+    path: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    positive: str = "",
+    preset: str | None = None,
+    color: str | None = None,
+    input_size: int | None = None,
+    force: bool = False,
+) -> Original:
+    """Load a Keras model and find out what it means, from its file, the user and its own layers.
+
+    Args:
+        path: a file that `load_model` reads.
+        labels: of the user, one per output in their order.
+        positive: of two classes that exclude one another the finding, by label or index.
+        preset: of the user, how pixels become the input; None where he does not say.
+        color: "gray" or "rgb", likewise.
+        input_size: pixels, where the model leaves its size open.
+        force: take the user's word where layers inside contradict it.
+
+    Raises:
+        ModelFileError: as `load_model`, or the model is no classifier of one image.
+        CompressionError: something that has to be known is not said, or the end of the model cannot be read.
+    """
+    path = Path(path)
+    about, model = read_about(path), load_model(path)
+    shapes = [model.input_shape, model.output_shape]
+    if [len(shape) if isinstance(shape, tuple) else 0 for shape in shapes] != [_IMAGE_RANK, _FLAT_RANK]:
+        raise CompressionError(
+            f"expected one input (images, height, width, channels) and one output (images, findings) in {path.name}, "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
+    height, width, channels = (shapes[0][1] or input_size), (shapes[0][2] or input_size), shapes[0][3]
+    if height is None or width is None:
+        size = about.preprocess if about is not None else None
+        height, width = (size.height, size.width) if size is not None else (None, None)
+    if height is None or width is None:
+        raise CompressionError(f"{path.name} takes images of any size and does not say which: give --input_size")
+    outputs, pair = int(shapes[1][1]), softmax_classes(model) == _PAIR
+    told: dict[str, Any] = {"labels": labels, "positive": positive, "about": about}
+    names = name_outputs(outputs, pair=True, **told) if pair else None
+    plain, change = read_head(model, positive=names.positive if names is not None else None)
+    if names is None:
+        # Kept as two probabilities that sum to 1: a pair as well.
+        kept_pair = change.gives != "logits" and change.exclusive and outputs == _PAIR
+        names = name_outputs(outputs, pair=kept_pair, **told)
+        if kept_pair:
+            change = replace(change, outputs=1, exclusive=False)
+    inside = normalizes_inside(model)
+    pixels = read_pixels((height, width, channels), about=about, inside=inside, preset=preset, color=color, force=force)
+    return Original(path, plain, change, names, pixels, inside, about)

@@ -30,6 +30,7 @@ class Dataset:
         allow_one_class: Dev and test may have only films with, or only films without, a finding. Its column stays;
             evaluation calls it "not enough data". Small real sets need that for rare findings.
         color: "gray" or "rgb": what the films are.
+        exclusive: The findings are classes that exclude one another: each image has exactly one of them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Dataset:
     patient_key: str = "what the reader takes for a patient"
     allow_one_class: bool = False
     color: str = "gray"
+    exclusive: bool = False
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:

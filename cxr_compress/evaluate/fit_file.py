@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile, ModelInfo
-from cxr_compress.evaluate.calibrate import choose_calibration
+from cxr_compress.evaluate.calibrate import NO_THRESHOLDS, choose_calibration, choose_class_calibration
 from cxr_compress.evaluate.scorable import Floats, Images, Progress, from_classifier, run_model
 
 HELD_OUT = "patients held out of training"
@@ -48,6 +48,10 @@ def fit_info(
 ) -> ModelInfo:
     """The same with slope, offset and threshold of each finding fitted on dev (`choose_calibration`), and said so.
 
+    Of classes that exclude one another one slope is fitted for all (`choose_class_calibration`), and there are no
+    thresholds; where the labels are of some classes only, nothing is fitted, since which other one an image has is
+    unknown.
+
     Args:
         info: of the file; findings that are not fitted keep what it says.
         labels: (n, m), 0 or 1, or nan where unknown.
@@ -58,9 +62,11 @@ def fit_info(
         columns: (m,) the file's findings that these are; all of them by default.
 
     Raises:
-        DataError: as `choose_calibration`.
+        DataError: as `choose_calibration` and `choose_class_calibration`.
     """
     columns = range(len(info.labels)) if columns is None else columns
+    if info.exclusive:
+        return _fit_classes(info, labels, logits, pos_weight, films, list(columns))
     chosen = choose_calibration(labels, logits, pos_weight)
     slope, offset, thresholds = (list(own) for own in (info.logit_slope, info.logit_offset, info.thresholds))
     for place, column in enumerate(columns):
@@ -76,6 +82,26 @@ def fit_info(
         thresholds=tuple(thresholds),
         threshold_source=f"{rule}; of {left}: {info.threshold_source}" if left else rule,
         calibration_source=f"{source}; of {left}: {info.calibration_source}" if left else source,
+    )
+
+
+def _fit_classes(  # noqa: PLR0917 - what `fit_info` was given
+    info: ModelInfo, labels: ArrayLike, logits: ArrayLike, weights: ArrayLike, films: str, columns: list[int]
+) -> ModelInfo:
+    """The same with one slope for all classes and offsets that undo the class weights."""
+    lacking = [name for column, name in enumerate(info.labels) if column not in columns]
+    if lacking:
+        source = f"{info.calibration_source}; not fitted: {films} do not say which images are {', '.join(lacking)}"
+        return replace(info, calibration_source=source, threshold_source=NO_THRESHOLDS)
+    chosen = choose_class_calibration(labels, logits, weights)
+    places = [columns.index(column) for column in range(len(info.labels))]
+    return replace(
+        info,
+        logit_slope=tuple(chosen.slope[place] for place in places),
+        logit_offset=tuple(chosen.offset[place] for place in places),
+        thresholds=chosen.thresholds,
+        threshold_source=NO_THRESHOLDS,
+        calibration_source=chosen.source(films, info.labels),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
+from cxr_compress.evaluate.compare import Difference
 from cxr_compress.metrics import Interval
 
 _ONE_SIDED = NormalDist().inv_cdf(0.975)
@@ -17,7 +18,7 @@ class Gate:
     """The verdict on one candidate.
 
     Attributes:
-        loss: AUROC of the reference minus that of the candidate.
+        loss: AUROC, or balanced accuracy, of the reference minus that of the candidate.
         upper_bound: the one-sided 97.5 % bound of that loss, from resampled patients in pairs.
         max_loss: what `loss` may be at most.
         margin: what `upper_bound` must stay below.
@@ -56,8 +57,26 @@ class Gate:
         }
 
 
+def judge_difference(difference: Difference, *, max_loss: float, margin: float) -> dict[str, Any]:
+    """The verdict on a candidate, JSON-ready: `Gate.to_dict` of the mean AUROC.
+
+    Of classes that exclude one another the balanced accuracy is judged by the same bounds beside the mean one-vs-rest
+    AUROC ("balanced_accuracy"), and the gate "holds" where both do: an AUROC does not see which class is predicted.
+
+    Args:
+        difference: candidate minus reference, on the same films.
+        max_loss: as `judge_loss`, like `margin`.
+        margin: see there.
+    """
+    found = judge_loss(difference.mean_auroc, max_loss=max_loss, margin=margin)
+    if difference.balanced_accuracy is None:
+        return found.to_dict()
+    other = judge_loss(difference.balanced_accuracy, max_loss=max_loss, margin=margin)
+    return {**found.to_dict(), "balanced_accuracy": other.to_dict(), "holds": found.holds and other.holds}
+
+
 def judge_loss(difference: Interval, *, max_loss: float, margin: float) -> Gate:
-    """Judge the difference of two AUROCs measured on the same films.
+    """Judge the difference of two AUROCs, or of two balanced accuracies, measured on the same films.
 
     Args:
         difference: candidate minus reference with its paired 95 % interval, whose lower end is the one-sided 97.5 %

@@ -12,7 +12,6 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, load_model, tiny_chexnet
-from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.costing import make_probe_pack, measure_costs
 from cxr_compress.pipeline.store import Artefacts
@@ -32,15 +31,19 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
     if keras_model_file is None:
         fields = ("model", "input_size", "epochs", "learning_rate", *OF_TRAINING)
         return run.store.run("base", run.inputs(fields), ["base.keras"], lambda work: _train(run, work))
-    model, head = to_logits(load_model(keras_model_file))
+    if run.original is None:
+        raise CompressionError(f"the run was opened without {keras_model_file.name}: open it with that model")
+    model, head = run.original
     check_fit(run, model)
+    run.check_labels()
+    kind = {} if run.activation == "sigmoid" else {"activation": run.activation}
 
     def make(_: Path) -> Mapping[str, Any]:
         if head.note:
             run.news(f"base: {head.note}")
         return {**run.save(model, "base.keras"), "head": asdict(head)}
 
-    return run.store.run("base", {"weights": model_hash(model)}, ["base.keras"], make)
+    return run.store.run("base", {"weights": model_hash(model), **kind}, ["base.keras"], make)
 
 
 def price_layers(
@@ -121,6 +124,7 @@ def check_fit(run: RunContext, model: keras.Model) -> None:
 
 
 def _train(run: RunContext, work: Path) -> Mapping[str, Any]:
+    run.check_labels()
     keras.utils.set_random_seed(run.recipe.seed)
     model = build_untrained(run)
     facts = run.train(model, run.config(run.recipe.epochs, run.recipe.learning_rate), work)

@@ -12,7 +12,8 @@ from typing import Any
 from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
-from cxr_compress.models import read_about
+from cxr_compress.models import load_model, read_about
+from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.base import make_base, price_layers, write_probes
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
@@ -126,7 +127,8 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
     write_text(output_dir / "recipe.json", recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about)
+    original = to_logits(load_model(keras_model_file)) if keras_model_file is not None else None
+    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about, original)
 
 
 def compress(

@@ -8,7 +8,7 @@ from typing import Any
 
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
-from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_loss, score_file
+from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_difference, score_file
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
@@ -51,9 +51,7 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation:
             "counts": run.data.counts(),
             "sha256": inputs["files"],
             "budgets": _budgets(run.store.facts("select"), rows[-1]) if run.recipe.removes_filters else {},
-            "gate": judge_loss(
-                differences[last].mean_auroc, max_loss=run.recipe.max_auroc_drop, margin=run.recipe.margin
-            ).to_dict(),
+            "gate": judge_difference(differences[last], max_loss=run.recipe.max_auroc_drop, margin=run.recipe.margin),
             "quantisation": dict(quantisation),
             "sizes": _sizes(models[last], sources[files[last][1]]),
         }

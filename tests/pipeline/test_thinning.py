@@ -12,6 +12,7 @@ from cxr_compress.data import PHANTOM_FINDINGS, write_phantom
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline import run_recipe, thinning
 from cxr_compress.pipeline.base import make_base
 from cxr_compress.pipeline.context import RunContext
@@ -82,7 +83,8 @@ def run(folder, data, uncut, **changes):
     """The stages up to the repaired model, as a run makes them: the folder's facts, plan, models and news."""
     news: list[str] = []
     store = StageStore(folder, news.append)
-    made = RunContext(replace(RECIPE, **changes), data, "digest", store, news.append)
+    original = to_logits(load_model(uncut))
+    made = RunContext(replace(RECIPE, **changes), data, "digest", store, news.append, original=original)
     base = make_base(made, uncut)
     chosen, plan = choose(made, base, None)
     thin = repair(made, base, chosen, plan, remove(made, base, chosen, plan))

@@ -108,7 +108,11 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
     else:
         report = run_recipe(recipe, **shared)
     _print(values.format, report)
-    return EXIT_GATE if values.max_auroc_drop is not None and not report["facts"]["gate"]["holds"] else EXIT_OK
+    gate = report["facts"]["gate"]
+    if gate["reason"] and not recipe.force:
+        say(f"nothing was shown: {gate['reason']}; --force accepts that")
+        return EXIT_GATE
+    return EXIT_GATE if values.max_auroc_drop is not None and not gate["holds"] else EXIT_OK
 
 
 def _search_spec(values: flags.FlagValues, recipe: Recipe) -> SearchSpec:

@@ -10,6 +10,7 @@ from absl import flags
 
 from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
 from cxr_compress.cli.common import UsageError, reader_options
+from cxr_compress.cli.meaning_flags import NAMES, define_meaning_flags
 from cxr_compress.data import DATASETS
 from cxr_compress.recipe import (
     ALLOCATIONS,
@@ -127,6 +128,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     define_augment_flags(values, with_defaults=False)
+    define_meaning_flags(values)
     flags.DEFINE_list("options", None, "What the reader of the set takes: name=value,...", flag_values=values)
     flags.DEFINE_list("exclude", None, "Regular expressions of layers that keep all filters.", flag_values=values)
     text = "ROWS,COLUMNS of a block, inputs by outputs, for --sparsity_pattern=block; 1,4 unless given."
@@ -176,6 +178,7 @@ def _given(values: flags.FlagValues) -> dict[str, Any]:
         for name in ("dataset", "quant_type", "exclude", "weight_threshold", *_SWITCHES, *_TEXTS)
         if values[name].value is not None
     }
+    changes |= {name: values[name].value for name in NAMES if values[name].present}
     if ranges := augment_ranges(values):
         changes["augment"] = ranges
     changes.update({name: _bound(name, values[name].value) for name in _BUDGETS if values[name].value is not None})

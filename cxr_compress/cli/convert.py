@@ -143,6 +143,7 @@ def _convert(  # noqa: PLR0917 - what is converted, and what is known of it
             pixels=spec if spec.input == "uint8" else None,
             progress=say,
             head=values.head,
+            force=values.force,
             edgetpu=values.edgetpu,
             expected_input=expected_input(spec, about),
             **int8_options(values),

@@ -11,6 +11,7 @@ from absl import flags
 
 from cxr_compress.cli.common import UsageError
 from cxr_compress.cli.quiet import Say
+from cxr_compress.device.modelinfo import logits_of
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite import EqualizeReport, FrozenFunction, equalize, freeze
 from cxr_compress.lite.head import HEADS, LOGITS, LOGITS_AND_CAM, frozen_pair, headed, read_frozen_head
@@ -200,12 +201,10 @@ def answers(frozen: FrozenFunction, activation: str) -> Any:
     import numpy as np
     import tensorflow as tf
 
+    from cxr_compress.models.original import rising_scores
+
     def answer(batch: Any) -> Any:
         rows = [tf.nest.flatten(frozen.function(tf.constant(image[np.newaxis])))[0].numpy()[0] for image in batch]
-        found = np.asarray(rows, np.float64)
-        if activation == "softmax" and frozen.gives == "logits":
-            found = found - found.max(axis=1, keepdims=True)
-            return found - np.log(np.exp(found).sum(axis=1, keepdims=True))
-        return found
+        return rising_scores(logits_of(np.asarray(rows), frozen.gives, activation), activation)
 
     return answer

@@ -7,7 +7,9 @@ A .tflite file runs through the code that runs on the device, with its own prepr
 .keras or .h5 file runs in TensorFlow, with the preprocessing and findings that it was saved with. For a file that says
 neither, --labels and --preset do; without --preset the dev images of the set show which one fits. Findings of model and
 data set are matched by name. Intervals (95 %) resample patients. A finding with fewer than 20 images with or without it
-is marked "not enough data". Images of unknown label are left out, finding by finding.
+is marked "not enough data". Images of unknown label are left out, finding by finding. Of classes that exclude one
+another (a softmax) accuracy, balanced accuracy and confusion matrix come first, and AUROC is each class against the
+others.
 
 Choose everything on --split=dev and score --split=test once. Exit codes: 0 done, 2 wrong flag, data or model, 130
 Ctrl-C.
@@ -40,11 +42,11 @@ from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import (
-    FLAT_COLUMNS,
     GROUPINGS,
     Evaluation,
     Grouping,
     Match,
+    flat_columns,
     flat_rows,
     groups_of,
     match_findings,
@@ -310,7 +312,7 @@ def _write(values: flags.FlagValues, document: dict[str, Any], scored: Evaluatio
 def _print(form: str, document: dict[str, Any], scored: Evaluation, groupings: Sequence[Grouping]) -> None:
     """Results on stdout."""
     if form != "table":
-        write_results(form, document=document, headers=FLAT_COLUMNS, rows=flat_rows(scored, groupings))
+        write_results(form, document=document, headers=flat_columns(scored), rows=flat_rows(scored, groupings))
         return
     model, films = document["model"], document["dataset"]
     size = model["preprocess"]

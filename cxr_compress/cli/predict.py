@@ -9,6 +9,9 @@ Each argument is a PNG, JPEG or DICOM file, or a folder that is searched for the
 left out; DICOM also without a suffix). DICOM needs pip install 'cxr-compress[dicom]'; what a header says about a
 patient is neither read nor printed. Research use only; not a medical device and not a diagnosis.
 
+A model of classes that exclude one another (normal, bacteria, virus) gives each image exactly one: "predicted", the
+likeliest, in every format; its row alone is positive, its probabilities add up to 1, and it has no thresholds.
+
 With --heatmap_dir each positive finding gets a picture of where in the film its score came from: evidence, not an
 outline of disease. Pictures are named by the number of the image, whose file name is often a patient's.
 
@@ -46,6 +49,7 @@ from cxr_compress.errors import DataError
 
 NAME = "cxr_predict"
 _COLUMNS = ("image", "label", "probability", "threshold", "positive", "logit", "milliseconds")
+_CLASS_COLUMNS = ("image", "predicted", "label", "probability", "positive", "logit", "milliseconds")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ class _Result:
 
     def rows(self) -> list[list[Any]]:
         entries = self.findings.to_dict()["findings"]
-        return [[self.image, *(entry[key] for key in _COLUMNS[1:-1]), self.milliseconds] for entry in entries]
+        columns, given = _columns(self.findings.activation), {"predicted": self.findings.predicted}
+        return [[self.image, *((given | entry)[key] for key in columns[1:-1]), self.milliseconds] for entry in entries]
+
+
+def _columns(activation: str) -> tuple[str, ...]:
+    """What a row says: of classes that exclude one another the predicted one, and no threshold."""
+    return _CLASS_COLUMNS if activation == "softmax" else _COLUMNS
 
 
 @dataclass
@@ -165,7 +175,7 @@ def _classify(
 ) -> None:
     """Classify image by image into the batch; a bad one that stands alone raises its DataError."""
     if form == "csv":
-        write_csv_rows([_COLUMNS], intended_use=classifier.info.intended_use)
+        write_csv_rows([_columns(classifier.info.activation)], intended_use=classifier.info.intended_use)
     for number, image in enumerate(images, 1):
         try:
             result = _predict(classifier, image)
@@ -205,4 +215,5 @@ def _print(form: str, model: ModelFile, classifier: Classifier, batch: _Batch) -
         "errors": [{"image": image, "error": text} for image, text in batch.errors],
     }
     rows = [row for result in batch.results for row in result.rows()]
-    write_results(form, document=document, headers=_COLUMNS, rows=rows, intended_use=info.intended_use)
+    headers = _columns(info.activation)
+    write_results(form, document=document, headers=headers, rows=rows, intended_use=info.intended_use)

@@ -37,7 +37,7 @@ _COLUMNS = ("stage", "size", "epochs", "best_epoch", "dev_auroc", "seconds")
 _NUMBERS = {
     "dev_fraction": (0.1, "Share of the training patients set aside to choose the best epoch."),
     "focal_gamma": (2.0, "Exponent of --loss=focal."),
-    "label_smoothing": (0.0, "Share by which labels move towards 0.5."),
+    "label_smoothing": (0.0, "Share by which labels move towards 0.5, or towards equal shares with softmax."),
     "mixup": (0.0, "Blend films and labels, with shares of a Beta distribution of this parameter, say 0.2; 0: not."),
     "weight_decay": (0.0, "Decoupled weight decay (AdamW); batch norms and biases are spared."),
     "warmup_fraction": (0.05, "Share of the steps of a size in which the learning rate climbs."),
@@ -78,8 +78,13 @@ def _define_flags(values: flags.FlagValues) -> None:
     choice("color", "gray", ["gray", "rgb"], "Of the images: gray films, or skin.", flag_values=values)
     flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
     switch("allow_missing", False, "Go on with a part of the images that NIH's list names.", flag_values=values)
-    choice("loss", "bce", ["bce", "focal"], "Cross-entropy or focal loss, per finding.", flag_values=values)
-    choice("pos_weight", "balanced", ["balanced", "sqrt", "none"], "Weight of positives in it.", flag_values=values)
+    choice("activation", "auto", ["auto", "sigmoid", "softmax"],
+           "What the labels are: findings of their own (sigmoid), or classes that exclude one another (softmax); auto: "
+           "as the data set or the model to start from says, else sigmoid.", flag_values=values)  # fmt: skip
+    choice("loss", "bce", ["bce", "focal"],
+           "Cross-entropy (categorical with softmax) or focal loss, per finding.", flag_values=values)  # fmt: skip
+    choice("pos_weight", "balanced", ["balanced", "sqrt", "none"],
+           "Weight of positives in it, or of each class with softmax.", flag_values=values)  # fmt: skip
     switch("augment", True, "Change each film a little, by at most the ranges below.", flag_values=values)
     define_augment_flags(values, with_defaults=True)
     for name, (default, explanation) in _NUMBERS.items():
@@ -160,7 +165,10 @@ def _plan(values: flags.FlagValues) -> Any:
     from cxr_compress.train.augment import AugmentRanges
     from cxr_compress.train.plan import TrainingPlan
 
-    direct = ("dataset", "preprocess", "color", "allow_missing", "loss", "pos_weight", "augment", "precision")
+    direct = (
+        *("dataset", "preprocess", "color", "allow_missing", "activation", "loss", "pos_weight", "augment"),
+        "precision",
+    )
     return TrainingPlan(
         model=values.model or Path(values.keras_model_file).stem,
         sizes=_numbers("sizes", values.sizes, int),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from cxr_compress.data.split import Split, join_splits
@@ -30,6 +30,7 @@ class Dataset:
         allow_one_class: Dev and test may have only films with, or only films without, a finding. Its column stays;
             evaluation calls it "not enough data". Small real sets need that for rare findings.
         color: "gray" or "rgb": what the films are.
+        exclusive: The findings are classes that exclude one another: each image has exactly one of them.
     """
 
     name: str
@@ -43,6 +44,20 @@ class Dataset:
     patient_key: str = "what the reader takes for a patient"
     allow_one_class: bool = False
     color: str = "gray"
+    exclusive: bool = False
+
+    def with_columns(self, columns: Sequence[int]) -> Dataset:
+        """The same images with some of the findings, in the order given.
+
+        Args:
+            columns: of `findings`.
+        """
+        chosen = list(columns)
+        if chosen == list(range(len(self.findings))):
+            return self
+        train, dev, test = (replace(split, labels=split.labels[:, chosen]) for split in self.splits)
+        findings = tuple(self.findings[column] for column in chosen)
+        return replace(self, findings=findings, train=train, dev=dev, test=test)
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:

@@ -1,4 +1,4 @@
-"""Reads "Chest X-Ray Images (Pneumonia)": 5,856 films of children, one finding."""
+"""Reads "Chest X-Ray Images (Pneumonia)": 5,856 films of children, one finding or three classes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ATTRIBUTION = (
     'Kermany, Zhang, Goldbaum: "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for '
     'Classification", Mendeley Data v2, doi:10.17632/rscbjbr9sj.2 (Cell 172(5), 2018), CC BY 4.0'
 )
+SUBTYPES = ("normal", "bacteria", "virus")
 PATIENT_KEY = "personN_bacteria, personN_virus, IM-NNNN or NORMAL2-IM-NNNN in the file name"
 
 _IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
@@ -48,20 +49,22 @@ def read_kermany(request: Request) -> Dataset:
     ``Split.sources`` is the subtype that the file name carries: "normal", "bacteria" or "virus".
 
     Args:
-        request: With the option ``allow_one_class``.
+        request: With the options ``allow_one_class`` and ``subtypes``: instead of the one finding the three classes
+            "normal", "bacteria" and "virus", which exclude one another.
     """
-    root = _find_root(request.data_dir)
-    train, dev = carve_dev(_read_split(root, "train"), fraction=request.dev_fraction, seed=request.seed)
+    root, subtypes = _find_root(request.data_dir), request.flag("subtypes")
+    train, dev = carve_dev(_read_split(root, "train", subtypes), fraction=request.dev_fraction, seed=request.seed)
     return Dataset(
         "kermany",
-        ("Pneumonia",),
+        SUBTYPES if subtypes else ("Pneumonia",),
         train,
         dev,
-        _read_split(root, "test"),
+        _read_split(root, "test", subtypes),
         ATTRIBUTION,
         notes=("children of 1 to 5 years; the official val of 16 films is in no split",),
         patient_key=PATIENT_KEY,
         allow_one_class=request.flag("allow_one_class"),
+        exclusive=subtypes,
     )
 
 
@@ -98,7 +101,7 @@ def _find_root(data_dir: Path) -> Path:
     )
 
 
-def _read_split(root: Path, name: str) -> Split:
+def _read_split(root: Path, name: str, subtypes: bool = False) -> Split:
     """All films of one official split, NORMAL first, by name."""
     paths: list[Path] = []
     labels: list[float] = []
@@ -107,12 +110,14 @@ def _read_split(root: Path, name: str) -> Split:
         paths += found
         labels += [label] * len(found)
     matches = [_match(path.name) for path in paths]
+    sources = tuple(match.group(1) or SUBTYPES[0] for match in matches)
+    columns = [[float(source == kind) for kind in SUBTYPES] for source in sources]
     return Split(
         name,
         tuple(paths),
-        np.array(labels, np.float32)[:, None],
+        np.array(columns, np.float32) if subtypes else np.array(labels, np.float32)[:, None],
         tuple(match.group() for match in matches),
-        sources=tuple(match.group(1) or "normal" for match in matches),
+        sources=sources,
     )
 
 

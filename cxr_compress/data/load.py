@@ -88,7 +88,7 @@ def _read_phantom(request: Request) -> Dataset:
 
 
 _READERS: dict[str, Reader] = {
-    "kermany": Reader(read_kermany, ("allow_one_class",)),
+    "kermany": Reader(read_kermany, ("allow_one_class", "subtypes")),
     "nih": Reader(read_nih, ("allow_one_class", "exclude_list"), has_list=True),
     "chexpert": Reader(
         read_chexpert, ("allow_one_class", "blank", "findings", "frontal_only", "uncertain"), has_list=True

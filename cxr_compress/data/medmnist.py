@@ -46,8 +46,8 @@ _STANDARD_SIZE = 28  # the files of this size carry no size in their names
 def read_medmnist(request: Request) -> Dataset:
     """One set with its official splits: val is dev, and dev_fraction and seed change nothing.
 
-    A set with one label column of several classes becomes one-vs-rest columns; the whole archive is held in memory
-    (chestmnist at 224 px: 5.6 GB, at 64 px: 0.5 GB).
+    A set with one label column of several classes becomes a column per class, and they exclude one another; the whole
+    archive is held in memory (chestmnist at 224 px: 5.6 GB, at 64 px: 0.5 GB).
 
     Args:
         request: ``data_dir`` is the .npz or a folder with it; options ``flag`` (such as pneumoniamnist) and ``size``
@@ -73,6 +73,7 @@ def read_medmnist(request: Request) -> Dataset:
         patient_key=PATIENT_KEY,
         allow_one_class=request.flag("allow_one_class"),
         color="gray" if arrays["train_images"].ndim == 3 else "rgb",  # noqa: PLR2004 - (n, h, w)
+        exclusive=arrays["train_labels"].shape[1] == 1 and len(findings) > 1,
     )
 
 

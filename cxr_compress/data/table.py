@@ -25,6 +25,7 @@ from cxr_compress.errors import DataError
 OPTIONS = (
     "allow_one_class",
     "attribution",
+    "class_column",
     "color",
     "findings",
     "path_column",
@@ -49,6 +50,12 @@ class _Layout:
     patient: tuple[str, ...]  # the first of them that a row fills
     findings: tuple[str, ...]
     columns: frozenset[str]
+    class_column: str = ""  # names the one class of each image; "" where every finding has a column of its own
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the findings are classes of which each image has exactly one."""
+        return bool(self.class_column) and len(self.findings) > 1
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,10 @@ def read_csv(request: Request) -> Dataset:
     Args:
         request: ``data_dir`` is the table (.csv or .csv.gz) or a folder with exactly one; options: ``table`` (the
             table, where data_dir is only the folder of the images), ``path_column`` (default "path"), ``findings``
-            (the label columns, joined by ``|``), ``color`` ("gray" or "rgb", only recorded), ``test_fraction``
-            (default 0.2, of tables without ``split``), ``attribution``, ``allow_one_class``.
+            (the label columns, joined by ``|``), ``class_column`` (a column that names the one class of each image,
+            empty for unknown: the findings are then those names, sorted, and exclude one another; ``findings`` gives
+            their order, or the one class that is the finding), ``color`` ("gray" or "rgb", only recorded),
+            ``test_fraction`` (default 0.2, of tables without ``split``), ``attribution``, ``allow_one_class``.
 
     Raises:
         DataError: No table, a column missing, a row that cannot be used (with file and line), films missing.
@@ -99,6 +108,7 @@ def read_csv(request: Request) -> Dataset:
         patient_key=f"the column {layout.patient[0]!r}" if layout.patient else "the path, for want of a patient_id",
         allow_one_class=request.flag("allow_one_class"),
         color=request.text("color", "gray", ("gray", "rgb")),
+        exclusive=layout.exclusive,
     )
 
 
@@ -121,15 +131,19 @@ def _find(request: Request) -> tuple[Path, Path]:
 def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], _Layout]:
     """All rows, each path once."""
     path_column = request.text("path_column", "path")
-    findings = request.names("findings")
-    table = read_table(path, who="csv", needed=(path_column, *findings), exact=True)
+    findings, class_column = request.names("findings"), request.text("class_column")
+    needed = (class_column,) if class_column else findings
+    table = read_table(path, who="csv", needed=(path_column, *needed), exact=True)
+    rows = list(table.rows)
+    if class_column:
+        findings = findings or tuple(sorted({row[class_column] for row in rows} - {""}))
     findings = findings or tuple(name for name in table.columns if name not in (path_column, *RESERVED))
     if not findings:
         raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
     patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
-    layout = _Layout(path_column, patient, findings, frozenset(table.columns))
+    layout = _Layout(path_column, patient, findings, frozenset(table.columns), class_column)
     films: dict[Path, _Film] = {}
-    for row in table.rows:
+    for row in rows:
         film = _read_film(row, layout, root)
         if film.path in films:
             raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per film")
@@ -156,12 +170,30 @@ def _read_film(row: Row, layout: _Layout, root: Path) -> _Film:
         path=root / path,
         part=part or "",
         patient=patient,
-        labels=tuple(_label(row, finding) for finding in layout.findings),
+        labels=_class_labels(row, layout) if layout.class_column else _labels(row, layout),
         age=age,
         sex=parse_sex(row.get("sex")),
         view=parse_view(row.get("view")),
         source=row.get("source"),
     )
+
+
+def _labels(row: Row, layout: _Layout) -> tuple[float, ...]:
+    """One number for each finding's own column."""
+    return tuple(_label(row, finding) for finding in layout.findings)
+
+
+def _class_labels(row: Row, layout: _Layout) -> tuple[float, ...]:
+    """1 for the class that the row names and 0 for the others; all NaN where it names none."""
+    name = row[layout.class_column]
+    if not name:
+        return (math.nan,) * len(layout.findings)
+    if layout.exclusive and name not in layout.findings:
+        raise row.error(
+            f"has the class {name!r} in the column {layout.class_column!r}; expected {', '.join(layout.findings)}, or "
+            "nothing (name all classes with the option findings)"
+        )
+    return tuple(float(name == finding) for finding in layout.findings)
 
 
 def _label(row: Row, finding: str) -> float:
@@ -174,7 +206,8 @@ def _label(row: Row, finding: str) -> float:
     if text and not 0 <= value <= 1:
         raise row.error(
             f"has {text!r} in the column {finding!r}; expected 0, 1, a soft label between them or nothing (if this "
-            "is no column of labels, name those that are with the option findings)"
+            "is no column of labels, name those that are with the option findings; if it names the class of each "
+            f"image, give the option class_column={finding})"
         )
     return value
 

@@ -25,11 +25,14 @@ class Findings:
     Attributes:
         labels: the k findings.
         logits: the model's output, dequantised; of a file that gives probabilities, their logits.
-        probabilities: sigmoid(slope * logit + offset) with the calibration of the model file.
-        thresholds: on the probabilities.
-        positive: probability at or above its threshold.
+        probabilities: sigmoid(slope * logit + offset) with the calibration of the model file; of classes that exclude
+            one another the softmax of all of them, which adds up to 1.
+        thresholds: on the probabilities; of exclusive classes 0.5 each, and not used.
+        positive: probability at or above its threshold; of exclusive classes True for the likeliest alone, the first
+            of equally likely ones.
         warnings: what a person should check about the image itself, for instance that it looks inverted.
         cam: float32 (h, w, k), what each part of the image adds to each logit; None where the model file has no map.
+        activation: "softmax" where the labels are classes that exclude one another; else as `ModelInfo.activation`.
     """
 
     labels: tuple[str, ...]
@@ -39,6 +42,23 @@ class Findings:
     positive: tuple[bool, ...]
     warnings: tuple[str, ...] = ()
     cam: np.ndarray | None = None
+    activation: str = "sigmoid"
+
+    @property
+    def predicted(self) -> str | None:
+        """The one class that the image is said to be; None where findings do not exclude one another."""
+        return self.labels[self.positive.index(True)] if self.activation == "softmax" else None
+
+    def top(self, k: int = 1) -> list[tuple[str, float]]:
+        """The k likeliest labels with their probabilities, the likeliest first; equal ones in the order of the labels.
+
+        Raises:
+            DataError: k is not from 1 to the number of labels.
+        """
+        if not 1 <= k <= len(self.labels):
+            raise DataError(f"expected k from 1 to {len(self.labels)}, the number of labels; got {k}")
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.labels[column], _short(self.probabilities[column])) for column in order]
 
     def heatmap(self, label: str) -> np.ndarray:
         """Where the logit of one finding comes from: float32 (h, w), whose mean plus the model's bias is the logit.
@@ -53,19 +73,24 @@ class Findings:
         return pick_map(self.cam, self.labels, label)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-ready values: {"findings": [{label, probability, threshold, positive, logit}], "warnings": []}."""
+        """Give JSON-ready values: {"findings": [{label, probability, threshold, positive, logit}], "warnings": []}.
+
+        Of exclusive classes also "activation" and "predicted", the likeliest label; "threshold" is then None.
+        """
+        exclusive = self.activation == "softmax"
         columns = zip(self.labels, self.probabilities, self.thresholds, self.positive, self.logits, strict=True)
         return {
             "findings": [
                 {
                     "label": label,
                     "probability": _short(probability),
-                    "threshold": _short(threshold),
+                    "threshold": None if exclusive else _short(threshold),
                     "positive": positive,
                     "logit": _short(logit),
                 }
                 for label, probability, threshold, positive, logit in columns
             ],
+            **({"activation": self.activation, "predicted": self.predicted} if exclusive else {}),
             "warnings": list(self.warnings),
         }
 
@@ -183,8 +208,20 @@ class Classifier:
         """Give the findings that belong to the logits (k,) of one image."""
         probabilities = self.probabilities(logits)
         thresholds = np.asarray(self.info.thresholds, np.float32)
-        positive = tuple(bool(flag) for flag in probabilities >= thresholds)
-        return Findings(self.labels, np.asarray(logits, np.float32), probabilities, thresholds, positive)
+        # argmax gives the first of equals: exactly one class, whatever the logits.
+        called = (
+            np.arange(len(probabilities)) == probabilities.argmax()
+            if self.info.exclusive
+            else (probabilities >= thresholds)
+        )
+        return Findings(
+            self.labels,
+            np.asarray(logits, np.float32),
+            probabilities,
+            thresholds,
+            tuple(bool(flag) for flag in called),
+            activation=self.info.activation,
+        )
 
 
 def _check_shape(role: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:

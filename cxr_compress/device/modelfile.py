@@ -203,8 +203,11 @@ def _derived_texts(info: ModelInfo) -> dict[str, str]:
     """The members for readers that know the TFLite metadata standard and not our JSON.
 
     Source: metadata_schema.fbs of tflite-support: TENSOR_AXIS_LABELS has a label a line, TENSOR_AXIS_SCORE_CALIBRATION
-    a line of scale, slope and offset; score = scale / (1 + exp(-(slope * logit + offset))).
+    a line of scale, slope and offset; score = scale / (1 + exp(-(slope * logit + offset))). Other scores than those
+    sigmoids the standard cannot say: files that have others carry no such member.
     """
+    if info.activation != "sigmoid":
+        return {LABELS_NAME: _labels_text(info)}
     rows = zip(info.logit_slope, info.logit_offset, strict=True)
     # No line end after the last: the Task library would count a finding more.
     calibration = "\n".join(f"1,{slope!r},{offset!r}" for slope, offset in rows)

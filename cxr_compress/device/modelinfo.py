@@ -41,7 +41,8 @@ class ModelInfo:
         preprocess: how an image becomes the input.
         logit_slope: k numbers; probability = sigmoid(slope * logit + offset), or one softmax of all k of them.
         logit_offset: k numbers; undo the weights of the training loss (log of pos_weight) and calibrate.
-        thresholds: k numbers in [0, 1] on that probability; a finding at or above it is positive.
+        thresholds: k numbers in [0, 1] on that probability; a finding at or above it is positive. Of classes that
+            exclude one another the likeliest is positive and no other: then these are not used, and are 0.5.
         threshold_source: how and on which set the thresholds were chosen.
         quant_type: none, fp16, dynamic, int8, int8_float_io, int16x8.
         parents: earlier stage -> sha256 of what it made, the model that it all began with first.
@@ -97,6 +98,8 @@ class ModelInfo:
         for name, known in (("activation", ACTIVATIONS), ("outputs", OUTPUTS)):
             if getattr(self, name) not in known:
                 raise ModelFileError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.activation == "softmax" and len(self.labels) == 1:
+            raise ModelFileError(f"expected two or more classes that exclude one another (softmax), got {self.labels}")
         if self.golden is not None and _expect("golden", self.golden, GoldenVectors).shape[1] != len(self.labels):
             raise ModelFileError(f"expected golden vectors of {len(self.labels)} findings, got {self.golden.shape[1]}")
 
@@ -147,6 +150,11 @@ class ModelInfo:
     def logits_of(self, outputs: np.ndarray) -> np.ndarray:
         """What the file computed (..., k) as logits, float32 of the same shape; `probabilities` turns them back."""
         return logits_of(outputs, self.outputs, self.activation)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the labels are classes that exclude one another: each image has exactly one."""
+        return self.activation == "softmax"
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits (..., k) into calibrated probabilities, float32 of the same shape.

@@ -36,8 +36,9 @@ class Verification:
             or 3/255 of it in a dynamic file.
         largest_difference: of a logit from its record; infinite where it is no number.
         logits_off: logits beyond the tolerance.
-        decisions: findings times films.
-        too_close: decisions whose score lies within the tolerance of its threshold, which are not judged.
+        decisions: findings times films; of classes that exclude one another one a film, its likeliest class.
+        too_close: decisions whose score lies within the tolerance of its threshold, or whose two likeliest classes lie
+            within what both logits may be off; they are not judged.
         flipped: judged decisions that differ from their record.
         varied: the recorded logits depend on the film; where they do not, the comparison proves nothing.
     """
@@ -157,8 +158,13 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
     difference = np.where(np.isfinite(difference), difference, np.inf)
     # Logits are rounded to float32: exactly three steps are three steps.
     off = difference > tolerance * (1 + 1e-6)
-    judged = _margins(info, expected) > tolerance
-    flipped = judged & (positive != np.asarray(golden.positive))
+    changed = positive != np.asarray(golden.positive)
+    if info.exclusive:
+        judged = _class_margins(info, expected) > tolerance
+        changed = changed.any(axis=1)
+    else:
+        judged = _margins(info, expected) > tolerance
+    flipped = judged & changed
     return Verification(
         runtime=runtime,
         made_with=golden.runtime,
@@ -176,6 +182,22 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
 def _inputs(info: ModelInfo, seed: int, count: int) -> np.ndarray:
     """The golden films as the model takes them."""
     return normalize(draw_golden_films(info.preprocess, seed, count), info.preprocess)
+
+
+def _class_margins(info: ModelInfo, logits: np.ndarray) -> np.ndarray:
+    """How far every logit of a film (n, k) may be off, all at once, before another class is the likeliest: (n,).
+
+    Of the class with the highest calibrated score and another one, both logits may be off, each times its slope: hence
+    the distance of the scores over the sum of the slopes.
+    """
+    slope, offset = np.asarray(info.logit_slope), np.asarray(info.logit_offset)
+    scores = logits * slope + offset
+    best = scores.argmax(axis=1)
+    ahead = scores.max(axis=1, keepdims=True) - scores
+    steepness = np.maximum(np.abs(slope)[best][:, None] + np.abs(slope), np.finfo(np.float64).tiny)
+    margins = ahead / steepness
+    margins[np.arange(len(logits)), best] = np.inf
+    return np.asarray(margins.min(axis=1))
 
 
 def _margins(info: ModelInfo, logits: np.ndarray) -> np.ndarray:

@@ -1,22 +1,31 @@
 """Scoring what ships: the device's own classifier on a labelled set, and the harm between two files."""
 
-from cxr_compress.evaluate.calibrate import Calibration, choose_calibration, undo_class_weights
+from cxr_compress.evaluate.calibrate import (
+    NO_THRESHOLDS,
+    Calibration,
+    choose_calibration,
+    choose_class_calibration,
+    undo_class_weights,
+)
+from cxr_compress.evaluate.class_score import ClassScore
 from cxr_compress.evaluate.compare import Difference, auroc_difference
 from cxr_compress.evaluate.finding_score import FindingScore
 from cxr_compress.evaluate.fit_file import file_logits, fit_info, fittable
-from cxr_compress.evaluate.gate import Gate, judge_loss
+from cxr_compress.evaluate.gate import Gate, judge_difference, judge_loss
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
 from cxr_compress.evaluate.match import Match, match_findings
 from cxr_compress.evaluate.predictions import predictions_csv
 from cxr_compress.evaluate.scorable import BATCH, ScorableModel, from_classifier, run_model
 from cxr_compress.evaluate.score import Evaluation, score_file, score_logits, score_model
-from cxr_compress.evaluate.view import FLAT_COLUMNS, flat_rows, render_evaluation
+from cxr_compress.evaluate.view import FLAT_COLUMNS, flat_columns, flat_rows, render_evaluation
 
 __all__ = [
     "BATCH",
     "FLAT_COLUMNS",
     "GROUPINGS",
+    "NO_THRESHOLDS",
     "Calibration",
+    "ClassScore",
     "Difference",
     "Evaluation",
     "FindingScore",
@@ -29,12 +38,15 @@ __all__ = [
     "age_bands",
     "auroc_difference",
     "choose_calibration",
+    "choose_class_calibration",
     "file_logits",
     "fit_info",
     "fittable",
+    "flat_columns",
     "flat_rows",
     "from_classifier",
     "groups_of",
+    "judge_difference",
     "judge_loss",
     "match_findings",
     "predictions_csv",

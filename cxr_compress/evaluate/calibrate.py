@@ -11,8 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate.platt import fit_platt
-from cxr_compress.metrics import ENOUGH_FILMS, auroc, choose_threshold
+from cxr_compress.evaluate.temperature import fit_temperature
+from cxr_compress.metrics import ENOUGH_FILMS, auroc, check_exclusive, choose_threshold, softmax
 
+# What a file says of thresholds where there are none: the likeliest class is the one.
+NO_THRESHOLDS = "not used: the classes exclude one another and the likeliest is predicted"
+_UNUSED = 0.5
 _CHANCE = 0.5
 _TWO_SIDED = 1.96  # deviations of a normal distribution, 95 %
 
@@ -21,7 +25,7 @@ class Calibration(NamedTuple):
     """What turns logits into probabilities and decisions, one number per finding.
 
     Attributes:
-        slope: probability = sigmoid(slope * logit + offset).
+        slope: probability = sigmoid(slope * logit + offset), or one softmax of all classes that exclude one another.
         offset: See slope.
         thresholds: On that probability.
         fitted: Whether slope and offset were fitted on films; otherwise only the class weights of the loss are undone.
@@ -33,6 +37,7 @@ class Calibration(NamedTuple):
     thresholds: tuple[float, ...]
     fitted: tuple[bool, ...] = ()
     falling: tuple[bool, ...] = ()
+    activation: str = "sigmoid"
 
     def source(self, films: str, findings: Sequence[str]) -> str:
         """How slope and offset came about, in words: what a model file says of them.
@@ -41,6 +46,8 @@ class Calibration(NamedTuple):
             films: What they were fitted on, in words.
             findings: Their names.
         """
+        if self.activation == "softmax" and all(self.fitted):
+            return f"temperature scaling (one slope for all classes) fitted on {films}"
         plain = [name for name, fitted in zip(findings, self.fitted, strict=True) if not fitted]
         if len(plain) == len(findings):
             return f"class weights of the training loss undone; too few of {films} to fit more"
@@ -66,6 +73,53 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
     Raises:
         DataError: Shapes disagree, a weight is not above 0, or a finding has one class only in dev.
     """
+    labels, logits, weights = _checked_tables(labels_dev, logits_dev, pos_weight)
+    pairs = [_fit(labels[:, k], logits[:, k]) for k in range(len(weights))]
+    slope = tuple(1.0 if pair is None else pair[0] for pair in pairs)
+    offset = tuple(-math.log(weight) if pair is None else pair[1] for pair, weight in zip(pairs, weights, strict=True))
+    probabilities = _sigmoid(logits * slope + np.asarray(offset))
+    thresholds = tuple(choose_threshold(labels[:, k], probabilities[:, k]) for k in range(len(weights)))
+    falling = tuple(_falls(labels[:, k], logits[:, k]) for k in range(len(weights)))
+    return Calibration(slope, offset, thresholds, tuple(pair is not None for pair in pairs), falling)
+
+
+def choose_class_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, class_weight: ArrayLike) -> Calibration:
+    """Fits one slope for all classes that exclude one another (`fit_temperature`), on the dev set and for this file.
+
+    The offsets undo the class weights alone: a loss that counts class i ``w_i`` times teaches logits that are log(w_i)
+    too high. One slope leaves the order of equally weighted classes, and with it the likeliest one, as it was. With
+    fewer than ``ENOUGH_FILMS`` dev images of known class, or logits that do not rise with their class, the slope stays
+    1. There are no thresholds: the likeliest class is predicted.
+
+    Args:
+        labels_dev: (n, k), one 1 a row, or NaN where the class is unknown.
+        logits_dev: (n, k), from the very file that will ship.
+        class_weight: (k,) as in the loss; ones for an unweighted loss.
+
+    Raises:
+        DataError: Shapes disagree, a weight is not above 0, or an image has no class or several.
+    """
+    labels, logits, weights = _checked_tables(labels_dev, logits_dev, class_weight)
+    known = check_exclusive(labels, where="dev")
+    offset = -np.log(weights)
+    enough = np.count_nonzero(known) >= ENOUGH_FILMS and bool(np.isfinite(logits).all())
+    slope = fit_temperature(labels[known], logits[known], offset) if enough else None
+    count = len(weights)
+    shares = softmax(logits + offset)
+    return Calibration(
+        ((1.0 if slope is None else slope),) * count,
+        tuple(float(value) + 0.0 for value in offset),  # + 0.0: no minus zero in a file
+        (_UNUSED,) * count,
+        (slope is not None,) * count,
+        tuple(_falls(labels[:, k], shares[:, k]) for k in range(count)),
+        "softmax",
+    )
+
+
+def _checked_tables(
+    labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Labels, logits and weights as float64 that belong together, or a DataError."""
     labels, logits = np.asarray(labels_dev, np.float64), np.asarray(logits_dev, np.float64)
     weights = np.asarray(pos_weight, np.float64)
     if labels.shape != logits.shape or labels.shape[1:] != weights.shape or weights.ndim != 1:
@@ -75,13 +129,7 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
         )
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise DataError(f"expected class weights above 0, got {weights.tolist()}")
-    pairs = [_fit(labels[:, k], logits[:, k]) for k in range(len(weights))]
-    slope = tuple(1.0 if pair is None else pair[0] for pair in pairs)
-    offset = tuple(-math.log(weight) if pair is None else pair[1] for pair, weight in zip(pairs, weights, strict=True))
-    probabilities = _sigmoid(logits * slope + np.asarray(offset))
-    thresholds = tuple(choose_threshold(labels[:, k], probabilities[:, k]) for k in range(len(weights)))
-    falling = tuple(_falls(labels[:, k], logits[:, k]) for k in range(len(weights)))
-    return Calibration(slope, offset, thresholds, tuple(pair is not None for pair in pairs), falling)
+    return labels, logits, weights
 
 
 def _fit(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> tuple[float, float] | None:
@@ -106,17 +154,19 @@ def _falls(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> bool:
     return auroc(labels[known], logits[known]) < _CHANCE - _TWO_SIDED * deviation
 
 
-def undo_class_weights(logits: ArrayLike, pos_weight: ArrayLike) -> NDArray[np.float32]:
+def undo_class_weights(logits: ArrayLike, pos_weight: ArrayLike, activation: str = "sigmoid") -> NDArray[np.float32]:
     """Probabilities from the logits of a network whose loss counted positives ``pos_weight`` times.
 
     Args:
         logits: (n, k).
         pos_weight: (k,), above 0; ones for an unweighted loss.
+        activation: "sigmoid", or "softmax" for classes that exclude one another, each of which counted so many times.
 
     Returns:
         float32 (n, k); they refer to the prevalence of the training set.
     """
-    return _sigmoid(np.asarray(logits, np.float64) - np.log(np.asarray(pos_weight, np.float64)))
+    z = np.asarray(logits, np.float64) - np.log(np.asarray(pos_weight, np.float64))
+    return softmax(z).astype(np.float32) if activation == "softmax" else _sigmoid(z)
 
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float32]:

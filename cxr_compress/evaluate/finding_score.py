@@ -155,8 +155,9 @@ def score_findings(
     decisions: Flags | None,
     thresholds: Sequence[float] | None,
     probabilities: Floats | None,
+    codes: Floats | None = None,
 ) -> tuple[FindingScore, ...]:
-    """One score per column.
+    """One score per column; ``codes`` are the outputs to count where films are not ranked by them but by a softmax.
 
     Raises:
         DataError: A label is soft, a logit is nan, or a probability is outside [0, 1].
@@ -176,7 +177,7 @@ def score_findings(
             threshold=nan if thresholds is None else float(thresholds[k]),
             sensitivity=caught,
             specificity=spared,
-            distinct_codes=len(np.unique(logits[:, k])),
+            distinct_codes=len(np.unique((logits if codes is None else codes)[:, k])),
             unknown=int(np.isnan(truth).sum()),
             average_precision=interval(average_precision(truth, logits[:, k]), drawn.average_precision[:, k]),
             sensitivity_interval=interval(caught, drawn.sensitivity[:, k]),

@@ -87,6 +87,23 @@ class FirstLook:
             "problem": self.problem,
         }
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> FirstLook:
+        """Build what `to_dict` gave."""
+        each = fields["findings"]
+        return cls(
+            tuple(each),
+            tuple(map(_interval_of, each.values())),
+            _interval_of(fields["mean_auroc"]),
+            int(fields["images"]),
+            str(fields["assumed"]),
+        )
+
+
+def _interval_of(bounds: Sequence[float | None]) -> Interval:
+    value, low, high = (np.nan if bound is None else bound for bound in bounds)
+    return Interval(value, low, high)
+
 
 def take_first_look(
     answer: Answer,

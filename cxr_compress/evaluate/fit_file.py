@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile, ModelInfo
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate.calibrate import choose_calibration
+from cxr_compress.evaluate.calibrate import NO_THRESHOLDS, Calibration, choose_calibration, choose_class_calibration
 from cxr_compress.evaluate.scorable import Floats, Images, Progress, from_classifier, run_model
 
 HELD_OUT = "patients held out of training"
@@ -50,6 +50,10 @@ def fit_info(
 ) -> ModelInfo:
     """The same with slope, offset and threshold of each finding fitted on dev (`choose_calibration`), and said so.
 
+    Of classes that exclude one another one slope is fitted for all (`choose_class_calibration`), and there are no
+    thresholds; where the labels are of some classes only, nothing is fitted, since which other one an image has is
+    unknown.
+
     Args:
         info: of the file; findings that are not fitted keep what it says.
         labels: (n, m), 0 or 1, or nan where unknown.
@@ -61,26 +65,22 @@ def fit_info(
         force: go on where a finding becomes rarer as its logit rises; its source then says so.
 
     Raises:
-        DataError: as `choose_calibration`, or a calibration that falls by more than chance.
+        DataError: as `choose_calibration` and `choose_class_calibration`, or a calibration that falls by more than
+            chance.
     """
     columns = range(len(info.labels)) if columns is None else columns
+    if info.exclusive:
+        return _fit_classes(info, labels, logits, pos_weight, films, list(columns), force)
     chosen = choose_calibration(labels, logits, pos_weight)
-    falling = [info.labels[column] for column, falls in zip(columns, chosen.falling, strict=True) if falls]
-    if falling and not force:
-        raise DataError(
-            f"the calibration of {', '.join(falling)} falls on {films}: the higher the logit of {info.model_name}, the "
-            "rarer the finding; most likely its outputs stand in another order, the finding is the other of two "
-            "classes, or its images were prepared in another way: correct that, or go on with --force"
-        )
+    named = [info.labels[column] for column in columns]
+    warning = _warn_of_falling(chosen, named, films, info.model_name, force)
     slope, offset, thresholds = (list(own) for own in (info.logit_slope, info.logit_offset, info.thresholds))
     for place, column in enumerate(columns):
         slope[column], offset[column] = chosen.slope[place], chosen.offset[place]
         thresholds[column] = chosen.thresholds[place]
     left = ", ".join(name for column, name in enumerate(info.labels) if column not in set(columns))
     rule = f"largest sensitivity + specificity on {films}, {held_out}; choose your own before any use"
-    source = chosen.source(films, [info.labels[column] for column in columns])
-    if falling:
-        source = f"{source}; the calibration of {', '.join(falling)} FALLS: worse than chance"
+    source = chosen.source(films, named) + warning
     return replace(
         info,
         logit_slope=tuple(slope),
@@ -88,6 +88,49 @@ def fit_info(
         thresholds=tuple(thresholds),
         threshold_source=f"{rule}; of {left}: {info.threshold_source}" if left else rule,
         calibration_source=f"{source}; of {left}: {info.calibration_source}" if left else source,
+    )
+
+
+def _warn_of_falling(calibration: Calibration, named: Sequence[str], films: str, model: str, force: bool) -> str:
+    """What the source of a calibration says of findings that become rarer as their logit rises; "" where none does.
+
+    Raises:
+        DataError: there are some, and the user does not force it.
+    """
+    falling = ", ".join(name for name, falls in zip(named, calibration.falling, strict=True) if falls)
+    if falling and not force:
+        raise DataError(
+            f"the calibration of {falling} falls on {films}: the higher the logit of {model}, the rarer the finding; "
+            "most likely its outputs stand in another order, the finding is the other of two classes, or its images "
+            "were prepared in another way: correct that, or go on with --force"
+        )
+    return f"; the calibration of {falling} FALLS: worse than chance" if falling else ""
+
+
+def _fit_classes(  # noqa: PLR0917 - what `fit_info` was given
+    info: ModelInfo,
+    labels: ArrayLike,
+    logits: ArrayLike,
+    weights: ArrayLike,
+    films: str,
+    columns: list[int],
+    force: bool,
+) -> ModelInfo:
+    """The same with one slope for all classes and offsets that undo the class weights."""
+    lacking = [name for column, name in enumerate(info.labels) if column not in columns]
+    if lacking:
+        source = f"{info.calibration_source}; not fitted: {films} do not say which images are {', '.join(lacking)}"
+        return replace(info, calibration_source=source, threshold_source=NO_THRESHOLDS)
+    chosen = choose_class_calibration(labels, logits, weights)
+    warning = _warn_of_falling(chosen, [info.labels[column] for column in columns], films, info.model_name, force)
+    places = [columns.index(column) for column in range(len(info.labels))]
+    return replace(
+        info,
+        logit_slope=tuple(chosen.slope[place] for place in places),
+        logit_offset=tuple(chosen.offset[place] for place in places),
+        thresholds=chosen.thresholds,
+        threshold_source=NO_THRESHOLDS,
+        calibration_source=chosen.source(films, info.labels) + warning,
     )
 
 

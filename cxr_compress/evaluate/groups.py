@@ -181,7 +181,7 @@ def _make_group(
 ) -> Group:
     """Measures the findings with enough films and leaves the others undefined."""
     enough = np.minimum(*counts) >= ENOUGH_FILMS
-    labels, logits = scored.labels[films][:, enough], scored.logits[films][:, enough]
+    labels, logits = scored.labels[films][:, enough], scored.ranking[films][:, enough]
     patients = [patient for patient, chosen in zip(scored.patients, films, strict=True) if chosen]
     options: dict[str, Any] = {"samples": scored.samples, "seed": scored.seed}
     if not enough.any():

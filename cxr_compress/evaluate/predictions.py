@@ -8,6 +8,7 @@ import io
 import secrets
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cxr_compress.evaluate.score import Evaluation
 
@@ -27,19 +28,30 @@ def predictions_csv(scored: Evaluation, *, key: bytes | None = None) -> str:
         key: Of the hash; None for a random one. Keep one for yourself only to link files of your own.
 
     Returns:
-        Columns ``film``, ``patient``, ``label_FINDING`` (empty where unknown) and ``logit_FINDING``; logits with the
-        digits that read back as the same float32.
+        Columns ``film``, ``patient``, ``label_FINDING`` (empty where unknown) and ``logit_FINDING``; of classes that
+        exclude one another also ``probability_CLASS`` and ``predicted``. Numbers have the digits that read back as the
+        same float32.
     """
     secret = secrets.token_bytes(_KEY_BYTES) if key is None else key
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"{kind}_{finding}" for kind in ("label", "logit") for finding in scored.findings]
-    writer.writerow(["film", "patient", *names])
+    exclusive = scored.shares is not None and scored.decisions is not None
+    kinds = ("label", "logit", "probability") if exclusive else ("label", "logit")
+    names = [f"{kind}_{finding}" for kind in kinds for finding in scored.findings]
+    writer.writerow(["film", "patient", *names, *(["predicted"] if exclusive else [])])
     for film, patient in enumerate(scored.patients):
         labels = ["" if np.isnan(label) else int(label) for label in scored.labels[film]]
-        logits = [np.format_float_positional(logit, unique=True, trim="0") for logit in scored.logits[film]]
-        writer.writerow([film, _hashed(patient, secret), *labels, *logits])
+        row = [film, _hashed(patient, secret), *labels, *_digits(scored.logits[film])]
+        if scored.shares is not None and scored.decisions is not None:
+            # Empty where the likeliest class of the model is none of those that were scored.
+            called = [name for name, flag in zip(scored.findings, scored.decisions[film], strict=True) if flag]
+            row += [*_digits(scored.shares[film]), "".join(called)]
+        writer.writerow(row)
     return text.getvalue()
+
+
+def _digits(values: NDArray[np.float32]) -> list[str]:
+    return [np.format_float_positional(value, unique=True, trim="0") for value in values]
 
 
 def _hashed(patient: str, key: bytes) -> str:

@@ -32,6 +32,7 @@ class ScorableModel:
         thresholds: (k,) on them; None where the model has none.
         calibrated: The probabilities are meant to be the chance of the finding, and are worth a Brier score.
         runtime: What runs it, for the record.
+        activation: "softmax" where the logits are of classes that exclude one another; else "sigmoid".
     """
 
     findings: tuple[str, ...] | None
@@ -41,21 +42,25 @@ class ScorableModel:
     thresholds: tuple[float, ...] | None = None
     calibrated: bool = False
     runtime: str | None = None
+    activation: str = "sigmoid"
 
 
 def from_classifier(classifier: Classifier) -> ScorableModel:
     """The device's own code as a model to score, with the calibration and the thresholds of its file."""
     info, spec = classifier.info, classifier.spec
     # What cxr_convert writes when nothing was chosen on data: a sigmoid of the raw logit promises no probability.
-    plain = not any(info.logit_offset) and set(info.logit_slope) == {1.0} and set(info.thresholds) == {_UNDECIDED}
+    # A softmax of more classes does: it is the model's own.
+    untouched = not any(info.logit_offset) and set(info.logit_slope) == {1.0} and set(info.thresholds) == {_UNDECIDED}
+    plain = untouched and not info.exclusive
     return ScorableModel(
         classifier.labels,
         spec,
         lambda films: classifier.logits(normalize(films, spec)),
         classifier.probabilities,
-        info.thresholds,
+        None if info.exclusive else info.thresholds,
         calibrated=not plain,
         runtime=classifier.runtime,
+        activation="softmax" if info.exclusive else "sigmoid",
     )
 
 

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.errors import DataError
+from cxr_compress.evaluate.class_score import ClassScore, score_classes
 from cxr_compress.evaluate.finding_score import UNDEFINED, FindingScore, draw, interval_dict, score_findings
 from cxr_compress.evaluate.scorable import Progress, ScorableModel, from_classifier, run_model
-from cxr_compress.metrics import Interval, auroc_per_finding, bootstrap_mean, has_enough_data
+from cxr_compress.metrics import (
+    Interval,
+    auroc_per_finding,
+    bootstrap_mean,
+    has_enough_data,
+    predicted_classes,
+    softmax,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +34,17 @@ class Evaluation:
         logits: float32 (n, k) as the device gives them.
         labels: float32 (n, k), nan where unknown.
         patients: (n,) the patient of each film.
-        decisions: bool (n, k), probability at or above the file's threshold; None for a model without thresholds.
+        decisions: bool (n, k), probability at or above the file's threshold; None for a model without thresholds. Of
+            classes that exclude one another True for the likeliest.
         scores: One per finding.
         mean_auroc: Over all findings that have both classes, however few films of one.
         samples: Number of resampled sets behind each interval.
         seed: Of the resampling.
         runtime: What ran the file, or None if the logits were given.
         mean_auroc_enough_data: Over the findings with at least 20 films of each class: the mean to quote.
+        classes: Of classes that exclude one another: accuracy, balanced accuracy and confusion matrix; else None.
+        shares: float32 (n, k), of such classes the probabilities, by which each is ranked against the others; None
+            where the logits themselves rank.
     """
 
     logits: NDArray[np.float32]
@@ -45,6 +57,18 @@ class Evaluation:
     seed: int
     runtime: str | None = None
     mean_auroc_enough_data: Interval = UNDEFINED
+    classes: ClassScore | None = None
+    shares: NDArray[np.float32] | None = None
+
+    @property
+    def activation(self) -> str:
+        """What made the probabilities: "softmax" of classes that exclude one another, else "sigmoid"."""
+        return "sigmoid" if self.shares is None else "softmax"
+
+    @property
+    def ranking(self) -> NDArray[np.float32]:
+        """(n, k), what films are ordered by for an AUROC: a logit alone does not order them by a softmax's share."""
+        return self.logits if self.shares is None else self.shares
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -66,6 +90,11 @@ class Evaluation:
             "interval": f"95 % percentile bootstrap, {self.samples} resamplings of patients, seed {self.seed}",
             "runtime": self.runtime,
         }
+        if self.shares is not None:
+            fields["activation"] = self.activation
+            fields["auroc"] = "one-vs-rest: each class against all others, ranked by its probability"
+        if self.classes is not None:
+            fields["classes"] = self.classes.to_dict()
         if np.isnan(self.mean_auroc.value):
             fields["reason"] = "no finding has films with and without it"
         return fields
@@ -145,6 +174,10 @@ def score_model(
     logits = run_model(model, images, progress)
     chosen = list(range(len(findings)) if columns is None else columns)
     probabilities = None if model.probabilities is None or not len(logits) else model.probabilities(logits)
+    if model.activation == "softmax":
+        return _score_softmax(
+            model, logits, labels, patients, findings, probabilities, chosen, samples=samples, seed=seed
+        )
     thresholds = None if model.thresholds is None else np.asarray(model.thresholds, np.float32)
     decisions = None
     if probabilities is not None and thresholds is not None:
@@ -163,6 +196,36 @@ def score_model(
     )
 
 
+def _score_softmax(  # noqa: PLR0917 - what `score_model` knows by then
+    model: ScorableModel,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    patients: Sequence[str],
+    findings: Sequence[str],
+    probabilities: NDArray[np.float32] | None,
+    columns: list[int],
+    *,
+    samples: int,
+    seed: int,
+) -> Evaluation:
+    """Classes that exclude one another: the softmax is of all the model's classes, whichever of them are scored."""
+    shares = softmax(logits).astype(np.float32) if probabilities is None else probabilities
+    return score_logits(
+        logits[:, columns],
+        labels,
+        patients,
+        findings,
+        decisions=predicted_classes(shares)[:, columns],
+        shares=shares[:, columns],
+        probabilities=shares[:, columns] if model.calibrated else None,
+        # What another class is called says nothing of a set that does not know it.
+        complete=sorted(columns) == list(range(logits.shape[1])),
+        samples=samples,
+        seed=seed,
+        runtime=model.runtime,
+    )
+
+
 def score_logits(
     logits: NDArray[np.float32],
     labels: NDArray[np.float32],
@@ -172,6 +235,8 @@ def score_logits(
     decisions: NDArray[np.bool_] | None = None,
     thresholds: Sequence[float] | None = None,
     probabilities: NDArray[np.float32] | None = None,
+    shares: NDArray[np.float32] | None = None,
+    complete: bool = True,
     samples: int = 1000,
     seed: int = 0,
     runtime: str | None = None,
@@ -186,19 +251,27 @@ def score_logits(
         decisions: (n, k), what was called positive; None where nothing was decided.
         thresholds: (k,) that led to the decisions; recorded.
         probabilities: (n, k), calibrated; None where there are none.
+        shares: (n, k) of classes that exclude one another: their probabilities, which rank them; None for findings.
+        complete: These are all such classes of the model, so that accuracy and confusion matrix mean something.
         samples: Resampled sets per interval.
         seed: Of the resampling.
         runtime: Recorded.
 
     Raises:
-        DataError: Shapes disagree, there are no films, a label is soft, or a logit is nan.
+        DataError: Shapes disagree, there are no films, a label is soft, or a logit is nan; an image has no class or
+            several where they exclude one another.
     """
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.float32)
     _check_shapes(logits, labels, findings, decisions, thresholds)
     options: dict[str, Any] = {"decisions": decisions, "probabilities": probabilities}
-    values = auroc_per_finding(labels, logits)  # first: it checks labels and logits
-    drawn = draw(labels, logits, patients, samples=samples, seed=seed, **options)
-    scores = score_findings(labels, logits, findings, drawn, thresholds=thresholds, **options)
+    ranking = logits if shares is None else np.asarray(shares, np.float32)
+    values = auroc_per_finding(labels, ranking)  # first: it checks labels and logits
+    classes = None
+    if shares is not None and complete:
+        called = predicted_classes(shares) if decisions is None else decisions
+        classes = score_classes(labels, called, patients, findings, samples=samples, seed=seed)
+    drawn = draw(labels, ranking, patients, samples=samples, seed=seed, **options)
+    scores = score_findings(labels, ranking, findings, drawn, thresholds=thresholds, codes=logits, **options)
     enough = has_enough_data(labels)
     return Evaluation(
         logits,
@@ -211,6 +284,8 @@ def score_logits(
         seed,
         runtime,
         bootstrap_mean(values[enough], drawn.auroc[:, enough]),
+        classes,
+        None if shares is None else ranking,
     )
 
 

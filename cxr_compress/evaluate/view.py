@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 
+from cxr_compress.evaluate.class_score import WORDS, ClassScore
 from cxr_compress.evaluate.finding_score import NOT_ENOUGH_DATA, FindingScore
 from cxr_compress.evaluate.groups import Group, GroupFinding, Grouping
 from cxr_compress.evaluate.score import Evaluation
@@ -30,29 +31,51 @@ FLAT_COLUMNS = (
     "ece",
     "mark",
 )
+_OF_CLASSES = tuple(f"{name}{end}" for name in ("accuracy", "balanced_accuracy") for end in ("", "_low", "_high"))
 _MISSING = "-"
 
 
 def render_evaluation(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> str:
     """A table of findings, the means, and a table for each way to divide the films.
 
+    Of classes that exclude one another the accuracies and the confusion matrix come first.
+
     Args:
         scored: All films.
         groupings: As ``score_groups`` gives them.
     """
-    parts = [render_findings(scored), *_means(scored)]
+    parts = [] if scored.classes is None else [render_classes(scored.classes)]
+    parts += [render_findings(scored), *_means(scored)]
     parts += [render_grouping(grouping, scored.findings) for grouping in groupings]
     return "\n\n".join(parts)
 
 
+def render_classes(measured: ClassScore) -> str:
+    """Accuracy, balanced accuracy, and a table of true classes (rows) by predicted ones (columns)."""
+    rows = [
+        [name, *(f"{count:,}" for count in counts)]
+        for name, counts in zip(measured.classes, measured.confusion.tolist(), strict=True)
+    ]
+    titles = ["true class", *(f"called {name}" for name in measured.classes)]
+    return "\n".join(
+        [
+            f"{WORDS[0].upper()}{WORDS[1:]}.",
+            f"accuracy {_interval(measured.accuracy) or _MISSING}, balanced accuracy "
+            f"{_interval(measured.balanced_accuracy) or _MISSING} [95 % CI], {measured.images:,} images",
+            "",
+            _table(titles, rows, text_columns=titles[:1]),
+        ]
+    )
+
+
 def render_findings(scored: Evaluation) -> str:
     """One line per finding; columns that no finding fills are left out."""
-    rows = [_finding_row(score) for score in scored.scores]
+    rows = [_finding_row(score, exclusive=scored.shares is not None) for score in scored.scores]
     kept = [title for title in rows[0] if any(row[title] for row in rows)]
     return _table(
         kept,
         [[row[title] or ("" if title == "note" else _MISSING) for title in kept] for row in rows],
-        text_columns=("finding", "note"),
+        text_columns=("finding", "class", "note"),
     )
 
 
@@ -79,23 +102,43 @@ def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
     return "\n".join([_table(titles, rows, text_columns=titles[:1]), *legend])
 
 
+def flat_columns(scored: Evaluation) -> tuple[str, ...]:
+    """The titles of ``flat_rows``: of classes that exclude one another also the accuracies and what each was called."""
+    if scored.classes is None:
+        return FLAT_COLUMNS
+    return (*FLAT_COLUMNS, *_OF_CLASSES, *(f"called_{name}" for name in scored.classes.classes))
+
+
 def flat_rows(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> list[list[Cell]]:
-    """A row per finding of all films and of every group, under ``FLAT_COLUMNS``; None where undefined."""
-    rows = [_flat_finding(score) for score in scored.scores]
+    """A row per finding of all films and of every group, under ``flat_columns``; None where undefined."""
+    rows = [[*_flat_finding(score), *_flat_class(scored.classes, k)] for k, score in enumerate(scored.scores)]
     for grouping in groupings:
         for group in (*grouping.groups, grouping.within):
-            rows += [_flat_group(grouping.by, group, score) for score in group.scores]
+            empty = [None] * (len(flat_columns(scored)) - len(FLAT_COLUMNS))
+            rows += [[*_flat_group(grouping.by, group, score), *empty] for score in group.scores]
     return [[None if isinstance(cell, float) and np.isnan(cell) else cell for cell in row] for row in rows]
 
 
-def _finding_row(score: FindingScore) -> dict[str, str]:
+def _flat_class(measured: ClassScore | None, k: int) -> list[Cell]:
+    """The accuracies, which are of all classes and stand in every row, and what the images of class k were called."""
+    if measured is None:
+        return []
+    accuracies = [
+        cell
+        for found in (measured.accuracy, measured.balanced_accuracy)
+        for cell in (found.value, found.low, found.high)
+    ]
+    return [*accuracies, *measured.confusion[k].tolist()]
+
+
+def _finding_row(score: FindingScore, *, exclusive: bool) -> dict[str, str]:
     """The cells of one finding, "" where there is nothing to say."""
     return {
-        "finding": score.finding,
+        "class" if exclusive else "finding": score.finding,
         "films": f"{score.films:,}",
         "positives": f"{score.positives:,}",
         "unknown": f"{score.unknown:,}" if score.unknown else "",
-        "AUROC [95 % CI]": _interval(score.auroc),
+        f"{'one-vs-rest ' if exclusive else ''}AUROC [95 % CI]": _interval(score.auroc),
         "AP": _number(score.average_precision.value),
         "threshold": _number(score.threshold),
         "sensitivity": _number(score.sensitivity),
@@ -112,9 +155,8 @@ def _means(scored: Evaluation) -> list[str]:
     enough = sum(score.enough_data for score in scored.scores)
     if len(scored.scores) == 1:
         return []
-    lines = [
-        f"mean AUROC over findings with enough data ({enough}): {_interval(scored.mean_auroc_enough_data) or _MISSING}"
-    ]
+    what = "one-vs-rest AUROC over classes" if scored.shares is not None else "AUROC over findings"
+    lines = [f"mean {what} with enough data ({enough}): {_interval(scored.mean_auroc_enough_data) or _MISSING}"]
     if defined != enough:
         lines.append(f"mean AUROC over all defined findings ({defined}): {_interval(scored.mean_auroc) or _MISSING}")
     return ["\n".join(lines)]

@@ -52,6 +52,7 @@ def convert(
     inference_output_type: str | None = None,
     target_runtime: str | None = None,
     compare: bool = True,
+    force: bool = False,
     head: str = LOGITS,
     quantizer: str = CONVERTER,
     fold_scales: bool = True,
@@ -82,6 +83,7 @@ def convert(
     inference_output_type: str | None = None,
     target_runtime: str | None = None,
     compare: bool = True,
+    force: bool = False,
     head: str = LOGITS,
     quantizer: str = CONVERTER,
     fold_scales: bool = True,
@@ -111,6 +113,7 @@ def convert(
     inference_output_type: str | None = None,
     target_runtime: str | None = None,
     compare: bool = True,
+    force: bool = False,
     head: str = LOGITS,
     quantizer: str = CONVERTER,
     fold_scales: bool = True,
@@ -160,6 +163,7 @@ def convert(
             of the file (`op_versions`). By default the file is only run by the runtime that is installed here.
         compare: run every file beside the model (`LiteModel.parity`), and refuse one that answers the same to
             everything. False is for files that are only measured, as those of networks that were never trained.
+        force: keep a file whose answers are unlike the model's: 0 decibels or less, or a rank correlation of 0 or less.
         head: what the files give: "logits", or "logits+cam" with the class activation map as a second output, float or
             int8 as the logits (`models.cam.with_cam`); needs a Keras model, or a frozen one that has the map.
         quantizer: what rounds the float graph of "int8" and "int8_float_io": "tensorflow", its converter, or "aeq",
@@ -235,6 +239,7 @@ def convert(
         inference_output_type,
         target_runtime,
         compare,
+        force,
     )
     made = {name: exporter.make(name) for name in wanted}
     for one in made.values() if edgetpu else ():

@@ -75,6 +75,7 @@ class Exporter:
         output_type: likewise.
         target: the runtime that has to load the files, one of `op_versions.TARGETS`; None for any.
         compare: run each file beside the model.
+        force: let files pass whose answers are unlike the model's.
     """
 
     frozen: FrozenFunction
@@ -87,6 +88,7 @@ class Exporter:
     output_type: str | None = None
     target: str | None = None
     compare: bool = True
+    force: bool = False
 
     def make(self, quant_type: str) -> LiteModel:
         """Convert to one quant type, name its ends, check it, and compare its answers with the model's if wanted."""
@@ -110,7 +112,7 @@ class Exporter:
         reference = self._reference
         with Stage(f"{quant_type} compared with the model", self.report):
             parity = measure_parity(made.content, reference, num_threads=self.num_threads, **common)
-        require_answers(parity, reference, quant_type)
+        require_answers(parity, reference, quant_type, force=self.force)
         return replace(made, audit=replace(made.audit, output_codes=parity.codes), parity=parity)
 
     @cached_property

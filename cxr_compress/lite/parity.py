@@ -26,6 +26,8 @@ _SEEDED_IMAGES = 8
 # Answers that differ by less than this share of the largest are the rounding of float32 sums, not a difference.
 _FLOAT_NOISE = 1e-5
 _COARSE = 8
+# A rank correlation over fewer images is chance.
+_RANKED = 8
 
 Floats = npt.NDArray[np.float64]
 
@@ -180,24 +182,56 @@ def measure_parity(
     )
 
 
-def require_answers(found: Parity, reference: Reference, quant_type: str) -> None:
-    """Refuse a file that gives one and the same answer where the model tells the images apart.
+def require_answers(found: Parity, reference: Reference, quant_type: str, *, force: bool = False) -> None:
+    """Refuse a file that gives one and the same answer where the model tells the images apart, or answers unlike it.
 
     One finding without variation is no reason yet: next to others that vary widely, its own differences may be finer
     than the step they share. It is named in the text of the parity.
 
+    Args:
+        found: the answers of the file beside the model's.
+        reference: what the model said.
+        quant_type: of the file.
+        force: let a file pass whose answers are unlike the model's.
+
     Raises:
-        CompressionError: not one finding varies.
+        CompressionError: not one finding varies, or the error is as large as the signal, or a finding's images rank
+            in no order, or in the opposite one, of the model's.
     """
     logits = reference.logits[pick_evenly(range(len(reference.logits)), found.images)]
     spread, largest = np.ptp(logits, axis=0), np.abs(logits).max()
     told_apart = bool((spread > _FLOAT_NOISE * largest).any())
+    problem = _below_the_floor(found) if told_apart else ""
     if told_apart and all(codes == 1 for codes in found.codes):
         raise CompressionError(
             f"{quant_type} is not written: it answers the same to everything, {found.images} images on which the "
             f"model's logits differ by up to {spread.max():.3g}: calibrate on images like those the model is for, or "
             "choose a finer quant type"
         )
+    if problem and not force:
+        raise CompressionError(
+            f"{quant_type} is not written: {problem}: choose another quant type, or go on with --force"
+        )
+
+
+def _below_the_floor(found: Parity) -> str:
+    """What is wrong with answers that no rounding explains; "" for nothing."""
+    if not found.snr_db > 0:
+        return (
+            f"its logits differ from the model's by as much as they are worth ({found.snr_db:.1f} dB on {found.images} "
+            "images)"
+        )
+    if found.images < _RANKED:
+        return ""
+    opposite = [
+        f"{number} ({value:.2f})" for number, value in enumerate(found.spearman, 1) if value is not None and value <= 0
+    ]
+    if opposite:
+        return (
+            f"it ranks {found.images} images unlike the model does: rank correlation of output {', '.join(opposite)}, "
+            "0 or less"
+        )
+    return ""
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -17,6 +17,15 @@ from cxr_compress.metrics.bootstrap import (
     mean_samples,
     paired_auroc_difference,
 )
+from cxr_compress.metrics.classes import (
+    categorical_cross_entropy,
+    check_exclusive,
+    class_hits,
+    class_log_odds,
+    confusion_matrix,
+    predicted_classes,
+    softmax,
+)
 from cxr_compress.metrics.decisions import (
     ENOUGH_FILMS,
     choose_threshold,
@@ -44,7 +53,12 @@ __all__ = [
     "bootstrap_auroc",
     "bootstrap_mean",
     "brier_score",
+    "categorical_cross_entropy",
+    "check_exclusive",
     "choose_threshold",
+    "class_hits",
+    "class_log_odds",
+    "confusion_matrix",
     "count_comparable_films",
     "count_films",
     "expected_calibration_error",
@@ -53,7 +67,9 @@ __all__ = [
     "mean_auroc",
     "mean_samples",
     "paired_auroc_difference",
+    "predicted_classes",
     "sensitivity_specificity",
+    "softmax",
     "stratified_auroc",
     "stratified_auroc_per_finding",
     "stratified_auroc_samples",

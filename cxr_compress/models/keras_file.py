@@ -25,6 +25,7 @@ _SAVED_MODEL = "saved_model.pb"
 _ZIPPED = ".keras"
 _HDF5 = (".h5", ".hdf5")
 _KERAS2 = "2."
+_PAIR = 2
 _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
 
@@ -41,8 +42,9 @@ def save_model(model: Any, path: str | Path, *, about: ModelAbout | None = None)
             gives it back.
 
     Raises:
-        CompressionError: The name has another ending, `about` names more or fewer findings than the model has logits,
-            or the disk is full or not writable.
+        CompressionError: The name has another ending, `about` names more or fewer findings than the model has logits
+            (of two classes that exclude one another one name is enough where `positive` says whose), or the disk is
+            full or not writable.
     """
     path = Path(path)
     if path.suffix != ".keras":
@@ -231,12 +233,35 @@ def _classes(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def _check_findings(model: Any, about: ModelAbout) -> None:
-    """Require a name for every logit."""
-    logits = model.output_shape[-1]
-    if logits != len(about.findings):
+    """Require a name for every logit; two classes that exclude one another may have one, if it says which it is of."""
+    logits, names = int(model.output_shape[-1]), len(about.findings)
+    if about.positive is not None and not (logits == _PAIR and _excludes(model, about)):
         raise CompressionError(
-            f"the model has {logits} logits, about names {len(about.findings)} findings: give one name per logit"
+            "about.positive says which of two classes that exclude one another is the finding, the model gives "
+            f"{logits} outputs that are no such pair: leave positive out"
         )
+    if about.activation == "softmax" and logits < _PAIR:
+        raise CompressionError(
+            f"classes that exclude one another (softmax) need two or more outputs, the model gives {logits}: say "
+            "activation='sigmoid'"
+        )
+    if logits == names:
+        return
+    if logits == _PAIR and names == 1 and _excludes(model, about):
+        if about.positive is not None:
+            return
+        raise CompressionError(
+            f"the model gives two classes that exclude one another, about names one finding, {about.findings[0]!r}: "
+            "say which class that is with positive=0 or positive=1, or name both classes"
+        )
+    raise CompressionError(f"the model has {logits} logits, about names {names} findings: give one name per logit")
+
+
+def _excludes(model: Any, about: ModelAbout) -> bool:
+    """Whether the outputs are classes of which each image has exactly one: the file is to say so, or they end so."""
+    from cxr_compress.models.logits_head import to_logits  # which needs this module
+
+    return about.activation == "softmax" or to_logits(model)[1].activation == "softmax"
 
 
 def _without_optimizer(model: Any) -> Any:

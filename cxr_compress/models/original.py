@@ -79,18 +79,18 @@ class Original:
             found = found[:, self.names.positive : self.names.positive + 1]
         return logits_of(found, self.change.gives, self.activation)
 
-    def scores(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Numbers (n, k) that rise with each finding: of classes that exclude one another their log-probabilities."""
-        found = np.asarray(logits, np.float64)
-        if self.activation != "softmax":
-            return found
-        found = found - found.max(axis=1, keepdims=True)
-        return np.asarray(found - np.log(np.exp(found).sum(axis=1, keepdims=True)))
+    def answer(self) -> Callable[[Floats], npt.NDArray[np.float64]]:
+        """From preprocessed float32 (n, height, width, channels) to `rising_scores` (n, k)."""
+        return lambda images: rising_scores(self.logits_of(self.model(images, training=False)), self.activation)
 
-    def answer(self, forward: Callable[[Any], Any] | None = None) -> Callable[[Floats], npt.NDArray[np.float64]]:
-        """From preprocessed float32 (n, height, width, channels) to `scores` (n, k)."""
-        run = forward or (lambda images: self.model(images, training=False))
-        return lambda images: self.scores(self.logits_of(run(images)))
+
+def rising_scores(logits: npt.ArrayLike, activation: str) -> npt.NDArray[np.float64]:
+    """Numbers (n, k) that rise with each finding: logits, or of exclusive classes their log-probabilities."""
+    found = np.asarray(logits, np.float64)
+    if activation != "softmax":
+        return found
+    found = found - found.max(axis=1, keepdims=True)
+    return np.asarray(found - np.log(np.exp(found).sum(axis=1, keepdims=True)))
 
 
 def read_original(

@@ -12,9 +12,9 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, load_model, tiny_chexnet
-from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.costing import make_probe_pack, measure_costs
+from cxr_compress.pipeline.original import look_at_original
 from cxr_compress.pipeline.store import Artefacts
 from cxr_compress.structured.sensitivity_cache import model_hash
 
@@ -31,16 +31,27 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
     """
     if keras_model_file is None:
         fields = ("model", "input_size", "epochs", "learning_rate", *OF_TRAINING)
-        return run.store.run("base", run.inputs(fields), ["base.keras"], lambda work: _train(run, work))
-    model, head = to_logits(load_model(keras_model_file))
-    check_fit(run, model)
+        made = run.store.run("base", run.inputs(fields), ["base.keras"], lambda work: _train(run, work))
+        look_at_original(run, made)
+        return made
+    original = run.original
+    if original is None:
+        raise CompressionError(f"the run was opened without {keras_model_file.name}: open it with that model")
+    model = original.model
+    run.check_labels()
+    inputs = {
+        "weights": model_hash(model),
+        "findings": list(run.data.dataset.findings),
+        "preprocess": run.data.spec.to_dict(),
+        "activation": run.activation,
+    }
 
     def make(_: Path) -> Mapping[str, Any]:
-        if head.note:
-            run.news(f"base: {head.note}")
-        return {**run.save(model, "base.keras"), "head": asdict(head)}
+        return {**run.save(model, "base.keras"), "head": asdict(original.change)}
 
-    return run.store.run("base", {"weights": model_hash(model)}, ["base.keras"], make)
+    made = run.store.run("base", inputs, ["base.keras"], make)
+    look_at_original(run, made)
+    return made
 
 
 def price_layers(
@@ -96,31 +107,8 @@ def build_untrained(run: RunContext) -> keras.Model:
     )
 
 
-def check_fit(run: RunContext, model: keras.Model) -> None:
-    """The model from a file must take these films and answer these findings with logits.
-
-    Raises:
-        CompressionError: it does not.
-    """
-    spec, findings = run.data.spec, run.data.dataset.findings
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise CompressionError(
-            f"expected a model with one image in and one row of logits out, got {len(model.inputs)} inputs and "
-            f"{len(model.outputs)} outputs"
-        )
-    if tuple(model.input_shape[1:]) != spec.input_shape:
-        raise CompressionError(
-            f"the model takes images of {model.input_shape[1:]}, the run makes {spec.input_shape}: give the size "
-            "of the model as --input_size"
-        )
-    if tuple(model.output_shape[1:]) != (len(findings),):
-        raise CompressionError(
-            f"the model gives {model.output_shape[1:]} outputs, the data set has {len(findings)} findings "
-            f"({', '.join(findings)}): give a model with one logit per finding"
-        )
-
-
 def _train(run: RunContext, work: Path) -> Mapping[str, Any]:
+    run.check_labels()
     keras.utils.set_random_seed(run.recipe.seed)
     model = build_untrained(run)
     facts = run.train(model, run.config(run.recipe.epochs, run.recipe.learning_rate), work)

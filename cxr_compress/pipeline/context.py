@@ -13,12 +13,14 @@ import numpy as np
 
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
+from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, load_model, save_model
+from cxr_compress.models.original import Original
 from cxr_compress.pipeline.films import RunData
 from cxr_compress.pipeline.store import Artefacts, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
-from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, fit, pos_weights
+from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, balanced_weights, fit
 
 Masks = Mapping[str, np.ndarray]
 # What no training of a run differs in: every stage that trains depends on them.
@@ -35,7 +37,7 @@ class RunContext:
         digest: the hash of train and dev films: what every stage depends on.
         store: where artefacts go.
         news: is told of progress, one line each.
-        about: what the model to start from says of itself.
+        original: that model, brought to logits, and what it means; None where one is trained here.
     """
 
     recipe: Recipe
@@ -43,19 +45,51 @@ class RunContext:
     digest: str
     store: StageStore
     news: Callable[[str], None]
-    about: ModelAbout | None = None
+    original: Original | None = None
+
+    @functools.cached_property
+    def activation(self) -> str:
+        """What the logits of this run are: "softmax" of classes that exclude one another, else "sigmoid".
+
+        Where a model is given, what it ends in, else what its file says. Logits of which nobody says what they are
+        follow the data set, as does a model that is trained here.
+        """
+        of_set = "softmax" if self.data is not None and self.data.dataset.exclusive else "sigmoid"
+        if self.original is None:
+            return of_set
+        if self.original.change.activation or self.original.about is not None:
+            return self.original.activation
+        return of_set
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
-        """(findings,) the weights of positives in the loss, those of the uncut model; the device undoes them."""
-        if self.about is not None and self.about.pos_weight is not None:
-            return np.array(self.about.pos_weight, np.float32)
-        return pos_weights(self.data.train.split.labels)
+        """(findings,) the weights of positives in the loss, those of the uncut model; the device undoes them.
+
+        A given model that names no weights is taken to have had none: any would move its probabilities.
+        """
+        about = self.original.about if self.original is not None else None
+        if about is not None and about.pos_weight is not None:
+            return np.array(about.pos_weight, np.float32)
+        if self.original is not None:
+            return np.ones(len(self.data.dataset.findings), np.float32)
+        return balanced_weights(self.data.train.split.labels, self.activation)
+
+    def check_labels(self) -> None:
+        """Refuse a data set whose images do not have exactly one class each, where the model's exclude one another.
+
+        Raises:
+            DataError: says how many images of which part, and what to do.
+        """
+        if self.activation == "softmax":
+            for split in self.data.dataset.splits:
+                check_exclusive(split.labels, where=split.name, names=tuple(self.data.dataset.findings))
 
     def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
-        """What decides a stage: its fields of the recipe, the films, and what it reads."""
+        """What decides a stage: its fields of the recipe, the films, what the logits are, and what it reads."""
         values = {name: getattr(self.recipe, name) for name in fields}
-        return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents]}
+        # Left out at its usual value, so that stages made before there was another still stand.
+        kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
+        return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
         """A training of this run."""
@@ -64,6 +98,7 @@ class RunContext:
             epochs=epochs,
             learning_rate=learning_rate,
             ranges=_ranges(recipe),
+            activation=self.activation,
             **{name: getattr(recipe, name) for name in ("batch_size", "weight_decay", "label_smoothing", "seed")},
         )
         return dataclasses.replace(plain, **changes)
@@ -110,6 +145,7 @@ class RunContext:
             attribution=dataset.attribution,
             pos_weight=tuple(float(weight) for weight in self.pos_weight),
             films=FilmStatistics.of(self.data.train.images),
+            activation=self.activation,
         )
         save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}

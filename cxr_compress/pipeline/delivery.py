@@ -40,7 +40,8 @@ def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
         )
         for quant_type, lite in made.items():
             path = run.store.folder / f"{names[quant_type]}.tflite"
-            write_bytes(path, pack(run, lite, names[quant_type], base.sha256, inputs["recipe"]))
+            packed = pack(run, lite, names[quant_type], base.sha256, inputs["recipe"], original=True)
+            write_bytes(path, packed)
         return {names[quant_type]: lite.audit.to_dict() for quant_type, lite in made.items()}
 
     return run.store.run("export_uncut", inputs, _files(names), make)

@@ -100,7 +100,11 @@ class RunData:
 
 
 def load_run_data(
-    recipe: Recipe, data_dir: Path, decoding: Decoding, preprocess: PreprocessSpec | None = None
+    recipe: Recipe,
+    data_dir: Path,
+    decoding: Decoding,
+    preprocess: PreprocessSpec | None = None,
+    select: Callable[[Dataset], Dataset] = lambda dataset: dataset,
 ) -> RunData:
     """Read and check the three splits of a recipe's data set, and decode two; test films are decoded when needed.
 
@@ -108,18 +112,21 @@ def load_run_data(
         recipe: names the set, its size and the dev share.
         data_dir: where the set lies.
         decoding: is told (split name, films done, films in all).
-        preprocess: how the model to start from wants its films, at whatever size; as CheXNet where None.
+        preprocess: how the model to start from wants its images, at whatever size; as CheXNet where None.
+        select: which findings of the set are wanted, before any image is decoded.
 
     Raises:
         DataError: as `load_dataset` and `decode_split`.
     """
-    dataset = load_dataset(
-        recipe.dataset,
-        data_dir,
-        dev_fraction=recipe.dev_fraction,
-        seed=recipe.seed,
-        allow_missing=recipe.allow_missing,
-        options=recipe.options,
+    dataset = select(
+        load_dataset(
+            recipe.dataset,
+            data_dir,
+            dev_fraction=recipe.dev_fraction,
+            seed=recipe.seed,
+            allow_missing=recipe.allow_missing,
+            options=recipe.options,
+        )
     )
     size = recipe.input_size
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.metrics import mean_auroc
+from cxr_compress.metrics import categorical_cross_entropy, class_log_odds, mean_auroc
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -23,7 +23,7 @@ class Harm:
     """A candidate against its reference on the same films.
 
     Attributes:
-        auroc: of the candidate, mean over findings.
+        auroc: of the candidate, mean over findings, or over classes that exclude one another, each against the others.
         auroc_drop: the reference's minus that; below 0 where the candidate is the better one.
         loss: of the candidate, as in training.
         loss_rise: how much larger than the reference's, as a share of it.
@@ -51,7 +51,13 @@ class Harm:
         return asdict(self)
 
 
-def measure_harm(labels: FloatArray, logits: FloatArray, reference: FloatArray, pos_weight: FloatArray) -> Harm:
+def measure_harm(
+    labels: FloatArray,
+    logits: FloatArray,
+    reference: FloatArray,
+    pos_weight: FloatArray,
+    activation: str = "sigmoid",
+) -> Harm:
     """Compare two models' logits.
 
     Args:
@@ -59,11 +65,30 @@ def measure_harm(labels: FloatArray, logits: FloatArray, reference: FloatArray, 
         logits: of the candidate, likewise.
         reference: of the model it came from.
         pos_weight: (findings,) of the training loss.
+        activation: "sigmoid", or "softmax" for classes that exclude one another.
     """
     hard = np.where((labels == 0) | (labels == 1), labels, np.nan)
-    auroc, before = mean_auroc(hard, logits), mean_auroc(hard, reference)
-    now, then = (weighted_cross_entropy(labels, found, pos_weight) for found in (logits, reference))
-    return Harm(auroc, before - auroc, now, (now - then) / then, logit_distance(logits, reference))
+    auroc, before = (mean_auroc(hard, ranking(found, activation, pos_weight)) for found in (logits, reference))
+    now, then = (training_loss(labels, found, pos_weight, activation) for found in (logits, reference))
+    return Harm(auroc, before - auroc, now, (now - then) / then, logit_distance(logits, reference, activation))
+
+
+def ranking(logits: npt.ArrayLike, activation: str, class_weight: npt.ArrayLike = 1.0) -> npt.NDArray[np.float64]:
+    """What films are ordered by: (films, findings) logits as they are, or how likely a class is against the others.
+
+    The weights of the loss move the latter, since it depends on all classes; they are undone, as in the delivered file.
+    """
+    found = np.asarray(logits, np.float64)
+    return class_log_odds(found - np.log(np.asarray(class_weight))) if activation == "softmax" else found
+
+
+def training_loss(
+    labels: npt.ArrayLike, logits: npt.ArrayLike, pos_weight: npt.ArrayLike = 1.0, activation: str = "sigmoid"
+) -> float:
+    """The loss that training minimises, in numpy: categorical where classes exclude one another."""
+    if activation == "softmax":
+        return categorical_cross_entropy(labels, logits, pos_weight)
+    return weighted_cross_entropy(labels, logits, pos_weight)
 
 
 def weighted_cross_entropy(labels: npt.ArrayLike, logits: npt.ArrayLike, pos_weight: npt.ArrayLike = 1.0) -> float:
@@ -76,9 +101,14 @@ def weighted_cross_entropy(labels: npt.ArrayLike, logits: npt.ArrayLike, pos_wei
     return float(np.nanmean(terms))
 
 
-def logit_distance(logits: npt.ArrayLike, reference: npt.ArrayLike) -> float:
-    """Root mean square distance of (films, findings) logits, in standard deviations of the reference's, per finding."""
-    uncut = np.asarray(reference, np.float64)
+def logit_distance(logits: npt.ArrayLike, reference: npt.ArrayLike, activation: str = "sigmoid") -> float:
+    """Root mean square distance of (films, findings) logits, in standard deviations of the reference's, per finding.
+
+    A softmax does not see what all logits of a film have in common: then it is taken off first.
+    """
+    found, uncut = np.asarray(logits, np.float64), np.asarray(reference, np.float64)
+    if activation == "softmax":
+        found, uncut = (values - values.mean(axis=1, keepdims=True) for values in (found, uncut))
     spread = uncut.std(axis=0)
     spread[spread == 0] = 1.0  # a finding that the reference says the same of everywhere: its distance as it is
-    return float(np.sqrt(np.mean(((np.asarray(logits, np.float64) - uncut) / spread) ** 2)))
+    return float(np.sqrt(np.mean(((found - uncut) / spread) ** 2)))

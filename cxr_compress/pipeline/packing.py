@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.errors import CompressionError
-from cxr_compress.evaluate import file_logits, fit_info
+from cxr_compress.evaluate import NO_THRESHOLDS, file_logits, fit_info
 from cxr_compress.lite import LiteModel, audit, pack_file
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.recipe import Recipe
@@ -20,7 +21,15 @@ from cxr_compress.recipe import Recipe
 SPARSITY_TOLERANCE = 0.005
 
 
-def pack(run: RunContext, lite: LiteModel, name: str, parents: Mapping[str, str], recipe: Mapping[str, Any]) -> bytes:
+def pack(
+    run: RunContext,
+    lite: LiteModel,
+    name: str,
+    parents: Mapping[str, str],
+    recipe: Mapping[str, Any],
+    *,
+    original: bool = False,
+) -> bytes:
     """The file that ships; its calibration and thresholds are chosen on dev, from this very file's logits.
 
     Args:
@@ -29,8 +38,12 @@ def pack(run: RunContext, lite: LiteModel, name: str, parents: Mapping[str, str]
         name: what the file is called, without its ending.
         parents: hashes of what it was made from, the uncut model first.
         recipe: the choices that made it.
+        original: nothing was compressed. Of a given model of exclusive classes the probabilities are then its own, not
+            fitted anew: a reader compares this file with the model that was given.
     """
     plain = _info(run, lite.quant_type, name, parents, recipe)
+    if original and plain.exclusive and run.original is not None:
+        return pack_file(lite.content, plain)
     dev = run.data.dev
     logits = file_logits(lite.content, plain, dev.images)
     info = fit_info(plain, dev.split.labels, logits, run.pos_weight, films=_dev_films(run))
@@ -57,21 +70,25 @@ def _info(
 ) -> ModelInfo:
     """What a file says before anything is fitted on dev."""
     dataset, count = run.data.dataset, len(run.data.dataset.findings)
+    exclusive = run.activation == "softmax"
+    undone = exclusive and bool((run.pos_weight != 1).any())
+    said = "class weights of the training loss undone" if undone else "the model's own softmax, as it was given"
     return ModelInfo(
         model_name=name,
         labels=tuple(dataset.findings),
         preprocess=run.data.spec,
         logit_slope=(1.0,) * count,
-        logit_offset=(0.0,) * count,
+        logit_offset=tuple(-math.log(weight) for weight in run.pos_weight) if undone else (0.0,) * count,
         thresholds=(0.5,) * count,
-        threshold_source="",
-        calibration_source="",
+        threshold_source=NO_THRESHOLDS if exclusive else "",
+        calibration_source=said if exclusive else "",
         quant_type=quant_type,
         parents=dict(parents),
         training_data=dataset.name,
         attribution=dataset.attribution,
         synthetic=dataset.synthetic,
         recipe=dict(recipe),
+        activation=run.activation,
     )
 
 

@@ -145,7 +145,8 @@ def _convert(run: RunContext, model: Artefacts, names: list[str]) -> tuple[dict[
 def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]:
     """What rounding did on dev, against the float file of the same network."""
     labels = run.data.dev.split.labels
-    harm = measure_harm(labels, dev_logits(run, content), dev_logits(run, reference), run.pos_weight)
+    found, before = dev_logits(run, content), dev_logits(run, reference)
+    harm = measure_harm(labels, found, before, run.pos_weight, run.activation)
     return {"harm": harm.to_dict(), "broken": harm.broken(run.recipe.max_auroc_drop)}
 
 

@@ -14,7 +14,8 @@ from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.store import Artefacts
 from cxr_compress.pipeline.thinning import Thinning, choosing_fields, repair_fields, sensitivity_files
 from cxr_compress.structured import ChannelPlan, remove_channels
-from cxr_compress.train import weighted_bce
+from cxr_compress.train import FitConfig
+from cxr_compress.train.losses import make_loss
 
 
 def choose(run: RunContext, base: Artefacts, cost_table: CostTable | None) -> tuple[Artefacts, ChannelPlan]:
@@ -27,7 +28,8 @@ def choose(run: RunContext, base: Artefacts, cost_table: CostTable | None) -> tu
     inputs = {**run.inputs((), base), "recipe": choosing_fields(run.recipe), "costs": table}
 
     def make(_: Path) -> Mapping[str, Any]:
-        loss = weighted_bce(run.pos_weight) if run.recipe.criterion == "taylor" else None
+        plain = FitConfig(epochs=1, activation=run.activation)
+        loss = make_loss(plain, run.pos_weight) if run.recipe.criterion == "taylor" else None
         thinning = Thinning(run.recipe, run.data, run.store.folder, run.news, loss, cost_table)
         plan, facts = thinning.choose(load_model(base.keras_file))
         write_text(run.store.folder / "plan.json", plan.to_json())

@@ -12,11 +12,12 @@ from typing import Any
 from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
-from cxr_compress.models import read_about
+from cxr_compress.models.original import Original
 from cxr_compress.pipeline.base import make_base, price_layers, write_probes
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
-from cxr_compress.pipeline.films import Decoding, load_run_data
+from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
+from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
 from cxr_compress.pipeline.quantising import quantise
 from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
 from cxr_compress.pipeline.removal import choose, remove, repair
@@ -122,11 +123,25 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(recipe.seed)
     make_folder(output_dir)
-    about = read_about(keras_model_file) if keras_model_file is not None else None
-    data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
+    original = open_original(recipe, keras_model_file, news) if keras_model_file is not None else None
+    data = _read_data(recipe, data_dir, decoding, original, news)
     write_text(output_dir / "recipe.json", recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about)
+    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, original)
+
+
+def _read_data(recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News) -> RunData:
+    """The data as a given model wants it: its findings in its order, images prepared as it was trained."""
+    if original is None:
+        return load_run_data(recipe, data_dir, decoding)
+    data = load_run_data(
+        recipe,
+        data_dir,
+        decoding,
+        original.pixels.spec or any_preset(original, recipe),
+        functools.partial(match_data, recipe, original=original),
+    )
+    return settle_data(recipe, data, original, news)
 
 
 def compress(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
-from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_loss, score_file
+from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_difference, score_file
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.original import FIRST_LOOK
 from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.report import Row, build_report, read_report, write_report
 from cxr_compress.sparsity import size_statement, xnnpack_sparse
@@ -51,16 +53,26 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation:
             "counts": run.data.counts(),
             "sha256": inputs["files"],
             "budgets": _budgets(run.store.facts("select"), rows[-1]) if run.recipe.removes_filters else {},
-            "gate": judge_loss(
-                differences[last].mean_auroc, max_loss=run.recipe.max_auroc_drop, margin=run.recipe.margin
-            ).to_dict(),
+            "gate": judge_difference(
+                differences[last],
+                max_loss=run.recipe.max_auroc_drop,
+                margin=run.recipe.margin,
+                reference=scored[_REFERENCE].mean_auroc,
+            ),
             "quantisation": dict(quantisation),
+            "original": _original(run),
             "sizes": _sizes(models[last], sources[files[last][1]]),
         }
         write_report(run.store.folder / "report.json", build_report(rows, run.data.dataset, facts=facts))
 
     run.store.run("score", inputs, ["report.json"], make)
     return read_report(run.store.folder / "report.json")
+
+
+def _original(run: RunContext) -> dict[str, Any] | None:
+    """What the first look at the original model found; a search keeps it in its own folder."""
+    path = run.store.folder / FIRST_LOOK
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _scored(run: RunContext, model: ModelFile) -> Evaluation:

@@ -14,6 +14,8 @@ PATTERNS = ("unstructured", "2:4", "block")
 CALIBRATION_METHODS = ("minmax", "percentile", "mse")
 QAT = ("auto", "never", "always")
 QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8")
+MATCHES = ("name", "position")
+COLORS = ("", "gray", "rgb")
 # How a training film may be changed; their usual ranges are those of cxr_compress.train.augment.
 AUGMENT = ("shift", "rotation", "scale", "contrast", "brightness", "gamma", "mirror")
 
@@ -42,4 +44,6 @@ CHOICES = {
     "calibration_method": CALIBRATION_METHODS,
     "qat": QAT,
     "quant_type": QUANT_TYPES,
+    "match": MATCHES,
+    "color": COLORS,
 }

@@ -97,6 +97,12 @@ class Recipe:
         qat_learning_rate: of that training.
         max_auroc_drop: how much AUROC the compressed file may lose; by the same measure on dev int8 may lose.
         margin: of non-inferiority: the upper bound of the loss must lie below it.
+        labels: names of the outputs of a given model in their order, where its file does not say them.
+        positive: of two classes that exclude one another the finding, by its label or its index; "" otherwise.
+        preset: how pixels become the input of a given model, where its file does not say it; "" otherwise.
+        color: "gray" or "rgb", what images it is for; "" for what its file says, or gray.
+        match: "name": its outputs and the findings of the data set belong together by name; "position": in order.
+        force: go on where a check says that the result would be worthless; what it said is in the report.
         bootstrap_samples: resamples of patients behind each confidence interval.
         seed: of everything that draws.
     """
@@ -165,6 +171,12 @@ class Recipe:
     qat_learning_rate: float = 5e-5
     max_auroc_drop: float = 0.005
     margin: float = 0.01
+    labels: tuple[str, ...] = ()
+    positive: str = ""
+    preset: str = ""
+    color: str = ""
+    match: str = "name"
+    force: bool = False
     bootstrap_samples: int = 1000
     seed: int = 0
 
@@ -286,7 +298,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The fields and the format, ready for JSON."""
         changed: dict[str, Any] = {name: dict(getattr(self, name)) for name in ("overrides", "options", "augment")}
-        changed |= {name: list(getattr(self, name)) for name in ("exclude", "sparsity_block")}
+        changed |= {name: list(getattr(self, name)) for name in ("exclude", "sparsity_block", "labels")}
         return {"format": RECIPE_FORMAT, **asdict(self), **changed}
 
     def to_json(self) -> str:
@@ -305,7 +317,7 @@ class Recipe:
             raise CompressionError(f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         values = dict(changes)
         try:
-            for name in {"exclude", "sparsity_block"} & set(values):
+            for name in {"exclude", "sparsity_block", "labels"} & set(values):
                 values[name] = tuple(values[name])
             for name in {"overrides", "augment"} & set(values):
                 values[name] = {str(key): float(number) for key, number in values[name].items()}

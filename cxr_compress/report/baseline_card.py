@@ -19,7 +19,7 @@ _TEMPLATE = """\
 | sha256 | `{sha256}` |
 | findings | {findings} |
 | input | one image, resized to {size} x {size} (area averaging), preset `{preprocess}` |
-| output | one logit per finding; probability = sigmoid(logit - log(positive weight)) |
+| output | {output} |
 | trained on | {dataset}: {train}; the best epoch chosen on {dev} of other patients |
 | training | {minutes:.0f} minutes on {machine}; film sizes {sizes}, epochs {epochs}, best {best} |
 | data | {attribution} |
@@ -38,6 +38,10 @@ _TEMPLATE = """\
 {commands}
 ```
 """
+
+
+_SIGMOIDS = "one logit per finding; probability = sigmoid(logit - log(positive weight))"
+_SOFTMAX = "one logit per class; the classes exclude one another: probabilities = softmax(logit - log(class weight))"
 
 
 def render_baseline_card(
@@ -71,6 +75,7 @@ def render_baseline_card(
         weights_bytes=weights["file_bytes"],
         sha256=weights["sha256"],
         findings=", ".join(found["findings"]),
+        output=_SOFTMAX if found.get("activation") == "softmax" else _SIGMOIDS,
         size=plan["sizes"][-1],
         preprocess=test["model"]["preprocess"].get("preset", plan["preprocess"]),
         dataset=test["dataset"]["name"] if plan["dataset"] != "csv" else "a table of films",

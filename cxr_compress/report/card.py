@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cxr_compress.device.modelfile import ModelFile
+from cxr_compress.device.modelfile import ModelFile, ModelInfo
 from cxr_compress.errors import DataError
-from cxr_compress.report.table import render_findings, render_table
+from cxr_compress.report.table import is_exclusive, render_confusion, render_findings, render_table
 
 _TEMPLATE = """\
 # {name}
@@ -22,7 +22,7 @@ probabilities are rough, and its thresholds were chosen for that set.
 | sha256 | `{sha256}` |
 | findings | {labels} |
 | input | one frontal chest X-ray, resized to {height} x {width} (8-bit gray, area averaging), ImageNet mean and std |
-| output | one logit per finding; probability = sigmoid(slope * logit + offset), both in the file |
+| output | {output} |
 | quantisation | {quant_type} |
 | trained on | {training_data}{population}: {counts} |
 | thresholds | {thresholds}; {threshold_source} |
@@ -37,7 +37,7 @@ device; 95 % intervals resample patients. The first row is the same network befo
 {table}
 ```
 
-Sensitivity and specificity at the thresholds in this file, on test:
+{operating_heading}, on test:
 
 ```
 {operating_points}
@@ -58,6 +58,11 @@ smaller nor faster as it lies on disk; they show in the deflated size alone.
 {recipe}
 ```
 """
+_SIGMOIDS = "one logit per finding; probability = sigmoid(slope * logit + offset), both in the file"
+_SOFTMAX = (
+    "one logit per class; the classes exclude one another: probabilities = softmax of slope * logit + offset (both in "
+    "the file) over all of them, and each image is called the likeliest class"
+)
 
 
 def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, population: str = "") -> str:
@@ -82,6 +87,8 @@ def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, 
     tables = [render_table(report["rows"], several=len(findings) > 1)]
     if len(findings) > 1:
         tables.append(render_findings(report["rows"], findings))
+    if is_exclusive(report["rows"]):
+        tables.append(render_confusion(report["rows"]))
     return _TEMPLATE.format(
         name=info.model_name,
         intended_use=info.intended_use,
@@ -92,19 +99,32 @@ def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, 
         labels=", ".join(info.labels),
         height=info.preprocess.height,
         width=info.preprocess.width,
+        output=_SOFTMAX if info.exclusive else _SIGMOIDS,
         quant_type=info.quant_type,
         training_data=info.training_data,
         population=f" ({population})" if population else "",
         counts=_counts(report),
-        thresholds=", ".join(f"{label} {value:.4f}" for label, value in zip(info.labels, info.thresholds, strict=True)),
+        thresholds=_thresholds(info),
         threshold_source=info.threshold_source,
         attribution=info.attribution,
         test_films=test["films"],
         test_patients=test["patients"],
         table="\n\n".join(tables),
+        operating_heading=(
+            "How often each class is called where it is there, and not called where it is not"
+            if info.exclusive
+            else "Sensitivity and specificity at the thresholds in this file"
+        ),
         operating_points=_operating_points(row),
         recipe=json.dumps(info.recipe, indent=1),
     )
+
+
+def _thresholds(info: ModelInfo) -> str:
+    """Those of the file; none where the likeliest class is called."""
+    if info.exclusive:
+        return "none"
+    return ", ".join(f"{label} {value:.4f}" for label, value in zip(info.labels, info.thresholds, strict=True))
 
 
 def _counts(report: Mapping[str, Any]) -> str:
@@ -122,8 +142,9 @@ def _operating_points(row: Mapping[str, Any]) -> str:
             key: "?" if found[key] is None else f"{found[key]:.3f}"
             for key in ("sensitivity", "specificity", "threshold")
         }
+        at = "" if row["evaluation"].get("classes") else f" at threshold {shown['threshold']}"
         lines.append(
-            f"{finding}: sensitivity {shown['sensitivity']}, specificity {shown['specificity']} at threshold "
-            f"{shown['threshold']} ({found['positives']} films with, {found['negatives']} without)"
+            f"{finding}: sensitivity {shown['sensitivity']}, specificity {shown['specificity']}{at} "
+            f"({found['positives']} films with, {found['negatives']} without)"
         )
     return "\n".join(lines)

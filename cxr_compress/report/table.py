@@ -15,6 +15,8 @@ _SYNTHETIC = "SYNTHETIC phantom images: these numbers show that the machinery wo
 def render_report(report: Mapping[str, Any]) -> str:
     """Heading, table, the findings one by one if there are several, and the intended use.
 
+    Of classes that exclude one another also the accuracies, and what each file called the images of each class.
+
     Args:
         report: What ``build_report`` or ``read_report`` gave.
     """
@@ -22,7 +24,14 @@ def render_report(report: Mapping[str, Any]) -> str:
     parts = [_heading(report["dataset"]), render_table(rows, several=len(findings) > 1)]
     if len(findings) > 1:
         parts.append(render_findings(rows, findings))
+    if is_exclusive(rows):
+        parts.append(render_confusion(rows))
     return "\n\n".join([*parts, _footer(report)])
+
+
+def is_exclusive(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the files of a report give classes that exclude one another."""
+    return any(_inside(row, "evaluation", "classes") is not None for row in rows)
 
 
 def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) -> str:
@@ -32,9 +41,11 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
         rows: Of a report, the reference first.
         several: There are several findings, so that AUROC is a mean.
     """
-    mean = "mean AUROC" if several else "AUROC"
+    exclusive = is_exclusive(rows)
+    mean = "mean one-vs-rest AUROC" if exclusive else "mean AUROC" if several else "AUROC"
     headers = ["file", "params", "MACs", ".tflite bytes", "deflated", "zeros", "p50 ms", f"{mean} [95 % CI]"]
     headers.append("change to the first [95 % CI]")
+    headers += ["accuracy [95 % CI]", "balanced accuracy [95 % CI]", "change of that [95 % CI]"] if exclusive else []
     body = [
         [
             row["name"],
@@ -46,15 +57,38 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
             _milliseconds(row.get("latency")),
             _interval(_inside(row, "evaluation", "mean_auroc")),
             "" if index == 0 else _interval(_inside(row, "difference", "mean_auroc"), signed=True),
+            *(_accuracies(row, first=index == 0) if exclusive else []),
         ]
         for index, row in enumerate(rows)
     ]
     return tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=_align(len(headers)))
 
 
+def _accuracies(row: Mapping[str, Any], *, first: bool) -> list[str]:
+    """How often a file's predicted class is right, over images and over classes, and the change of the latter."""
+    measured = (_inside(row, "evaluation", "classes", name) for name in ("accuracy", "balanced_accuracy"))
+    change = "" if first else _interval(_inside(row, "difference", "balanced_accuracy"), signed=True)
+    return [*(_interval(found) for found in measured), change]
+
+
+def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per true class and file: how many of its images were called each class."""
+    known = [(row["name"], found) for row in rows if (found := _inside(row, "evaluation", "classes"))]
+    classes = known[0][1]["confusion_matrix"]["classes"] if known else []
+    body = [
+        [truth if index == 0 else "", name, *(_count(count) for count in found["confusion_matrix"]["counts"][place])]
+        for place, truth in enumerate(classes)
+        for index, (name, found) in enumerate(known)
+    ]
+    headers = ["true class", "file", *(f"called {name}" for name in classes)]
+    aligned = ("left", "left", *("right",) * len(classes))
+    table = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
+    return f"Classes that exclude one another: each image is called exactly one.\n\n{table}"
+
+
 def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) -> str:
     """One line per finding: the AUROC of each file, and its change to the first."""
-    headers = ["finding", "positive films"]
+    headers = ["class" if is_exclusive(rows) else "finding", "positive films"]
     for index, row in enumerate(rows):
         headers += [row["name"]] if index == 0 else [row["name"], "change"]
     body = []
@@ -107,9 +141,24 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
     shown = [value if isinstance(value, str) else f"{value:.4f}" for value in (loss, bound)]
     verdict = "holds" if gate["holds"] else "BROKEN"
     chance = power if isinstance(power, str) else f"{power:.0%}"
+    what = "mean one-vs-rest AUROC" if gate.get("balanced_accuracy") else "AUROC"
     return (
-        f"Gate {verdict}: AUROC lost {shown[0]} (at most {gate['max_loss']:g}), upper bound {shown[1]} (below "
+        f"Gate {verdict}: {what} lost {shown[0]} (at most {gate['max_loss']:g}), upper bound {shown[1]} (below "
         f"{gate['margin']:g}); of models that are truly equal, {chance} pass on a test set like this.\n"
+        f"{_other_gate(gate.get('balanced_accuracy'))}"
+        f"{'  ' + gate['reason'] + chr(10) if gate.get('reason') else ''}"
+    )
+
+
+def _other_gate(gate: Mapping[str, Any] | None) -> str:
+    """The same of the balanced accuracy, which counts beside the AUROC where classes exclude one another."""
+    if not gate:
+        return ""
+    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key]:.4f}" for key in ("loss", "upper_bound"))
+    chance = _UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
+    return (
+        f"  Both must hold; balanced accuracy {'holds' if gate['holds'] else 'BROKEN'}: lost {loss} (at most "
+        f"{gate['max_loss']:g}), upper bound {bound} (below {gate['margin']:g}); of equal models {chance} pass.\n"
     )
 
 

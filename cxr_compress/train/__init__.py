@@ -8,15 +8,24 @@ from cxr_compress.train.batches import Batches
 from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.features import FeatureMatch, last_feature_map
 from cxr_compress.train.fit import fit
-from cxr_compress.train.losses import pos_weights, weighted_bce
+from cxr_compress.train.losses import (
+    CategoricalCrossEntropy,
+    balanced_weights,
+    class_weights,
+    pos_weights,
+    weighted_bce,
+)
 from cxr_compress.train.step import predict_logits
 
 __all__ = [
     "AugmentRanges",
     "Batches",
+    "CategoricalCrossEntropy",
     "FeatureMatch",
     "FitConfig",
     "FitResult",
+    "balanced_weights",
+    "class_weights",
     "fit",
     "last_feature_map",
     "pos_weights",

@@ -13,7 +13,8 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
 
 LOSSES = ("bce", "focal")
-_YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0}
+ACTIVATIONS = ("sigmoid", "softmax")
+_YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0, "activation": "sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class FitConfig:
         ranges: How far.
         loss: "bce", weighted binary cross-entropy, or "focal", which also plays down the films that are easy.
         focal_gamma: Exponent of the focal loss; 0 makes it the cross-entropy.
-        label_smoothing: Share by which labels move towards 0.5; helps where labels were mined from reports.
+        label_smoothing: Share by which labels move towards 0.5, or towards equal shares of exclusive classes; helps
+            where labels were mined from reports.
         mixup: Parameter of the Beta distribution of the shares in which films and labels are blended; 0: not at all.
             It makes a network less sure of what sets one hospital's films apart, and probabilities need calibration.
         ema_decay: Of a running average of all weights, which then is what is scored and kept; 0 keeps the weights
@@ -44,6 +46,8 @@ class FitConfig:
         schedule_epochs: Plan the half cosine for this many epochs and follow only the last ``epochs`` of it, without a
             warm-up (``warmup_fraction`` then does not count); 0 plans it for the run itself. With the rate and the
             epochs of the base training, the rate is rewound to where so many epochs were left.
+        activation: "sigmoid": each finding by itself; "softmax": the columns are classes that exclude one another, and
+            the loss is their categorical cross-entropy, which has no focal form here.
     """
 
     epochs: int
@@ -63,6 +67,7 @@ class FitConfig:
     distill_weight: float = 0.0
     feature_weight: float = 0.0
     schedule_epochs: int = 0
+    activation: str = "sigmoid"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with.
@@ -77,6 +82,9 @@ class FitConfig:
         self._require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or a positive number")
         self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
         self._require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+        rule = "bce for classes that exclude one another (activation softmax): the focal loss is for single findings"
+        self._require(self.activation == "sigmoid" or self.loss == "bce", "loss", rule)
         self._require(0 <= self.focal_gamma < math.inf, "focal_gamma", "0 or a positive number")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
         self._require(0 <= self.mixup < math.inf, "mixup", "0 or a positive number")
@@ -116,10 +124,12 @@ class FitResult:
             there is one.
         best_dev_auroc: Mean over the findings; nan where no finding of the dev set has both classes.
         history: Per epoch ``epoch``, ``loss``, ``dev_loss``, ``dev_auroc`` (None where undefined), ``auroc`` per
-            finding, ``dev_objective`` where a teacher's probabilities were followed, ``learning_rate``,
+            finding, ``dev_objective`` where a teacher's probabilities were followed, ``dev_accuracy`` of classes that
+            exclude one another, ``learning_rate``,
             ``images_per_second`` and ``seconds``.
         seconds: Spent in epochs, those before a resume included.
-        pos_weight: float32 (findings,), the weights in the loss; a probability is ``sigmoid(z - log(pos_weight))``.
+        pos_weight: float32 (findings,), the weights in the loss; a probability is ``sigmoid(z - log(pos_weight))``,
+            or that softmax.
     """
 
     best_epoch: int

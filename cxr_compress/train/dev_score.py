@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.metrics import auroc_per_finding, mean_auroc
+from cxr_compress.metrics import auroc_per_finding, class_log_odds, mean_auroc
 from cxr_compress.train.losses import distillation_loss
 
 
@@ -23,6 +23,8 @@ class DevScore:
         loss: From (labels, logits) to a number, as in training.
         their_logits: The teacher's, for the same films; None where none teaches.
         distill_weight: Share of the loss that follows them.
+        activation: "sigmoid", or "softmax" for classes that exclude one another: then the AUROC is that of each class
+            against the others by its probability, and ``dev_accuracy`` says how often the likeliest class was right.
     """
 
     labels: np.ndarray
@@ -30,6 +32,7 @@ class DevScore:
     loss: Any
     their_logits: np.ndarray | None = None
     distill_weight: float = 0.0
+    activation: str = "sigmoid"
 
     def of(self, logits: np.ndarray) -> dict[str, Any]:
         """The figures of one epoch, JSON-ready: loss, AUROC of the hard labels, and with a teacher the objective.
@@ -42,15 +45,22 @@ class DevScore:
         if not math.isfinite(loss):
             return {"dev_loss": loss}
         hard = np.where((self.labels == 0) | (self.labels == 1), self.labels, np.nan)
-        per_finding = auroc_per_finding(hard, logits)
+        exclusive = self.activation == "softmax"
+        ranked = class_log_odds(logits) if exclusive else logits
+        per_finding = auroc_per_finding(hard, ranked)
         found = {
             "dev_loss": loss,
-            "dev_auroc": _or_none(mean_auroc(hard, logits)),
+            "dev_auroc": _or_none(mean_auroc(hard, ranked)),
             "auroc": {name: _or_none(value) for name, value in zip(self.findings, per_finding, strict=True)},
         }
+        if exclusive:
+            known = np.isfinite(hard).all(axis=1)
+            right = hard[known].argmax(axis=1) == logits[known].argmax(axis=1)
+            found["dev_accuracy"] = float(right.mean()) if known.any() else None
         if self.their_logits is None:
             return found
-        pull = float(distillation_loss(self.their_logits.astype(np.float64), logits.astype(np.float64)))
+        theirs, ours = self.their_logits.astype(np.float64), logits.astype(np.float64)
+        pull = float(distillation_loss(theirs, ours, self.activation))
         return {**found, "dev_objective": (1.0 - self.distill_weight) * loss + self.distill_weight * pull}
 
 

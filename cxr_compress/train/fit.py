@@ -17,6 +17,7 @@ import numpy as np
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.metrics import check_exclusive
 from cxr_compress.models.masked import check_zeros
 from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.batches import Batches, ahead, checked_films
@@ -26,7 +27,7 @@ from cxr_compress.train.dev_score import DevScore, best_epoch
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.features import FeatureMatch, FeatureTerm, check_match
 from cxr_compress.train.logs import EpochLog
-from cxr_compress.train.losses import make_loss, pos_weights
+from cxr_compress.train.losses import balanced_weights, make_loss
 from cxr_compress.train.replicas import Engine, make_engine
 from cxr_compress.train.step import Forward, Step, make_optimizer, predict_logits
 from cxr_compress.train.zeros import zeros_held
@@ -73,7 +74,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         config: The choices of the run.
         run_dir: Folder of this run alone.
         findings: Names of the label columns.
-        pos_weight: (findings,) weights of positives in the loss; None takes ``pos_weights`` of the training labels.
+        pos_weight: (findings,) weights of positives in the loss, or of each class where they exclude one another; None
+            takes ``balanced_weights`` of the training labels.
         teacher: Model whose probabilities the loss also pulls towards, see ``FitConfig.distill_weight``, or one of
             whose maps, see ``FitConfig.feature_weight``.
         feature_match: Which maps; ``last_feature_map`` names the usual ones.
@@ -92,15 +94,20 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         What was reached.
 
     Raises:
-        DataError: Films and labels do not fit one another or the model, or the loss stopped being a number (the films
-            of that batch are then named by hashes in ``run_dir/nan_batch.json``).
+        DataError: Films and labels do not fit one another or the model, an image has no class or several where they
+            exclude one another, or the loss stopped being a number (the films of that batch are then named by hashes
+            in ``run_dir/nan_batch.json``).
         CompressionError: ``run_dir`` holds a run with other settings, the disk is full, a worker is gone, teacher and
             weights of its terms do not go together, maps cannot be compared, or the model lacks zeros of the masks.
         ModelFileError: A checkpoint in ``run_dir`` is damaged.
         UnsupportedLayerError: A map is asked for that the model or the teacher does not have.
     """
     train, dev = checked_films(*train, spec), checked_films(*dev, spec)
-    weights_of_loss = pos_weights(train[1]) if pos_weight is None else np.asarray(pos_weight, np.float32)
+    if config.activation == "softmax":
+        for part, (_, labels) in (("training", train), ("dev", dev)):
+            check_exclusive(labels, where=part, names=tuple(findings))
+    balanced = pos_weight is None
+    weights_of_loss = balanced_weights(train[1], config.activation) if balanced else np.asarray(pos_weight, np.float32)
     _check_findings(model, findings, train[1], dev[1], weights_of_loss)
     masks = masks or {}
     _check_options(config, teacher, feature_match, best_from_epoch)
@@ -210,11 +217,11 @@ def _train(  # noqa: PLR0917 - what is trained, where it is kept, and what it le
     """Run the epochs that are missing, saving after each."""
     config = run.config
     step = run.engine.make_step(
-        run.model, run.loss, run.optimizer, teacher, config.distill_weight, run.average, features
+        run.model, run.loss, run.optimizer, teacher, config.distill_weight, run.average, features, config.activation
     )
     forward = run.engine.make_forward(run.model)
     theirs = _dev_logits(run, teacher) if teacher is not None and config.distill_weight else None
-    score = DevScore(run.dev[1], run.findings, run.loss, theirs, config.distill_weight)
+    score = DevScore(run.dev[1], run.findings, run.loss, theirs, config.distill_weight, config.activation)
     log = EpochLog(folder.path)
     with _one_opencv_thread(), contextlib.closing(log):
         run.callbacks.on_train_begin()
@@ -368,9 +375,10 @@ def _one_opencv_thread() -> Iterator[None]:
 def _epoch_line(entry: Mapping[str, Any], epochs: int, best_epoch: int) -> str:
     auroc = "undefined" if entry["dev_auroc"] is None else f"{entry['dev_auroc']:.4f}"
     best = f"best epoch {best_epoch}" if best_epoch else "none counts yet"
+    accuracy = f", accuracy {entry['dev_accuracy']:.3f}" if entry.get("dev_accuracy") is not None else ""
     return (
         f"epoch {entry['epoch']}/{epochs}: loss {entry['loss']:.4f}, dev loss {entry['dev_loss']:.4f}, "
-        f"dev AUROC {auroc} ({best}), {entry['images_per_second']:.0f} images/s"
+        f"dev AUROC {auroc}{accuracy} ({best}), {entry['images_per_second']:.0f} images/s"
     )
 
 

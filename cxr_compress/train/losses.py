@@ -1,4 +1,4 @@
-"""The training loss: binary cross-entropy per finding on logits, with rare findings weighted up."""
+"""The training losses: cross-entropy on logits, of each finding by itself or of classes that exclude one another."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.metrics import check_exclusive
 from cxr_compress.train.config import FitConfig
 
 _LARGEST_WEIGHT = 50.0  # a finding with a handful of positives must not drown the others, nor blow up the gradient
@@ -59,6 +60,10 @@ class WeightedBce(keras.losses.Loss):
             positive, negative = positive * easy[0], negative * easy[1]
         return weights * labels * positive + (1.0 - labels) * negative
 
+    def known(self, labels: Any) -> Any:
+        """Which labels count, bool (batch, findings)."""
+        return tf.math.is_finite(labels)
+
     def get_config(self) -> dict[str, Any]:
         """Return what the constructor needs, JSON-ready."""
         return {
@@ -67,6 +72,57 @@ class WeightedBce(keras.losses.Loss):
             "focal_gamma": self.focal_gamma,
             "label_smoothing": self.label_smoothing,
         }
+
+
+class CategoricalCrossEntropy(keras.losses.Loss):
+    """Mean over images of known class of ``-sum(class_weight * y * log(softmax(z)))`` for logits ``z``.
+
+    The classes exclude one another: labels ``y`` of an image add up to 1, whether they are 0 and 1 or soft shares. An
+    image with an unknown label is left out as a whole. Weighting class i by ``w_i`` adds ``log(w_i)`` to the logits
+    that the network learns, so a probability has to subtract it again: ``softmax(z - log(w))``. Label smoothing moves
+    labels towards equal shares of all classes.
+
+    Source: softmax form as in ``tf.nn.softmax_cross_entropy_with_logits``; Szegedy et al., "Rethinking the Inception
+    Architecture" (arXiv 1512.00567), section 7, for the smoothing.
+    """
+
+    def __init__(self, class_weight: np.ndarray, *, masked: bool = False, label_smoothing: float = 0.0) -> None:
+        super().__init__(name="categorical_cross_entropy")
+        self.class_weight = _checked(class_weight)
+        self.masked = masked
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return the loss per image, (batch,), from labels and logits of shape (batch, classes)."""
+        logits = tf.cast(y_pred, tf.float32)
+        labels = tf.cast(y_true, tf.float32)
+        if not self.masked:
+            return self._terms(labels, logits)
+        known = self.known(labels)
+        terms = tf.where(known, self._terms(tf.where(known[:, None], labels, 0.0), logits), 0.0)
+        share = tf.maximum(tf.reduce_mean(tf.cast(known, tf.float32)), 1.0 / tf.cast(tf.size(known), tf.float32))
+        return terms / share
+
+    def known(self, labels: Any) -> Any:
+        """Which images count, bool (batch,)."""
+        return tf.reduce_all(tf.math.is_finite(labels), axis=-1)
+
+    def _terms(self, labels: Any, logits: Any) -> Any:
+        if self.label_smoothing:
+            classes = len(self.class_weight)
+            labels = labels * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        return -tf.reduce_sum(tf.constant(self.class_weight) * labels * tf.nn.log_softmax(logits), axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what the constructor needs, JSON-ready."""
+        return {
+            "class_weight": [float(weight) for weight in self.class_weight],
+            "masked": self.masked,
+            "label_smoothing": self.label_smoothing,
+        }
+
+
+TrainingLoss = WeightedBce | CategoricalCrossEntropy
 
 
 def weighted_bce(
@@ -86,28 +142,35 @@ def weighted_bce(
     return WeightedBce(pos_weight, masked=masked, focal_gamma=focal_gamma, label_smoothing=label_smoothing)
 
 
-def distillation_loss(their_logits: Any, logits: Any) -> Any:
+def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid") -> Any:
     """Mean cross-entropy between a teacher's probabilities and what a student's logits say; no gradient reaches it.
 
     Args:
         their_logits: (films, findings) of the teacher.
         logits: Of the student, of the same type.
+        activation: "sigmoid", per finding, or "softmax", over classes that exclude one another.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, at
-    temperature 1, per finding.
+    temperature 1.
     """
+    if activation == "softmax":
+        shares = tf.nn.softmax(tf.stop_gradient(their_logits))
+        return -tf.reduce_mean(tf.reduce_sum(shares * tf.nn.log_softmax(logits), axis=-1))
     soft = tf.sigmoid(tf.stop_gradient(their_logits))
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
 
 
-def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) -> WeightedBce:
+def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) -> TrainingLoss:
     """The loss that a training asks for; unknown labels are looked for only where there are some.
 
     Args:
         config: Kind of loss, its exponent, smoothing.
-        pos_weight: As ``weighted_bce``.
+        pos_weight: As ``weighted_bce``, or the weight of each class where they exclude one another.
         labels: Every table of labels that it will see.
     """
+    if config.activation == "softmax":
+        masked = any(np.isnan(table).any() for table in labels)
+        return CategoricalCrossEntropy(pos_weight, masked=masked, label_smoothing=config.label_smoothing)
     return weighted_bce(
         pos_weight,
         masked=any(np.isnan(table).any() for table in labels),
@@ -142,6 +205,41 @@ def pos_weights(labels: np.ndarray) -> np.ndarray:
         )
     weights = (known - positives) / positives
     return np.clip(weights, 1.0 / _LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.float32)
+
+
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """Return the weight of each class so that all count alike in the loss, clipped to [1/50, 50].
+
+    Images in all, divided by the number of classes and by the images of the class: on average an image weighs 1.
+
+    Args:
+        labels: (images, classes) of classes that exclude one another; a row with NaN is not counted.
+
+    Returns:
+        float32 (classes,).
+
+    Raises:
+        DataError: An image has no class or several, or a class has no image.
+    """
+    labels = np.asarray(labels)
+    known = check_exclusive(labels, where="training")
+    shares = labels[known].astype(np.float64).sum(axis=0)
+    if not shares.all():
+        raise DataError(
+            f"each class needs images to be trained; column {int(np.argmin(shares))} of the labels has none among "
+            f"{len(shares)} classes and {int(known.sum())} images: leave the class out or add images"
+        )
+    weights = shares.sum() / (len(shares) * shares)
+    return np.clip(weights, 1.0 / _LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.float32)
+
+
+def balanced_weights(labels: np.ndarray, activation: str) -> np.ndarray:
+    """``class_weights`` of classes that exclude one another ("softmax"), ``pos_weights`` of findings ("sigmoid").
+
+    Raises:
+        DataError: As those two.
+    """
+    return class_weights(labels) if activation == "softmax" else pos_weights(labels)
 
 
 def _checked(pos_weight: np.ndarray) -> np.ndarray:

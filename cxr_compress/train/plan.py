@@ -9,10 +9,11 @@ from typing import Any
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
-from cxr_compress.train.config import FitConfig
+from cxr_compress.train.config import ACTIVATIONS, FitConfig
 from cxr_compress.train.transfer import PRECISIONS
 
 POS_WEIGHTS = ("balanced", "sqrt", "none")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TrainingPlan:
         allow_missing: As ``data.load_dataset``.
         options: Of the reader of the set.
         pos_weight: Weight of positives in the loss: "balanced" (negatives per positive, at most 50), its root "sqrt",
-            which disturbs probabilities less, or "none".
+            which disturbs probabilities less, or "none"; of classes that exclude one another, the weight of each.
         loss: As in ``FitConfig``, with all that follow.
         focal_gamma: Exponent of the focal loss.
         label_smoothing: Share by which labels move towards 0.5.
@@ -50,6 +51,8 @@ class TrainingPlan:
         precision: As ``transfer.in_precision``.
         distill_weight: Share of the loss that follows a teacher.
         seed: Of everything that draws.
+        activation: As in ``FitConfig``, or "auto": "softmax" where the set's labels are classes that exclude one
+            another, or the model to start from gives such classes, else "sigmoid".
     """
 
     model: str
@@ -77,6 +80,7 @@ class TrainingPlan:
     precision: str = "auto"
     distill_weight: float = 0.0
     seed: int = 0
+    activation: str = AUTO
 
     def __post_init__(self) -> None:
         """Stretch what was given once to all stages, and refuse what cannot be trained.
@@ -93,31 +97,35 @@ class TrainingPlan:
                     f"{name} must hold one value, or one per size ({len(self.sizes)}), got {len(values)}"
                 )
             object.__setattr__(self, name, values * len(self.sizes) if len(values) == 1 else values)
-        for name, choices in (("pos_weight", POS_WEIGHTS), ("precision", PRECISIONS)):
+        activations = (AUTO, *ACTIVATIONS)
+        for name, choices in (("pos_weight", POS_WEIGHTS), ("precision", PRECISIONS), ("activation", activations)):
             if getattr(self, name) not in choices:
                 raise CompressionError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for stage in range(len(self.sizes)):
-            self.config(stage)
+            self.config(stage, ACTIVATIONS[0] if self.activation == AUTO else self.activation)
 
-    def config(self, stage: int) -> FitConfig:
-        """The training of one stage."""
+    def config(self, stage: int, activation: str = ACTIVATIONS[0]) -> FitConfig:
+        """The training of one stage; ``activation`` is what became of the plan's."""
         shared = {name: getattr(self, name) for name in _SHARED}
         return FitConfig(
             epochs=self.epochs[stage],
             batch_size=self.batch_sizes[stage],
             learning_rate=self.learning_rates[stage],
+            activation=activation,
             **shared,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, JSON-ready."""
+        """Return the fields, JSON-ready; "auto", which folders begun before there was a choice meant, is left out."""
         fields = dataclasses.asdict(self)
+        if self.activation == AUTO:
+            del fields["activation"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 _SHARED = tuple(
     sorted(
         {field.name for field in dataclasses.fields(TrainingPlan)}
-        & {field.name for field in dataclasses.fields(FitConfig)} - {"epochs"}
+        & {field.name for field in dataclasses.fields(FitConfig)} - {"epochs", "activation"}
     )
 )

@@ -63,7 +63,7 @@ class Alone:
         """Do it."""
         return act()
 
-    def make_step(  # noqa: PLR0917 - a step is made of these seven
+    def make_step(  # noqa: PLR0917 - a step is made of these eight
         self,
         model: Any,
         loss: Any,
@@ -72,9 +72,10 @@ class Alone:
         distill_weight: float,
         average: WeightAverage | None,
         features: FeatureTerm | None = None,
+        activation: str = "sigmoid",
     ) -> Step:
         """As ``make_train_step``."""
-        return make_train_step(model, loss, optimizer, teacher, distill_weight, average, features)
+        return make_train_step(model, loss, optimizer, teacher, distill_weight, average, features, activation)
 
     def make_forward(self, model: Any) -> Forward:
         """As ``step.make_forward``."""
@@ -116,7 +117,7 @@ class Replicated:
         for ours, theirs in zip(self._together.own_parts(trained.weights), model.weights, strict=True):
             theirs.assign(ours.numpy())
 
-    def make_step(  # noqa: PLR0917 - a step is made of these seven
+    def make_step(  # noqa: PLR0917 - a step is made of these eight
         self,
         model: Any,
         loss: Any,
@@ -125,15 +126,17 @@ class Replicated:
         distill_weight: float,
         average: WeightAverage | None,
         features: FeatureTerm | None = None,
+        activation: str = "sigmoid",
     ) -> Step:
         """Compile one step: this worker's films in, the loss of the whole batch out, the same on all workers."""
         strategy, replicas = self._strategy, self._together.replicas
         # Not the loss itself: Keras refuses to take means within a strategy, since it cannot know of what.
-        terms = make_terms(model, lambda *of: tf.reduce_mean(loss.call(*of)), teacher, distill_weight, features)
+        mean_loss = lambda *of: tf.reduce_mean(loss.call(*of))  # noqa: E731
+        terms = make_terms(model, mean_loss, teacher, distill_weight, features, activation)
 
         def share_of_loss(films: Any, labels: Any) -> Any:
             value, others = terms(films, labels)
-            value *= _share_of_labels(labels) if loss.masked else 1.0 / replicas
+            value *= _share_of_labels(loss.known(labels)) if loss.masked else 1.0 / replicas
             return tf.add_n([value, *(other / replicas for other in others)])
 
         one_replica = training_step(model, share_of_loss, optimizer, average)
@@ -196,9 +199,9 @@ def make_engine(distribution: Distribution | None) -> Engine:
     return Alone() if distribution is None else Replicated(distribution)
 
 
-def _share_of_labels(labels: Any) -> Any:
-    """Known labels of this replica's films, of all known labels of the batch: a mean weighs as much as it was over."""
-    known = tf.reduce_sum(tf.cast(tf.math.is_finite(labels), tf.float32))
+def _share_of_labels(counting: Any) -> Any:
+    """What counts in this replica's films, of all that counts in the batch: a mean weighs as much as it was over."""
+    known = tf.reduce_sum(tf.cast(counting, tf.float32))
     context = tf.distribute.get_replica_context()
     return known / tf.maximum(context.all_reduce(tf.distribute.ReduceOp.SUM, known), 1.0)
 

@@ -81,7 +81,7 @@ class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "planned_steps": self.planned_steps, "steps": self.steps}
 
 
-def make_train_step(  # noqa: PLR0917 - a step is made of these seven
+def make_train_step(  # noqa: PLR0917 - a step is made of these eight
     model: Any,
     loss: Any,
     optimizer: Any,
@@ -89,13 +89,14 @@ def make_train_step(  # noqa: PLR0917 - a step is made of these seven
     distill_weight: float,
     average: WeightAverage | None = None,
     features: FeatureTerm | None = None,
+    activation: str = "sigmoid",
 ) -> Step:
     """Compile one step: batch in, weights updated, loss out.
 
     With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, plus the term
     of the maps where ``features`` gives one, the teacher seeing the very same changed films, once.
     """
-    terms = make_terms(model, loss, teacher, distill_weight, features)
+    terms = make_terms(model, loss, teacher, distill_weight, features, activation)
 
     def whole_loss(films: Any, labels: Any) -> Any:
         value, others = terms(films, labels)
@@ -107,8 +108,13 @@ def make_train_step(  # noqa: PLR0917 - a step is made of these seven
     return lambda films, labels: step(tf.constant(films), tf.constant(labels))
 
 
-def make_terms(
-    model: Any, loss: Any, teacher: Any | None, distill_weight: float, features: FeatureTerm | None = None
+def make_terms(  # noqa: PLR0917 - what the terms are made of
+    model: Any,
+    loss: Any,
+    teacher: Any | None,
+    distill_weight: float,
+    features: FeatureTerm | None = None,
+    activation: str = "sigmoid",
 ) -> Terms:
     """The terms of a batch's loss: a mean over its known labels, then means over its films and what is no mean.
 
@@ -118,6 +124,7 @@ def make_terms(
         teacher: As ``make_train_step``.
         distill_weight: Share of the teacher's term.
         features: The term of the maps, which needs a teacher.
+        activation: What the logits are of, see ``distillation_loss``.
 
     Returns:
         A function from (films, labels) to (loss of the labels, list of the other terms).
@@ -133,7 +140,7 @@ def make_terms(
             their_logits, their_map = theirs(films, training=False)
             if distill_weight:
                 value = (1.0 - distill_weight) * value
-                others.append(distill_weight * distillation_loss(their_logits, logits))
+                others.append(distill_weight * distillation_loss(their_logits, logits, activation))
             if features is not None:
                 others.append(features.of(our_map, their_map))
         return value, [*others, tf.add_n(model.losses)] if model.losses else others

@@ -20,13 +20,15 @@ from cxr_compress.data import Dataset, Split, decode_split, load_dataset
 from cxr_compress.device.atomic import write_text
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
-from cxr_compress.train.config import FitResult
+from cxr_compress.models.logits_head import to_logits
+from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
-from cxr_compress.train.losses import pos_weights
-from cxr_compress.train.plan import TrainingPlan
+from cxr_compress.train.losses import balanced_weights
+from cxr_compress.train.plan import AUTO, TrainingPlan
 from cxr_compress.train.replicas import make_engine
 from cxr_compress.train.transfer import at_size, in_precision, with_head
 
@@ -108,10 +110,17 @@ def run_training(
         options=plan.options,
     )
     spec = _base_spec(plan, files)
-    model, results = _start(plan, files, spec, len(dataset.findings)), []
+    model, activation = _start(plan, files, spec, dataset)
+    teacher = _teacher(files, activation)
+    if activation == "softmax" and listeners.news:
+        listeners.news(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
+    results: list[FitResult] = []
     for stage in range(len(plan.sizes)):
         spec = dataclasses.replace(spec, height=plan.sizes[stage], width=plan.sizes[stage])
-        model, result, films = _train_stage(stage, plan, files, model, spec, dataset, listeners, distribution)
+        config = plan.config(stage, activation)
+        model, result, films = _train_stage(
+            stage, plan, config, files, model, teacher, spec, dataset, listeners, distribution
+        )
         results.append(result)
     about = ModelAbout(
         findings=dataset.findings,
@@ -120,6 +129,7 @@ def run_training(
         attribution=dataset.attribution,
         pos_weight=tuple(float(weight) for weight in results[-1].pos_weight),
         films=films,
+        activation=activation,
     )
     return engine.on_chief(lambda: _deliver(model, about, plan, files, dataset, results, started))
 
@@ -141,11 +151,13 @@ def _deliver(  # noqa: PLR0917 - what is delivered, and all that is said of it
     return report
 
 
-def _train_stage(  # noqa: PLR0917 - a stage is made of these eight
+def _train_stage(  # noqa: PLR0917 - a stage is made of these ten
     stage: int,
     plan: TrainingPlan,
+    config: FitConfig,
     files: TrainingFiles,
     model: Any,
+    teacher: Any | None,
     spec: PreprocessSpec,
     dataset: Dataset,
     listeners: Listeners,
@@ -156,18 +168,17 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these eight
     if listeners.news:
         listeners.news(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
     sized = in_precision(at_size(model, size), plan.precision)
-    teacher = at_size(load_model(files.teacher_file), size) if files.teacher_file else None
     films = _decode(dataset.train, spec, files, listeners)
     result = fit(
         sized,
         (films, dataset.train.labels),
         (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
         spec,
-        plan.config(stage),
+        config,
         files.output_dir / f"stage_{stage + 1}_{size}px",
         findings=dataset.findings,
-        pos_weight=_positive_weights(plan.pos_weight, dataset.train.labels),
-        teacher=teacher,
+        pos_weight=_loss_weights(plan.pos_weight, dataset.train.labels, config.activation),
+        teacher=None if teacher is None else at_size(teacher, size),
         progress=listeners.news,
         on_step=listeners.on_step,
         distribution=distribution,
@@ -175,12 +186,45 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these eight
     return in_precision(sized, "float32"), result, FilmStatistics.of(films)
 
 
-def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, findings: int) -> Any:
-    """The model before the first step."""
+def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, dataset: Dataset) -> tuple[Any, str]:
+    """The model before the first step, and what its logits are: findings of their own, or exclusive classes."""
     keras.utils.set_random_seed(plan.seed)
+    findings = len(dataset.findings)
+    asked = "softmax" if plan.activation == AUTO and dataset.exclusive else plan.activation
     if files.keras_model_file is None:
-        return build(plan.model, findings, (plan.sizes[0], plan.sizes[0], spec.channels))
-    return with_head(load_model(files.keras_model_file), findings)
+        model = build(plan.model, findings, (plan.sizes[0], plan.sizes[0], spec.channels))
+        return model, "sigmoid" if asked == AUTO else asked
+    model, said = _read_logits(files.keras_model_file)
+    # A head of another size is replaced: what the old one meant says nothing of the new one.
+    kept = said if said and int(model.output_shape[-1]) == findings else "sigmoid"
+    return with_head(model, findings), kept if asked == AUTO else asked
+
+
+def _teacher(files: TrainingFiles, activation: str) -> Any | None:
+    """The model that teaches, which has to mean the same by its logits.
+
+    Raises:
+        DataError: it gives independent findings and the run has exclusive classes, or the other way round.
+    """
+    if files.teacher_file is None:
+        return None
+    teacher, said = _read_logits(files.teacher_file)
+    if said and said != activation:
+        kinds = {"softmax": "classes that exclude one another", "sigmoid": "findings of their own"}
+        raise DataError(
+            f"the teacher {files.teacher_file.name} gives {kinds[said]} ({said}), this training is of "
+            f"{kinds[activation]} ({activation}): give a teacher of the same kind, or --activation={said}"
+        )
+    return teacher
+
+
+def _read_logits(path: Path) -> tuple[Any, str]:
+    """A model brought to logits, and "sigmoid" or "softmax" where the file tells what they are; else ""."""
+    model, head = to_logits(load_model(path))
+    about = read_about(path)
+    if head.activation == "softmax":
+        return model, "softmax" if head.outputs > 1 else "sigmoid"
+    return model, head.activation or (about.activation if about is not None else "")
 
 
 def _base_spec(plan: TrainingPlan, files: TrainingFiles) -> PreprocessSpec:
@@ -200,8 +244,8 @@ def _decode(split: Split, spec: PreprocessSpec, files: TrainingFiles, listeners:
     return decode_split(split, spec, progress=progress, cache_dir=files.cache_dir)
 
 
-def _positive_weights(kind: str, labels: np.ndarray) -> np.ndarray:
-    balanced = pos_weights(labels)
+def _loss_weights(kind: str, labels: np.ndarray, activation: str) -> np.ndarray:
+    balanced = balanced_weights(labels, activation)
     return {"balanced": balanced, "sqrt": np.sqrt(balanced), "none": np.ones_like(balanced)}[kind]
 
 

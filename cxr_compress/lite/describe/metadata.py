@@ -132,6 +132,10 @@ def _colour(spec: PreprocessSpec) -> int:
 
 
 def _logits(writer: MetadataWriter, tensor: Tensor, info: ModelInfo) -> int:
+    if info.exclusive:
+        # The standard knows sigmoids only: a calibration file would make its readers compute wrong probabilities.
+        said = f"One logit a class; the classes exclude one another. Probabilities by one softmax of {_scores(info)}."
+        return writer.tensor(tensor.name, said, writer.feature(), files=[_labels(writer)])
     thresholds = ", ".join(f"{label} {value:.4g}" for label, value in zip(info.labels, info.thresholds, strict=True))
     return writer.tensor(
         tensor.name,
@@ -140,13 +144,25 @@ def _logits(writer: MetadataWriter, tensor: Tensor, info: ModelInfo) -> int:
         writer.feature(),
         process_units=[writer.score_calibration()],
         files=[
-            writer.associated_file(LABELS_NAME, "The findings, in the order of the logits.", TENSOR_AXIS_LABELS),
+            _labels(writer),
             writer.associated_file(
                 CALIBRATION_NAME, f"Scale, slope and offset of each finding: {info.calibration_source}.",
                 TENSOR_AXIS_SCORE_CALIBRATION,
             ),
         ],
     )  # fmt: skip
+
+
+def _labels(writer: MetadataWriter) -> int:
+    return writer.associated_file(LABELS_NAME, "The findings, in the order of the logits.", TENSOR_AXIS_LABELS)
+
+
+def _scores(info: ModelInfo) -> str:
+    """What one softmax is taken of, in words."""
+    if set(info.logit_slope) == {1.0} and not any(info.logit_offset):
+        return "the logits"
+    rows = zip(info.labels, info.logit_slope, info.logit_offset, strict=True)
+    return "slope * logit + offset: " + ", ".join(f"{label} {slope:.4g} {offset:.4g}" for label, slope, offset in rows)
 
 
 def _other(writer: MetadataWriter, tensor: Tensor) -> int:

@@ -104,6 +104,7 @@ class CandidateRuns:
             params=cost.params,
             latency_ms=latency_ms,
             pos_weight=run.pos_weight,
+            activation=run.activation,
             samples=run.recipe.bootstrap_samples,
             seed=run.recipe.seed,
         )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.metrics import bootstrap_auroc, paired_auroc_difference
-from cxr_compress.pipeline.harm import logit_distance, weighted_cross_entropy
+from cxr_compress.pipeline.harm import logit_distance, ranking, training_loss
 
 Array = npt.NDArray[np.float64]
 _MEASURED = ("auroc", "auroc_drop", "loss", "logit_distance")
@@ -84,6 +84,7 @@ def score_on_dev(
     params: int | None = None,
     latency_ms: float | None = None,
     pos_weight: npt.ArrayLike = 1.0,
+    activation: str = "sigmoid",
     samples: int = 1000,
     seed: int = 0,
 ) -> CandidateScore:
@@ -101,6 +102,7 @@ def score_on_dev(
         params: see there.
         latency_ms: see there.
         pos_weight: (findings,) or one number, what training counted positives with.
+        activation: "sigmoid", or "softmax" for classes that exclude one another.
         samples: resampled sets of patients.
         seed: of the resampling.
 
@@ -116,21 +118,22 @@ def score_on_dev(
     options: dict[str, Any] = {"samples": samples, "seed": seed}
     # A soft label has no side to be ranked on; the loss takes it as it is.
     hard = np.where((truth == 0) | (truth == 1), truth, np.nan)
-    auroc = bootstrap_auroc(hard, found, patients, **options)
+    ordered, before = (ranking(values, activation, pos_weight) for values in (found, uncut))
+    auroc = bootstrap_auroc(hard, ordered, patients, **options)
     if math.isnan(auroc.value):
         raise DataError(
             f"no finding has films with and without it among the {len(truth)} dev films, so nothing can be chosen on "
             "them: give a larger --dev_fraction"
         )
-    drop = paired_auroc_difference(hard, uncut, found, patients, **options)
+    drop = paired_auroc_difference(hard, before, ordered, patients, **options)
     return CandidateScore(
         auroc=auroc.value,
         auroc_low=_known(auroc.low),
         auroc_high=_known(auroc.high),
         auroc_drop=drop.value,
         auroc_drop_high=_known(drop.high),
-        loss=weighted_cross_entropy(truth, found, pos_weight),
-        logit_distance=logit_distance(found, uncut),
+        loss=training_loss(truth, found, pos_weight, activation),
+        logit_distance=logit_distance(found, uncut, activation),
         tflite_bytes=tflite_bytes,
         macs=macs,
         seconds=seconds,

@@ -1,21 +1,19 @@
-"""Decode PNG, JPEG and DICOM files, and refuse what is damaged instead of guessing the missing pixels.
+"""Decode PNG, JPEG, BMP, TIFF, WebP and DICOM files, and refuse what is damaged instead of guessing missing pixels.
 
-OpenCV fills what a cut-off JPEG lacks with gray and says nothing: a clinic would get a finding for half a film. So the
-container is walked before its pixels are decoded: every PNG chunk and its checksum, every JPEG segment to the end mark.
-DICOM is read by dicom.py. Other formats are refused, because nothing here could tell whether such a file is whole.
+containers.py tells whether a file is whole and which way up it is; dicom.py reads DICOM. Other formats are refused,
+because nothing here could tell whether such a file is whole.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 
-from cxr_compress.device.dicom import FIRST_VIEW, DicomView, decode_dicom
+from cxr_compress.device.containers import JPEG_START, PNG_SIGNATURE, read_container, upright
+from cxr_compress.device.dicom import FIRST_VIEW, DicomView, Picture, read_dicom
 from cxr_compress.errors import DataError
 
 # What one file is: by its suffix an image, or by its first DICOM_HEAD_BYTES a DICOM file whatever it is called.
@@ -26,8 +24,6 @@ IMAGE_SUFFIXES = (
 )
 DICOM_HEAD_BYTES = 1024
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_START = b"\xff\xd8"
 _DICOM_PREAMBLE = 128
 _DICOM_MAGIC = b"DICM"
 # What a file without preamble starts with: file meta information or the group that identifies the image. The value
@@ -36,19 +32,25 @@ _FIRST_GROUPS = (0x0002, 0x0008)
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _MOST_BYTES = 2**16  # of one of the first elements, which are short texts and numbers
+_PLAIN = (PNG_SIGNATURE, JPEG_START, b"BM", b"RIFF", b"II*\0", b"MM\0*")
 _AGAIN = "copy or export it again"
-# A mark that ends entropy-coded data: not a stuffed zero, not a restart mark, not a fill byte (ITU-T T.81, B.1.1.5).
-_NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_EOI = 0xD9
-# Marks without a length field: TEM, RST0 to RST7, SOI (ITU-T T.81, table B.1).
-_BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def decode_image(path: str | Path, view: DicomView = FIRST_VIEW) -> np.ndarray:
-    """Read a PNG or JPEG file as it stores its pixels, a DICOM file as a reader would see it, in 8 bits.
+    """The pixels of `read_image`, without what is to be said about them."""
+    return read_image(path, view).pixels
 
-    Palettes are resolved, an alpha channel is dropped, the EXIF orientation is not applied (scanners do not write it).
-    16-bit PNG stays 16-bit. DICOM is known by its mark at byte 128, or by its suffix where it has none.
+
+def decode_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = False) -> np.ndarray:
+    """The pixels of `read_bytes`, without what is to be said about them."""
+    return read_bytes(data, view, bare_dicom=bare_dicom).pixels
+
+
+def read_image(path: str | Path, view: DicomView = FIRST_VIEW) -> Picture:
+    """Read an image file as a viewer shows it, a DICOM file in 8 bits.
+
+    The orientation that a camera or phone writes (EXIF, TIFF) is applied, palettes are resolved, transparency is
+    dropped (and said). Files of 16 bits stay so. DICOM is known by `is_dicom`, or by its suffix.
 
     Args:
         path: the file.
@@ -71,35 +73,37 @@ def decode_image(path: str | Path, view: DicomView = FIRST_VIEW) -> np.ndarray:
     except ValueError as error:  # a path with a NUL character
         raise DataError(f"{str(path)!r}: is not a path: {error}") from error
     try:
-        return decode_bytes(data, view, bare_dicom=Path(path).suffix.lower() in DICOM_SUFFIXES)
+        return read_bytes(data, view, bare_dicom=Path(path).suffix.lower() in DICOM_SUFFIXES)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def decode_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = False) -> np.ndarray:
-    """Decode the content of a file as `decode_image` does.
+def read_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = False) -> Picture:
+    """Decode the content of a file as `read_image` does.
 
     Args:
         data: the content.
         view: which frame and window of a DICOM file.
-        bare_dicom: what is neither PNG nor JPEG is DICOM, with or without its mark.
+        bare_dicom: what is no other image is DICOM, with or without its mark.
 
     Raises:
-        DataError: as `decode_image`, without a path.
+        DataError: as `read_image`, without a path.
     """
     if not data:
         raise DataError(f"is empty; {_AGAIN}")
-    plain = data.startswith((_PNG_SIGNATURE, _JPEG_START))
-    if not plain and (bare_dicom or is_dicom(data)):
-        return decode_dicom(data, view)
-    _check_container(data)
+    plain = data.startswith((PNG_SIGNATURE, JPEG_START))
+    if not plain and (is_dicom(data) or (bare_dicom and not data.startswith(_PLAIN))):
+        return read_dicom(data, view)
+    container = read_container(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # for instance above OpenCV's limit of 2**30 pixels
         raise DataError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
     if image is None:
         raise DataError(f"is damaged: its pixels cannot be decoded; {_AGAIN}")
-    return _drop_alpha(np.asarray(image))
+    picture = without_alpha(np.asarray(image), bgr=True)
+    pixels = np.iinfo(picture.pixels.dtype).max - picture.pixels if container.inverted else picture.pixels
+    return Picture(upright(pixels, container.orientation), picture.notes)
 
 
 def images_in(folder: str | Path) -> list[Path]:
@@ -167,71 +171,24 @@ def _element(data: bytes, order: Literal["little", "big"], *, explicit: bool) ->
     return (tag, start + length) if sound else None
 
 
-def _drop_alpha(image: np.ndarray) -> np.ndarray:
-    """From OpenCV's (H, W), BGR or BGRA to (H, W) or RGB; 8- or 16-bit only."""
+def without_alpha(image: np.ndarray, *, bgr: bool = False) -> Picture:
+    """Drop the last channel of gray or colour with transparency; says so where something shows through.
+
+    Args:
+        image: uint8 or uint16, (H, W), or (H, W, 1 to 4).
+        bgr: the colours are in the order of OpenCV.
+
+    Raises:
+        DataError: another dtype.
+    """
     if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"expected 8 or 16 bits a pixel, got {image.dtype}")
+        raise DataError(f"expected 8 or 16 bits a pixel, got {image.dtype}; export it as 8- or 16-bit PNG")
     if image.ndim == 2:  # noqa: PLR2004
-        return image
-    if image.shape[2] < 3:  # noqa: PLR2004 - gray, or gray and alpha
-        return np.ascontiguousarray(image[..., 0])
-    return np.ascontiguousarray(image[..., 2::-1])
-
-
-def _check_container(data: bytes) -> None:
-    """Raise a DataError unless the bytes are one whole PNG or JPEG file."""
-    if data.startswith(_PNG_SIGNATURE):
-        _check_png(data)
-    elif data.startswith(_JPEG_START):
-        _check_jpeg(data)
-    else:
-        raise DataError(
-            f"is not a PNG, JPEG or DICOM file (it starts with {data[:4].hex(' ')}); export it as PNG first"
-        )
-
-
-def _check_png(data: bytes) -> None:
-    """Walk the chunks of a PNG to its IEND and verify each checksum.
-
-    Source: W3C PNG specification, section 5.3 (length, type, data, CRC over type and data).
-    """
-    position = len(_PNG_SIGNATURE)
-    view = memoryview(data)
-    while position + 12 <= len(data):
-        length = int.from_bytes(view[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        end = position + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise DataError(f"is damaged: the checksum of PNG chunk {_printable(kind)} is wrong; {_AGAIN}")
-        if kind == b"IEND":
-            return
-        position = end + 4
-    raise DataError(f"is cut short: the PNG ends after {len(data)} bytes without its end mark (IEND); {_AGAIN}")
-
-
-def _check_jpeg(data: bytes) -> None:
-    """Walk the segments of a JPEG to its end mark; bytes after it (padding, a second picture) do not matter.
-
-    A search for the end mark alone would be fooled by the thumbnail inside an EXIF segment, which has its own.
-    Source: ITU-T T.81, annex B.
-    """
-    position = len(_JPEG_START)
-    while True:
-        found = _NEXT_MARK.search(data, position)
-        if found is None:
-            break
-        mark, position = data[found.start() + 1], found.end()
-        if mark == _EOI:
-            return
-        if mark in _BARE_MARKS:
-            continue
-        # A segment says how long it is; entropy-coded data after a scan header does not, and is searched through.
-        position += int.from_bytes(data[position : position + 2], "big")
-    raise DataError(f"is cut short: the JPEG ends after {len(data)} bytes without its end mark (EOI); {_AGAIN}")
-
-
-def _printable(kind: bytes) -> str:
-    """Give a chunk type as text that is safe in a message."""
-    return kind.decode("ascii", "replace") if kind.isalpha() else kind.hex(" ")
+        return Picture(image)
+    channels = image.shape[2]
+    notes: tuple[str, ...] = ()
+    if channels in (2, 4) and (share := float((image[..., -1] < np.iinfo(image.dtype).max).mean())):
+        notes = (f"has transparent pixels ({share:.1%}), whose transparency was ignored; export it without",)
+    if channels < 3:  # noqa: PLR2004
+        return Picture(np.ascontiguousarray(image[..., 0]), notes)
+    return Picture(np.ascontiguousarray(image[..., 2::-1] if bgr else image[..., :3]), notes)

@@ -85,7 +85,8 @@ def test_predict_table_names_findings_and_ends_with_the_sentence(
     assert main([MODEL, str(film)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0].split() == ["image", "label", "probability", "threshold", "positive", "logit", "milliseconds"]
+    columns = ["image", "label", "probability", "threshold", "positive", "logit", "milliseconds", "warnings"]
+    assert lines[0].split() == columns
     assert [line.split()[1] for line in lines[2:4]] == ["opacity", "large"]
     assert lines[-1] == INTENDED_USE
     assert err == SYNTHETIC
@@ -157,7 +158,7 @@ def test_predict_single_bad_image_is_one_line_and_exit_2(
         "empty": (b"", "is empty; copy or export it again"),
         "text": (
             b"Patient: ...",
-            "is not a PNG, JPEG or DICOM file (it starts with 50 61 74 69); export it as PNG first",
+            "is not a PNG, JPEG, BMP, TIFF, WebP or DICOM file (it starts with 50 61 74 69); export it as PNG first",
         ),
         "colour": (png(colour_photo()), "or go on at your own risk with --gate=off"),
     }[kind]
@@ -322,7 +323,10 @@ def test_predict_frame_and_window_choose_what_is_seen(tmp_path: Path, capsys: py
     assert answers[2] == answers[3] != answers[1]
     for flags, text in (
         ([], "holds 2 frames, expected one film; choose one with --frame=1 to 2"),
-        (["--frame=0"], "--frame or --window: expected a frame number from 1 on, got 0 (see cxr_predict --help)"),
+        (
+            ["--frame=0"],
+            "--frame, --window or --bit_depth: expected a frame number from 1 on, got 0 (see cxr_predict --help)",
+        ),
         (["--frame=1", "--window=9"], "offers 2 windows, --window=9 is none of them"),
         (["--frame=1", "--window=wide"], "expected a window as its number in the file (from 1 on) or CENTER,WIDTH"),
     ):

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.film_checks import INVERTED_BELOW, film_warnings, inversion_score
+from cxr_compress.device.image_checks import INVERTED_BELOW, image_warnings, inversion_score
 from tests.device.films import draw_chest
 
 
 @pytest.mark.parametrize("shift", [-0.1, 0.0, 0.1])
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (300, 200)])
-def test_film_warnings_of_a_negative_only(size: tuple[int, int], shift: float) -> None:
+def test_image_warnings_of_a_negative_only(size: tuple[int, int], shift: float) -> None:
     film = draw_chest(*size, shift=shift)
-    assert film_warnings(film) == ()
-    (text,) = film_warnings(255 - film)
+    assert image_warnings(film) == ()
+    (text,) = image_warnings(255 - film)
     assert text.startswith("looks inverted")
 
 
@@ -35,11 +35,6 @@ def test_inversion_score_of_a_negative_is_the_opposite() -> None:
     assert inversion_score(255 - film) == pytest.approx(-inversion_score(film), abs=1e-9)
 
 
-@pytest.mark.parametrize("level", [0, 128, 255])
-def test_film_warnings_of_a_blank_film_are_none(level: int) -> None:
-    assert film_warnings(np.full((64, 64), level, np.uint8)) == ()
-
-
 def listed_as_inverted(cxr_data: Path) -> set[str]:
     with (cxr_data / "nih_meta" / "cxr14_bad_labels.csv").open() as file:
         return {row["Index"].removesuffix(".png") for row in csv.DictReader(file) if float(row["Inverted"]) == 1.0}
@@ -49,7 +44,7 @@ def listed_as_inverted(cxr_data: Path) -> set[str]:
     ("folder", "least_films", "false_alarms", "hits"),
     [("kermany224/images/test", 624, 0.002, 0.998), ("nih_mini/images", 1700, 0.004, 0.985)],
 )
-def test_film_warnings_on_real_films_are_rare_and_right(
+def test_image_warnings_on_real_films_are_rare_and_right(
     cxr_data: Path, folder: str, least_films: int, false_alarms: float, hits: float
 ) -> None:
     inverted = listed_as_inverted(cxr_data)
@@ -62,9 +57,9 @@ def test_film_warnings_on_real_films_are_rare_and_right(
     assert found.mean() >= hits
 
 
-def test_film_warnings_on_films_listed_as_inverted(cxr_data: Path) -> None:
+def test_image_warnings_on_films_listed_as_inverted(cxr_data: Path) -> None:
     inverted = listed_as_inverted(cxr_data)
     paths = [path for path in (cxr_data / "nih_mini" / "images").iterdir() if path.stem in inverted]
     assert len(paths) == 2
     for path in paths:
-        assert film_warnings(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) != ()
+        assert image_warnings(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) != ()

@@ -188,7 +188,7 @@ def without_alpha(image: np.ndarray, *, bgr: bool = False) -> Picture:
     channels = image.shape[2]
     notes: tuple[str, ...] = ()
     if channels in (2, 4) and (share := float((image[..., -1] < np.iinfo(image.dtype).max).mean())):
-        notes = (f"has transparent pixels ({share:.1%}), whose transparency was ignored; export it without",)
+        notes = (f"has transparent pixels ({share:.1%}, shown as if they were not); export it without transparency",)
     if channels < 3:  # noqa: PLR2004
         return Picture(np.ascontiguousarray(image[..., 0]), notes)
     return Picture(np.ascontiguousarray(image[..., 2::-1] if bgr else image[..., :3]), notes)

@@ -266,7 +266,7 @@ def _drop_surplus(dataset: Any, about: header.Header) -> tuple[str, ...]:
         return ()
     if surplus >= about.expected_bytes // about.frames:
         raise DataError(f"{size}; {_AGAIN}")
-    return (f"{size}: the {surplus} bytes behind them were not looked at; make sure that the picture is not sheared",)
+    return (f"has bytes behind its pixels ({surplus}, not looked at); make sure that the picture is not sheared",)
 
 
 def _unread_bits(dataset: Any, about: header.Header, *, little: bool) -> tuple[str, ...]:
@@ -279,8 +279,8 @@ def _unread_bits(dataset: Any, about: header.Header, *, little: bool) -> tuple[s
     if not share:
         return ()
     return (
-        f"declares {about.bits_stored} bits a pixel and {share:.1%} of its pixels have higher ones, which were not "
-        "looked at; compare with a viewer",
+        f"has higher bits than it declares ({about.bits_stored} declared, {share:.1%} of the pixels have higher ones, "
+        "which were not looked at); compare with a viewer",
     )
 
 
@@ -290,8 +290,8 @@ def _settle_bits(pixels: np.ndarray, about: header.Header) -> tuple[np.ndarray, 
     highest, spare = int(pixels.max()), high + 1 - stored
     fewer = min(stored, high + 1)
     if highest < 2**fewer:
-        note = f"declares {stored} bits up to bit {high}, its highest value is {highest}: read as the lowest {fewer}"
-        return pixels, (f"{note}; compare with a viewer",)
+        what = f"{stored} bits up to bit {high}, highest value {highest}, read as the lowest {fewer}"
+        return pixels, (f"contradicts itself about its bits ({what}); compare with a viewer",)
     if spare > 0 and highest < 2 ** (high + 1) and not (pixels & (2**spare - 1)).any():
         return pixels >> spare, ()
     raise DataError(header.bits_text(_BITS, stored, high))
@@ -317,7 +317,7 @@ def _display(pixels: np.ndarray, about: header.Header, view: DicomView) -> Pictu
     values = pixels.astype(np.int64)
     low, high = stored_range(scale)
     if about.unsigned_by_default and scale.bits > 1 and int(values.max()) > high // 2:
-        notes.append("does not say whether its values are signed (PixelRepresentation): read as unsigned; look at it")
+        notes.append("does not say whether its values are signed (PixelRepresentation), read as unsigned; look at it")
     chosen = _chosen(scale.views, view.window)
     if isinstance(chosen, Lut):
         chosen, said = chosen.fitted("VOI LUT")
@@ -329,8 +329,8 @@ def _display(pixels: np.ndarray, about: header.Header, view: DicomView) -> Pictu
         notes += said
         if chosen is None and (span := narrow_span(modality)) is not None:
             notes.append(
-                f"has a modality LUT of {span[0]:g} to {span[1]:g} only: shown from black to white; "
-                "compare with a viewer"
+                f"has a modality LUT of a small range ({span[0]:g} to {span[1]:g}, shown from black to white); compare "
+                "with a viewer"
             )
     elif chosen is None:
         used, said = _used(values, scale, view.bit_depth)
@@ -352,8 +352,8 @@ def _used(values: np.ndarray, scale: GrayScale, bit_depth: int | None) -> tuple[
     if bits == scale.bits:
         return used, ()
     return used, (
-        f"declares {scale.bits} bits a pixel and uses {bits} of them (values from {low} to {high}): read as {bits} "
-        f"bits; --bit_depth={scale.bits} shows it as declared, --window=CENTER,WIDTH as you choose",
+        f"uses {bits} of the {scale.bits} bits it declares (values from {low} to {high}) and was read so; "
+        f"--bit_depth={scale.bits} shows it as declared, --window=CENTER,WIDTH as you choose",
     )
 
 

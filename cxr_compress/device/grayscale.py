@@ -74,10 +74,10 @@ class Lut:
         bits = used if used > self.bits else used_depth(highest, self.bits)
         if bits == self.bits:
             return self, ()
-        note = (
-            f"has a {name} that declares {self.bits} bits and has entries of {bits} (highest {highest}): read as {bits}"
+        what = f"{self.bits} declared, highest entry {highest}, read as {bits}"
+        return replace(self, bits=bits), (
+            f"has a {name} of other bits than it declares ({what}); compare with a viewer",
         )
-        return replace(self, bits=bits), (f"{note}; compare with a viewer",)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def used_range(scale: GrayScale, low: int, high: int, bit_depth: int | None = No
         bits = bit_depth or used_depth(high, scale.bits)
         return ((0, 2**bits - 1), bits) if bit_depth or bits < scale.bits else (stored_range(scale), scale.bits)
     # One bit is the sign.
-    bits = bit_depth or min(used_depth(max(high, -low - 1), scale.bits - 1) + 1, scale.bits)
+    bits = bit_depth or used_depth(2 * max(high, -low - 1) + 1, scale.bits)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), bits
 
 

@@ -110,15 +110,18 @@ def _settle_depth(
     if declared is not None:
         top = 2**declared - 1
         above = float((image > top).mean()) if highest > top else 0.0
-        text = f"holds values up to {highest}, {declared} bits hold {top}: {above:.1%} of its pixels are shown white"
-        return replace(spec, bit_depth=declared), ((f"{text}; set --bit_depth to what it has",) if above else ())
+        text = (
+            f"uses more than {declared} bits (its highest value is {highest}, so that {above:.1%} of the pixels are "
+            "cut to white); set --bit_depth to what it has"
+        )
+        return replace(spec, bit_depth=declared), (text,) if above else ()
     depth = used_depth(highest, _DECLARED_NOWHERE)
-    used = f"stores 16 bits a pixel, its highest value is {highest}"
     if depth < _DECLARED_NOWHERE:
-        text = f"{used}: read as {depth} bits; --bit_depth=16 shows it as stored, which is nearly black"
-        return replace(spec, bit_depth=depth), (text,)
+        text = f"uses {depth} of 16 bits (its highest value is {highest}) and was read so"
+        return replace(spec, bit_depth=depth), (f"{text}; --bit_depth=16 shows it as stored",)
     if 0 < highest < 2 ** (_DECLARED_NOWHERE - 1):
-        return spec, (f"{used}, so it may be too dark; set --bit_depth=15 if that is what it has",)
+        text = f"may be too dark (it stores 16 bits, its highest value is {highest}); set --bit_depth=15 if it has 15"
+        return spec, (text,)
     return spec, ()
 
 

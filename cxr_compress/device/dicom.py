@@ -196,9 +196,7 @@ def _decode_pixels(dataset: Any, about: header.Header, index: int) -> tuple[np.n
     )
     notes: tuple[str, ...] = ()
     if packed:
-        decoder = _require_decoder(syntax, name)
-        frame = _check_fragments(dataset, about, index, syntax)
-        failure = _decoding_failure(syntax, name, decoder, frame)
+        failure = _decoding_failure(syntax, name, _check_fragments(dataset, about, index, syntax))
     else:
         notes = _drop_surplus(dataset, about) + _unread_bits(dataset, about, little=dataset.original_encoding[1])
         failure = f"has pixels that cannot be decoded ({name}): they are damaged; {_AGAIN}"
@@ -217,26 +215,28 @@ def _decode_pixels(dataset: Any, about: header.Header, index: int) -> tuple[np.n
     return pixels, notes
 
 
-def _require_decoder(syntax: Any, name: str) -> Any:
-    """The decoder of a syntax; raises a DataError that says what to install unless there is one."""
+def _decoding_failure(syntax: Any, name: str, frame: bytes) -> str:
+    """What to say should the decoders that are there fail: that none knows the kind, that one is missing, or damage.
+
+    Raises:
+        DataError: there is no decoder for the syntax.
+    """
     from pydicom.pixels.decoders.base import get_decoder
 
     unknown = f"is compressed as {name}, which pydicom does not decode; export it uncompressed"
     decoder = _guarded(lambda: get_decoder(syntax), unknown)
-    if not decoder.is_available:
-        package = "pylibjpeg-openjpeg" if "2000" in name else "python-gdcm"
-        raise DataError(f"is compressed as {name}, whose decoder is missing: {_INSTALL}, or pip install {package}")
-    return decoder
-
-
-def _decoding_failure(syntax: Any, name: str, decoder: Any, frame: bytes) -> str:
-    """What to say when the decoders that are there fail: that none knows the kind, that one is missing, or damage."""
     bits = _JPEG_BITS.search(frame)
     if str(syntax) == _EXTENDED and bits is not None and bits[1] != b"\x08":
-        return (
+        text = (
             f"is compressed as {name} with {bits[1][0]} bits a pixel, which no installed decoder knows; export it "
             "uncompressed or in JPEG Lossless"
         )
+        if not decoder.is_available:  # what the extra would bring does not know it either
+            raise DataError(text)
+        return text
+    if not decoder.is_available:
+        package = "pylibjpeg-openjpeg" if "2000" in name else "python-gdcm"
+        raise DataError(f"is compressed as {name}, whose decoder is missing: {_INSTALL}, or pip install {package}")
     text = f"has pixels that cannot be decoded ({name}): they are damaged"
     # The extra brings gdcm for every kind of JPEG.
     if "gdcm" in " ".join(decoder.missing_dependencies):

@@ -167,12 +167,13 @@ def _check_is_image(dataset: Any) -> None:
 
 def _photometric(dataset: Any) -> str:
     """The photometric interpretation; one that is not known is not repeated, it could be anything."""
-    value = dataset.get("PhotometricInterpretation")
+    value = str(dataset.get("PhotometricInterpretation") or "").strip(" \0").upper()
     if value not in (*_ONE_SAMPLE, *_COLOUR):
         raise DataError(
             f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOUR))}"
         )
-    return str(value)
+    dataset.PhotometricInterpretation = value  # as pydicom expects it
+    return value
 
 
 def _bits(dataset: Any) -> tuple[int, int, int]:

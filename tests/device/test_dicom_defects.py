@@ -132,6 +132,15 @@ def test_dicom_damaged_jpeg_does_not_ask_for_an_extra_that_is_there(tmp_path: Pa
     assert "pip" not in str(told.value)
 
 
+@pytest.mark.parametrize("value", ["monochrome2", "MONOCHROME2\0", " MONOCHROME2 "])
+def test_dicom_photometric_interpretation_is_known_however_it_is_written(value: str) -> None:
+    data = make_dicom(FILM, photometric="MONOCHROME2  ")
+    assert data.count(b"MONOCHROME2 ") == 1
+    at = data.index(b"MONOCHROME2 ")
+    written = value.encode().ljust(12)
+    np.testing.assert_array_equal(decode_dicom(data[:at] + written[:12] + data[at + 12 :]), FILM)
+
+
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ ODD = {
     "has few gray levels (2 of 256 hold 95% of": lambda: checker((30, 150)),
     "has few gray levels (": lambda: draw_chest() // 32 * 32,
     "looks like noise (neighboring pixels correlate": lambda: noise(224),
-    "looks like noise (neighboring": lambda: noise(512, 4),
+    "looks like noise (neighboring": lambda: noise(512, 16),
     "is small (20 x 24 pixels, expected 32 and more": lambda: draw_chest(20, 24),
 }
 

@@ -185,7 +185,7 @@ class Classifier:
         """
         prepared = prepare(image, self.spec, self._gate, self._view)
         if self._gate == "error" and (text := blank_text(prepared.image)) is not None:
-            named = f"{Path(image)}: " if isinstance(image, str | os.PathLike) else ""
+            named = f"{os.fsdecode(image)}: " if isinstance(image, str | os.PathLike) else ""
             raise DataError(f"{named}{text}; go on at your own risk with --gate=off")
         logits, cam = self._run.both(normalize(prepared.pixels, self.spec))
         said = prepared.notes + image_warnings(prepared.image, min(self.spec.height, self.spec.width))

@@ -32,7 +32,8 @@ _FIRST_GROUPS = (0x0002, 0x0008)
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _MOST_BYTES = 2**16  # of one of the first elements, which are short texts and numbers
-_PLAIN = (PNG_SIGNATURE, JPEG_START, b"BM", b"RIFF", b"II*\0", b"MM\0*")
+_BMP = b"BM"
+_PLAIN = (PNG_SIGNATURE, JPEG_START, _BMP, b"RIFF", b"II*\0", b"MM\0*")
 _AGAIN = "copy or export it again"
 
 
@@ -102,6 +103,8 @@ def read_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = 
     if image is None:
         raise DataError(f"is damaged: its pixels cannot be decoded; {_AGAIN}")
     picture = without_alpha(np.asarray(image), bgr=True)
+    if data.startswith(_BMP):  # whose fourth channel nobody fills in
+        picture = Picture(picture.pixels)
     pixels = np.iinfo(picture.pixels.dtype).max - picture.pixels if container.inverted else picture.pixels
     return Picture(upright(pixels, container.orientation), picture.notes)
 

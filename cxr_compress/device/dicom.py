@@ -21,7 +21,16 @@ import numpy as np
 
 from cxr_compress.device import dicom_header as header
 from cxr_compress.device.dicom_silence import silenced
-from cxr_compress.device.grayscale import GrayScale, Lut, Window, gray_table, narrow_span, stored_range, used_range
+from cxr_compress.device.grayscale import (
+    GrayScale,
+    Lut,
+    Window,
+    gray_table,
+    narrow_span,
+    stored_range,
+    used_depth,
+    used_range,
+)
 from cxr_compress.errors import DataError
 
 _PALETTE = "PALETTE COLOR"
@@ -29,7 +38,7 @@ _INSTALL = "pip install 'cxr-compress[dicom]'"
 _AGAIN = "copy or export it again"
 _WINDOW_PARTS = 2
 _MAX_PIXELS = 2**28
-_BITS = 16
+_BITS, _BYTE = 16, 8
 _END_OF_IMAGE = b"\xff\xd9"
 _JPEG_END_REACH = 64  # an end mark may be followed by padding, and by any number of zeros
 _PIXEL_DATA = 0x7FE00010
@@ -131,9 +140,10 @@ def read_dicom(data: bytes, view: DicomView = FIRST_VIEW) -> Picture:
         pixels, notes = _decode_pixels(dataset, about, index)
         if about.photometric == _PALETTE:
             failure = f"has a palette that is damaged; {_AGAIN}"
-            return Picture(_guarded(lambda: _resolve_palette(dataset, pixels), failure), about.notes + notes)
+            resolved = _guarded(lambda: _resolve_palette(dataset, pixels, view), failure)
+            return Picture(resolved.pixels, about.notes + notes + resolved.notes)
     colour = pixels.ndim != 2  # noqa: PLR2004
-    shown = Picture(_colour_to_8_bits(pixels, about.bits_stored)) if colour else _display(pixels, about, view)
+    shown = _colour_to_8_bits(pixels, about.bits_stored, view) if colour else _display(pixels, about, view)
     return Picture(shown.pixels, about.notes + notes + shown.notes)
 
 
@@ -368,17 +378,27 @@ def _chosen(views: tuple[Window | Lut, ...], wanted: int | tuple[float, float] |
     return views[wanted - 1]
 
 
-def _resolve_palette(dataset: Any, pixels: np.ndarray) -> np.ndarray:
+def _resolve_palette(dataset: Any, pixels: np.ndarray, view: DicomView) -> Picture:
     """Replace palette indices (H, W) by their colours, uint8 (H, W, 3)."""
     from pydicom.pixels.processing import apply_color_lut
 
     if not dataset.original_encoding[1]:
         raise DataError("has a palette in the retired big-endian encoding; export it again")
     coloured = np.asarray(apply_color_lut(pixels, dataset))
-    return _colour_to_8_bits(coloured, coloured.dtype.itemsize * 8)
+    return _colour_to_8_bits(coloured, coloured.dtype.itemsize * 8, view)
 
 
-def _colour_to_8_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Scale RGB of `bits` bits to uint8, rounded."""
-    top = 2**bits - 1
-    return np.asarray((np.clip(pixels.astype(np.int64), 0, top) * 255 + top // 2) // top).astype(np.uint8)
+def _colour_to_8_bits(pixels: np.ndarray, bits: int, view: DicomView) -> Picture:
+    """Scale RGB of `bits` bits, or of those that it uses, to uint8, rounded."""
+    highest = int(pixels.max())
+    depth = used_depth(highest, bits)
+    notes: tuple[str, ...] = ()
+    if bits > _BYTE and view.bit_depth is not None:
+        depth = view.bit_depth
+    elif depth != bits:
+        notes = (
+            f"uses {depth} of the {bits} bits it declares (values up to {highest}) and was read so; --bit_depth={bits} "
+            "shows it as declared",
+        )
+    top = 2**depth - 1
+    return Picture(((np.clip(pixels.astype(np.int64), 0, top) * 255 + top // 2) // top).astype(np.uint8), notes)

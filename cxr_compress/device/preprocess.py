@@ -95,7 +95,7 @@ def prepare(source: Any, spec: PreprocessSpec, gate: str = "error", view: DicomV
         return Prepared(resize_uint8(image, spec), image, picture.notes + notes)
     except DataError as error:
         if isinstance(source, str | os.PathLike):
-            raise DataError(f"{Path(source)}: {error}") from error
+            raise DataError(f"{os.fsdecode(source)}: {error}") from error
         raise
 
 

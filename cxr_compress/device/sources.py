@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ def read_source(source: Any, view: DicomView = FIRST_VIEW) -> Picture:
         DataError: nothing of these, or what `read_image` refuses; the message names a path and nothing else.
     """
     if isinstance(source, str | os.PathLike):
-        return read_image(Path(source), view)
+        return read_image(os.fsdecode(source), view)
     if isinstance(source, bytes | bytearray | memoryview):
         return _read_content(bytes(source), view)
     if hasattr(source, "getbands") and hasattr(source, "tobytes"):

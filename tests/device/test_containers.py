@@ -153,6 +153,13 @@ def test_tiff_with_a_flipped_byte_is_a_picture_or_a_data_error(data: st.DataObje
     assert outcome in ("uint8", "uint16") or "\n" not in outcome
 
 
+def test_bmp_of_four_channels_is_not_transparent() -> None:
+    rgba = np.concatenate([PHOTO, np.zeros((20, 30, 1), np.uint8)], axis=2)
+    picture = read_bytes(encoded(rgba, ".bmp"))
+    np.testing.assert_array_equal(picture.pixels, PHOTO)
+    assert picture.notes == ()
+
+
 @pytest.mark.parametrize("opaque", [True, False])
 def test_transparency_that_shows_is_said(opaque: bool) -> None:
     alpha = np.full((20, 30, 1), 255, np.uint8)

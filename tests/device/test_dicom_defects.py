@@ -161,6 +161,15 @@ def test_dicom_negative_values_declared_as_16_are_read_as_they_are() -> None:
     assert "uses 12 of the 16 bits it declares (values from -2048" in picture.notes[0]
 
 
+def test_dicom_colour_of_12_bits_declared_as_16_is_read_as_12() -> None:
+    photo = colour_photo(20, 30)
+    picture = read_dicom(make_dicom(photo.astype(np.uint16) * 16, "RGB"))
+    np.testing.assert_array_equal(picture.pixels, np.rint(photo * (16 * 255 / 4095)))
+    assert picture.notes[0].startswith("uses 12 of the 16 bits it declares (values up to")
+    assert read_dicom(make_dicom(photo.astype(np.uint16) * 16, "RGB"), DicomView(bit_depth=16)).pixels.max() <= 16
+    assert read_dicom(make_dicom(photo, "RGB")).notes == ()
+
+
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicom_that_uses_its_bits_is_left_alone(photometric: str) -> None:
     for bits in (11, 12, 13):

@@ -28,6 +28,7 @@ from cxr_compress.device.grayscale import (
     gray_table,
     narrow_span,
     stored_range,
+    too_dark,
     used_depth,
     used_range,
 )
@@ -360,7 +361,7 @@ def _used(values: np.ndarray, scale: GrayScale, bit_depth: int | None) -> tuple[
     if bit_depth is not None:
         return used, ()
     if bits == scale.bits:
-        return used, ()
+        return used, too_dark(high) if bits == _BITS and not scale.signed else ()
     return used, (
         f"uses {bits} of the {scale.bits} bits it declares (values from {low} to {high}) and was read so; "
         f"--bit_depth={scale.bits} shows it as declared, --window=CENTER,WIDTH as you choose",

@@ -20,6 +20,7 @@ _GRID = 2**16
 _DEPTHS = (8, 10, 12, 14)
 # Pixels that use so many bits fewer than they could are shown four times too dark: the file says more bits than it has.
 _UNUSED_BITS = 2
+_HALF = 2**15
 # A modality LUT that gives less than this share of its range gives hardly anything to see of it.
 _LEAST_SHARE = 0.25
 
@@ -113,6 +114,13 @@ def used_depth(highest: int, bits: int) -> int:
     used = highest.bit_length()
     fitting = [depth for depth in _DEPTHS if used <= depth <= bits - _UNUSED_BITS]
     return fitting[0] if fitting and highest else bits
+
+
+def too_dark(highest: int) -> tuple[str, ...]:
+    """What to say of unsigned values of 16 bits that use half of their range at most: 15 bits, or a dark image."""
+    if not 0 < highest < _HALF:
+        return ()
+    return (f"may be too dark (it stores 16 bits, its highest value is {highest}); set --bit_depth=15 if it has 15",)
 
 
 def used_range(scale: GrayScale, low: int, high: int, bit_depth: int | None = None) -> tuple[tuple[int, int], int]:

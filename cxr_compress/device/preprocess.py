@@ -19,7 +19,7 @@ import numpy as np
 
 from cxr_compress.device.decode import decode_image
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView
-from cxr_compress.device.grayscale import used_depth
+from cxr_compress.device.grayscale import too_dark, used_depth
 from cxr_compress.device.sources import checked_pixels, read_source
 from cxr_compress.device.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from cxr_compress.errors import DataError
@@ -119,10 +119,7 @@ def _settle_depth(
     if depth < _DECLARED_NOWHERE:
         text = f"uses {depth} of 16 bits (its highest value is {highest}) and was read so"
         return replace(spec, bit_depth=depth), (f"{text}; --bit_depth=16 shows it as stored",)
-    if 0 < highest < 2 ** (_DECLARED_NOWHERE - 1):
-        text = f"may be too dark (it stores 16 bits, its highest value is {highest}); set --bit_depth=15 if it has 15"
-        return spec, (text,)
-    return spec, ()
+    return spec, too_dark(highest)
 
 
 def to_uint8(image: np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:

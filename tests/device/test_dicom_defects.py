@@ -188,6 +188,13 @@ def test_dicom_bits_that_contradict_one_another_are_settled_by_the_values(
     assert len(picture.notes) == notes
 
 
+def test_dicom_of_16_bits_that_may_have_15_is_shown_as_declared_and_said() -> None:
+    picture = read_dicom(make_dicom(FILM12 * 8))  # up to 18536
+    np.testing.assert_array_equal(picture.pixels, np.floor(FILM12 * (8 * 255 / 65535) + 0.5))
+    assert picture.notes[0].startswith("may be too dark (it stores 16 bits, its highest value is 18")
+    assert read_dicom(make_dicom(FILM12 * 16)).notes == ()
+
+
 def test_dicom_bits_that_contradict_values_and_one_another_are_refused() -> None:
     with pytest.raises(DataError, match="stores 12 of 16 bits a sample up to bit 15"):
         read_dicom(make_dicom((FILM12 << 4) + 3, bits=12, HighBit=15))

@@ -2,7 +2,7 @@
 
 OpenCV fills what a cut-off JPEG lacks with gray and says nothing: a clinic would get a finding for half an image. So
 every PNG chunk and its checksum, every JPEG segment to the end mark, and the lengths that BMP, WebP and TIFF files
-state are looked at. Files of several images and kinds of pixels that OpenCV would show wrongly (CMYK as colour with
+state are looked at. Files of several images and kinds of pixels that OpenCV would show wrongly (CMYK as color with
 transparency, signed or floating-point numbers) are refused by name.
 """
 
@@ -41,7 +41,7 @@ _SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANES, _FORMAT = 254, 258, 262, 2
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips or of tiles
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4}  # bytes of a value; the types that these tags have
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
-_TIFF_COLOURS = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, 2, 3, 6}  # gray, RGB, palette, YCbCr
+_TIFF_COLORS = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, 2, 3, 6}  # gray, RGB, palette, YCbCr
 _ORIENTATIONS = range(1, 9)
 
 
@@ -199,7 +199,7 @@ def _read_tiff(data: bytes) -> Container:
         if any(start + length > len(data) for start, length in zip(tags.get(offsets, []), lengths, strict=False)):
             raise DataError(f"is cut short: the TIFF ends after {len(data)} bytes, inside its pixels; {_AGAIN}")
     photometric, bits = tags.get(_PHOTOMETRIC, [-1])[0], tags.get(_BITS, [1])
-    if photometric not in _TIFF_COLOURS:
+    if photometric not in _TIFF_COLORS:
         raise DataError(f"is a TIFF with photometric interpretation {photometric} (5 is CMYK), expected gray or RGB")
     if any(kind != 1 for kind in tags.get(_FORMAT, [1])) or any(bit not in (1, 8, 16) for bit in bits):
         raise DataError(
@@ -207,7 +207,7 @@ def _read_tiff(data: bytes) -> Container:
             "unsigned integers of 1, 8 or 16 bits; export it as 8- or 16-bit PNG"
         )
     if tags.get(_PLANES, [1])[0] != 1 and len(bits) > 1:
-        raise DataError("is a TIFF that keeps its colours in separate planes, which is not read; export it as PNG")
+        raise DataError("is a TIFF that keeps its colors in separate planes, which is not read; export it as PNG")
     # Of 8 bits and fewer OpenCV turns the gray scale itself, of 16 it does not.
     return Container(inverted=photometric == _WHITE_IS_ZERO and bits[0] > 8)  # noqa: PLR2004
 

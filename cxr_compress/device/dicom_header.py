@@ -113,7 +113,7 @@ def read_header(dataset: Any) -> Header:
     notes: tuple[str, ...] = ()
     if samples == _RGB and _is_missing(dataset, "PlanarConfiguration"):
         dataset.PlanarConfiguration = 0
-        notes = ("does not say how its colours are ordered (PlanarConfiguration), read pixel by pixel; look at it",)
+        notes = ("does not say how its colors are ordered (PlanarConfiguration), read pixel by pixel; look at it",)
     values = rows * columns * frames * samples
     if photometric == "YBR_FULL_422":
         values = values * 2 // 3  # two pixels share their colour

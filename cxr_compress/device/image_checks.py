@@ -1,6 +1,6 @@
 """Signs that an image is not what a model was trained on: sentences for a person to judge.
 
-Colour is checked where an image becomes gray (`preprocess.coloured_share`). Here it is what would get a finding like
+Color is checked where an image becomes gray (`preprocess.coloured_share`). Here it is what would get a finding like
 any other image: a blank one, one that is nearly black or white, of a few gray levels, of noise, a few pixels large, and
 one stored with dark bones, which no number in a file tells.
 

@@ -12,7 +12,7 @@ from cxr_compress.device.decode import read_bytes, read_image, without_alpha
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView, Picture
 from cxr_compress.errors import DataError
 
-# Modes of Pillow by what becomes of them. A palette and two colours are resolved by Pillow itself.
+# Modes of Pillow by what becomes of them. A palette and two colors are resolved by Pillow itself.
 _PIL_AS_THEY_ARE = ("L", "LA", "RGB", "RGBA")
 _PIL_16_BITS = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I;16N": "=u2"}
 _PIL_CONVERTED = {"1": "L", "P": "RGBA", "PA": "RGBA", "RGBX": "RGB"}
@@ -28,7 +28,7 @@ def read_source(source: Any, view: DicomView = FIRST_VIEW) -> Picture:
     Args:
         source: a path; the content of a file as bytes; a file object opened in binary mode, which is read from where it
             stands; a Pillow image of a mode that holds gray or RGB, turned as its EXIF says; or pixels as an array,
-            uint8 or uint16, (H, W), (H, W, 1) or (H, W, 3). Colours are RGB: what `cv2.imread` gives is BGR, so give
+            uint8 or uint16, (H, W), (H, W, 1) or (H, W, 3). Colors are RGB: what `cv2.imread` gives is BGR, so give
             the path instead, or `image[..., ::-1]`.
         view: which frame and window of a DICOM file.
 

@@ -1,4 +1,4 @@
-"""Files of every kind that is read: whole, upright and of the right colours, or refused by name."""
+"""Files of every kind that is read: whole, upright and of the right colors, or refused by name."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_tiff_gives_the_stored_pixels(image: np.ndarray, order: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".webp", ".tif"])
-def test_colours_are_in_the_order_rgb(suffix: str) -> None:
+def test_colors_are_in_the_order_rgb(suffix: str) -> None:
     np.testing.assert_array_equal(decode_bytes(encoded(PHOTO, suffix)), PHOTO)
     assert not np.array_equal(decode_bytes(encoded(PHOTO, suffix)), PHOTO[..., ::-1])
 
@@ -110,7 +110,7 @@ def test_colours_are_in_the_order_rgb(suffix: str) -> None:
         (tiff(FILM.astype(np.float32), t339=3), "is a TIFF of 32-bit floating-point pixels"),
         (tiff(FILM16, bits=12), "is a TIFF of 12-bit unsigned pixels"),
         (tiff(FILM, pages=3), "holds 3 pages, expected one image"),
-        (tiff(PHOTO, t284=2), "colours in separate planes"),
+        (tiff(PHOTO, t284=2), "colors in separate planes"),
         (b"II+\0" + bytes(60), "is a BigTIFF file"),
         (b"RIFF" + (60).to_bytes(4, "little") + b"WAVE" + bytes(60), "is a RIFF file but no WebP"),
         (png(FILM)[:33] + chunk(b"acTL", b"\0\0\0\2\0\0\0\0") + png(FILM)[33:], "is an animation of 2 images"),

@@ -61,10 +61,10 @@ ODD = {
 
 
 @pytest.mark.parametrize("start", ODD)
-@pytest.mark.parametrize("colour", [False, True], ids=["gray", "rgb"])
-def test_image_warnings_name_what_is_odd_with_a_number(start: str, colour: bool) -> None:
+@pytest.mark.parametrize("color", [False, True], ids=["gray", "rgb"])
+def test_image_warnings_name_what_is_odd_with_a_number(start: str, color: bool) -> None:
     image = ODD[start]()
-    if colour and image.ndim == 2:
+    if color and image.ndim == 2:
         image = np.repeat(image[..., np.newaxis], 3, axis=2)
         start = start.replace("level 0 of 0", "level 0, 0, 0 of 0").replace("level 137", "level 137, 137, 137")
     said = image_warnings(image)
@@ -109,7 +109,7 @@ def test_image_warnings_of_any_pixels_are_sentences(pixels: bytes, width: int) -
             "uses 12 of 16 bits (its highest value is 9) and was read so; --bit_depth=16",
             "uses 12 of 16 bits",
         ),
-        ("expected a gray image, got colour: the channels", "expected a gray image, got colour"),
+        ("expected a gray image, got color: the channels", "expected a gray image, got color"),
     ],
 )
 def test_in_short_is_what_was_seen(text: str, short: str) -> None:

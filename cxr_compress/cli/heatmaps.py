@@ -9,11 +9,10 @@ from absl import flags
 
 from cxr_compress.device.atomic import make_folder, write_bytes
 from cxr_compress.device.classifier import Classifier, Findings
-from cxr_compress.device.decode import decode_image
 from cxr_compress.device.dicom import DicomView
 from cxr_compress.device.heatmap import overlay, to_png
 from cxr_compress.device.modelfile import ModelFile
-from cxr_compress.device.preprocess import ImageGateWarning, to_uint8
+from cxr_compress.device.preprocess import ImageGateWarning, prepare
 
 
 def define_heatmap_flag(values: flags.FlagValues) -> None:
@@ -56,7 +55,7 @@ class HeatmapWriter:
         with warnings.catch_warnings():
             # The check for colour was passed, or its warning given, when the image was classified.
             warnings.simplefilter("ignore", ImageGateWarning)
-            film = to_uint8(decode_image(image, self._view), self._spec, gate="off")
+            film = prepare(image, self._spec, "off", self._view).image
         written = {}
         for label in chosen:
             name = f"image_{number:04d}_{findings.labels.index(label) + 1:02d}_{_file_part(label)}.png"

@@ -5,9 +5,9 @@
     cxr_predict --model=model.tflite --window=2048,4096 chest.dcm
     cxr_predict --model=model.tflite --heatmap_dir=maps chest.png
 
-Each argument is a PNG, JPEG or DICOM file, or a folder that is searched for them (sub-folders included, hidden files
-left out; DICOM also without a suffix). DICOM needs pip install 'cxr-compress[dicom]'; what a header says about a
-patient is neither read nor printed. Research use only; not a medical device and not a diagnosis.
+Each argument is a PNG, JPEG, BMP, TIFF, WebP or DICOM file, or a folder that is searched for them (sub-folders
+included, hidden files left out; DICOM under any name). DICOM needs pip install 'cxr-compress[dicom]'; what a header
+says about a patient is neither read nor printed. Research use only; not a medical device and not a diagnosis.
 
 A model of classes that exclude one another (normal, bacteria, virus) gives each image exactly one: "predicted", the
 likeliest, in every format; its row alone is positive, its probabilities add up to 1, and it has no thresholds.
@@ -15,8 +15,10 @@ likeliest, in every format; its row alone is positive, its probabilities add up 
 With --heatmap_dir each positive finding gets a picture of where in the film its score came from: evidence, not an
 outline of disease. Pictures are named by the number of the image, whose file name is often a patient's.
 
-What looks odd about a film, for instance that it is inverted, is one line on stderr and the field "warnings" of the
-image in --format=json; its findings are printed all the same.
+What looks odd about an image (inverted, nearly black or white, few gray levels, noise, a few pixels large, or read in
+another way than its file declares) is one line on stderr and stands in the last column of its rows, in short in the
+table; in --format=json it is the field "warnings" of the image. Its findings are printed all the same: do not rely on
+them before the image was looked at. A blank image is refused, unless --gate=off.
 
 A batch (several arguments, or a folder) goes on after a bad file: one line on stderr for each, the list at the end and
 exit code 1. A wrong flag or model, a folder without images, or a bad file that is the only argument ends with one line
@@ -42,14 +44,16 @@ from cxr_compress.cli.sign_flags import check_signature, define_public_key_flag
 from cxr_compress.device.classifier import Classifier, Findings
 from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
 from cxr_compress.device.dicom import DicomView
+from cxr_compress.device.image_checks import in_short
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import GATES, ImageGateWarning
 from cxr_compress.errors import DataError
 
 NAME = "cxr_predict"
-_COLUMNS = ("image", "label", "probability", "threshold", "positive", "logit", "milliseconds")
-_CLASS_COLUMNS = ("image", "predicted", "label", "probability", "positive", "logit", "milliseconds")
+_COLUMNS = ("image", "label", "probability", "threshold", "positive", "logit", "milliseconds", "warnings")
+_CLASS_COLUMNS = ("image", "predicted", "label", "probability", "positive", "logit", "milliseconds", "warnings")
+_OF_THE_IMAGE = ("milliseconds", "warnings")
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,13 @@ class _Result:
         pictures = {} if self.heatmaps is None else {"heatmaps": self.heatmaps}
         return {"image": self.image, **about, "milliseconds": self.milliseconds, **pictures}
 
-    def rows(self) -> list[list[Any]]:
+    def rows(self, *, short: bool = False) -> list[list[Any]]:
+        """One row a finding; each carries the warnings about the image, in short or in full."""
         entries = self.findings.to_dict()["findings"]
+        said = ", ".join(map(in_short, self.warnings)) if short else " | ".join(self.warnings)
         columns, given = _columns(self.findings.activation), {"predicted": self.findings.predicted}
-        return [[self.image, *((given | entry)[key] for key in columns[1:-1]), self.milliseconds] for entry in entries]
+        keys = columns[1 : -len(_OF_THE_IMAGE)]
+        return [[self.image, *((given | entry)[key] for key in keys), self.milliseconds, said] for entry in entries]
 
 
 def _columns(activation: str) -> tuple[str, ...]:
@@ -106,8 +113,8 @@ def _define_flags(values: flags.FlagValues) -> None:
         "gate",
         "error",
         GATES,
-        "What to do with an image the model was not made for, such as a colour photograph: refuse it (error), or warn "
-        "and go on at your own risk (off).",
+        "What to do with an image the model was not made for, a blank one or a colour photograph: refuse it (error), "
+        "or warn and go on at your own risk (off).",
         flag_values=values,
     )
     text = "Which frame of a DICOM file with several, counted from 1."
@@ -117,6 +124,11 @@ def _define_flags(values: flags.FlagValues) -> None:
         "The first one by default; the whole range of stored values where a file has none."
     )
     flags.DEFINE_string("window", None, text, flag_values=values)
+    text = (
+        "Meaningful bits, 8 to 16, of images that store 16 bits a pixel, and of DICOM files without a window. By "
+        "default told by their highest value, with a warning where that is not what the file declares."
+    )
+    flags.DEFINE_integer("bit_depth", None, text, flag_values=values)
     define_heatmap_flag(values)
 
 
@@ -148,11 +160,11 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
 
 
 def _view(values: flags.FlagValues) -> DicomView:
-    """What to look at in DICOM files."""
+    """What to look at in DICOM files, and the bit depth of all."""
     try:
-        return DicomView.parse(values.frame, values.window)
+        return DicomView.parse(values.frame, values.window, values.bit_depth)
     except DataError as error:
-        raise UsageError(f"--frame or --window: {error}") from error
+        raise UsageError(f"--frame, --window or --bit_depth: {error}") from error
 
 
 def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
@@ -214,6 +226,6 @@ def _print(form: str, model: ModelFile, classifier: Classifier, batch: _Batch) -
         "images": [result.to_dict() for result in batch.results],
         "errors": [{"image": image, "error": text} for image, text in batch.errors],
     }
-    rows = [row for result in batch.results for row in result.rows()]
+    rows = [row for result in batch.results for row in result.rows(short=True)]
     headers = _columns(info.activation)
     write_results(form, document=document, headers=headers, rows=rows, intended_use=info.intended_use)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cxr_compress.data.cache_file import exclusive, file_sha256, open_partial, read_chunk_digest
 from cxr_compress.data.cache_plan import CachePlan, Manifest, changed_chunks, plan_cache, same_contents
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import Progress, decode_chunks, refuse_bad, source_digests
+from cxr_compress.data.decoding import Progress, decode_chunks, refuse_bad, source_digests, warn_of_notes
 from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
@@ -174,14 +174,17 @@ def _build(plan: CachePlan, workers: int | None, progress: Progress | None) -> C
     with open_partial(plan) as partial:
         todo = [index for index in range(len(plan.chunks)) if index not in partial.done]
         bad: list[tuple[int, str]] = []
+        notes: list[tuple[int, str]] = []
         missing = [plan.chunks[index] for index in todo]
         decoding = decode_chunks(plan.split, plan.spec, missing, workers=workers, progress=progress, digests=True)
         with contextlib.closing(decoding):
             for index, chunk in zip(todo, decoding, strict=True):
                 bad += chunk.bad
+                notes += chunk.notes
                 if not chunk.bad:
                     partial.write(index, chunk.images, chunk.sources)
         refuse_bad(plan.split, bad)
+        warn_of_notes(plan.split, notes)
         return _entry(plan, partial.finish(), sum(map(len, missing)))
 
 

@@ -20,7 +20,7 @@ from cxr_compress.device.preprocess import PreprocessSpec
 
 FORMAT = 1
 # Count up whenever `device.preprocess.load_uint8` gives other bytes for the same file and spec: old caches then miss.
-PREPROCESS_VERSION = 1
+PREPROCESS_VERSION = 2
 CHUNK_BYTES = 32 * 1024 * 1024  # what a crash can cost: 668 films of 224 px, seconds to decode; one fsync each
 CHUNK_FILMS = 1024
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.data.dataset import Split
-from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, resize_uint8, to_uint8
+from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -30,6 +31,10 @@ _TASK = (
 _WAITING = 3  # tasks queued per worker, so that no core waits while the caller writes what is done
 
 
+class ImageNoteWarning(UserWarning):
+    """Images of a set were not read as their files declare, for instance because they use 12 of 16 bits."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """A decoded run of films.
@@ -38,12 +43,14 @@ class Chunk:
         films: Which rows of the split.
         images: uint8 (films, height, width[, 3]); rows of bad films hold anything.
         bad: (row, reason) of the films that cannot be used.
+        notes: (row, note) of the images that a person should know something about.
         sources: Digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
     """
 
     films: range
     images: Pixels
     bad: tuple[tuple[int, str], ...]
+    notes: tuple[tuple[int, str], ...]
     sources: str
 
 
@@ -52,15 +59,16 @@ def film_shape(spec: PreprocessSpec) -> tuple[int, ...]:
     return (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
 
 
-def decode_film(split: Split, row: int, spec: PreprocessSpec) -> Pixels:
-    """One film of a split, from its file or from the split's own pixels.
+def decode_film(split: Split, row: int, spec: PreprocessSpec) -> tuple[Pixels, tuple[str, ...]]:
+    """One film of a split, from its file or from the split's own pixels, and what is to be said about its file.
 
     Raises:
         DataError: The film cannot be used.
     """
     if split.paths:
-        return load_uint8(split.paths[row], spec)
-    return resize_uint8(to_uint8(own_pixels(split)[row], spec), spec)
+        prepared = prepare(split.paths[row], spec)
+        return prepared.pixels, prepared.notes
+    return resize_uint8(to_uint8(own_pixels(split)[row], spec), spec), ()
 
 
 def decode_chunks(
@@ -151,33 +159,47 @@ def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
     raise DataError(f"{len(bad)} of the {len(split)} films in {split.name} cannot be used: {named}{more}")
 
 
+def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
+    """Warn (`ImageNoteWarning`) once of images that were not read as their files declare: how many, and one of them."""
+    if not notes:
+        return
+    count, (row, note) = len({row for row, _ in notes}), notes[0]
+    # By its position: a file name is often a patient's, and warnings end up in logs.
+    text = f"{count} of the {len(split)} images in {split.name} need a look, the first is image {row + 1}: it {note}"
+    warnings.warn(text, ImageNoteWarning, stacklevel=3)
+
+
 @dataclass(frozen=True)
 class _Done:
     """What one task gives back; the pixels are in the chunk's array already."""
 
     films: range
     bad: tuple[tuple[int, str], ...]
+    notes: tuple[tuple[int, str], ...]
     digests: tuple[bytes, ...]
 
 
 def _decode(split: Split, spec: PreprocessSpec, films: range, *, first: int, images: Pixels, digests: bool) -> _Done:
     bad: list[tuple[int, str]] = []
+    notes: list[tuple[int, str]] = []
     found: list[bytes] = []
     for row in films:
         # Before decoding: should the film change in between, its digest is the old one and the change is noticed.
         if digests:
             found.append(_film_digest(split, row))
         try:
-            images[row - first] = decode_film(split, row, spec)
+            images[row - first], said = decode_film(split, row, spec)
+            notes += ((row, text) for text in said)
         except DataError as error:
             bad.append((row, str(error)))
-    return _Done(films, tuple(bad), tuple(found))
+    return _Done(films, tuple(bad), tuple(notes), tuple(found))
 
 
 def _join(films: range, images: Pixels, results: Sequence[_Done], *, digests: bool) -> Chunk:
     bad = tuple(failed for result in results for failed in result.bad)
+    notes = tuple(note for result in results for note in result.notes)
     sources = _combine(digest for result in results for digest in result.digests) if digests else ""
-    return Chunk(films, images, bad, sources)
+    return Chunk(films, images, bad, notes, sources)
 
 
 def _rows(into: Pixels | None, films: range, spec: PreprocessSpec) -> Pixels:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cxr_compress.data.cache import build_cache, map_cache
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import Progress, decode_chunks, film_shape, refuse_bad
+from cxr_compress.data.decoding import Progress, decode_chunks, film_shape, refuse_bad, warn_of_notes
 from cxr_compress.device.preprocess import PreprocessSpec
 
 _CHUNK = 256  # films; here only the unit in which finished work is handed on
@@ -50,7 +50,10 @@ def decode_split(
     images = np.empty((len(split), *film_shape(spec)), np.uint8)
     chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
     bad: list[tuple[int, str]] = []
+    notes: list[tuple[int, str]] = []
     for chunk in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
         bad += chunk.bad
+        notes += chunk.notes
     refuse_bad(split, bad)
+    warn_of_notes(split, notes)
     return images

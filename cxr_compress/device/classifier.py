@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView
-from cxr_compress.device.film_checks import film_warnings
 from cxr_compress.device.heatmap import no_map, pick_map
+from cxr_compress.device.image_checks import blank_text, image_warnings
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
-from cxr_compress.device.preprocess import normalize, pixels_of
+from cxr_compress.device.preprocess import normalize, prepare
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
@@ -30,7 +31,8 @@ class Findings:
         thresholds: on the probabilities; of exclusive classes 0.5 each, and not used.
         positive: probability at or above its threshold; of exclusive classes True for the likeliest alone, the first
             of equally likely ones.
-        warnings: what a person should check about the image itself, for instance that it looks inverted.
+        warnings: what a person should check about the image before believing a finding: that it looks inverted, is
+            nearly black or noise, or how a file was read that contradicts itself. `image_checks.in_short` shortens one.
         cam: float32 (h, w, k), what each part of the image adds to each logit; None where the model file has no map.
         activation: "softmax" where the labels are classes that exclude one another; else as `ModelInfo.activation`.
     """
@@ -132,8 +134,9 @@ class Classifier:
             num_threads: threads of the TFLite kernels.
             runtime: "auto", "litert" or "tflite-runtime".
             delegate: library of an accelerator, as "libedgetpu.so.1"; None runs on the processor.
-            gate: "error" refuses a colour image for a gray model; "off" warns (`ImageGateWarning`) and goes on.
-            view: which frame and window of DICOM files.
+            gate: "error" refuses a blank image, and a colour image for a gray model; "off" goes on, with a warning in
+                the findings for the one and an `ImageGateWarning` for the other.
+            view: which frame and window of DICOM files, and the bit depth of what stores 16 bits.
 
         Raises:
             ModelFileError: the file is damaged, not ours, or its tensors contradict what it says about itself.
@@ -191,17 +194,26 @@ class Classifier:
         """
         return self.info.probabilities(logits)
 
-    def predict(self, image: str | Path | np.ndarray) -> Findings:
-        """Classify one image: a PNG, JPEG or DICOM file, or pixels as uint8 or uint16, (H, W) or (H, W, 3) RGB.
+    def predict(self, image: Any) -> Findings:
+        """Classify one image, whatever it comes as.
 
-        What looks odd about a gray film is said in `Findings.warnings`; it does not change the findings.
+        What looks odd about it is said in `Findings.warnings`; that does not change the findings.
+
+        Args:
+            image: the path of a PNG, JPEG, BMP, TIFF, WebP or DICOM file; the content of one as bytes; a file object
+                opened in binary mode; a Pillow image; or an array, uint8 or uint16, (H, W), (H, W, 1) or (H, W, 3) in
+                the order RGB. `cv2.imread` gives BGR and loses the bits of 16: give the path instead. Orientation
+                (EXIF) and bit depth are treated alike in all of them.
 
         Raises:
             DataError: the image is missing, damaged, or not what the model was trained on.
         """
-        pixels = pixels_of(image, self.spec, self._gate, self._view)
-        logits, cam = self._run.both(normalize(pixels, self.spec))
-        said = film_warnings(pixels) if self.spec.color == "gray" else ()
+        prepared = prepare(image, self.spec, self._gate, self._view)
+        if self._gate == "error" and (text := blank_text(prepared.image)) is not None:
+            named = f"{os.fsdecode(image)}: " if isinstance(image, str | os.PathLike) else ""
+            raise DataError(f"{named}{text}; go on at your own risk with --gate=off")
+        logits, cam = self._run.both(normalize(prepared.pixels, self.spec))
+        said = prepared.notes + image_warnings(prepared.image, min(self.spec.height, self.spec.width))
         return replace(self.decide(self.info.logits_of(logits)), warnings=said, cam=cam)
 
     def decide(self, logits: np.ndarray) -> Findings:

@@ -23,6 +23,8 @@ TAGS = (
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "WindowCenter",
     "WindowWidth",
     "VOILUTFunction",
@@ -54,6 +56,7 @@ _BYTE = 8
 _SIGN = 2**15
 _RGB = 3
 _DESCRIPTOR = 3
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Header:
         expected_bytes: what the pixels take uncompressed.
         pixel_bytes: what they take in the file.
         scale: the gray-scale steps; without meaning for colour.
+        high_bit: where the highest meaningful bit of a sample lies; `bits_stored` - 1 but in files that contradict
+            themselves.
+        unsigned_by_default: the file does not say whether its values are signed.
+        notes: what was missing or wrong and read all the same.
     """
 
     rows: int
@@ -81,10 +88,13 @@ class Header:
     expected_bytes: int
     pixel_bytes: int
     scale: GrayScale
+    high_bit: int
+    unsigned_by_default: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def read_header(dataset: Any) -> Header:
-    """Read and check what a dataset of pydicom says about its pixels.
+    """Read and check what a dataset of pydicom says about its pixels; fills in what pydicom needs and a file left out.
 
     Raises:
         DataError: no image, or one of a kind no film has; names tags, not what they hold.
@@ -95,8 +105,15 @@ def read_header(dataset: Any) -> Header:
     if samples != (1 if photometric in _ONE_SAMPLE else _RGB):
         raise DataError(f"contradicts itself: {photometric} with {samples} samples a pixel; export it again")
     rows, columns = _integer(dataset, "Rows", 1), _integer(dataset, "Columns", 1)
-    frames = _integer(dataset, "NumberOfFrames", 1, default=1)
-    allocated, stored = _bits(dataset)
+    frames = _integer(dataset, "NumberOfFrames", 0, default=1) or 1
+    allocated, stored, high = _bits(dataset)
+    unsigned = _is_missing(dataset, "PixelRepresentation")
+    _fill(dataset, SamplesPerPixel=samples, BitsStored=stored, HighBit=high, PixelRepresentation=0)
+    dataset.NumberOfFrames = frames
+    notes: tuple[str, ...] = ()
+    if samples == _RGB and _is_missing(dataset, "PlanarConfiguration"):
+        dataset.PlanarConfiguration = 0
+        notes = ("does not say how its colors are ordered (PlanarConfiguration), read pixel by pixel; look at it",)
     values = rows * columns * frames * samples
     if photometric == "YBR_FULL_422":
         values = values * 2 // 3  # two pixels share their colour
@@ -110,6 +127,9 @@ def read_header(dataset: Any) -> Header:
         expected_bytes=values * allocated // _BYTE,
         pixel_bytes=len(dataset.PixelData),
         scale=_gray_scale(dataset, photometric, stored) if photometric in _GRAY else GrayScale(stored),
+        high_bit=high,
+        unsigned_by_default=unsigned,
+        notes=notes,
     )
 
 
@@ -147,25 +167,44 @@ def _check_is_image(dataset: Any) -> None:
 
 def _photometric(dataset: Any) -> str:
     """The photometric interpretation; one that is not known is not repeated, it could be anything."""
-    value = dataset.get("PhotometricInterpretation")
+    value = str(dataset.get("PhotometricInterpretation") or "").strip(" \0").upper()
     if value not in (*_ONE_SAMPLE, *_COLOUR):
         raise DataError(
             f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOUR))}"
         )
-    return str(value)
+    dataset.PhotometricInterpretation = value  # as pydicom expects it
+    return value
 
 
-def _bits(dataset: Any) -> tuple[int, int]:
-    """(BitsAllocated, BitsStored), checked."""
+def _bits(dataset: Any) -> tuple[int, int, int]:
+    """(BitsAllocated, BitsStored, HighBit), checked; a contradiction of the last two is left to the pixels."""
     allocated = _integer(dataset, "BitsAllocated", 1)
-    stored = _integer(dataset, "BitsStored", 1)
+    stored = _integer(dataset, "BitsStored", 1, default=allocated)
     high = _integer(dataset, "HighBit", 0, default=stored - 1)
-    if allocated not in (_BYTE, _MAX_BITS) or stored > allocated or high != stored - 1:
-        raise DataError(
-            f"stores {stored} of {allocated} bits a sample up to bit {high}, expected at most 16 in 8 or 16 with the "
-            "highest one below them; export it as a plain 8- or 16-bit image"
-        )
-    return allocated, stored
+    # Values that fill 16 bits can tell where their own bits lie; signed ones cannot.
+    arguable = allocated == _MAX_BITS and high < allocated and dataset.get("PixelRepresentation") in (0, None)
+    if allocated not in (_BYTE, _MAX_BITS) or stored > allocated or (high != stored - 1 and not arguable):
+        raise DataError(bits_text(allocated, stored, high))
+    return allocated, stored, high
+
+
+def bits_text(allocated: int, stored: int, high: int) -> str:
+    """What is said of bits that cannot be read."""
+    return (
+        f"stores {stored} of {allocated} bits a sample up to bit {high}, expected at most 16 in 8 or 16 with the "
+        "highest one below them; export it as a plain 8- or 16-bit image"
+    )
+
+
+def _is_missing(dataset: Any, name: str) -> bool:
+    return dataset.get(name) in (None, "")
+
+
+def _fill(dataset: Any, **values: int) -> None:
+    """Give the elements that are missing or empty a value: pydicom decodes no pixels without them."""
+    for name, value in values.items():
+        if _is_missing(dataset, name):
+            setattr(dataset, name, value)
 
 
 def _gray_scale(dataset: Any, photometric: str, stored: int) -> GrayScale:
@@ -185,7 +224,32 @@ def _gray_scale(dataset: Any, photometric: str, stored: int) -> GrayScale:
         # What the VOI step looks up is signed where the rescale can have made it negative.
         views=_views(dataset, signed=modality is None and (signed or bool(intercept and intercept[0] < 0))),
         inverted=photometric == "MONOCHROME1" or inverse,
+        padding=_padding(dataset, stored, signed=signed),
     )
+
+
+def _padding(dataset: Any, stored: int, *, signed: bool) -> tuple[int, int] | None:
+    """The stored values that are no part of the image, first and last; None where there are none.
+
+    Source: DICOM PS3.3 C.7.5.1.1.2. Values outside of what the stored bits can hold match no pixel.
+    """
+    ends = [_stored_value(dataset.get(name), stored, signed=signed) for name in _PADDING]
+    if ends[0] is None:
+        return None
+    return (ends[0], ends[0]) if ends[1] is None else (min(ends[0], ends[1]), max(ends[0], ends[1]))
+
+
+def _stored_value(value: Any, stored: int, *, signed: bool) -> int | None:
+    """A stored value of the header, which pydicom gives as bytes or as an unsigned number where a file is vague."""
+    if isinstance(value, bytes):
+        value = int.from_bytes(value[:2], "little")
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    if not signed or value < 0:
+        return int(value)
+    # -2000 written as an unsigned number of all 16 bits, or of those that are stored.
+    full = 2 * _SIGN if value >= _SIGN else 2**stored
+    return int(value) - full if value >= full // 2 else int(value)
 
 
 def _views(dataset: Any, *, signed: bool) -> tuple[Window | Lut, ...]:
@@ -240,7 +304,7 @@ def _numbers(dataset: Any, name: str) -> list[float]:
 def _integer(dataset: Any, name: str, least: int, default: int | None = None) -> int:
     """A whole number of the header; not repeated where it is none, because it could be anything."""
     value = dataset.get(name)
-    if value is None and default is not None:
+    if value in (None, "") and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DataError(f"has no usable {name}, expected a whole number from {least} on; export it again")

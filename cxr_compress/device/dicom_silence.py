@@ -8,8 +8,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-# The reader and the decoders it calls; the last one is ours, where a warning may be laid at the caller's door.
-_SPEAKERS = ("pydicom", "pylibjpeg", "openjpeg", "rle", "gdcm", "cxr_compress.device.dicom")
+# The reader and the decoders it calls; the last ones are ours, where a warning may be laid at the caller's door.
+_OURS = ("cxr_compress.device.dicom", "cxr_compress.device.dicom_header")
+_SPEAKERS = ("pydicom", "pylibjpeg", "openjpeg", "rle", "gdcm", *_OURS)
 
 _reading = threading.local()
 _lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""From an image file or array to the model's input: the only preprocessing in the project.
+"""From an image, in whatever form it comes, to the model's input: the only preprocessing in the project.
 
 Training, calibration, evaluation and the device all come through here, so that a model is scored on exactly what it
 will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resize to uint8 -> normalise to float32
@@ -8,14 +8,19 @@ will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resi
 from __future__ import annotations
 
 import functools
+import os
 import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from cxr_compress.device.decode import decode_image
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView
+from cxr_compress.device.grayscale import too_dark, used_depth
+from cxr_compress.device.sources import checked_pixels, read_source
 from cxr_compress.device.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from cxr_compress.errors import DataError
 
@@ -24,13 +29,14 @@ __all__ = [
     "IMAGENET_STD",
     "DicomView",
     "ImageGateWarning",
+    "Prepared",
     "PreprocessSpec",
     "coloured_share",
     "decode_image",
     "load_uint8",
     "normalize",
     "pixel_table",
-    "pixels_of",
+    "prepare",
     "preprocess",
     "resize_uint8",
     "to_uint8",
@@ -45,9 +51,75 @@ COLOURED_SHARE_LIMIT = 0.01
 
 GATES = ("error", "off")
 
+_DECLARED_NOWHERE = 16  # the bit depth of a spec in which nobody has set one
+
 
 class ImageGateWarning(UserWarning):
     """An image is not what the model was trained on, and the caller chose to go on (`gate="off"`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image as a model takes it, and as a person would look at it.
+
+    Attributes:
+        pixels: uint8, (height, width) for gray or (height, width, 3) for rgb, of the model's size.
+        image: the same in its own size.
+        notes: what a person should know about how it was read.
+    """
+
+    pixels: np.ndarray
+    image: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def prepare(source: Any, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW) -> Prepared:
+    """Bring an image to uint8 of the model's colour and size.
+
+    Of 16-bit files and arrays the bits that are used are told by the highest value, unless `view.bit_depth` or
+    `spec.bit_depth` (anything but 16) says how many they are.
+
+    Args:
+        source: as `sources.read_source` takes it.
+        spec: what the model expects.
+        gate: as `to_uint8`.
+        view: which frame and window of a DICOM file, and the bit depth.
+
+    Raises:
+        DataError: as `sources.read_source` and `to_uint8`; the message starts with the path where there is one.
+    """
+    picture = read_source(source, view)
+    try:
+        spec, notes = _settle_depth(picture.pixels, spec, view.bit_depth)
+        image = to_uint8(picture.pixels, spec, gate)
+        return Prepared(resize_uint8(image, spec), image, picture.notes + notes)
+    except DataError as error:
+        if isinstance(source, str | os.PathLike):
+            raise DataError(f"{os.fsdecode(source)}: {error}") from error
+        raise
+
+
+def _settle_depth(
+    image: np.ndarray, spec: PreprocessSpec, bit_depth: int | None
+) -> tuple[PreprocessSpec, tuple[str, ...]]:
+    """The spec with the bit depth of one image, and what is to be said about it."""
+    if image.dtype != np.uint16:
+        return spec, ()
+    highest = int(image.max())
+    declared = bit_depth or (spec.bit_depth if spec.bit_depth != _DECLARED_NOWHERE else None)
+    if declared is not None:
+        top = 2**declared - 1
+        above = float((image > top).mean()) if highest > top else 0.0
+        text = (
+            f"uses more than {declared} bits (its highest value is {highest}, so that {above:.1%} of the pixels are "
+            "cut to white); set --bit_depth to what it has"
+        )
+        return replace(spec, bit_depth=declared), (text,) if above else ()
+    depth = used_depth(highest, _DECLARED_NOWHERE)
+    if depth < _DECLARED_NOWHERE:
+        text = f"uses {depth} of 16 bits (its highest value is {highest}) and was read so"
+        return replace(spec, bit_depth=depth), (f"{text}; --bit_depth=16 shows it as stored",)
+    return spec, too_dark(highest)
 
 
 def to_uint8(image: np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
@@ -69,7 +141,7 @@ def to_uint8(image: np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np
     """
     if gate not in GATES:
         raise DataError(f"expected a gate of {', '.join(GATES)}; got {gate!r}")
-    image = _checked(image)
+    image = checked_pixels(image)
     if image.dtype == np.uint16:
         image = _depth_table(spec.bit_depth)[image]
     if spec.color == "rgb":
@@ -92,16 +164,12 @@ def resize_uint8(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
 def load_uint8(path: str | Path, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW) -> np.ndarray:
     """Read a file as what caches hold: uint8, (height, width) for gray or (height, width, 3) for rgb.
 
-    `view` says which frame and window of a DICOM file; the others have one.
+    These are the pixels of `prepare`, whose notes are left out.
 
     Raises:
-        DataError: as `decode_image` and `to_uint8`; the message starts with the path.
+        DataError: as `prepare`.
     """
-    image = decode_image(path, view)
-    try:
-        return resize_uint8(to_uint8(image, spec, gate), spec)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    return prepare(path, spec, gate, view).pixels
 
 
 def normalize(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
@@ -139,30 +207,20 @@ def normalize(image: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     return out
 
 
-def pixels_of(
-    source: str | Path | np.ndarray, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW
-) -> np.ndarray:
-    """Turn one image file, or one decoded image, into uint8 of the model's size, as `load_uint8` gives it."""
-    if isinstance(source, np.ndarray):
-        return resize_uint8(to_uint8(source, spec, gate), spec)
-    return load_uint8(source, spec, gate, view)
-
-
-def preprocess(
-    source: str | Path | np.ndarray, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW
-) -> np.ndarray:
-    """Turn one image file, or one decoded image, into one model input: float32 (height, width, channels), or uint8.
+def preprocess(source: Any, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW) -> np.ndarray:
+    """Turn one image into one model input: float32 (height, width, channels), or uint8.
 
     Args:
-        source: a path, or an array as `to_uint8` takes it (RGB order, not BGR).
+        source: a path, bytes, a binary file object, a Pillow image or an array, as `sources.read_source` takes it; the
+            colours of an array are in the order RGB, not BGR.
         spec: what the model expects.
         gate: as `to_uint8`.
         view: which frame and window of a DICOM file.
 
     Raises:
-        DataError: as `decode_image` and `to_uint8`.
+        DataError: as `prepare`.
     """
-    return normalize(pixels_of(source, spec, gate, view), spec)
+    return normalize(prepare(source, spec, gate, view).pixels, spec)
 
 
 def coloured_share(image: np.ndarray) -> float:
@@ -184,20 +242,6 @@ def _check_gray(image: np.ndarray, gate: str) -> None:
     if gate == "error":
         raise DataError(f"{text}; export the film itself, or go on at your own risk with --gate=off")
     warnings.warn(f"{text}; it was turned to gray because the gate is off", ImageGateWarning, stacklevel=3)
-
-
-def _checked(image: np.ndarray) -> np.ndarray:
-    """Give the image as (H, W) or (H, W, 3), or raise a DataError."""
-    image = np.asarray(image)
-    if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"expected pixels as uint8 or uint16, got {image.dtype}; do not normalise beforehand")
-    if image.ndim == 3 and image.shape[2] == 1:  # noqa: PLR2004
-        image = image[..., 0]
-    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):  # noqa: PLR2004
-        raise DataError(f"expected an image of shape (H, W) or (H, W, 3), got {image.shape}")
-    if 0 in image.shape:
-        raise DataError(f"expected an image with pixels, got shape {image.shape}")
-    return image
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Models from elsewhere: whatever their end, order, preprocessing and file, the exported file says by name what Keras does.
+"""Models from elsewhere: whatever their end, order, preprocessing and kind of file, the export says what Keras says.
 
 The network answers "gray" for images of middle brightness, which no other scaling of its input does: a wrong preset, a
 wrong order or a second sigmoid shows in its probabilities and in its AUROC.
@@ -20,7 +20,6 @@ from cxr_compress.cli.compress import main as compress
 from cxr_compress.cli.convert import main as convert
 from cxr_compress.cli.evaluate import main as evaluate
 from cxr_compress.device import Classifier, read_model
-from cxr_compress.device.decode import decode_image
 from cxr_compress.keras2 import keras
 from cxr_compress.models.keras_file import save_model
 from tests.cli.runner import errors_of
@@ -77,6 +76,10 @@ def average(z: Any) -> Any:
     return layers.Average(name="ensemble")(heads)
 
 
+def clip(z: Any) -> Any:
+    return tf.clip_by_value(tf.sigmoid(z), 0.1, 0.9)
+
+
 HEADS = ((1.0, 0.0), (3.0, -1.0))
 
 
@@ -100,10 +103,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pixels(folder: Path, scale: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The first eight images as the network takes them, without the package's own normalization."""
-    resized = [
-        cv2.resize(decode_image(folder / f"{n}.png"), (SIZE, SIZE), interpolation=cv2.INTER_AREA) for n in range(8)
-    ]
-    return scale(np.repeat(np.stack(resized)[..., None].astype(np.float64), 3, axis=-1)).astype(np.float32)
+    read = [cv2.imread(str(folder / f"{number}.png"), cv2.IMREAD_GRAYSCALE) for number in range(8)]
+    small = np.stack([cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for image in read])
+    return scale(np.repeat(small[..., None].astype(np.float64), 3, axis=-1)).astype(np.float32)
 
 
 def found_in(path: Path, folder: Path) -> dict[str, np.ndarray]:
@@ -125,12 +127,7 @@ CASES: dict[str, tuple[Build, str, list[str], dict[str, int]]] = {
     "inside_tf": (sigmoid_layer, "inside_tf", ["--labels=Gray"], {"Gray": 0}),
     "average": (average, "unit", ["--labels=Gray", "--preset=unit"], {"Gray": 0}),
     "one_minus": (lambda z: 1.0 - tf.sigmoid(z), "unit", ["--labels=Not gray", "--preset=unit"], {"Not gray": 0}),
-    "clip": (
-        lambda z: tf.clip_by_value(tf.sigmoid(z), 0.1, 0.9),
-        "unit",
-        ["--labels=Gray", "--preset=unit"],
-        {"Gray": 0},
-    ),
+    "clip": (clip, "unit", ["--labels=Gray", "--preset=unit"], {"Gray": 0}),
     "finding_first": (
         pair(first=True),
         "unit",
@@ -195,16 +192,8 @@ ASKED = {
     "twice": ("inside.keras", ["--labels=Gray", "--preset=unit"], "--preset=unit would normalize twice"),
     "positive": ("pair.keras", ["--labels=Gray,Not gray", "--preset=unit"], "give --labels=Gray,Not gray --positive="),
     "which": ("pair.keras", ["--labels=Gray", "--preset=unit"], "one label and --positive=0 or 1"),
-    "other": (
-        "pair.keras",
-        ["--labels=Gray,Not gray", "--positive=X", "--preset=unit"],
-        "expected --positive as Gray or",
-    ),
-    "no_pair": (
-        "unit.keras",
-        ["--labels=Gray", "--positive=0", "--preset=unit"],
-        "this model gives 1 outputs of another",
-    ),
+    "other": ("pair.keras", ["--labels=Gray,Not gray", "--positive=X", "--preset=unit"], "--positive as Gray or"),
+    "no_pair": ("unit.keras", ["--labels=Gray", "--positive=0", "--preset=unit"], "gives 1 outputs of another"),
     "count": ("unit.keras", ["--labels=a,b", "--preset=unit"], "expected 1 labels, one for each output"),
     "double": ("pair.keras", ["--labels=a,a", "--positive=0", "--preset=unit"], "got 'a' twice"),
 }

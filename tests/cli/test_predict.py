@@ -13,11 +13,12 @@ import pytest
 
 from cxr_compress.cli.predict import main
 from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.device.modelfile import INTENDED_USE, read_model
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 from tests.device.films import colour_photo, draw_chest, draw_film
 from tests.device.golden import INT8_MODEL
-from tests.device.images import jpeg, png
+from tests.device.images import encoded, jpeg, png
 
 MODEL = f"--model={INT8_MODEL}"
 SYNTHETIC = "cxr_predict: warning: this model was trained on drawn images; its findings say nothing about patients\n"
@@ -84,7 +85,8 @@ def test_predict_table_names_findings_and_ends_with_the_sentence(
     assert main([MODEL, str(film)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0].split() == ["image", "label", "probability", "threshold", "positive", "logit", "milliseconds"]
+    columns = ["image", "label", "probability", "threshold", "positive", "logit", "milliseconds", "warnings"]
+    assert lines[0].split() == columns
     assert [line.split()[1] for line in lines[2:4]] == ["opacity", "large"]
     assert lines[-1] == INTENDED_USE
     assert err == SYNTHETIC
@@ -156,7 +158,7 @@ def test_predict_single_bad_image_is_one_line_and_exit_2(
         "empty": (b"", "is empty; copy or export it again"),
         "text": (
             b"Patient: ...",
-            "is not a PNG, JPEG or DICOM file (it starts with 50 61 74 69); export it as PNG first",
+            "is not a PNG, JPEG, BMP, TIFF, WebP or DICOM file (it starts with 50 61 74 69); export it as PNG first",
         ),
         "colour": (png(colour_photo()), "or go on at your own risk with --gate=off"),
     }[kind]
@@ -200,11 +202,100 @@ def test_predict_inverted_film_is_named_by_number_and_in_the_result(
     assert "b.png" not in err
 
 
+def odd_files(folder: Path) -> dict[str, str]:
+    """Images that would get a finding like any other, and what is said of each."""
+    chest = draw_chest(80, 80)
+    twelve = np.rint(chest.astype(np.float64) * 4095 / 255).astype(np.uint16)
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80), dtype=np.uint8)
+    files = {
+        "a_black.png": (png(chest // 20), "is nearly black"),
+        "b_white.png": (png(240 + chest // 20), "is nearly white"),
+        "c_levels.png": (png(chest // 64 * 64), "has few gray levels"),
+        "d_noise.png": (png(noise), "looks like noise"),
+        "e_small.png": (png(chest[::4, ::4]), "is small"),
+        "f_12_bits.png": (png(twelve), "uses 12 of 16 bits"),
+        "g_inverted.png": (png(255 - chest), "looks inverted"),
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    return {name: text for name, (_, text) in files.items()}
+
+
+def test_predict_odd_images_carry_their_warning_in_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = odd_files(tmp_path)
+    (tmp_path / "h_sound.png").write_bytes(png(draw_chest(80, 80)))
+    assert main([MODEL, str(tmp_path), "--format=json"]) == 0
+    out, err = capsys.readouterr()
+    warned = [image["warnings"] for image in json.loads(out)["images"]]
+    for number, (said, text) in enumerate(zip(warned, texts.values(), strict=False), 1):
+        (line,) = [line for line in said if line.startswith(f"{text} (")]
+        assert f"cxr_predict: warning: image {number}: {line}\n" in err
+    assert warned[-1] == []
+    assert not [name for name in texts if name in err]
+    assert main([MODEL, str(tmp_path), "--format=csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["warnings"].split(" | ") for row in rows[::2]] == [said or [""] for said in warned]
+    assert [row["warnings"] for row in rows[::2]] == [row["warnings"] for row in rows[1::2]]
+    assert main([MODEL, str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:18]
+    for line, text in zip(lines[::2], [*texts.values(), ""], strict=True):
+        assert text in line.split("  ")[-1]
+
+
+def test_predict_12_of_16_bits_gives_the_findings_of_the_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = draw_film(1)
+    twelve = np.rint(film * (4095 / 255)).astype(np.uint16)  # comes back as film, rounded to 8 bits
+    for name, image in (("a", film), ("b", twelve), ("c", film.astype(np.uint16) * 257)):
+        (tmp_path / f"{name}.png").write_bytes(png(image))
+    findings = []
+    for flags in ([], ["--bit_depth=12"], ["--bit_depth=16"]):
+        named = [str(tmp_path / name) for name in ("a.png", "b.png", *(["c.png"] if not flags else []))]
+        assert main([MODEL, *named, "--format=json", *flags]) == 0
+        findings.append([image["findings"][0]["probability"] for image in read_json(capsys)["images"]])
+    assert findings[0][1] == findings[1][1] == findings[0][2] == findings[0][0]
+    assert abs(findings[2][1] - findings[0][0]) > 0.02  # control: as stored it is another picture
+    assert main([MODEL, str(tmp_path), "--bit_depth=17"]) == 2
+    assert "--bit_depth: expected a bit_depth from 8 to 16, got 17" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_predict_blank_image_is_refused_unless_the_gate_is_off(
+    tmp_path: Path, film: Path, level: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blank = tmp_path / "blank.png"
+    blank.write_bytes(png(np.full((60, 50), level, np.uint8)))
+    text = f"is blank (every pixel has the level {level} of 0 to 255)"
+    assert main([MODEL, str(blank)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"cxr_predict: {blank}: {text}; look at it")
+    assert err.count("\n") == 1
+    assert main([MODEL, str(blank), str(film), "--format=json"]) == 1
+    result = read_json(capsys)
+    assert [len(result["images"]), len(result["errors"])] == [1, 1]
+    assert main([MODEL, str(blank), "--gate=off", "--format=json"]) == 0
+    assert read_json(capsys)["images"][0]["warnings"][0].startswith(text)
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.bmp", "a.tif", "a.webp", "a.JPE"])
+def test_predict_reads_every_kind_of_file(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    suffix = Path(name).suffix
+    data = jpeg(draw_film(1)) if suffix in (".jfif", ".JPE") else encoded(draw_film(1), suffix)
+    (tmp_path / name).write_bytes(data)
+    assert main([MODEL, str(tmp_path), "--format=json"]) == 0
+    expected = Classifier(INT8_MODEL).predict(data).to_dict()["findings"]
+    assert [image["findings"] for image in read_json(capsys)["images"]] == [expected]
+
+
 def test_predict_folder_without_images_is_exit_2_alone_and_1_in_a_batch(
     tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    text = f"cxr_predict: {tmp_path / 'empty'}: holds no image (.png, .jpg, .jpeg, .dcm, .dicom); check the folder\n"
+    text = f"cxr_predict: {tmp_path / 'empty'}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the folder\n"
     assert main([MODEL, str(tmp_path / "empty")]) == 2
     assert capsys.readouterr() == ("", text)
     assert main([MODEL, str(tmp_path / "empty"), str(film)]) == 1
@@ -297,10 +388,12 @@ def test_predict_dicom_file_and_folder_equal_the_png(tmp_path: Path, capsys: pyt
     (tmp_path / "a.png").write_bytes(png(draw_film(1)))
     (tmp_path / "b.dcm").write_bytes(make_dicom(draw_film(1)))
     (tmp_path / "c").write_bytes(make_dicom(255 - draw_film(1), "MONOCHROME1"))
+    (tmp_path / "d.IMA").write_bytes(make_dicom(draw_film(1)))
+    (tmp_path / "e.export").write_bytes(make_dicom(draw_film(1)))
     assert main([MODEL, str(tmp_path), "--format=json"]) == 0
     images = read_json(capsys)["images"]
-    assert [Path(image["image"]).name for image in images] == ["a.png", "b.dcm", "c"]
-    assert images[0]["findings"] == images[1]["findings"] == images[2]["findings"]
+    assert [Path(image["image"]).name for image in images] == ["a.png", "b.dcm", "c", "d.IMA", "e.export"]
+    assert all(image["findings"] == images[0]["findings"] for image in images)
 
 
 def test_predict_frame_and_window_choose_what_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +414,10 @@ def test_predict_frame_and_window_choose_what_is_seen(tmp_path: Path, capsys: py
     assert answers[2] == answers[3] != answers[1]
     for flags, text in (
         ([], "holds 2 frames, expected one film; choose one with --frame=1 to 2"),
-        (["--frame=0"], "--frame or --window: expected a frame number from 1 on, got 0 (see cxr_predict --help)"),
+        (
+            ["--frame=0"],
+            "--frame, --window or --bit_depth: expected a frame number from 1 on, got 0 (see cxr_predict --help)",
+        ),
         (["--frame=1", "--window=9"], "offers 2 windows, --window=9 is none of them"),
         (["--frame=1", "--window=wide"], "expected a window as its number in the file (from 1 on) or CENTER,WIDTH"),
     ):

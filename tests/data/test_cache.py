@@ -15,9 +15,10 @@ from cxr_compress.data.cache import build_cache, open_cache, verify_cache
 from cxr_compress.data.cache_plan import PREPROCESS_VERSION, plan_cache
 from cxr_compress.data.dataset import Split
 from cxr_compress.data.images import decode_split
-from cxr_compress.device.preprocess import PreprocessSpec, resize_uint8, to_uint8
+from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import CompressionError, DataError
 from tests.data.cache_films import FILM, SPEC, films_of, names_in, split_of
+from tests.device.images import exif, png, with_exif
 
 
 @pytest.fixture
@@ -231,6 +232,7 @@ def test_folder_that_cannot_be_written_is_one_clear_line(tmp_path) -> None:
 
 def test_preprocess_version_stands_for_these_bytes() -> None:
     """When this fails, PREPROCESS_VERSION must count up: caches of before hold other bytes than decoding gives now."""
-    film = (np.arange(64 * 64, dtype=np.uint64) * 2654435761 % 2**32 >> 16).astype(np.uint16).reshape(64, 64)
-    found = zlib.crc32(resize_uint8(to_uint8(film, SPEC), SPEC).tobytes())
-    assert (PREPROCESS_VERSION, found) == (1, 3249503788)
+    film = (np.arange(64 * 48, dtype=np.uint64) * 2654435761 % 2**32 >> 16).astype(np.uint16).reshape(64, 48)
+    decoded = [prepare(data, SPEC).pixels for data in (png(film), png(film >> 4), with_exif(png(film), exif(6)))]
+    found = [zlib.crc32(pixels.tobytes()) for pixels in decoded]
+    assert (PREPROCESS_VERSION, found) == (2, [2645436711, 116275808, 2594152166])

@@ -75,6 +75,6 @@ def test_open_cache_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
 def test_open_cache_file_of_another_version_is_refused(tmp_path: Path) -> None:
     entry = build_cache(split_of(tmp_path), SPEC, tmp_path / "cache")
     manifest = entry.path.with_suffix(".json")
-    manifest.write_text(manifest.read_text().replace('"preprocess_version": 1', '"preprocess_version": 0'))
+    manifest.write_text(manifest.read_text().replace('"preprocess_version": 2', '"preprocess_version": 1'))
     with pytest.raises(DataError, match="made by another version of cxr_data"):
         open_cache_file(entry.path, SPEC)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import Split, decode_split
+from cxr_compress.data.decoding import ImageNoteWarning
 from cxr_compress.device.preprocess import PreprocessSpec, decode_image, normalize, preprocess, to_uint8
 from cxr_compress.errors import DataError
 from tests.data.files import draw
+from tests.device.films import draw_film
+from tests.device.images import png
 
 
 def make_split(folder: Path, names: list[str], **options) -> Split:
@@ -116,3 +119,15 @@ def test_decode_split_interrupted_in_a_progress_call_ends_at_once(tmp_path) -> N
     with pytest.raises(KeyboardInterrupt):
         decode_split(split, PreprocessSpec(8, 8), workers=1, progress=interrupt)
     assert told == [8]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_decode_split_says_once_how_many_images_were_not_read_as_declared(tmp_path, cached) -> None:
+    split = make_split(tmp_path, [f"name{number}.png" for number in range(12)])
+    for number, path in enumerate(split.paths):
+        path.write_bytes(png(draw_film(number).astype(np.uint16) * (257 if number % 3 else 16)))
+    with pytest.warns(ImageNoteWarning) as told:
+        decode_split(split, PreprocessSpec(16, 16), cache_dir=tmp_path / "cache" if cached else None)
+    (text,) = [str(warning.message) for warning in told]
+    assert text.startswith("4 of the 12 images in train need a look, the first is image 1: it uses 12 of 16 bits")
+    assert "name0" not in text

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.dicom import DicomView
+from cxr_compress.device.image_checks import in_short
 from cxr_compress.device.modelfile import ModelFile, pack_model, read_model
 from cxr_compress.device.preprocess import ImageGateWarning, PreprocessSpec, preprocess
 from cxr_compress.errors import DataError, ModelFileError
@@ -224,6 +226,24 @@ def test_predict_colour_photo_is_refused_unless_the_gate_is_off(model: Path) -> 
         Classifier(model).predict(colour_photo())
     with pytest.warns(ImageGateWarning, match="gate is off"):
         Classifier(model, gate="off").predict(colour_photo())
+
+
+@pytest.mark.parametrize("blank", [np.full((40, 40), 77, np.uint8), np.zeros((40, 40), np.uint16)])
+def test_predict_blank_image_is_refused_unless_the_gate_is_off(model: Path, blank: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"^is blank .* go on at your own risk with --gate=off$"):
+        Classifier(model).predict(blank)
+    (text,) = Classifier(model, gate="off").predict(blank).warnings
+    assert text.startswith("is blank")
+
+
+def test_predict_bit_depth_comes_from_the_data_or_the_view(model: Path) -> None:
+    film = draw_film(0).astype(np.uint16) * 16
+    findings = Classifier(model).predict(film)
+    assert findings.warnings[0].startswith("uses 12 of 16 bits")
+    told = Classifier(model, view=DicomView(bit_depth=12)).predict(film)
+    assert told.warnings == findings.warnings[1:]
+    np.testing.assert_array_equal(told.logits, findings.logits)
+    assert "is nearly black" in in_short(Classifier(model, view=DicomView(bit_depth=16)).predict(film).warnings[0])
 
 
 def test_predict_missing_file_names_it(classifier: Classifier) -> None:

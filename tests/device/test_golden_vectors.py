@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cxr_compress.device.golden import fingerprint_array
 from cxr_compress.device.golden_vectors import GOLDEN_FILMS, GoldenVectors, draw_golden_films
-from cxr_compress.device.preprocess import pixels_of
+from cxr_compress.device.preprocess import prepare
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
 
@@ -40,7 +40,7 @@ def test_draw_golden_films_have_the_size_of_the_input_and_pass_unresampled() -> 
     for spec, shape in ((GRAY, (64, 48)), (COLOUR, (33, 40, 3))):
         films = draw_golden_films(spec, 0)
         assert (films.dtype, films.shape) == (np.uint8, (GOLDEN_FILMS, *shape))
-        np.testing.assert_array_equal(pixels_of(films[0], spec), films[0])
+        np.testing.assert_array_equal(prepare(films[0], spec).pixels, films[0])
 
 
 def test_draw_golden_films_differ_in_more_than_noise() -> None:

@@ -1,0 +1,153 @@
+"""The one way in for images: a path, bytes, a file object, a Pillow image or an array become the same pixels."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.containers import upright
+from cxr_compress.device.decode import read_bytes, read_image, without_alpha
+from cxr_compress.device.dicom import FIRST_VIEW, DicomView, Picture
+from cxr_compress.errors import DataError
+
+# Modes of Pillow by what becomes of them. A palette and two colors are resolved by Pillow itself.
+_PIL_AS_THEY_ARE = ("L", "LA", "RGB", "RGBA")
+_PIL_16_BITS = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I;16N": "=u2"}
+_PIL_CONVERTED = {"1": "L", "P": "RGBA", "PA": "RGBA", "RGBX": "RGB"}
+_PIL_32_BITS = "I"
+_ORIENTATION = 274
+_MOST = 2**16 - 1
+_RGB = 3
+
+
+def read_source(source: Any, view: DicomView = FIRST_VIEW) -> Picture:
+    """Decode what a caller has of an image.
+
+    Args:
+        source: a path; the content of a file as bytes; a file object opened in binary mode, which is read from where it
+            stands; a Pillow image of a mode that holds gray or RGB, turned as its EXIF says; or pixels as an array,
+            uint8 or uint16, (H, W), (H, W, 1) or (H, W, 3). Colors are RGB: what `cv2.imread` gives is BGR, so give
+            the path instead, or `image[..., ::-1]`.
+        view: which frame and window of a DICOM file.
+
+    Returns:
+        uint8 or uint16, (H, W) or (H, W, 3) RGB.
+
+    Raises:
+        DataError: nothing of these, or what `read_image` refuses; the message names a path and nothing else.
+    """
+    if isinstance(source, str | os.PathLike):
+        return read_image(os.fsdecode(source), view)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read_content(bytes(source), view)
+    if hasattr(source, "getbands") and hasattr(source, "tobytes"):
+        return _read_pil(source)
+    if hasattr(source, "read"):
+        return _read_content(_content_of(source), view)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return Picture(checked_pixels(np.asarray(source)))
+    raise DataError(
+        "expected an image as a path, bytes, a binary file object, a Pillow image or an array of pixels, got "
+        f"{type(source).__name__}"
+    )
+
+
+def checked_pixels(image: np.ndarray) -> np.ndarray:
+    """Give an array of pixels as (H, W) or (H, W, 3), or say what is wrong with it.
+
+    Raises:
+        DataError: another dtype or shape, or no pixels.
+    """
+    image = np.asarray(image)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"expected pixels as uint8 or uint16, got {image.dtype}{_about(image)}")
+    if image.ndim == _RGB and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim != 2 and not (image.ndim == _RGB and image.shape[2] == _RGB):  # noqa: PLR2004
+        text = f"expected an image of shape (H, W) or (H, W, 3), got {image.shape}"
+        if image.ndim == _RGB and image.shape[0] in (1, _RGB):
+            text += "; channels come last: image.transpose(1, 2, 0)"
+        elif image.ndim == _RGB + 1:
+            text += "; give one image at a time"
+        elif image.ndim == _RGB and image.shape[2] == _RGB + 1:
+            text += "; leave the transparency out: image[..., :3]"
+        raise DataError(text)
+    if 0 in image.shape:
+        raise DataError(f"expected an image with pixels, got shape {image.shape}")
+    return image
+
+
+def _about(image: np.ndarray) -> str:
+    """What to do about pixels of another dtype."""
+    if image.dtype.kind == "f":
+        if not np.isfinite(image).all():
+            return " with NaN or infinity; do not normalise beforehand"
+        if image.size and image.min() >= 0 and image.max() <= 1:
+            return " from 0 to 1; do not normalise beforehand, or give (255 * image).round().astype(np.uint8)"
+    if image.dtype.kind == "b":
+        return "; do not normalise beforehand: give 0 and 255 as uint8"
+    if image.dtype.kind == "O":
+        return "; do not normalise beforehand, and give numbers, all rows of one length"
+    return "; do not normalise beforehand"
+
+
+def _read_content(data: bytes, view: DicomView) -> Picture:
+    try:
+        return read_bytes(data, view)
+    except DataError as error:
+        raise DataError(f"the image: {error}") from error
+
+
+def _content_of(file: Any) -> bytes:
+    """All that a file object still has to give."""
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:  # closed, or it was not opened for reading
+        raise DataError(f"expected a file object that can be read: {error}") from error
+    except Exception as error:  # whatever an object of somebody else raises, as a network response does
+        raise DataError(f"expected a file object that can be read, it raised {type(error).__name__}") from error
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise DataError(f"expected a file object opened in binary mode ('rb'), it gives {type(content).__name__}")
+    if not len(content):
+        raise DataError("the image: is empty; a file object is read from where it stands: seek(0) first")
+    return bytes(content)
+
+
+def _read_pil(image: Any) -> Picture:
+    """The pixels of a Pillow image, known by what it can do, because Pillow may not be installed."""
+    try:
+        image.load()  # a TIFF is turned, and a truncated file noticed, only now
+        exif = image.getexif().get(_ORIENTATION, 1) if hasattr(image, "getexif") else 1
+        mode = image.mode
+        if mode in _PIL_CONVERTED:
+            image = image.convert(_PIL_CONVERTED[mode])
+        width, height = image.size
+        content = image.tobytes()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others on damaged files
+        raise DataError(
+            f"the image: Pillow cannot read it ({type(error).__name__}); copy or export it again"
+        ) from error
+    if not width or not height:
+        raise DataError(f"expected an image with pixels, got one of {width} x {height}")
+    pixels = _pil_pixels(image.mode, content, (height, width))
+    picture = without_alpha(pixels)
+    turned = exif if isinstance(exif, int) and 1 <= exif <= 8 else 1  # noqa: PLR2004 - as EXIF counts them
+    return Picture(upright(picture.pixels, turned), picture.notes)
+
+
+def _pil_pixels(mode: str, content: bytes, size: tuple[int, int]) -> np.ndarray:
+    if mode in _PIL_AS_THEY_ARE:
+        return np.frombuffer(content, np.uint8).reshape(*size, len(mode))[..., 0 if mode == "L" else slice(None)]
+    if mode in _PIL_16_BITS:
+        return np.frombuffer(content, _PIL_16_BITS[mode]).astype(np.uint16).reshape(size)
+    if mode == _PIL_32_BITS:  # what Pillow makes of 16-bit PNGs, among others
+        wide = np.frombuffer(content, np.int32).reshape(size)
+        if wide.min() >= 0 and wide.max() <= _MOST:
+            return wide.astype(np.uint16)
+        raise DataError(
+            f"expected a Pillow image of 8 or 16 bits, got mode I with values from {wide.min()} to {wide.max()}"
+        )
+    known = ", ".join((*_PIL_AS_THEY_ARE, *_PIL_16_BITS, *_PIL_CONVERTED, _PIL_32_BITS))
+    raise DataError(f"expected a Pillow image of mode {known}; got {mode}: give image.convert('L') or convert('RGB')")

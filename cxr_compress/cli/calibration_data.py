@@ -17,9 +17,9 @@ from cxr_compress.cli.quiet import Say
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
 from cxr_compress.data.cache_reading import open_cache_file
 from cxr_compress.data.load import read_dataset
-from cxr_compress.data.reading import read_table
 from cxr_compress.data.split import Split
-from cxr_compress.data.table import RESERVED
+from cxr_compress.data.table import OTHER_NAMES, RESERVED
+from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import PreprocessSpec
@@ -167,7 +167,7 @@ def _of_split(films: Split, spec: PreprocessSpec, steps: int) -> Batches:
 def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int) -> Batches:
     """The training part of a table with labels, as the reader of data sets parts it; all of one with paths alone."""
     column = options.get("path_column", _PATH)
-    table = read_table(path, who="csv", needed=(column,), exact=True)
+    table = read_table(path, who="csv", needed=(column,), optional=RESERVED, other_names=OTHER_NAMES, exact=True)
     if set(table.columns) - {column, *RESERVED} or "split" in table.columns:
         return _of_split(read_dataset("csv", path, options=options).train, spec, steps)
     return image_batches(pick_evenly([path.parent / row[column] for row in table.rows], steps), spec)

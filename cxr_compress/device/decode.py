@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,13 +18,24 @@ import numpy as np
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView, decode_dicom
 from cxr_compress.errors import DataError
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *DICOM_SUFFIXES)
+# What one file is: by its suffix an image, or by its first DICOM_HEAD_BYTES a DICOM file whatever it is called.
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
+    *DICOM_SUFFIXES,
+)
+DICOM_HEAD_BYTES = 1024
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8"
 _DICOM_PREAMBLE = 128
 _DICOM_MAGIC = b"DICM"
+# What a file without preamble starts with: file meta information or the group that identifies the image. The value
+# representations, and which of them have a length of 32 bits behind two spare bytes (PS3.5, table 7.1-1).
+_FIRST_GROUPS = (0x0002, 0x0008)
+_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_MOST_BYTES = 2**16  # of one of the first elements, which are short texts and numbers
 _AGAIN = "copy or export it again"
 # A mark that ends entropy-coded data: not a stuffed zero, not a restart mark, not a fill byte (ITU-T T.81, B.1.1.5).
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
@@ -78,7 +90,7 @@ def decode_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool 
     if not data:
         raise DataError(f"is empty; {_AGAIN}")
     plain = data.startswith((_PNG_SIGNATURE, _JPEG_START))
-    if not plain and (bare_dicom or _is_dicom(data)):
+    if not plain and (bare_dicom or is_dicom(data)):
         return decode_dicom(data, view)
     _check_container(data)
     try:
@@ -93,9 +105,9 @@ def decode_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool 
 def images_in(folder: str | Path) -> list[Path]:
     """The images in a folder and its sub-folders, sorted by path.
 
-    By suffix (IMAGE_SUFFIXES); files without one, or named by a UID as archives do ("1.2.840.113"), are looked into for
-    the mark of DICOM. Hidden files are left out (macOS leaves "._name.png" beside every image it copies to a USB
-    stick), and so is a DICOMDIR, which is a list of images.
+    By suffix (IMAGE_SUFFIXES); the others are looked into for the mark of DICOM, whatever they are called. Hidden files
+    are left out (macOS leaves "._name.png" beside every image it copies to a USB stick), and so is a DICOMDIR, which is
+    a list of images.
 
     Raises:
         DataError: not a folder.
@@ -103,24 +115,56 @@ def images_in(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give a folder of images")
-    return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and _looks_like_image(path))
+    return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and is_image_file(path))
 
 
-def _looks_like_image(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
+    """Whether a file counts as an image in a folder: by its suffix, or because it is DICOM under any other name."""
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return path.is_file()
-    if (suffix and not suffix[1:].isdigit()) or path.name == "DICOMDIR" or not path.is_file():
+    if path.name == "DICOMDIR" or not path.is_file():
         return False
     try:
         with path.open("rb") as file:
-            return _is_dicom(file.read(_DICOM_PREAMBLE + len(_DICOM_MAGIC)))
+            return is_dicom(file.read(DICOM_HEAD_BYTES))
     except OSError:
         return False
 
 
-def _is_dicom(data: bytes) -> bool:
-    return data[_DICOM_PREAMBLE : _DICOM_PREAMBLE + len(_DICOM_MAGIC)] == _DICOM_MAGIC
+def is_dicom(head: bytes) -> bool:
+    """Whether a file is DICOM, told by its first `DICOM_HEAD_BYTES` or more: its mark, or elements without a preamble.
+
+    Without preamble and mark the first two elements have to be written as DICOM writes them, in ascending order.
+    """
+    if head[_DICOM_PREAMBLE : _DICOM_PREAMBLE + len(_DICOM_MAGIC)] == _DICOM_MAGIC:
+        return True
+    kinds: tuple[tuple[Literal["little", "big"], bool], ...] = (("little", True), ("little", False), ("big", True))
+    return any(_starts_with_elements(head, order, explicit=explicit) for order, explicit in kinds)
+
+
+def _starts_with_elements(head: bytes, order: Literal["little", "big"], *, explicit: bool) -> bool:
+    """Whether the bytes start with two elements of a DICOM data set (PS3.5, section 7.1)."""
+    first = _element(head, order, explicit=explicit)
+    if first is None or first[0][0] not in _FIRST_GROUPS:
+        return False
+    second = _element(head[first[1] :], order, explicit=explicit)
+    return second is not None and second[0] > first[0]
+
+
+def _element(data: bytes, order: Literal["little", "big"], *, explicit: bool) -> tuple[tuple[int, int], int] | None:
+    """Tag and whole length in bytes of the element that the bytes start with; None where they start with none."""
+    tag = int.from_bytes(data[:2], order), int.from_bytes(data[2:4], order)
+    if not explicit:
+        start, length = 8, int.from_bytes(data[4:8], order)
+    elif data[4:6] in _SHORT_VRS:
+        start, length = 8, int.from_bytes(data[6:8], order)
+    elif data[4:6] in _LONG_VRS:
+        start, length = 12, int.from_bytes(data[8:12], order)
+    else:
+        return None
+    sound = len(data) >= start and length % 2 == 0 and length <= _MOST_BYTES
+    return (tag, start + length) if sound else None
 
 
 def _drop_alpha(image: np.ndarray) -> np.ndarray:

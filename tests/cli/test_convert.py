@@ -236,7 +236,7 @@ def test_convert_takes_an_activation_off_and_says_so(
         (["--quant_type=int8", "--calibration_data=FOLDER/nowhere"], "nowhere is no folder"),
         (
             ["--quant_type=int8", "--calibration_data=FOLDER/empty"],
-            "empty holds no image (.png, .jpg, .jpeg, .dcm, .dicom)",
+            "empty holds no image (.png, .jpg, .jpeg, ",
         ),
         (["--quant_type=int8", "--calibration_data=FOLDER/films/more"], "at least 16 calibration images, got 1"),
         (["--quant_type=int8", "--calibration_data=FOLDER/broken"], "broken"),

@@ -13,6 +13,7 @@ import pytest
 
 from cxr_compress.cli.predict import main
 from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.device.modelfile import INTENDED_USE, read_model
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 from tests.device.films import colour_photo, draw_chest, draw_film
@@ -204,7 +205,7 @@ def test_predict_folder_without_images_is_exit_2_alone_and_1_in_a_batch(
     tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    text = f"cxr_predict: {tmp_path / 'empty'}: holds no image (.png, .jpg, .jpeg, .dcm, .dicom); check the folder\n"
+    text = f"cxr_predict: {tmp_path / 'empty'}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the folder\n"
     assert main([MODEL, str(tmp_path / "empty")]) == 2
     assert capsys.readouterr() == ("", text)
     assert main([MODEL, str(tmp_path / "empty"), str(film)]) == 1

@@ -6,13 +6,16 @@ import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pydicom = pytest.importorskip("pydicom")
 
-from cxr_compress.device.decode import decode_image, images_in  # noqa: E402
+from cxr_compress.device.decode import decode_image, images_in, is_dicom  # noqa: E402
 from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import make_dataset, make_dicom  # noqa: E402
@@ -24,19 +27,36 @@ FILM12 = draw_film(2).astype(np.uint16) * 16 + draw_film(3) % 16  # 0 to 4095
 FULL12 = {"WindowCenter": 2048, "WindowWidth": 4096}
 
 
-def test_dicom_without_preamble_is_known_by_its_suffix(tmp_path: Path) -> None:
-    dataset = make_dataset(FILM)
+def bare(dataset: Any, *, implicit: bool, little: bool = True) -> bytes:
+    """A file without preamble, mark and file meta information."""
     buffer = io.BytesIO()
     del dataset.file_meta
     dataset.preamble = None
-    pydicom.dcmwrite(buffer, dataset, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    assert buffer.getvalue()[128:132] != b"DICM"
-    for name in ("film.dcm", "film.DICOM"):
-        (tmp_path / name).write_bytes(buffer.getvalue())
+    pydicom.dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "explicit"])
+def test_dicom_without_preamble_is_known_under_any_name(tmp_path: Path, implicit: bool) -> None:
+    data = bare(make_dataset(FILM), implicit=implicit)
+    assert data[128:132] != b"DICM"
+    for name in ("film.dcm", "film.IMA", "film", "film.png", "film.txt"):
+        (tmp_path / name).write_bytes(data)
         np.testing.assert_array_equal(decode_image(tmp_path / name), FILM)
-    (tmp_path / "film").write_bytes(buffer.getvalue())
-    with pytest.raises(DataError, match="is not a PNG, JPEG or DICOM file"):
-        decode_image(tmp_path / "film")
+    assert len(images_in(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\x08\x00", b"hello", b"\x08\0\0\0" * 64, bytes(600), b"\x02\0\x10\0UI" + b"\xff" * 200]
+)
+def test_dicom_mark_is_not_seen_where_it_is_not(text: bytes) -> None:
+    assert not is_dicom(text)
+
+
+@given(data=st.binary(max_size=300))
+def test_dicom_mark_of_any_bytes_is_an_answer(data: bytes) -> None:
+    assert is_dicom(data.ljust(128, b"\0")[:128] + b"DICM")
+    assert is_dicom(data) in (True, False)
 
 
 def test_dicom_suffix_on_other_content_is_judged_by_the_content(tmp_path: Path) -> None:
@@ -56,7 +76,7 @@ def test_images_in_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("not an image")
     (tmp_path / "notes.txt").write_bytes(data)
     found = [path.relative_to(tmp_path).as_posix() for path in images_in(tmp_path)]
-    assert found == ["1.2.840.113", "IM0001", "a.dcm", "b.DICOM", "c.png", "sub/IM2"]
+    assert found == ["1.2.840.113", "IM0001", "a.dcm", "b.DICOM", "c.png", "notes.txt", "sub/IM2"]
     with pytest.raises(DataError, match="is no folder"):
         images_in(tmp_path / "c.png")
 

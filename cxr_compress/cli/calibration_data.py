@@ -20,7 +20,8 @@ from cxr_compress.data.load import read_dataset
 from cxr_compress.data.split import Split
 from cxr_compress.data.table import OTHER_NAMES, RESERVED
 from cxr_compress.data.table_file import read_table
-from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
+from cxr_compress.device.decode import IMAGE_SUFFIXES
+from cxr_compress.device.folder import look_into
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
@@ -174,7 +175,7 @@ def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: 
 
 
 def _images_in(folder: Path, say: Say) -> Sequence[Path]:
-    """The images of a folder and its sub-folders, sorted by path."""
+    """The images of a folder and its sub-folders, sorted by path; what else is there is said."""
     if not folder.exists():
         raise DataError(f"--calibration_data {folder} is no folder: give a folder of images, a .csv or a .npy cache")
     if not folder.is_dir():
@@ -182,7 +183,9 @@ def _images_in(folder: Path, say: Say) -> Sequence[Path]:
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         say("calibrating on the part train of the folder: what a model is scored on must not shape it")
         folder /= "train"
-    images = images_in(folder)
-    if not images:
+    content = look_into(folder)
+    if not content.images:
         raise DataError(f"--calibration_data {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): check the folder")
-    return images
+    if note := content.note():
+        say(f"note: files of --calibration_data: {note}")
+    return content.images

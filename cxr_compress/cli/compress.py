@@ -26,7 +26,10 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
+from cxr_compress.cli.output_files import Output, check_outputs
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.device.probe_pack import read_pack
+from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -71,12 +74,30 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError(f"expected --keras_model_file to be a model file, got {values.keras_model_file!r}")
     if values.latency_table and not Path(values.latency_table).is_file():
         raise UsageError(f"expected --latency_table to be a file, got {values.latency_table!r}")
+    if values.probe_pack:
+        _check_probe_pack(values)
     if values.search and values.dry_run:
         raise UsageError("--dry_run forecasts one run, not a search: leave one of the two out")
     if values.search and isinstance(recipe.target_bytes, float):
         raise UsageError("--search wants --target_bytes as a number of bytes such as 1MB, got a fraction")
     if values.latency_table and recipe.target_latency_ms is None:
         raise UsageError("--latency_table is for a bound on latency: give --target_latency_ms too")
+
+
+def _check_probe_pack(values: flags.FlagValues) -> None:
+    if values.dry_run or values.search:
+        raise UsageError("--probe_pack writes a file and stops: leave --dry_run and --search out")
+    output = Output("probe_pack", Path(values.probe_pack), ".zip", _pack_before)
+    check_outputs(NAME, [output], inputs=[values.keras_model_file, values.data_dir], overwrite=values.overwrite)
+
+
+def _pack_before(path: Path) -> str:
+    """Whether a probe pack stands there, which only this command writes."""
+    try:
+        read_pack(path)
+    except CompressionError:
+        return ""
+    return "an earlier probe pack"
 
 
 def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None]) -> int:

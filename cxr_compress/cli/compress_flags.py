@@ -10,6 +10,7 @@ from absl import flags
 
 from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
 from cxr_compress.cli.common import UsageError, reader_options
+from cxr_compress.cli.output_files import define_overwrite_flag
 from cxr_compress.data import DATASETS
 from cxr_compress.recipe import (
     ALLOCATIONS,
@@ -126,6 +127,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Instead of --weight_sparsity: zero every weight of smaller magnitude, see --threshold_unit.",
         flag_values=values,
     )
+    define_overwrite_flag(values)
     define_augment_flags(values, with_defaults=False)
     flags.DEFINE_list("options", None, "What the reader of the set takes: name=value,...", flag_values=values)
     flags.DEFINE_list("exclude", None, "Regular expressions of layers that keep all filters.", flag_values=values)

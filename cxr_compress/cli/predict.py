@@ -118,6 +118,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError("expected --model=FILE, the .tflite to use")
     if not arguments:
         raise UsageError("expected at least one image file or folder, got none")
+    _check_heatmap_dir(values, arguments)
     view = _view(values)
     check_signature(values)
     model = read_model(values.model)
@@ -137,6 +138,16 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     total = len(batch.results) + len(batch.errors)
     print_error(NAME, f"{len(batch.errors)} of {total} could not be used: {bad}")
     return EXIT_SOME_INPUTS_BAD
+
+
+def _check_heatmap_dir(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Pictures among the images would be read as images the next time."""
+    if not values.heatmap_dir:
+        return
+    target = Path(values.heatmap_dir).resolve()
+    for argument in arguments:
+        if Path(argument).is_dir() and target.is_relative_to(Path(argument).resolve()):
+            raise UsageError(f"--heatmap_dir {values.heatmap_dir} lies in {argument}, which is searched for images")
 
 
 def _view(values: flags.FlagValues) -> DicomView:

@@ -11,6 +11,8 @@ import numpy as np
 
 from cxr_compress.evaluate.score import Evaluation
 
+_FIRST_COLUMNS = ("film", "patient")
+PREDICTIONS_START = f"{','.join(_FIRST_COLUMNS)},".encode()  # which every such file begins with
 _KEY_BYTES = 32
 _HASH_BYTES = 8  # 16 hexadecimal digits: two of 100,000 patients share one with a chance below one in a billion
 
@@ -34,7 +36,7 @@ def predictions_csv(scored: Evaluation, *, key: bytes | None = None) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"{kind}_{finding}" for kind in ("label", "logit") for finding in scored.findings]
-    writer.writerow(["film", "patient", *names])
+    writer.writerow([*_FIRST_COLUMNS, *names])
     for film, patient in enumerate(scored.patients):
         labels = ["" if np.isnan(label) else int(label) for label in scored.labels[film]]
         logits = [np.format_float_positional(logit, unique=True, trim="0") for logit in scored.logits[film]]

@@ -1,7 +1,7 @@
 """Compress a chest X-ray model into a small .tflite and say what that did to every finding.
 
     cxr_compress --model=tiny_chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run
-    cxr_compress --keras_model_file=base.keras --input_size=224 --dataset=nih --data_dir=nih --output_dir=run
+    cxr_compress --keras_model_file=base.keras --dataset=nih --data_dir=nih --output_dir=run
     cxr_compress --keras_model_file=base.keras ... --search --max_auroc_drop=0.005
 
 Trains the model (or loads yours), removes filters down to the budget, refits what is left without labels, fine-tunes,
@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +107,14 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
     from cxr_compress.pipeline import forecast_run, read_latency_table, run_recipe, search_recipe, write_probe_pack
 
     progress = _Progress(say)
+    recipe = _at_model_size(values, recipe)
     shared: dict[str, Any] = {
         "data_dir": Path(values.data_dir),
         "output_dir": Path(values.output_dir),
         "keras_model_file": Path(values.keras_model_file) if values.keras_model_file else None,
         "news": progress.tell,
         "decoding": progress.decoding,
+        "overwrite": values.overwrite,
     }
     if values.probe_pack:
         pack = Path(values.probe_pack)
@@ -120,6 +123,7 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         return EXIT_OK
     shared["latency_table"] = read_latency_table(values.latency_table) if values.latency_table else None
     if values.dry_run:
+        say(f"dry run: nothing is written to {values.output_dir}")
         _print_forecast(values.format, forecast_run(recipe, **shared).to_dict())
         return EXIT_OK
     if values.search:
@@ -130,6 +134,22 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         report = run_recipe(recipe, **shared)
     _print(values.format, report)
     return EXIT_GATE if values.max_auroc_drop is not None and not report["facts"]["gate"]["holds"] else EXIT_OK
+
+
+def _at_model_size(values: flags.FlagValues, recipe: Recipe) -> Recipe:
+    """The recipe at the size of the model to start from, which a flag or a recipe file may only say again."""
+    from cxr_compress.pipeline import image_size
+
+    size = image_size(Path(values.keras_model_file)) if values.keras_model_file else None
+    if size is None:
+        return recipe
+    told = "--input_size" if values.input_size is not None else "the input_size of --recipe"
+    if (values.input_size is not None or values.recipe) and recipe.input_size != size:
+        raise UsageError(
+            f"{told} is {recipe.input_size}, {Path(values.keras_model_file).name} takes images of {size} x {size}: "
+            f"leave --input_size out, or give --input_size={size} beside --recipe"
+        )
+    return replace(recipe, input_size=size)
 
 
 def _search_spec(values: flags.FlagValues, recipe: Recipe) -> SearchSpec:

@@ -30,7 +30,7 @@ from cxr_compress.recipe import (
 )
 
 _TEXTS = {
-    "input_size": "Height and width of the model's input, pixels.",
+    "input_size": "Height and width of the model's input, pixels; that of --keras_model_file where one is given.",
     "epochs": "Training epochs of the uncut model.",
     "learning_rate": "Of that training.",
     "batch_size": "Films per training step.",

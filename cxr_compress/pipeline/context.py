@@ -15,6 +15,7 @@ from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.ownership import claim
 from cxr_compress.pipeline.store import Artefacts, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
@@ -36,6 +37,7 @@ class RunContext:
         store: where artefacts go.
         news: is told of progress, one line each.
         about: what the model to start from says of itself.
+        overwrite: begin anew in a folder with another run.
     """
 
     recipe: Recipe
@@ -44,6 +46,7 @@ class RunContext:
     store: StageStore
     news: Callable[[str], None]
     about: ModelAbout | None = None
+    overwrite: bool = False
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
@@ -51,6 +54,18 @@ class RunContext:
         if self.about is not None and self.about.pos_weight is not None:
             return np.array(self.about.pos_weight, np.float32)
         return pos_weights(self.data.train.split.labels)
+
+    def claim(self, made_from: Mapping[str, Any]) -> None:
+        """Take the folder of the run, from which nothing is written before.
+
+        Args:
+            made_from: the original model; what else the run starts from is added.
+
+        Raises:
+            CompressionError: it holds another run.
+        """
+        whole = {**made_from, "dataset": self.recipe.dataset, "images": self.digest}
+        claim(self.store.folder, self.recipe, whole, overwrite=self.overwrite)
 
     def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
         """What decides a stage: its fields of the recipe, the films, and what it reads."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import read_about
@@ -17,6 +16,7 @@ from cxr_compress.pipeline.base import make_base, price_layers, write_probes
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, load_run_data
+from cxr_compress.pipeline.ownership import refuse_foreign
 from cxr_compress.pipeline.quantising import quantise
 from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
 from cxr_compress.pipeline.removal import choose, remove, repair
@@ -35,6 +35,7 @@ def run_recipe(
     latency_table: CostTable | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Compress a model as a recipe says and report what it did to every finding.
 
@@ -50,6 +51,8 @@ def run_recipe(
         latency_table: layer times that a device measured, for a bound on latency; None measures them here.
         news: is told of stages and epochs, one line each.
         decoding: is told (split, films done, films in all) while images are read.
+        overwrite: begin anew where `output_dir` holds a run that started from another model or other data, or files
+            of another origin with the names of results.
 
     Returns:
         The report, as in report.json.
@@ -57,7 +60,7 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
     base = make_base(run, keras_model_file)
     return finish(run, base, compress(run, base, latency_table))
 
@@ -71,6 +74,7 @@ def write_probe_pack(
     keras_model_file: Path | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
 ) -> None:
     """Go as far as the uncut model and write what a device needs to time its layers; `run_recipe` goes on from there.
 
@@ -82,11 +86,12 @@ def write_probe_pack(
         keras_model_file: see there.
         news: see there.
         decoding: see there.
+        overwrite: see there.
 
     Raises:
         CompressionError: and its subclasses.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
     write_probes(run, make_base(run, keras_model_file), path)
 
 
@@ -108,12 +113,19 @@ class Compressed:
 
 
 def open_run(  # noqa: PLR0917 - what a run is made of
-    recipe: Recipe, data_dir: Path, output_dir: Path, keras_model_file: Path | None, news: News, decoding: Decoding
+    recipe: Recipe,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None,
+    news: News,
+    decoding: Decoding,
+    *,
+    overwrite: bool = False,
 ) -> RunContext:
-    """A run with its films read and its folder made.
+    """A run with its films read; its folder is not written to before its original model is known (`make_base`).
 
     Raises:
-        CompressionError: a recipe that contradicts itself, or data that cannot be read.
+        CompressionError: a recipe that contradicts itself, data that cannot be read, or a folder of something else.
     """
     import tensorflow as tf
 
@@ -121,12 +133,13 @@ def open_run(  # noqa: PLR0917 - what a run is made of
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(recipe.seed)
-    make_folder(output_dir)
+    refuse_foreign(output_dir, recipe, overwrite=overwrite)
     about = read_about(keras_model_file) if keras_model_file is not None else None
     data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
-    write_text(output_dir / "recipe.json", recipe.to_json())
+    for note in data.dataset.notes:
+        news(f"note: {note}")
     digest = data.train.digest() + data.dev.digest()
-    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about)
+    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about, overwrite)
 
 
 def compress(

@@ -107,6 +107,8 @@ def calibration_batches(
         return None
     steps = values.calibration_steps
     if dataset is not None:
+        for note in dataset.notes:
+            say(f"note: {note}")
         return _of_split(dataset.train, spec, steps)
     where = Path(values.calibration_data)
     kind = _kind(where)
@@ -115,7 +117,7 @@ def calibration_batches(
         chosen = np.stack([rows[row] for row in pick_evenly(range(len(rows)), steps)])
         return iter(normalize(chosen, spec)[:, np.newaxis])
     if kind:
-        return _of_table(where, reader_options(values.options), spec, steps)
+        return _of_table(where, reader_options(values.options), spec, steps, say)
     return image_batches(pick_evenly(_images_in(where, say), steps), spec)
 
 
@@ -165,12 +167,17 @@ def _of_split(films: Split, spec: PreprocessSpec, steps: int) -> Batches:
     return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
 
 
-def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int) -> Batches:
+def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int, say: Say) -> Batches:
     """The training part of a table with labels, as the reader of data sets parts it; all of one with paths alone."""
     column = options.get("path_column", _PATH)
     table = read_table(path, who="csv", needed=(column,), optional=RESERVED, other_names=OTHER_NAMES, exact=True)
     if set(table.columns) - {column, *RESERVED} or "split" in table.columns:
-        return _of_split(read_dataset("csv", path, options=options).train, spec, steps)
+        dataset = read_dataset("csv", path, options=options)
+        for note in dataset.notes:
+            say(f"note: {note}")
+        return _of_split(dataset.train, spec, steps)
+    for note in table.notes:
+        say(f"note: {note}")
     return image_batches(pick_evenly([path.parent / row[column] for row in table.rows], steps), spec)
 
 

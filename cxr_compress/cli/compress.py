@@ -29,6 +29,7 @@ from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
 from cxr_compress.cli.output_files import Output, check_outputs
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.device.atomic import check_writable
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
@@ -75,8 +76,7 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError(f"expected --keras_model_file to be a model file, got {values.keras_model_file!r}")
     if values.latency_table and not Path(values.latency_table).is_file():
         raise UsageError(f"expected --latency_table to be a file, got {values.latency_table!r}")
-    if values.probe_pack:
-        _check_probe_pack(values)
+    _check_outputs(values)
     if values.search and values.dry_run:
         raise UsageError("--dry_run forecasts one run, not a search: leave one of the two out")
     if values.search and isinstance(recipe.target_bytes, float):
@@ -85,7 +85,12 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError("--latency_table is for a bound on latency: give --target_latency_ms too")
 
 
-def _check_probe_pack(values: flags.FlagValues) -> None:
+def _check_outputs(values: flags.FlagValues) -> None:
+    """What hours of work are to be written to; a dry run needs nothing of the kind."""
+    if not values.dry_run:
+        check_writable(values.output_dir, to_be_made=True)
+    if not values.probe_pack:
+        return
     if values.dry_run or values.search:
         raise UsageError("--probe_pack writes a file and stops: leave --dry_run and --search out")
     output = Output("probe_pack", Path(values.probe_pack), ".zip", _pack_before)

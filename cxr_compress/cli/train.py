@@ -29,6 +29,7 @@ from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_com
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS
+from cxr_compress.device.atomic import check_writable
 from cxr_compress.errors import CompressionError
 
 NAME = "cxr_train"
@@ -154,15 +155,16 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
     for name in ("keras_model_file", "teacher"):
         if values[name].value and not Path(values[name].value).is_file():
             raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
-    _check_folder(Path(values.output_dir))
+    _check_folder(values)
     if bool(values.teacher) != (values.distill_weight > 0):
         raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(values: flags.FlagValues) -> None:
     """A folder with a training goes on or is refused by what it was begun with; in any other nothing is replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"expected --output_dir to be a folder, got the file {folder}")
+    folder = Path(values.output_dir)
+    if values.distribution != "multi_worker":  # of whose machines only the chief writes
+        check_writable(folder, to_be_made=True)
     if (folder / "run.json").exists():
         return
     for name in _RESULTS:

@@ -72,13 +72,21 @@ def special_kind(path: str | Path) -> str:
     return next((told for is_kind, told in _KINDS if is_kind(mode)), "no file")
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path, *, to_be_made: bool = False) -> None:
     """Find out before the slow part whether files can be made in a folder, by making one.
+
+    Args:
+        folder: where files will go.
+        to_be_made: a folder that is missing will be made; what is checked is then the one above it that is there.
 
     Raises:
         CompressionError: it is no folder, or nothing can be written there; says why.
     """
     folder = Path(folder)
+    while to_be_made and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() and folder.exists():
+        raise CompressionError(f"{folder} is {special_kind(folder) or 'a file'}, expected a folder")
     if not folder.is_dir():
         raise CompressionError(f"the folder {folder} does not exist: create it first")
     trial = folder / f".tmp-{secrets.token_hex(6)}"

@@ -107,6 +107,9 @@ def run_training(
         allow_missing=plan.allow_missing,
         options=plan.options,
     )
+    if (news := listeners.news) is not None:
+        for note in dataset.notes:
+            news(f"note: {note}")
     spec = _base_spec(plan, files)
     model, results = _start(plan, files, spec, len(dataset.findings)), []
     for stage in range(len(plan.sizes)):

@@ -150,3 +150,22 @@ def test_convert_replaces_its_own_file_and_says_so_and_no_other_unasked(
         assert target.read_bytes() == foreign
     assert convert([source, f"--output_file={target}", "--overwrite"]) == 0
     assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.keras", "training.json", "recipe.json", "manifests"])
+def test_train_leaves_a_folder_that_is_not_of_a_training(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (work / "full" / name).write_text("mine")
+    line = refusal("train", ["--model=tiny_chexnet", "--dataset=csv", "--data_dir=in.csv", "--output_dir=full"], capsys)
+    assert f"--output_dir full holds {name} and is no folder of a training: give another --output_dir" in line
+    assert (work / "full" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["train", "compress"])
+def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_read(
+    work: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    flags = ["--model=tiny_chexnet", "--dataset=csv", "--data_dir=in.csv"]
+    assert "in.csv is a file, expected a folder" in refusal(command, [*flags, "--output_dir=in.csv/run"], capsys)
+    assert "nothing can be written into /proc" in refusal(command, [*flags, "--output_dir=/proc/run"], capsys)

@@ -100,6 +100,11 @@ def test_check_writable_says_why_not_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CompressionError, match="does not exist: create it first"):
         check_writable(tmp_path / "none")
+    check_writable(tmp_path / "none" / "below", to_be_made=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CompressionError, match="file is a file, expected a folder"):
+        check_writable(tmp_path / "file" / "below", to_be_made=True)
     with pytest.raises(CompressionError, match=r"nothing can be written into /proc: .*; choose a folder you may write"):
         check_writable("/proc")
 

@@ -36,7 +36,7 @@ from cxr_compress.cli.calibration_data import (
     named_dataset,
     warnings_said,
 )
-from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
+from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.convert_report import print_report
 from cxr_compress.cli.edgetpu_flag import check_edgetpu_flag, define_edgetpu_flag
 from cxr_compress.cli.export_flags import (
@@ -50,7 +50,7 @@ from cxr_compress.cli.head_flag import check_head_flag, define_head_flag, with_h
 from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
 from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written
+from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import ModelInfo
@@ -169,7 +169,9 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("expected --output_file=FILE, the .tflite to write")
     targets = _targets(Path(values.output_file), values.quant_type).values()
     outputs = [Output("output_file", path, ".tflite", _made_before) for path in targets]
+    outputs += signature_outputs(values, targets)
     inputs = [values[name].value for name in (*_SOURCES, "calibration_data", "data_dir", "sign_key")]
+    inputs += reader_options(values.options).values()
     check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
 
 

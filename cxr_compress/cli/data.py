@@ -149,15 +149,20 @@ def _split(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError("--output_file is missing: the table to write")
     where = Path(values.output_file)
     for_data = chosen_set(values)
-    inputs = [for_data["data_dir"], for_data["options"].get("table")]
-    outputs = [Output("output_file", where, ".csv", _table_before)]
+    inputs = [for_data["data_dir"], *for_data["options"].values()]
+    # Of the hash an earlier call is as good a witness as of the table that it belongs to.
+    digest_file = where.with_name(f"{where.name}.sha256")
+    outputs = [
+        Output("output_file", where, ".csv", _table_before),
+        Output("output_file", digest_file, ".sha256", lambda _: _table_before(where)),
+    ]
     check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
     dataset = load(values) if values.test_fraction is None else _divided(values)
     root = Path(values.data_dir)
     content = table_bytes(dataset, root if root.is_dir() else root.parent)
     digest = hashlib.sha256(content).hexdigest()
     write_bytes(where, content)
-    write_text(where.with_name(f"{where.name}.sha256"), _digest_line(content, where))
+    write_text(digest_file, _digest_line(content, where))
     if values.format == "table":
         sys.stdout.write("".join(f"{line}\n" for line in (*dataset.notes, f"sha256 {digest}  {where}", "")))
     _write(values.format, dataset, {**_document(dataset), "file": str(where), "sha256": digest})

@@ -170,7 +170,8 @@ def _check_outputs(values: flags.FlagValues) -> None:
         )
         if values[name].value
     ]
-    check_outputs(NAME, outputs, inputs=[values.model, values.data_dir], overwrite=values.overwrite)
+    inputs = [values.model, values.data_dir, *reader_options(values.options).values()]
+    check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
 
 
 def _results_before(path: Path) -> str:

@@ -20,6 +20,7 @@ from cxr_compress.data.reading import (
 )
 from cxr_compress.data.splits import carve_dev, divide
 from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
+from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.errors import DataError
 
 OPTIONS = (
@@ -100,7 +101,7 @@ def read_csv(request: Request) -> Dataset:
     keep_existing(request, "csv", {"listed": (len(films) - sum(there), len(films))})
     if request.missing is not Missing.KEEP:
         films = [film for film, found in zip(films, there, strict=True) if found]
-    notes = [*layout.notes, *_not_understood(films)]
+    notes = [*layout.notes, *_not_understood(films), *_not_named(films)]
     if not layout.patient:
         notes.append(_OWN_PATIENT)
     if "split" not in layout.columns:
@@ -138,6 +139,18 @@ def _refuse_backslashes(films: list[_Film], there: list[bool], request: Request)
     written = [film.path for film, found in zip(films, there, strict=True) if not found and "\\" in str(film.path)]
     if request.missing is not Missing.KEEP and any(Path(str(path).replace("\\", "/")).is_file() for path in written):
         raise DataError(f"csv: {len(written)} paths of the table are written with backslashes; write them with slashes")
+
+
+def _not_named(films: list[_Film]) -> Iterator[str]:
+    """How many images lie beside those of the table without a row: a table that was cut short looks like that."""
+    named = {film.path for film in films}
+    folders = sorted({path.parent for path in named})
+    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    left = sum(
+        path not in named and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in beside
+    )
+    if left:
+        yield f"{left} images beside those of the table are not read: no row names them"
 
 
 def _not_understood(films: list[_Film]) -> Iterator[str]:

@@ -95,6 +95,12 @@ def test_no_command_writes_over_what_it_reads_not_even_if_told_to(
         assert f"{link} is a file that this command reads: give another name" in line
 
 
+def test_a_table_that_an_option_names_is_read_too(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--model={INT8_MODEL}", "--dataset=csv", "--data_dir=full", "--options=table=in.csv", "--overwrite"]
+    line = refusal("evaluate", [*flags, "--predictions_file=in.csv"], capsys)
+    assert "in.csv is a file that this command reads" in line
+
+
 def test_check_outputs_overwrite_is_for_files_beside_what_is_read(tmp_path: Path) -> None:
     films = tmp_path / "films"
     films.mkdir()

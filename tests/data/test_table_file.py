@@ -34,6 +34,9 @@ def to_text(rows: list[list[str]], separator: str, end: str = "\r\n") -> str:
     return text.getvalue()
 
 
+COMMA = to_text([HEADER, *ROWS], ",")
+
+
 def read(content: bytes, folder: Path, name: str = "labels.csv"):
     (folder / name).write_bytes(content)
     return read_dataset("csv", folder / name, missing=Missing.KEEP)
@@ -131,6 +134,15 @@ def test_load_dataset_csv_an_index_column_without_a_name_is_said_to_be_left_out(
     assert dataset.notes == ("column 1 of labels.csv has no name and is not read",)
 
 
+def test_load_dataset_csv_images_that_no_row_names_are_counted(tmp_path: Path) -> None:
+    for name in [row[0] for row in ROWS] + ["other.png", "sub/more.DCM", ".hidden.png", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert read(encode(COMMA), tmp_path).notes == (
+        "1 images beside those of the table are not read: no row names them",
+    )
+
+
 def test_load_dataset_csv_rows_of_nothing_and_a_tsv_in_a_folder_are_no_trouble(tmp_path: Path) -> None:
     content = encode(to_text([HEADER, *ROWS, ["", "", "", ""]], "\t"), "utf-16")
     (tmp_path / "labels.tsv").write_bytes(content)
@@ -140,9 +152,6 @@ def test_load_dataset_csv_rows_of_nothing_and_a_tsv_in_a_folder_are_no_trouble(t
         "the cells of labels.tsv are taken as separated by tabs",
         "labels.tsv is read as UTF-16",
     )
-
-
-COMMA = to_text([HEADER, *ROWS], ",")
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def start_flags(start: str | None, results: Path, work: Path, commands: Commands
         if not kept.is_file():
             raise CompressionError(f"expected the weights of {start} in {kept.parent}: make that baseline first")
         source = ["--from=npz", f"--input_file={_shown(kept)}"]
-    commands.run("cxr_import_weights", *source, f"--output_file={target}")
+    commands.run("cxr_import_weights", *source, f"--output_file={target}", "--overwrite")
     return (f"--keras_model_file={target}",)
 
 

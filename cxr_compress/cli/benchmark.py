@@ -25,6 +25,7 @@ from absl import flags
 from cxr_compress.cli.common import EXIT_OK, UsageError, print_error, run_command
 from cxr_compress.cli.delegate_flag import define_delegate_flag
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.device.atomic import write_text
 from cxr_compress.device.benchmark import (
     Latency,
@@ -33,9 +34,11 @@ from cxr_compress.device.benchmark import (
     measure_together,
     peak_memory_bytes,
 )
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.layer_times import LayerReport, time_layers
 from cxr_compress.device.modelfile import INTENDED_USE, ModelFile, read_model
+from cxr_compress.errors import CompressionError
 
 NAME = "cxr_benchmark"
 _COLUMNS = (
@@ -73,6 +76,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output_file", None, "Where --layers writes its table (.json).", flag_values=values)
     flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
     define_delegate_flag(values)
+    define_overwrite_flag(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -140,13 +144,22 @@ def _run_layers(values: flags.FlagValues, arguments: list[str]) -> int:
     if not values.output_file:
         raise UsageError("expected --output_file=TABLE.json beside --layers: where the table goes")
     # Told now, not after minutes of timing.
-    if not Path(values.output_file).resolve().parent.is_dir():
-        raise UsageError(f"{values.output_file}: its folder does not exist; create it first")
+    output = Output("output_file", Path(values.output_file), ".json", _table_before)
+    check_outputs(NAME, [output], inputs=[values.layers], overwrite=values.overwrite)
     options: dict[str, Any] = {name: values[name].value for name in _TIMING}
     report = time_layers(values.layers, progress=lambda line: print_error(NAME, line), **options)
     write_text(values.output_file, report.table.to_json())
     _print_layers(values, report, options)
     return EXIT_OK
+
+
+def _table_before(path: Path) -> str:
+    """Where an earlier call measured its table; "" of a file that is no such table."""
+    try:
+        times = CostTable.from_json(path.read_text(encoding="utf-8", errors="replace")).layer_times
+    except CompressionError:
+        return ""
+    return "" if times is None else f"the table of {times.machine}"
 
 
 def _print_layers(values: flags.FlagValues, report: LayerReport, options: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from cxr_compress.cli.quiet import Say
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
 from cxr_compress.data.cache_reading import open_cache_file
 from cxr_compress.data.load import read_dataset
-from cxr_compress.data.reading import read_table
 from cxr_compress.data.split import Split
-from cxr_compress.data.table import RESERVED
-from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
+from cxr_compress.data.table import OTHER_NAMES, RESERVED
+from cxr_compress.data.table_file import read_table
+from cxr_compress.device.decode import IMAGE_SUFFIXES
+from cxr_compress.device.folder import look_into
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
@@ -106,6 +107,8 @@ def calibration_batches(
         return None
     steps = values.calibration_steps
     if dataset is not None:
+        for note in dataset.notes:
+            say(f"note: {note}")
         return _of_split(dataset.train, spec, steps)
     where = Path(values.calibration_data)
     kind = _kind(where)
@@ -114,7 +117,7 @@ def calibration_batches(
         chosen = np.stack([rows[row] for row in pick_evenly(range(len(rows)), steps)])
         return iter(normalize(chosen, spec)[:, np.newaxis])
     if kind:
-        return _of_table(where, reader_options(values.options), spec, steps)
+        return _of_table(where, reader_options(values.options), spec, steps, say)
     return image_batches(pick_evenly(_images_in(where, say), steps), spec)
 
 
@@ -164,17 +167,22 @@ def _of_split(films: Split, spec: PreprocessSpec, steps: int) -> Batches:
     return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
 
 
-def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int) -> Batches:
+def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int, say: Say) -> Batches:
     """The training part of a table with labels, as the reader of data sets parts it; all of one with paths alone."""
     column = options.get("path_column", _PATH)
-    table = read_table(path, who="csv", needed=(column,), exact=True)
+    table = read_table(path, who="csv", needed=(column,), optional=RESERVED, other_names=OTHER_NAMES, exact=True)
     if set(table.columns) - {column, *RESERVED} or "split" in table.columns:
-        return _of_split(read_dataset("csv", path, options=options).train, spec, steps)
+        dataset = read_dataset("csv", path, options=options)
+        for note in dataset.notes:
+            say(f"note: {note}")
+        return _of_split(dataset.train, spec, steps)
+    for note in table.notes:
+        say(f"note: {note}")
     return image_batches(pick_evenly([path.parent / row[column] for row in table.rows], steps), spec)
 
 
 def _images_in(folder: Path, say: Say) -> Sequence[Path]:
-    """The images of a folder and its sub-folders, sorted by path."""
+    """The images of a folder and its sub-folders, sorted by path; what else is there is said."""
     if not folder.exists():
         raise DataError(f"--calibration_data {folder} is no folder: give a folder of images, a .csv or a .npy cache")
     if not folder.is_dir():
@@ -182,7 +190,9 @@ def _images_in(folder: Path, say: Say) -> Sequence[Path]:
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         say("calibrating on the part train of the folder: what a model is scored on must not shape it")
         folder /= "train"
-    images = images_in(folder)
-    if not images:
+    content = look_into(folder)
+    if not content.images:
         raise DataError(f"--calibration_data {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): check the folder")
-    return images
+    if note := content.note():
+        say(f"note: files of --calibration_data: {note}")
+    return content.images

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -36,6 +37,15 @@ _EXTRAS = {
     "ai_edge_litert": "train",
     "matplotlib": "report",
 }
+
+# Flags that messages of shared code name -> the command that has them.
+FLAG_OWNERS = {
+    **dict.fromkeys(("frame", "window", "gate", "delegate"), "cxr_predict"),
+    **dict.fromkeys(("quant_type", "sign_key", "edgetpu", "head", "saved_model_dir"), "cxr_convert"),
+    **dict.fromkeys(("calibration_data", "dataset", "preset", "color", "quantizer"), "cxr_convert"),
+    "mirror": "cxr_data",
+}
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z_0-9]*)")
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Run = Callable[[flags.FlagValues, list[str]], int]
@@ -71,7 +81,7 @@ def run_command(
     except (Exception, KeyboardInterrupt) as error:
         if values.is_parsed() and values.debug:
             traceback.print_exc()
-        return _report(name, error)
+        return _report(name, error, values)
 
 
 def reader_options(texts: Sequence[str]) -> dict[str, str]:
@@ -121,14 +131,32 @@ def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, argu
     return run(values, rest)
 
 
-def _report(name: str, error: BaseException) -> int:
+def _report(name: str, error: BaseException, values: flags.FlagValues) -> int:
     """Say in one line what happened and give the exit code; a broken pipe is no one's fault and says nothing."""
     if isinstance(error, BrokenPipeError):
         _forget_stdout()
         return EXIT_BROKEN_PIPE
     code, text = _explain(name, error)
-    print_error(name, text)
+    print_error(name, name_owners(text, values))
     return code
+
+
+def name_owners(text: str, values: Container[str]) -> str:
+    """Say of which command a flag is that a message names and the command at hand has not.
+
+    What reads an image or runs a model is shared, and so are its messages; a flag that only one command has would send
+    the users of the others looking for it.
+
+    Args:
+        text: a message.
+        values: the flags of the command at hand.
+    """
+    said = text
+    for flag in dict.fromkeys(_FLAG.findall(said)):
+        owner = FLAG_OWNERS.get(flag)
+        if owner and flag not in values and owner not in said:
+            text += f" (--{flag} is a flag of {owner})"
+    return text
 
 
 def _explain(name: str, error: BaseException) -> tuple[int, str]:

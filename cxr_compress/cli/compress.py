@@ -1,7 +1,7 @@
 """Compress a chest X-ray model into a small .tflite and say what that did to every finding.
 
     cxr_compress --model=tiny_chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run
-    cxr_compress --keras_model_file=base.keras --input_size=224 --dataset=nih --data_dir=nih --output_dir=run
+    cxr_compress --keras_model_file=base.keras --dataset=nih --data_dir=nih --output_dir=run
     cxr_compress --keras_model_file=base.keras ... --search --max_auroc_drop=0.005
 
 Trains the model (or loads yours), removes filters down to the budget, refits what is left without labels, fine-tunes,
@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,11 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
+from cxr_compress.cli.output_files import Output, check_outputs
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.device.atomic import check_writable
+from cxr_compress.device.probe_pack import read_pack
+from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -71,6 +76,7 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError(f"expected --keras_model_file to be a model file, got {values.keras_model_file!r}")
     if values.latency_table and not Path(values.latency_table).is_file():
         raise UsageError(f"expected --latency_table to be a file, got {values.latency_table!r}")
+    _check_outputs(values)
     if values.search and values.dry_run:
         raise UsageError("--dry_run forecasts one run, not a search: leave one of the two out")
     if values.search and isinstance(recipe.target_bytes, float):
@@ -79,18 +85,41 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError("--latency_table is for a bound on latency: give --target_latency_ms too")
 
 
+def _check_outputs(values: flags.FlagValues) -> None:
+    """What hours of work are to be written to; a dry run needs nothing of the kind."""
+    if not values.dry_run:
+        check_writable(values.output_dir, to_be_made=True)
+    if not values.probe_pack:
+        return
+    if values.dry_run or values.search:
+        raise UsageError("--probe_pack writes a file and stops: leave --dry_run and --search out")
+    output = Output("probe_pack", Path(values.probe_pack), ".zip", _pack_before)
+    check_outputs(NAME, [output], inputs=[values.keras_model_file, values.data_dir], overwrite=values.overwrite)
+
+
+def _pack_before(path: Path) -> str:
+    """Whether a probe pack stands there, which only this command writes."""
+    try:
+        read_pack(path)
+    except CompressionError:
+        return ""
+    return "an earlier probe pack"
+
+
 def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None]) -> int:
     """Do what the flags ask for: probes for a device, a forecast, or the run."""
     # Here and not above: TensorFlow takes seconds to load, and a wrong flag or --help should not wait for it.
     from cxr_compress.pipeline import forecast_run, read_latency_table, run_recipe, search_recipe, write_probe_pack
 
     progress = _Progress(say)
+    recipe = _at_model_size(values, recipe)
     shared: dict[str, Any] = {
         "data_dir": Path(values.data_dir),
         "output_dir": Path(values.output_dir),
         "keras_model_file": Path(values.keras_model_file) if values.keras_model_file else None,
         "news": progress.tell,
         "decoding": progress.decoding,
+        "overwrite": values.overwrite,
     }
     if values.probe_pack:
         pack = Path(values.probe_pack)
@@ -99,6 +128,7 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         return EXIT_OK
     shared["latency_table"] = read_latency_table(values.latency_table) if values.latency_table else None
     if values.dry_run:
+        say(f"dry run: nothing is written to {values.output_dir}")
         _print_forecast(values.format, forecast_run(recipe, **shared).to_dict())
         return EXIT_OK
     if values.search:
@@ -113,6 +143,22 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         say(f"nothing was shown: {gate['reason']}; --force accepts that")
         return EXIT_GATE
     return EXIT_GATE if values.max_auroc_drop is not None and not gate["holds"] else EXIT_OK
+
+
+def _at_model_size(values: flags.FlagValues, recipe: Recipe) -> Recipe:
+    """The recipe at the size of the model to start from, which a flag or a recipe file may only say again."""
+    from cxr_compress.pipeline import image_size
+
+    size = image_size(Path(values.keras_model_file)) if values.keras_model_file else None
+    if size is None:
+        return recipe
+    told = "--input_size" if values.input_size is not None else "the input_size of --recipe"
+    if (values.input_size is not None or values.recipe) and recipe.input_size != size:
+        raise UsageError(
+            f"{told} is {recipe.input_size}, {Path(values.keras_model_file).name} takes images of {size} x {size}: "
+            f"leave --input_size out, or give --input_size={size} beside --recipe"
+        )
+    return replace(recipe, input_size=size)
 
 
 def _search_spec(values: flags.FlagValues, recipe: Recipe) -> SearchSpec:

@@ -11,6 +11,7 @@ from absl import flags
 from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
 from cxr_compress.cli.common import UsageError, reader_options
 from cxr_compress.cli.meaning_flags import NAMES, define_meaning_flags
+from cxr_compress.cli.output_files import define_overwrite_flag
 from cxr_compress.data import DATASETS
 from cxr_compress.recipe import (
     ALLOCATIONS,
@@ -30,7 +31,7 @@ from cxr_compress.recipe import (
 )
 
 _TEXTS = {
-    "input_size": "Height and width of the model's input, pixels.",
+    "input_size": "Height and width of the model's input, pixels; that of --keras_model_file where one is given.",
     "epochs": "Training epochs of the uncut model.",
     "learning_rate": "Of that training.",
     "batch_size": "Films per training step.",
@@ -127,6 +128,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Instead of --weight_sparsity: zero every weight of smaller magnitude, see --threshold_unit.",
         flag_values=values,
     )
+    define_overwrite_flag(values)
     define_augment_flags(values, with_defaults=False)
     define_meaning_flags(values)
     flags.DEFINE_list("options", None, "What the reader of the set takes: name=value,...", flag_values=values)

@@ -35,7 +35,7 @@ from cxr_compress.cli.calibration_data import (
     named_dataset,
     warnings_said,
 )
-from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
+from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.convert_report import print_report
 from cxr_compress.cli.convert_source import Source, check_head_flag, define_head_flag, load_source
 from cxr_compress.cli.edgetpu_flag import check_edgetpu_flag, define_edgetpu_flag
@@ -48,9 +48,11 @@ from cxr_compress.cli.export_flags import (
 from cxr_compress.cli.fit_flag import DevImages, check_fit_flag, define_fit_flag, dev_images
 from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
 from cxr_compress.cli.meaning_flags import define_meaning_flags
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written
+from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
 
 NAME = "cxr_convert"
+_SOURCES = ("keras_model_file", "saved_model_dir")
 _CLASSIFIER_RANK = 2
 
 
@@ -84,6 +87,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     define_fit_flag(values)
     define_sign_flag(values)
     define_meaning_flags(values)
+    define_overwrite_flag(values)
     text = "Height and width in pixels, where the model leaves them open."
     flags.DEFINE_integer("input_size", None, text, lower_bound=1, flag_values=values)
     text = "What the device feeds: float32, normalised, or uint8 pixels, which the file then normalises itself."
@@ -160,11 +164,12 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError("expected one of --keras_model_file and --saved_model_dir")
     if not values.output_file:
         raise UsageError("expected --output_file=FILE, the .tflite to write")
-    folder = Path(values.output_file).parent
-    if not folder.is_dir():
-        raise CompressionError(f"the folder of --output_file, {folder}, does not exist: create it first")
-    if Path(values.output_file).is_dir():
-        raise CompressionError(f"--output_file {values.output_file} is a folder: give the name of a file")
+    targets = _targets(Path(values.output_file), values.quant_type).values()
+    outputs = [Output("output_file", path, ".tflite", _made_before) for path in targets]
+    outputs += signature_outputs(values, targets)
+    inputs = [values[name].value for name in (*_SOURCES, "calibration_data", "data_dir", "sign_key")]
+    inputs += reader_options(values.options).values()
+    check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
 
 
 def _check_calibration(values: flags.FlagValues) -> None:
@@ -176,6 +181,15 @@ def _check_calibration(values: flags.FlagValues) -> None:
     check_head_flag(values)
     check_fit_flag(values)
     check_sign_flag(values)
+
+
+def _made_before(path: Path) -> str:
+    """How an earlier call wrote a file; "" of one that this command did not write."""
+    try:
+        info = read_model(path).info
+    except CompressionError:
+        return ""
+    return f"which {NAME} wrote before as {info.model_name}" if info.recipe.get("command") == NAME else ""
 
 
 def _targets(path: Path, quant_types: Sequence[str]) -> dict[str, Path]:

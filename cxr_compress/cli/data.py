@@ -43,6 +43,7 @@ from cxr_compress.cli.common import (
 from cxr_compress.cli.data_choice import chosen_set, define_dataset, load
 from cxr_compress.cli.meter import Meter
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.data.checks import count_films, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
 from cxr_compress.data.load import read_dataset
@@ -92,6 +93,7 @@ def _define_split(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output_file", None, "split: the table to write.", flag_values=values)
     text = "split: divide all films anew, with this share of the patients in test; without it the set's own test stays."
     flags.DEFINE_float("test_fraction", None, text, flag_values=values)
+    define_overwrite_flag(values)
 
 
 def _refuse(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -146,16 +148,40 @@ def _split(values: flags.FlagValues, arguments: list[str]) -> int:
     if not values.output_file:
         raise UsageError("--output_file is missing: the table to write")
     where = Path(values.output_file)
+    for_data = chosen_set(values)
+    inputs = [for_data["data_dir"], *for_data["options"].values()]
+    # Of the hash an earlier call is as good a witness as of the table that it belongs to.
+    digest_file = where.with_name(f"{where.name}.sha256")
+    outputs = [
+        Output("output_file", where, ".csv", _table_before),
+        Output("output_file", digest_file, ".sha256", lambda _: _table_before(where)),
+    ]
+    check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
     dataset = load(values) if values.test_fraction is None else _divided(values)
     root = Path(values.data_dir)
     content = table_bytes(dataset, root if root.is_dir() else root.parent)
     digest = hashlib.sha256(content).hexdigest()
     write_bytes(where, content)
-    write_text(where.with_name(f"{where.name}.sha256"), f"{digest}  {where.name}\n")
+    write_text(digest_file, _digest_line(content, where))
     if values.format == "table":
         sys.stdout.write("".join(f"{line}\n" for line in (*dataset.notes, f"sha256 {digest}  {where}", "")))
     _write(values.format, dataset, {**_document(dataset), "file": str(where), "sha256": digest})
     return EXIT_OK
+
+
+def _table_before(path: Path) -> str:
+    """Whether an earlier call wrote a table: its SHA-256 lies beside it, and nobody changed it since."""
+    digest = path.with_name(f"{path.name}.sha256")
+    try:
+        known = digest.read_text(encoding="utf-8") == _digest_line(path.read_bytes(), path)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return "a table that cxr_data split wrote" if known else ""
+
+
+def _digest_line(content: bytes, path: Path) -> str:
+    """What stands beside a table, as sha256sum writes it."""
+    return f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
 
 
 def _divided(values: flags.FlagValues) -> Dataset:

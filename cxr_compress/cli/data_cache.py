@@ -15,12 +15,13 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError
+from cxr_compress.cli.common import EXIT_OK, UsageError, print_error
 from cxr_compress.cli.data_choice import load
 from cxr_compress.cli.meter import Meter
 from cxr_compress.cli.output import write_results
 from cxr_compress.data.cache import build_cache, verify_cache
 from cxr_compress.data.dataset import Split
+from cxr_compress.device.atomic import check_writable
 from cxr_compress.device.preprocess import PreprocessSpec
 
 _COLUMNS = ("split", "size", "films", "decoded", "bytes", "seconds", "films_per_second", "sha256")
@@ -49,7 +50,10 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     sizes = [_size(text) for text in values.size]
     if not sizes:
         raise UsageError("expected --size as at least one number of pixels")
+    check_writable(values.cache_dir, to_be_made=True)
     dataset = load(values)
+    for note in dataset.notes:
+        print_error("cxr_data", f"note: {note}")
     color = dataset.color if values.color is None else "rgb" if values.color else "gray"
     specs = [PreprocessSpec(size, size, color=color) for size in sizes]
     meter = Meter("cxr_data")

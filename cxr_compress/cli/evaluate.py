@@ -34,6 +34,7 @@ from cxr_compress.cli.delegate_flag import define_delegate_flag
 from cxr_compress.cli.meaning_flags import define_meaning_flags
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.split import join_splits
@@ -43,6 +44,7 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import (
     GROUPINGS,
+    PREDICTIONS_START,
     Evaluation,
     Grouping,
     Match,
@@ -97,6 +99,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     help_text = "Go on with a part of the images that the set's own list names."
     flags.DEFINE_boolean("allow_missing", False, help_text, flag_values=values)
     text("cache_dir", None, "Keep decoded films here, for sets larger than the memory.", flag_values=values)
+    define_overwrite_flag(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -165,9 +168,31 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
 
 def _check_outputs(values: flags.FlagValues) -> None:
     """Results that took an hour must not fail at the last step."""
-    for name in ("output_file", "predictions_file"):
-        if values[name].value and not Path(values[name].value).parent.is_dir():
-            raise UsageError(f"the folder of --{name}, {Path(values[name].value).parent}, does not exist: create it")
+    outputs = [
+        Output(name, Path(values[name].value), suffix, made_before)
+        for name, suffix, made_before in (
+            ("output_file", ".json", _results_before),
+            ("predictions_file", ".csv", _predictions_before),
+        )
+        if values[name].value
+    ]
+    inputs = [values.model, values.data_dir, *reader_options(values.options).values()]
+    check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
+
+
+def _results_before(path: Path) -> str:
+    """Of which model an earlier call wrote its results; "" of a file that is none of them."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return f"the results of {document['model']['file']}" if {"evaluation", "matching"} <= set(document) else ""
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def _predictions_before(path: Path) -> str:
+    """Whether an earlier call wrote the outputs of every image there."""
+    with path.open("rb") as file:
+        return "the outputs of an earlier evaluation" if file.readline().startswith(PREDICTIONS_START) else ""
 
 
 def _load_dataset(values: flags.FlagValues) -> Dataset:

@@ -7,12 +7,15 @@ import warnings
 
 from absl import flags
 
-from cxr_compress.device.atomic import make_folder, write_bytes
+from cxr_compress.device.atomic import check_writable, make_folder, write_bytes
 from cxr_compress.device.classifier import Classifier, Findings
 from cxr_compress.device.dicom import DicomView
 from cxr_compress.device.heatmap import overlay, to_png
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.device.preprocess import ImageGateWarning, prepare
+from cxr_compress.errors import CompressionError
+
+_PICTURE = re.compile(r"image_\d{4,}_\d{2,}_[a-z0-9_]+\.png")
 
 
 def define_heatmap_flag(values: flags.FlagValues) -> None:
@@ -32,10 +35,18 @@ class HeatmapWriter:
 
         Raises:
             ModelFileError: the model has no map.
-            CompressionError: the folder cannot be made.
+            CompressionError: the folder cannot be made or written to, or holds pictures of an earlier run, some of
+                which would be left among the new ones under the same numbers.
         """
         classifier.require_map()
         self._folder, self._spec, self._view = make_folder(folder), model.info.preprocess, view
+        earlier = sum(_PICTURE.fullmatch(path.name) is not None for path in self._folder.iterdir())
+        if earlier:
+            raise CompressionError(
+                f"--heatmap_dir {folder} holds {earlier} pictures of an earlier run: give another folder, or move them "
+                "away"
+            )
+        check_writable(self._folder)
         self._use = model.info.intended_use
 
     def write(self, number: int, image: str, findings: Findings) -> dict[str, str]:

@@ -28,6 +28,7 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import quiet_native_stderr
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "attribution", None, "Whom to name with every copy; else what is known of this kind.", flag_values=values
     )
+    define_overwrite_flag(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -90,6 +92,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"expected an --output_file that ends in .keras, got {values.output_file!r}")
     if not Path(values.input_file).is_file():
         raise UsageError(f"expected --input_file to be a file, got {values.input_file!r}, which is none")
+    # A model that was trained further looks like one that was imported: none is replaced unasked.
+    output = Output("output_file", Path(values.output_file), ".keras", lambda path: "")
+    check_outputs(NAME, [output], inputs=[values.input_file], overwrite=values.overwrite)
     with quiet_native_stderr(NAME, enabled=not values.debug):
         imported = _import(values)
     _print(values, imported)

@@ -31,6 +31,7 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.errors import CompressionError
@@ -63,6 +64,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("plan", None, "A plan.json made for this model: show what it removes.", flag_values=values)
     text = "Draw the plan into this PNG too; needs --plan and the extra `report`."
     flags.DEFINE_string("plot", None, text, flag_values=values)
+    define_overwrite_flag(values)
     text = "Where each operator of a .tflite would run."
     flags.DEFINE_enum("target", None, _TARGETS, text, flag_values=values)
 
@@ -130,9 +132,8 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
     # Its absence would else show after the model is loaded.
     import matplotlib  # noqa: F401
 
-    target = Path(values.plot)
-    if target.suffix.lower() != ".png" or not target.parent.is_dir():
-        raise UsageError(f"expected --plot to be a .png in a folder that exists, got {values.plot!r}")
+    output = Output("plot", Path(values.plot), ".png", lambda path: "")
+    check_outputs(NAME, [output], inputs=[path, values.plan], overwrite=values.overwrite)
 
 
 def _check_plan_usage(given: list[str]) -> None:

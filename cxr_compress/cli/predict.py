@@ -5,9 +5,10 @@
     cxr_predict --model=model.tflite --window=2048,4096 chest.dcm
     cxr_predict --model=model.tflite --heatmap_dir=maps chest.png
 
-Each argument is a PNG, JPEG, BMP, TIFF, WebP or DICOM file, or a folder that is searched for them (sub-folders
-included, hidden files left out; DICOM under any name). DICOM needs pip install 'cxr-compress[dicom]'; what a header
-says about a patient is neither read nor printed. Research use only; not a medical device and not a diagnosis.
+Each argument is a PNG, JPEG, BMP, TIFF, WebP or DICOM file, or a folder that is searched for them (sub-folders and
+links to folders included, hidden files left out; DICOM under any name). DICOM needs pip install 'cxr-compress[dicom]';
+what a header says about a patient is neither read nor printed. Research use only; not a medical device and not a
+diagnosis.
 
 A model of classes that exclude one another (normal, bacteria, virus) gives each image exactly one: "predicted", the
 likeliest, in every format; its row alone is positive, its probabilities add up to 1, and it has no thresholds.
@@ -20,9 +21,10 @@ another way than its file declares) is one line on stderr and stands in the last
 table; in --format=json it is the field "warnings" of the image. Its findings are printed all the same: do not rely on
 them before the image was looked at. A blank image is refused, unless --gate=off.
 
-A batch (several arguments, or a folder) goes on after a bad file: one line on stderr for each, the list at the end and
-exit code 1. A wrong flag or model, a folder without images, or a bad file that is the only argument ends with one line
-and exit code 2. Exit code 0: every image was read. With --format=csv rows appear as soon as an image is done.
+A batch (several arguments, or a folder) goes on after a bad file, and after a file in a folder that is no image: one
+line on stderr for each, the list at the end and exit code 1. A wrong flag or model, a folder without images, or a bad
+file that is the only argument ends with one line and exit code 2. Exit code 0: every file was read. With --format=csv
+rows appear as soon as an image is done.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ from cxr_compress.cli.heatmaps import HeatmapWriter, define_heatmap_flag
 from cxr_compress.cli.output import write_csv_rows, write_results
 from cxr_compress.cli.sign_flags import check_signature, define_public_key_flag
 from cxr_compress.device.classifier import Classifier, Findings
-from cxr_compress.device.decode import IMAGE_SUFFIXES, images_in
+from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.device.dicom import DicomView
+from cxr_compress.device.folder import look_into
 from cxr_compress.device.image_checks import in_short
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelfile import ModelFile, read_model
@@ -138,6 +141,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError("expected --model=FILE, the .tflite to use")
     if not arguments:
         raise UsageError("expected at least one image file or folder, got none")
+    _check_heatmap_dir(values, arguments)
     view = _view(values)
     check_signature(values)
     model = read_model(values.model)
@@ -159,6 +163,16 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     return EXIT_SOME_INPUTS_BAD
 
 
+def _check_heatmap_dir(values: flags.FlagValues, arguments: list[str]) -> None:
+    """Pictures among the images would be read as images the next time."""
+    if not values.heatmap_dir:
+        return
+    target = Path(values.heatmap_dir).resolve()
+    for argument in arguments:
+        if Path(argument).is_dir() and target.is_relative_to(Path(argument).resolve()):
+            raise UsageError(f"--heatmap_dir {values.heatmap_dir} lies in {argument}, which is searched for images")
+
+
 def _view(values: flags.FlagValues) -> DicomView:
     """What to look at in DICOM files, and the bit depth of all."""
     try:
@@ -168,17 +182,27 @@ def _view(values: flags.FlagValues) -> DicomView:
 
 
 def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
-    """Replace each folder by the images in it; a folder without any fails, for good when it is the only argument."""
+    """Replace each folder by the images in it, and note what else it holds as not read.
+
+    A folder without any image fails, for good when it is the only argument.
+    """
     images: list[str] = []
     batch = _Batch()
     for argument in arguments:
-        found = [str(path) for path in images_in(argument)] if Path(argument).is_dir() else [argument]
-        if not found:
-            error = DataError(f"{argument}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the folder")
+        if not Path(argument).is_dir():
+            images.append(argument)
+            continue
+        content = look_into(argument)
+        if not content.images:
+            unread = f" ({note})" if (note := content.note()) else ""
+            error = DataError(f"{argument}: holds no image ({', '.join(IMAGE_SUFFIXES)}){unread}; check the folder")
             if len(arguments) == 1:
                 raise error
             batch.fail(argument, error)
-        images += found
+            continue
+        for entry in content.not_read:
+            batch.fail(str(entry.path), DataError(f"{entry.path}: not read: {entry.reason}"))
+        images += map(str, content.images)
     return images, batch
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from absl import flags
 
-from cxr_compress.device.signature import MAKE_KEY, MAKE_PUBLIC_KEY, load_private_key, sign_file, verify_signature
+from cxr_compress.cli.output_files import Output
+from cxr_compress.device.signature import (
+    MAKE_KEY,
+    MAKE_PUBLIC_KEY,
+    SIGNATURE_BYTES,
+    load_private_key,
+    sign_file,
+    signature_path,
+    verify_signature,
+)
 
 
 def define_sign_flag(values: flags.FlagValues) -> None:
@@ -24,6 +33,17 @@ def check_sign_flag(values: flags.FlagValues) -> None:
     """
     if values.sign_key is not None:
         load_private_key(values.sign_key)
+
+
+def signature_outputs(values: flags.FlagValues, paths: Iterable[Path]) -> list[Output]:
+    """The signatures that will be written beside some files; what has the size of one is taken for an earlier one."""
+
+    def made_before(path: Path) -> str:
+        return "an earlier signature" if path.stat().st_size == SIGNATURE_BYTES else ""
+
+    if values.sign_key is None:
+        return []
+    return [Output("output_file", signature_path(path), ".sig", made_before) for path in paths]
 
 
 def sign_written(values: flags.FlagValues, paths: Iterable[Path]) -> None:

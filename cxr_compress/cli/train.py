@@ -29,6 +29,8 @@ from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_com
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS
+from cxr_compress.device.atomic import check_writable
+from cxr_compress.errors import CompressionError
 
 NAME = "cxr_train"
 _SECONDS_BETWEEN_LINES = 10
@@ -138,6 +140,8 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     return EXIT_OK
 
 
+# Of a training, and of a run of cxr_compress, which must not be mixed with one.
+_RESULTS = ("model.keras", "training.json", "recipe.json", "manifests")
 _OPTIONAL_FILES = ("keras_model_file", "teacher", "cache_dir")
 
 
@@ -156,8 +160,23 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
     for name in ("keras_model_file", "teacher"):
         if values[name].value and not Path(values[name].value).is_file():
             raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
+    _check_folder(values)
     if bool(values.teacher) != (values.distill_weight > 0):
         raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
+
+
+def _check_folder(values: flags.FlagValues) -> None:
+    """A folder with a training goes on or is refused by what it was begun with; in any other nothing is replaced."""
+    folder = Path(values.output_dir)
+    if values.distribution != "multi_worker":  # of whose machines only the chief writes
+        check_writable(folder, to_be_made=True)
+    if (folder / "run.json").exists():
+        return
+    for name in _RESULTS:
+        if (folder / name).exists():
+            raise CompressionError(
+                f"--output_dir {folder} holds {name} and is no folder of a training: give another --output_dir"
+            )
 
 
 def _plan(values: flags.FlagValues) -> Any:

@@ -15,14 +15,13 @@ from cxr_compress.data.dataset import Dataset, Split
 from cxr_compress.data.reading import (
     Missing,
     Request,
-    Row,
     keep_existing,
     parse_age,
     parse_sex,
     parse_view,
-    read_table,
 )
 from cxr_compress.data.splits import choose_patients
+from cxr_compress.data.table_file import Row, Table, read_table
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = (
@@ -90,9 +89,12 @@ def read_chexpert(request: Request) -> Dataset:
         raise DataError(f"chexpert: unknown finding {unknown[0]!r}; expected some of {', '.join(CHEXPERT_FINDINGS)}")
     rules = _Rules(findings, request)
     certain = _Rules(findings, request, "ignore")
+    tables = {
+        name: read_table(root / f"{name}.csv", who="chexpert", needed=(*_COLUMNS, *findings))
+        for name in ("train", "valid")
+    }
     listed = {
-        "train": _read_films(root / "train.csv", rules, certain),
-        "valid": _read_films(root / "valid.csv", certain, certain),
+        name: _read_films(table, root, rules if name == "train" else certain, certain) for name, table in tables.items()
     }
     counts = {name: (sum(not film.there for film in films), len(films)) for name, films in listed.items()}
     keep_existing(request, "chexpert", counts)
@@ -108,7 +110,10 @@ def read_chexpert(request: Request) -> Dataset:
         _make_split("dev", [replace(film, labels=film.certain) for film in dev], len(findings)),
         _make_split("test", listed["valid"], len(findings)),
         ATTRIBUTION,
-        notes=(f"test is the official valid part; uncertain labels of train: {rules.told}; those of dev are unknown",),
+        notes=(
+            f"test is the official valid part; uncertain labels of train: {rules.told}; those of dev are unknown",
+            *dict.fromkeys(note for table in tables.values() for note in table.notes),
+        ),
         patient_key=PATIENT_KEY,
         allow_one_class=request.flag("allow_one_class", True),
     )
@@ -193,19 +198,27 @@ class _Film:
     view: str
 
 
-def _read_films(table: Path, rules: _Rules, certain: _Rules) -> list[_Film]:
+def _read_films(table: Table, root: Path, rules: _Rules, certain: _Rules) -> list[_Film]:
     """The rows of one table that are asked for."""
     films = []
-    for row in read_table(table, who="chexpert", needed=(*_COLUMNS, *rules.findings)).rows:
-        frontal = row["Frontal/Lateral"] == "Frontal"
+    for row in table.rows:
+        frontal = _is_frontal(row)
         if frontal or not rules.frontal_only:
-            path = table.parent / _PREFIX.sub("", row["Path"], count=1)
+            path = root / _PREFIX.sub("", row["Path"], count=1)
             labels = rules.labels(row), certain.labels(row)
             view = parse_view(row["AP/PA"] if frontal else "L")
             films.append(
                 _Film(path, path.is_file(), _patient(row), *labels, age=_age(row), sex=parse_sex(row["Sex"]), view=view)
             )
     return films
+
+
+def _is_frontal(row: Row) -> bool:
+    """Whether an image was taken from the front; any other word than the two would leave it out by mistake."""
+    word = row["Frontal/Lateral"].lower()
+    if word not in ("frontal", "lateral"):
+        raise row.error(f"has {row['Frontal/Lateral']!r} in 'Frontal/Lateral'; expected Frontal or Lateral")
+    return word == "frontal"
 
 
 def _make_split(name: str, films: list[_Film], findings: int) -> Split:

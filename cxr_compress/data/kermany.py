@@ -10,6 +10,7 @@ import numpy as np
 from cxr_compress.data.dataset import Dataset, Split, check_dataset
 from cxr_compress.data.reading import Request
 from cxr_compress.data.splits import carve_dev
+from cxr_compress.device.folder import look_into
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = (
@@ -19,7 +20,6 @@ ATTRIBUTION = (
 SUBTYPES = ("normal", "bacteria", "virus")
 PATIENT_KEY = "personN_bacteria, personN_virus, IM-NNNN or NORMAL2-IM-NNNN in the file name"
 
-_IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 _CLASSES = {"NORMAL": 0.0, "PNEUMONIA": 1.0}
 # The bacterial and the viral series number their patients separately: person1_bacteria is not person1_virus.
 _PATIENT = re.compile(r"person\d+_(bacteria|virus)|(?:NORMAL2-)?IM-\d+")
@@ -53,15 +53,21 @@ def read_kermany(request: Request) -> Dataset:
             "normal", "bacteria" and "virus", which exclude one another.
     """
     root, subtypes = _find_root(request.data_dir), request.flag("subtypes")
-    train, dev = carve_dev(_read_split(root, "train", subtypes), fraction=request.dev_fraction, seed=request.seed)
+    whole, not_read = _read_split(root, "train", subtypes)
+    test, not_read_of_test = _read_split(root, "test", subtypes)
+    train, dev = carve_dev(whole, fraction=request.dev_fraction, seed=request.seed)
     return Dataset(
         "kermany",
         SUBTYPES if subtypes else ("Pneumonia",),
         train,
         dev,
-        _read_split(root, "test", subtypes),
+        test,
         ATTRIBUTION,
-        notes=("children of 1 to 5 years; the official val of 16 films is in no split",),
+        notes=(
+            "children of 1 to 5 years; the official val of 16 films is in no split",
+            *not_read,
+            *not_read_of_test,
+        ),
         patient_key=PATIENT_KEY,
         allow_one_class=request.flag("allow_one_class"),
         exclusive=subtypes,
@@ -101,29 +107,49 @@ def _find_root(data_dir: Path) -> Path:
     )
 
 
-def _read_split(root: Path, name: str, subtypes: bool = False) -> Split:
-    """All films of one official split, NORMAL first, by name."""
+def _read_split(root: Path, name: str, subtypes: bool = False) -> tuple[Split, list[str]]:
+    """All films of one official split, NORMAL first, by name; and what lies there and is not read."""
     paths: list[Path] = []
     labels: list[float] = []
+    notes: list[str] = []
+    folders = _class_folders(root / name)
+    others = sum(not path.name.startswith((".", "__MACOSX")) for path in (root / name).iterdir()) - len(folders)
+    if others:
+        notes.append(f"{name}/: {others} not read beside {' and '.join(_CLASSES)}")
     for folder, label in _CLASSES.items():
-        found = _images(root / name / folder)
+        found, note = _images(folders[folder])
         paths += found
         labels += [label] * len(found)
+        notes += [f"{name}/{folder}: {note}"] if note else []
     matches = [_match(path.name) for path in paths]
     sources = tuple(match.group(1) or SUBTYPES[0] for match in matches)
     columns = [[float(source == kind) for kind in SUBTYPES] for source in sources]
-    return Split(
+    split = Split(
         name,
         tuple(paths),
         np.array(columns, np.float32) if subtypes else np.array(labels, np.float32)[:, None],
         tuple(match.group() for match in matches),
         sources=sources,
     )
+    return split, notes
 
 
-def _images(folder: Path) -> list[Path]:
-    """The image files of a class; what macOS leaves in ZIPs (.DS_Store, ._name.jpeg, __MACOSX) is passed over."""
-    found = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith(".")]
-    if not found:
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each class, whatever the case of its name."""
+    found: dict[str, list[Path]] = {name: [] for name in _CLASSES}
+    for path in sorted(folder.iterdir()):
+        if path.name.upper() in found and path.is_dir():
+            found[path.name.upper()].append(path)
+    for name, paths in found.items():
+        if len(paths) > 1:
+            told = " and ".join(path.name for path in paths)
+            raise DataError(f"kermany: expected one folder {name} in {folder}, found {told}; join them into one")
+    return {name: paths[0] if paths else folder / name for name, paths in found.items()}
+
+
+def _images(folder: Path) -> tuple[tuple[Path, ...], str]:
+    """The image files of a class and what else is there; what macOS leaves in ZIPs (.DS_Store, ._name.jpeg) is not."""
+    content = look_into(folder, deep=False) if folder.is_dir() else None
+    if content is None or not content.images:
         raise DataError(f"kermany: expected JPEG or PNG films in {folder}, found none; is the set unpacked completely?")
-    return found
+    return content.images, content.note()

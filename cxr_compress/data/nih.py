@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from cxr_compress.data.dataset import Dataset, Split, check_dataset
 from cxr_compress.data.reading import (
     Missing,
     Request,
-    Row,
     keep_existing,
     parse_age,
     parse_sex,
     parse_view,
-    read_table,
 )
 from cxr_compress.data.splits import carve_dev
+from cxr_compress.data.table_file import Row, read_table
+from cxr_compress.data.table_text import read_text
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = "NIH Clinical Center; Wang et al., ChestX-ray8, CVPR 2017, pp. 3462-3471; https://nihcc.app.box.com/v/ChestXray-NIHCC"
@@ -47,6 +48,7 @@ _NO_FINDING = "No Finding"
 # Only these are read. The header's last columns contain commas themselves (OriginalImage[Width,Height]) and ages come
 # as 58 or 058Y, depending on the edition.
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
+_OF_PEOPLE = ("Patient Age", "Patient Gender", "View Position")
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ def read_nih(request: Request) -> Dataset:
     root = request.data_dir
     if not root.is_dir():
         raise DataError(f"nih: expected a folder, {root} does not exist or is not one")
-    entries = _read_entries(_find_entries(root))
+    entries, notes = _read_entries(_find_entries(root))
     lists = {name: _read_list(root / f"{name}_list.txt") for name in ("train_val", "test")}
     _check_lists(lists, entries)
     left_out = _read_excluded(request.text("exclude_list"), entries)
     lists = {name: [film for film in listed if film not in left_out] for name, listed in lists.items()}
-    images = _find_images(root)
+    images, unlisted = _find_images(root, entries)
     counts = {name: (len(set(listed) - images.keys()), len(listed)) for name, listed in lists.items()}
     keep_existing(request, "nih", counts)
     if request.missing is Missing.KEEP:
@@ -108,7 +110,7 @@ def read_nih(request: Request) -> Dataset:
         dev,
         test,
         ATTRIBUTION,
-        notes=_notes(counts, len(left_out)),
+        notes=(*notes, *_notes(counts, len(left_out)), *unlisted),
         patient_key=PATIENT_KEY,
         allow_one_class=request.flag("allow_one_class"),
     )
@@ -134,9 +136,15 @@ def _find_entries(root: Path) -> Path:
     return found[0]
 
 
-def _read_entries(path: Path) -> dict[str, _Entry]:
-    """Image name -> what the label file says of it."""
-    return {row["Image Index"]: _read_row(row) for row in read_table(path, who="nih", needed=_COLUMNS).rows}
+def _read_entries(path: Path) -> tuple[dict[str, _Entry], tuple[str, ...]]:
+    """Image name -> what the label file says of it; and how its columns were taken."""
+    table = read_table(path, who="nih", needed=_COLUMNS, optional=_OF_PEOPLE)
+    entries: dict[str, _Entry] = {}
+    for row in table.rows:
+        name, entry = row["Image Index"], _read_row(row)
+        if entries.setdefault(name, entry) != entry:
+            raise row.error(f"says other things of {name!r} than an earlier row; keep one row per film")
+    return entries, table.notes
 
 
 def _read_row(row: Row) -> _Entry:
@@ -165,17 +173,14 @@ def _read_list(path: Path) -> list[str]:
         raise DataError(
             f"nih: expected the official list {path.name} in {path.parent}, it is missing; download it there"
         )
-    return path.read_text(encoding="utf-8").split()
+    return read_text(path, who="nih").split()
 
 
 def _read_excluded(file_name: str, entries: Mapping[str, _Entry]) -> frozenset[str]:
     """The films that an exclusion list names, in whatever column."""
     if not file_name:
         return frozenset()
-    try:
-        words = Path(file_name).read_text(encoding="utf-8-sig").replace(",", "\n").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"nih: exclude_list {file_name} cannot be read ({error}); name a text or CSV file") from error
+    words = re.split(r"[\s,;]+", read_text(Path(file_name), who="nih: exclude_list"))
     named = frozenset(words) & entries.keys()
     if not named:
         raise DataError(f"nih: no image name of this set is in exclude_list {file_name}; expected names as in its CSV")
@@ -197,13 +202,15 @@ def _check_lists(lists: Mapping[str, list[str]], entries: Mapping[str, _Entry]) 
         )
 
 
-def _find_images(root: Path) -> dict[str, Path]:
-    """Image name -> file, from the one or the twelve folders."""
+def _find_images(root: Path, entries: Mapping[str, _Entry]) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Image name -> file, from the one or the twelve folders; and a note on files that the label file does not name."""
     folders = [root / "images", *sorted(root.glob("images_*/images"))]
-    found = {path.name: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    if not found:
+    paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    if not paths:
         raise DataError(f"nih: expected films in images/ or images_001/images/ ... in {root}, found none")
-    return found
+    extra = sum(path.name not in entries and not path.name.startswith(".") for path in paths)
+    notes = (f"{extra} files beside the images are not read: the label file does not name them",) if extra else ()
+    return {path.name: path for path in paths}, notes
 
 
 def _make_split(name: str, listed: Collection[str], entries: Mapping[str, _Entry], images: Mapping[str, Path]) -> Split:

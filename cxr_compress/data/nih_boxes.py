@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cxr_compress.data.nih import NIH_FINDINGS
-from cxr_compress.data.reading import Row, read_table
+from cxr_compress.data.table_file import Row, read_table
 from cxr_compress.errors import DataError
 
 BOX_FILM_SIZE = 1024  # pixels per edge of the films that the boxes were drawn on

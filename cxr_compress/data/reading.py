@@ -1,15 +1,10 @@
-"""What the readers share: what they are asked for, tables with line numbers, and the words sets use for people."""
+"""What the readers share: what they are asked for, and the words sets use for people."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import enum
-import gzip
-import io
 import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,101 +103,6 @@ def check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -
         if option not in known:
             told = f"it knows {', '.join(sorted(known))}" if known else "it has none"
             raise DataError(f"{name}: unknown option {option!r}; {told}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table.
-
-    Attributes:
-        cells: Column name -> text without surrounding blanks; "" where empty or missing.
-        line: In the file, counted from 1.
-        file: Its name.
-        who: The set, with which messages start.
-    """
-
-    cells: Mapping[str, str]
-    line: int
-    file: str
-    who: str
-
-    def __getitem__(self, column: str) -> str:
-        return self.cells[column]
-
-    def get(self, column: str) -> str:
-        """The text of a column, "" if the table lacks it."""
-        return self.cells.get(column, "")
-
-    def error(self, what: str) -> DataError:
-        """What is wrong with this row, with file and line."""
-        return DataError(f"{self.who}: line {self.line} of {self.file} {what}")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A CSV file in memory.
-
-    Attributes:
-        columns: In the order of the file, without nameless ones.
-        rows: Generator of its rows, to be used up once.
-    """
-
-    columns: tuple[str, ...]
-    rows: Iterator[Row]
-
-
-def read_table(path: Path, *, who: str, needed: Sequence[str] = (), exact: bool = False) -> Table:
-    """A CSV or .csv.gz in UTF-8, with or without a byte order mark.
-
-    Args:
-        path: The file.
-        who: The set, with which messages start.
-        needed: Columns that must be there.
-        exact: Every row must have as many cells as the header; published sets are not that tidy.
-
-    Raises:
-        DataError: No such file, not readable, a column is missing or there twice; from the rows, a ragged one.
-    """
-    with _reading(path, who):
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = [cell.strip() for cell in next(lines, [])]
-    missing = [name for name in needed if name not in header]
-    if missing:
-        raise DataError(f"{who}: expected the column(s) {', '.join(missing)} in {path.name}, the header lacks them")
-    columns = tuple(name for name in header if name)
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise DataError(f"{who}: the column {twice[0]!r} is there twice in {path.name}; rename or remove one")
-    return Table(columns, _rows(lines, header, path, who, exact=exact))
-
-
-def _rows(lines: Any, header: list[str], path: Path, who: str, *, exact: bool) -> Iterator[Row]:
-    """The rows below the header; empty lines are passed over."""
-    blank = dict.fromkeys(filter(None, header), "")
-    with _reading(path, who):
-        for cells in lines:
-            if not cells:
-                continue
-            # A nameless column at the end (NIH's headers have some) holds nothing.
-            named = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name}
-            row = Row(blank | named, lines.line_num, path.name, who)
-            if exact and len(cells) != len(header):
-                raise row.error(
-                    f"has {len(cells)} cells, expected {len(header)} as in the header; quote cells with commas"
-                )
-            yield row
-
-
-@contextlib.contextmanager
-def _reading(path: Path, who: str) -> Iterator[None]:
-    """Turns whatever goes wrong while a file is read into one line."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{who}: {path.name} cannot be read ({reason}); download it again") from error
 
 
 def parse_age(text: str) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cxr_compress.data.dataset import Dataset, Split
-from cxr_compress.data.reading import Missing, Request, keep_existing, read_table
+from cxr_compress.data.reading import Missing, Request, keep_existing
 from cxr_compress.data.splits import divide
+from cxr_compress.data.table_file import read_table
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = (
@@ -53,9 +55,9 @@ def read_rsna(request: Request) -> Dataset:
     root = request.data_dir
     if not root.is_dir():
         raise DataError(f"rsna: expected a folder, {root} does not exist or is not one")
-    films = _read_films(root)
+    films, notes = _read_films(root)
     patients = _read_mapping(request.text("mapping"), films)
-    images = {path.stem: path for path in sorted((root / _IMAGES).glob("*")) if path.suffix.lower() in _SUFFIXES}
+    images, unread = _find_images(root / _IMAGES, {film.name for film in films})
     keep_existing(request, "rsna", {"labelled": (sum(film.name not in images for film in films), len(films))})
     if request.missing is not Missing.KEEP:
         films = [film for film in films if film.name in images]
@@ -77,16 +79,30 @@ def read_rsna(request: Request) -> Dataset:
         ("Pneumonia",),
         *parts,
         ATTRIBUTION,
-        notes=(_SUBSET,) if patients else (_SUBSET, _NO_PATIENTS),
+        notes=(*((_SUBSET,) if patients else (_SUBSET, _NO_PATIENTS)), *notes, *unread),
         patient_key=_BY_PATIENT if patients else _BY_FILM,
         allow_one_class=request.flag("allow_one_class"),
     )
 
 
-def _read_films(root: Path) -> list[_Film]:
-    """One film per patientId, in the order of the table; its rows are its boxes."""
+def _find_images(folder: Path, labelled: Collection[str]) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Name -> file, and a note on the files that are none of the labelled images."""
+    found = [path for path in sorted(folder.glob("*")) if not path.name.startswith(".")]
+    images: dict[str, Path] = {}
+    for path in found:
+        if path.suffix.lower() in _SUFFIXES and path.stem in labelled:
+            images[path.stem] = path
+    extra = len(found) - len(images)
+    notes = (f"{extra} files of {_IMAGES} are not read: no label names them, or the film is there twice",)
+    return images, notes if extra else ()
+
+
+def _read_films(root: Path) -> tuple[list[_Film], tuple[str, ...]]:
+    """One film per patientId, in the order of the table; its rows are its boxes. And how columns were taken."""
     labels: dict[str, float] = {}
-    for row in read_table(root / _LABELS, who="rsna", needed=("patientId", "Target")).rows:
+    table = read_table(root / _LABELS, who="rsna", needed=("patientId", "Target"))
+    notes = table.notes
+    for row in table.rows:
         name, target = row["patientId"], row["Target"]
         if not name or target not in ("0", "1"):
             raise row.error(f"has patientId {name!r} and Target {target!r}; expected a name and 0 or 1")
@@ -95,8 +111,9 @@ def _read_films(root: Path) -> list[_Film]:
     kinds: dict[str, str] = {}
     if (root / _DETAILS).is_file():
         table = read_table(root / _DETAILS, who="rsna", needed=("patientId", "class"))
+        notes += table.notes
         kinds = {row["patientId"]: row["class"] for row in table.rows}
-    return [_Film(name, label, kinds.get(name, "")) for name, label in labels.items()]
+    return [_Film(name, label, kinds.get(name, "")) for name, label in labels.items()], notes
 
 
 def _read_mapping(file_name: str, films: list[_Film]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,14 @@ from cxr_compress.data.dataset import Dataset, Split
 from cxr_compress.data.reading import (
     Missing,
     Request,
-    Row,
     keep_existing,
     parse_age,
     parse_sex,
     parse_view,
-    read_table,
 )
 from cxr_compress.data.splits import carve_dev, divide
+from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
+from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.errors import DataError
 
 OPTIONS = (
@@ -33,11 +34,19 @@ OPTIONS = (
     "test_fraction",
 )
 RESERVED = ("patient_id", "lesion_id", "sex", "age", "view", "split", "source")
-_PARTS = {
-    **dict.fromkeys(("train", "train_val"), "train"),
-    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
-    "test": "test",
+# What other tools call these columns, as `column_key` gives it; taken only where the column itself is not there.
+OTHER_NAMES = {
+    "path": ("imagepath", "filepath"),
+    "sex": ("gender", "patientsex", "patientgender"),
+    "age": ("patientage",),
+    "view": ("viewposition",),
 }
+_PARTS = {
+    **dict.fromkeys(("train", "training", "train_val"), "train"),
+    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _OWN_PATIENT = "the table has no patient_id: every film counts as a patient, so one person may be in two splits"
 _OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
 
@@ -50,6 +59,7 @@ class _Layout:
     patient: tuple[str, ...]  # the first of them that a row fills
     findings: tuple[str, ...]
     columns: frozenset[str]
+    notes: tuple[str, ...] = ()
     class_column: str = ""  # names the one class of each image; "" where every finding has a column of its own
 
     @property
@@ -70,6 +80,7 @@ class _Film:
     sex: str
     view: str
     source: str
+    unread: tuple[str, ...]  # columns whose words mean nothing here
 
 
 def read_csv(request: Request) -> Dataset:
@@ -78,9 +89,11 @@ def read_csv(request: Request) -> Dataset:
     Every column that is not reserved holds labels: 0, 1, a soft target between them, or nothing (unknown). ``split``
     says train, dev (or val) or test; without dev rows dev is carved out of train by patient; without the column a
     seeded, stratified split is made. Paths are relative to the table's folder, or to ``data_dir`` if that is a folder.
+    Names of columns are found whatever their case and blanks ("Patient ID", ``patientId``); the notes say what was
+    taken as what, and what was not understood.
 
     Args:
-        request: ``data_dir`` is the table (.csv or .csv.gz) or a folder with exactly one; options: ``table`` (the
+        request: ``data_dir`` is the table (.csv, .tsv, .gz) or a folder with exactly one; options: ``table`` (the
             table, where data_dir is only the folder of the images), ``path_column`` (default "path"), ``findings``
             (the label columns, joined by ``|``), ``class_column`` (a column that names the one class of each image,
             empty for unknown: the findings are then those names, sorted, and exclude one another; ``findings`` gives
@@ -93,10 +106,13 @@ def read_csv(request: Request) -> Dataset:
     table_path, root = _find(request)
     films, layout = _read_films(table_path, root, request)
     there = [film.path.is_file() for film in films]
+    _refuse_backslashes(films, there, request)
     keep_existing(request, "csv", {"listed": (len(films) - sum(there), len(films))})
     if request.missing is not Missing.KEEP:
         films = [film for film, found in zip(films, there, strict=True) if found]
-    notes = [] if layout.patient else [_OWN_PATIENT]
+    notes = [*layout.notes, *_not_understood(films), *_not_named(films)]
+    if not layout.patient:
+        notes.append(_OWN_PATIENT)
     if "split" not in layout.columns:
         notes.append(_OWN_SPLIT)
     return Dataset(
@@ -122,18 +138,58 @@ def _find(request: Request) -> tuple[Path, Path]:
         return candidates[0], where
     if where.is_file():
         return where, where.parent
-    found = [path for path in sorted(where.glob("*")) if path.name.lower().endswith((".csv", ".csv.gz"))]
+    found = [path for path in sorted(where.glob("*")) if path.name.lower().endswith(_TABLES)]
     if len(found) != 1:
         raise DataError(f"csv: expected one .csv in {where}, found {len(found)}; name the table itself")
     return found[0], where
+
+
+def _refuse_backslashes(films: list[_Film], there: list[bool], request: Request) -> None:
+    """Paths of Windows name nothing elsewhere: that is another fault than an incomplete set."""
+    written = [film.path for film, found in zip(films, there, strict=True) if not found and "\\" in str(film.path)]
+    if request.missing is not Missing.KEEP and any(Path(str(path).replace("\\", "/")).is_file() for path in written):
+        raise DataError(f"csv: {len(written)} paths of the table are written with backslashes; write them with slashes")
+
+
+def _not_named(films: list[_Film]) -> Iterator[str]:
+    """How many images lie beside those of the table without a row: a table that was cut short looks like that."""
+    named = {film.path for film in films}
+    folders = sorted({path.parent for path in named})
+    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    left = sum(
+        path not in named and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in beside
+    )
+    if left:
+        yield f"{left} images beside those of the table are not read: no row names them"
+
+
+def _not_understood(films: list[_Film]) -> Iterator[str]:
+    """What was there and counts as unknown all the same; by number, for a word in the wrong column may be a name."""
+    expected = {
+        "sex": "F, M, female or male",
+        "age": "years from 0 to 110",
+        "view": "PA, AP, L, LL, RL or lateral",
+    }
+    for column, words in expected.items():
+        count = sum(column in film.unread for film in films)
+        if count:
+            yield f"the {column} of {count} of {len(films)} films is taken as unknown; expected {words}"
 
 
 def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], _Layout]:
     """All rows, each path once."""
     path_column = request.text("path_column", "path")
     findings, class_column = request.names("findings"), request.text("class_column")
-    needed = (class_column,) if class_column else findings
-    table = read_table(path, who="csv", needed=(path_column, *needed), exact=True)
+    labels = (class_column,) if class_column else findings
+    chosen = {column_key(name) for name in (path_column, *labels)}
+    table = read_table(
+        path,
+        who="csv",
+        needed=(path_column, *labels),
+        optional=[name for name in RESERVED if column_key(name) not in chosen],
+        other_names=OTHER_NAMES,
+        exact=True,
+    )
     rows = list(table.rows)
     if class_column:
         findings = findings or tuple(sorted({row[class_column] for row in rows} - {""}))
@@ -141,7 +197,7 @@ def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], 
     if not findings:
         raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
     patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
-    layout = _Layout(path_column, patient, findings, frozenset(table.columns), class_column)
+    layout = _Layout(path_column, patient, findings, frozenset(table.columns), table.notes, class_column)
     films: dict[Path, _Film] = {}
     for row in rows:
         film = _read_film(row, layout, root)
@@ -159,22 +215,26 @@ def _read_film(row: Row, layout: _Layout, root: Path) -> _Film:
     patient = next((row[name] for name in layout.patient if row[name]), "" if layout.patient else path)
     if not patient:
         raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every film, or no such column")
-    part = _PARTS.get(row.get("split").lower())
+    part = _PARTS.get(row.get("split").lower().replace("-", "_"))
     if part is None and "split" in layout.columns:
         raise row.error(f"has the split {row['split']!r}; expected train, dev, val or test")
     try:
         age = parse_age(row.get("age"))
     except ValueError as error:
-        raise row.error(f"has the age {row['age']!r}; expected years") from error
+        hint = decimal_comma(row["age"])
+        raise row.error(f"has the age {row['age']!r}; expected years{hint}") from error
+    sex, view = parse_sex(row.get("sex")), parse_view(row.get("view"))
+    unknown = {"sex": not sex, "age": math.isnan(age), "view": not view}
     return _Film(
         path=root / path,
         part=part or "",
         patient=patient,
         labels=_class_labels(row, layout) if layout.class_column else _labels(row, layout),
         age=age,
-        sex=parse_sex(row.get("sex")),
-        view=parse_view(row.get("view")),
+        sex=sex,
+        view=view,
         source=row.get("source"),
+        unread=tuple(name for name, is_unknown in unknown.items() if is_unknown and row.get(name)),
     )
 
 
@@ -207,7 +267,7 @@ def _label(row: Row, finding: str) -> float:
         raise row.error(
             f"has {text!r} in the column {finding!r}; expected 0, 1, a soft label between them or nothing (if this "
             "is no column of labels, name those that are with the option findings; if it names the class of each "
-            f"image, give the option class_column={finding})"
+            f"image, give the option class_column={finding}){decimal_comma(text)}"
         )
     return value
 

@@ -109,22 +109,6 @@ def read_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = 
     return Picture(upright(pixels, container.orientation), picture.notes)
 
 
-def images_in(folder: str | Path) -> list[Path]:
-    """The images in a folder and its sub-folders, sorted by path.
-
-    By suffix (IMAGE_SUFFIXES); the others are looked into for the mark of DICOM, whatever they are called. Hidden files
-    are left out (macOS leaves "._name.png" beside every image it copies to a USB stick), and so is a DICOMDIR, which is
-    a list of images.
-
-    Raises:
-        DataError: not a folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; give a folder of images")
-    return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and is_image_file(path))
-
-
 def is_image_file(path: Path) -> bool:
     """Whether a file counts as an image in a folder: by its suffix, or because it is DICOM under any other name."""
     suffix = path.suffix.lower()

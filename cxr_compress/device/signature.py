@@ -21,7 +21,7 @@ from cxr_compress.errors import CompressionError, ModelFileError
 SIGNATURE_SUFFIX = ".sig"
 MAKE_KEY = "openssl genpkey -algorithm ed25519 -out private.pem"
 MAKE_PUBLIC_KEY = "openssl pkey -in private.pem -pubout -out public.pem"
-_BYTES = 64
+SIGNATURE_BYTES = 64
 
 
 def sign_file(path: str | Path, private_key_pem: str | Path) -> Path:
@@ -60,8 +60,10 @@ def verify_signature(path: str | Path, public_key_pem: str | Path, signature: st
     if not given.is_file():
         raise ModelFileError(f"{path}: has no signature {given.name}; copy it along, or sign the file with --sign_key")
     signed, data = _read(given, "the signature"), _read(path, "the signed file")
-    if len(signed) != _BYTES:
-        raise ModelFileError(f"{given}: expected a signature of {_BYTES} bytes, got {len(signed)}; copy it again")
+    if len(signed) != SIGNATURE_BYTES:
+        raise ModelFileError(
+            f"{given}: expected a signature of {SIGNATURE_BYTES} bytes, got {len(signed)}; copy it again"
+        )
     from cryptography.exceptions import InvalidSignature
 
     try:

@@ -14,7 +14,7 @@ from cxr_compress.evaluate.fit_file import file_logits, fit_info, fittable
 from cxr_compress.evaluate.gate import Gate, judge_difference, judge_loss
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
 from cxr_compress.evaluate.match import Match, match_findings
-from cxr_compress.evaluate.predictions import predictions_csv
+from cxr_compress.evaluate.predictions import PREDICTIONS_START, predictions_csv
 from cxr_compress.evaluate.scorable import BATCH, ScorableModel, from_classifier, run_model
 from cxr_compress.evaluate.score import Evaluation, score_file, score_logits, score_model
 from cxr_compress.evaluate.view import FLAT_COLUMNS, flat_columns, flat_rows, render_evaluation
@@ -24,6 +24,7 @@ __all__ = [
     "FLAT_COLUMNS",
     "GROUPINGS",
     "NO_THRESHOLDS",
+    "PREDICTIONS_START",
     "Calibration",
     "ClassScore",
     "Difference",

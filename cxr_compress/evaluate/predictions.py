@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from cxr_compress.evaluate.score import Evaluation
 
+_FIRST_COLUMNS = ("film", "patient")
+PREDICTIONS_START = f"{','.join(_FIRST_COLUMNS)},".encode()  # which every such file begins with
 _KEY_BYTES = 32
 _HASH_BYTES = 8  # 16 hexadecimal digits: two of 100,000 patients share one with a chance below one in a billion
 
@@ -38,7 +40,7 @@ def predictions_csv(scored: Evaluation, *, key: bytes | None = None) -> str:
     exclusive = scored.shares is not None and scored.decisions is not None
     kinds = ("label", "logit", "probability") if exclusive else ("label", "logit")
     names = [f"{kind}_{finding}" for kind in kinds for finding in scored.findings]
-    writer.writerow(["film", "patient", *names, *(["predicted"] if exclusive else [])])
+    writer.writerow([*_FIRST_COLUMNS, *names, *(["predicted"] if exclusive else [])])
     for film, patient in enumerate(scored.patients):
         labels = ["" if np.isnan(label) else int(label) for label in scored.labels[film]]
         row = [film, _hashed(patient, secret), *labels, *_digits(scored.logits[film])]

@@ -1,5 +1,6 @@
 """The unified run: train or load, thin, recover, zero weights, quantise, export, score, report; resumable by stage."""
 
+from cxr_compress.pipeline.base import image_size
 from cxr_compress.pipeline.costing import read_latency_table
 from cxr_compress.pipeline.forecast import Forecast, forecast_run
 from cxr_compress.pipeline.run import run_recipe, write_probe_pack
@@ -9,6 +10,7 @@ __all__ = [
     "Forecast",
     "SearchSpec",
     "forecast_run",
+    "image_size",
     "read_latency_table",
     "run_recipe",
     "search_recipe",

@@ -17,6 +17,7 @@ from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.models.original import Original
 from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.ownership import claim
 from cxr_compress.pipeline.store import Artefacts, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
@@ -38,6 +39,7 @@ class RunContext:
         store: where artefacts go.
         news: is told of progress, one line each.
         original: that model, brought to logits, and what it means; None where one is trained here.
+        overwrite: begin anew in a folder with another run.
     """
 
     recipe: Recipe
@@ -46,6 +48,7 @@ class RunContext:
     store: StageStore
     news: Callable[[str], None]
     original: Original | None = None
+    overwrite: bool = False
 
     @functools.cached_property
     def activation(self) -> str:
@@ -83,6 +86,18 @@ class RunContext:
         if self.activation == "softmax":
             for split in self.data.dataset.splits:
                 check_exclusive(split.labels, where=split.name, names=tuple(self.data.dataset.findings))
+
+    def claim(self, made_from: Mapping[str, Any]) -> None:
+        """Take the folder of the run, from which nothing is written before.
+
+        Args:
+            made_from: the original model; what else the run starts from is added.
+
+        Raises:
+            CompressionError: it holds another run.
+        """
+        whole = {**made_from, "dataset": self.recipe.dataset, "images": self.digest}
+        claim(self.store.folder, self.recipe, whole, overwrite=self.overwrite)
 
     def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
         """What decides a stage: its fields of the recipe, the films, what the logits are, and what it reads."""

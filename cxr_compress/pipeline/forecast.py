@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.base import build_untrained, make_base
+from cxr_compress.pipeline.base import BASE_FILES, base_inputs, build_untrained, make_base
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.delivery import export_uncut
 from cxr_compress.pipeline.films import Decoding
+from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
 from cxr_compress.pipeline.removal import choose
 from cxr_compress.pipeline.run import open_run, price
-from cxr_compress.pipeline.store import News
+from cxr_compress.pipeline.store import News, StageStore
 from cxr_compress.pipeline.thinning import Thinning
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
@@ -30,6 +33,8 @@ _SECONDS_PER_TRAINED_LAYER = 0.2  # to trace and compile a training step
 _SECONDS_PER_CONVERTED_LAYER = 0.03
 _FIXED_SHARE = 0.12  # of the time of a layer that does not fall with its MACs
 _BATCH = 16
+# Made from the original model alone, whatever becomes of the other stages.
+_OF_THE_ORIGINAL = ("export_uncut",)
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,13 @@ def forecast_run(
     latency_table: CostTable | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
 ) -> Forecast:
     """Make the plan of a run, but nothing of what takes long, and say what follows from it.
 
-    With a model from a file, the plan is the one that the run will use, and is kept for it in `output_dir`. The times
-    come from one batch through the uncut model and are good to about a factor of 1.5.
+    With a model from a file, or in the folder of a run whose original model is trained, the plan is the one that the
+    run will use. It is made in a folder that is gone afterwards: `output_dir` is read where a run is there, and never
+    written to or made. The times come from one batch through the original model and are good to about a factor of 1.5.
 
     Args:
         recipe: as `run_recipe`, like all that is not named here.
@@ -77,13 +84,25 @@ def forecast_run(
         latency_table: see there.
         news: see there.
         decoding: see there.
+        overwrite: see there.
 
     Raises:
         BudgetError: the budget cannot be reached.
-        CompressionError: and its other subclasses.
+        CompressionError: and its other subclasses, also where the run itself would be refused.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
-    trained = keras_model_file is not None or bool(run.store.manifest("base"))
+    refuse_foreign(output_dir, recipe, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="cxr_dry_run_") as scratch:
+        copy_for_forecast(output_dir, Path(scratch))
+        run = open_run(recipe, data_dir, Path(scratch), keras_model_file, news, decoding, overwrite=overwrite)
+        return _forecast(run, keras_model_file, latency_table, StageStore(output_dir, news))
+
+
+def _forecast(
+    run: RunContext, keras_model_file: Path | None, latency_table: CostTable | None, kept: StageStore
+) -> Forecast:
+    """The forecast, in a run of its own that may be written to; `kept` is the folder of the real one."""
+    recipe = run.recipe
+    trained = keras_model_file is not None or run.store.stands("base", base_inputs(run), BASE_FILES)
     if trained:
         base = make_base(run, keras_model_file)
         model = load_model(base.keras_file)
@@ -94,14 +113,43 @@ def forecast_run(
     else:
         model = build_untrained(run)
         before = after = measure_cost(model).to_dict()
+        run.claim({"source": "a training", "training": base_inputs(run)["recipe"]})
         if recipe.removes_filters and set(recipe.budget) <= {"macs", "params"}:
-            plan, _ = Thinning(recipe, run.data, output_dir, news).choose(model)
+            plan, _ = Thinning(recipe, run.data, run.store.folder, run.news).choose(model)
             before, after = plan.before.to_dict(), plan.after.to_dict()
-    return Forecast(before, after, trained, _seconds(run, model, after["macs"] / before["macs"]))
+    stages = _seconds(run, model, after["macs"] / before["macs"])
+    # What was made just now says how long it takes; what the real folder holds from before takes no time.
+    made = {name: run.store.manifest(name) for name in stages}
+    stages |= {name: manifest["seconds"] for name, manifest in made.items() if manifest}
+    stages |= dict.fromkeys(_kept(stages, recipe, kept, made), 0.0)
+    return Forecast(before, after, trained, stages)
+
+
+def _kept(
+    stages: Iterable[str], recipe: Recipe, kept: StageStore, made: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """The stages of the real folder that still hold: made by this recipe, and from what still holds."""
+    now, changed = json.loads(recipe.to_json()), False
+    del now["options"]  # of reading: other ones give other images, and a run of other images is refused
+    for stage in stages:
+        known = kept.manifest(stage)
+        inputs = known.get("inputs", {})
+        decided = {**inputs, **inputs.get("recipe", {})}
+        if made[stage]:
+            holds = made[stage]["key"] == known.get("key")
+        else:
+            holds = bool(known) and all(now.get(name, value) == value for name, value in decided.items())
+        if stage in _OF_THE_ORIGINAL:
+            if holds:
+                yield stage
+            continue
+        changed = changed or not holds
+        if not changed:
+            yield stage
 
 
 def _seconds(run: RunContext, model: keras.Model, macs_left: float) -> dict[str, float]:
-    """Stage -> seconds, of the stages that are still to run."""
+    """Stage -> seconds, each as if nothing stood."""
     recipe, films = run.recipe, run.data
     image = _seconds_per_image(model)
     thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * macs_left)
@@ -120,20 +168,22 @@ def _seconds(run: RunContext, model: keras.Model, macs_left: float) -> dict[str,
         "select": (recipe.removes_filters, lambda: 1.0),
         "remove": (recipe.removes_filters, lambda: 0.05 * layers),
         "repair": (recipe.removes_filters, lambda: recipe.reconstruction_images * 4 * image + 0.2 * layers),
-        "recover": (recipe.removes_filters, lambda: training(recipe.recovery_epochs, thin)),
+        "recover": (
+            recipe.removes_filters and recipe.recovery_epochs > 0,
+            lambda: training(recipe.recovery_epochs, thin),
+        ),
         "sparsify": (recipe.zeroes_weights, lambda: training(recipe.sparsity_epochs, thin)),
-        "finetune": (recipe.zeroes_weights, lambda: training(recipe.finetune_epochs, thin)),
+        "finetune": (
+            recipe.zeroes_weights and recipe.finetune_epochs > 0,
+            lambda: training(recipe.finetune_epochs, thin),
+        ),
         "quantise": (True, lambda: conversion),
         "qat": (recipe.qat == "always", lambda: training(recipe.qat_epochs, 2 * thin)),
         "export_uncut": (True, lambda: 2 * conversion),
         "export_compressed": (True, lambda: 2 * len(films.dev.split) * thin),
         "score": (True, lambda: scoring),
     }
-    return {
-        name: 0.0 if run.store.manifest(name) else round(seconds(), 1)
-        for name, (wanted, seconds) in stages.items()
-        if wanted
-    }
+    return {name: round(seconds(), 1) for name, (wanted, seconds) in stages.items() if wanted}
 
 
 def _seconds_per_image(model: keras.Model) -> float:

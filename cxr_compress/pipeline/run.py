@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
@@ -18,6 +17,7 @@ from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
+from cxr_compress.pipeline.ownership import refuse_foreign
 from cxr_compress.pipeline.quantising import quantise
 from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
 from cxr_compress.pipeline.removal import choose, remove, repair
@@ -36,6 +36,7 @@ def run_recipe(
     latency_table: CostTable | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Compress a model as a recipe says and report what it did to every finding.
 
@@ -51,6 +52,8 @@ def run_recipe(
         latency_table: layer times that a device measured, for a bound on latency; None measures them here.
         news: is told of stages and epochs, one line each.
         decoding: is told (split, films done, films in all) while images are read.
+        overwrite: begin anew where `output_dir` holds a run that started from another model or other data, or files
+            of another origin with the names of results.
 
     Returns:
         The report, as in report.json.
@@ -58,7 +61,7 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
     base = make_base(run, keras_model_file)
     return finish(run, base, compress(run, base, latency_table))
 
@@ -72,6 +75,7 @@ def write_probe_pack(
     keras_model_file: Path | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
 ) -> None:
     """Go as far as the uncut model and write what a device needs to time its layers; `run_recipe` goes on from there.
 
@@ -83,11 +87,12 @@ def write_probe_pack(
         keras_model_file: see there.
         news: see there.
         decoding: see there.
+        overwrite: see there.
 
     Raises:
         CompressionError: and its subclasses.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
     write_probes(run, make_base(run, keras_model_file), path)
 
 
@@ -109,12 +114,19 @@ class Compressed:
 
 
 def open_run(  # noqa: PLR0917 - what a run is made of
-    recipe: Recipe, data_dir: Path, output_dir: Path, keras_model_file: Path | None, news: News, decoding: Decoding
+    recipe: Recipe,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None,
+    news: News,
+    decoding: Decoding,
+    *,
+    overwrite: bool = False,
 ) -> RunContext:
-    """A run with its films read and its folder made.
+    """A run with its films read; its folder is not written to before its original model is known (`make_base`).
 
     Raises:
-        CompressionError: a recipe that contradicts itself, or data that cannot be read.
+        CompressionError: a recipe that contradicts itself, data that cannot be read, or a folder of something else.
     """
     import tensorflow as tf
 
@@ -122,12 +134,13 @@ def open_run(  # noqa: PLR0917 - what a run is made of
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(recipe.seed)
-    make_folder(output_dir)
+    refuse_foreign(output_dir, recipe, overwrite=overwrite)
     original = open_original(recipe, keras_model_file, news) if keras_model_file is not None else None
     data = _read_data(recipe, data_dir, decoding, original, news)
-    write_text(output_dir / "recipe.json", recipe.to_json())
+    for note in data.dataset.notes:
+        news(f"note: {note}")
     digest = data.train.digest() + data.dev.digest()
-    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, original)
+    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, original, overwrite)
 
 
 def _read_data(recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News) -> RunData:

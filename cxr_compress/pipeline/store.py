@@ -55,7 +55,6 @@ class StageStore:
     def __init__(self, folder: Path, news: News) -> None:
         self.folder = folder
         self._news = news
-        make_folder(folder / "manifests")
 
     def run(
         self,
@@ -79,12 +78,11 @@ class StageStore:
         key = _key(stage, inputs)
         manifest = self.folder / "manifests" / f"{stage}.json"
         paths = {name: self.folder / name for name in files}
-        for folder in {path.parent for path in paths.values()} - {self.folder}:
-            make_folder(folder)
-        known = _read(manifest)
-        if known.get("key") == key and all(_sha256(path) == known["files"].get(name) for name, path in paths.items()):
+        if self.stands(stage, inputs, files):
             self._news(f"{stage}: done before, kept")
-            return Artefacts(paths, known["files"])
+            return Artefacts(paths, _read(manifest)["files"])
+        for folder in {manifest.parent, *(path.parent for path in paths.values())}:
+            make_folder(folder)
         self._news(f"{stage}: started")
         started = time.monotonic()
         reset_peak()
@@ -108,6 +106,13 @@ class StageStore:
         shutil.rmtree(work, ignore_errors=True)
         self._news(f"{stage}: finished in {seconds:.0f} s")
         return Artefacts(paths, hashes)
+
+    def stands(self, stage: str, inputs: Mapping[str, Any], files: Sequence[str]) -> bool:
+        """Whether a stage was made from just these inputs, and its files are still what it wrote."""
+        known = self.manifest(stage)
+        return known.get("key") == _key(stage, inputs) and all(
+            _sha256(self.folder / name) == known["files"].get(name) for name in files
+        )
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage noted about itself."""

@@ -109,6 +109,9 @@ def run_training(
         allow_missing=plan.allow_missing,
         options=plan.options,
     )
+    if (news := listeners.news) is not None:
+        for note in dataset.notes:
+            news(f"note: {note}")
     spec = _base_spec(plan, files)
     model, activation = _start(plan, files, spec, dataset)
     teacher = _teacher(files, activation)

@@ -112,14 +112,15 @@ def test_benchmark_layers_table_says_what_it_holds_for(tmp_path: Path, capsys: p
 def test_benchmark_layers_interrupted_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C arrives while the layers are timed."""
     table = tmp_path / "table.json"
-    table.write_text("old")
+    assert main([f"--layers={PROBE_PACK}", f"--output_file={table}", "--runs=2"]) == 0
+    old = table.read_text()
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cxr_compress.device.layer_times.time_together", interrupt)
     assert main([f"--layers={PROBE_PACK}", f"--output_file={table}"]) == 130
-    assert table.read_text() == "old"
+    assert table.read_text() == old
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
 
 
@@ -130,7 +131,7 @@ def test_benchmark_layers_interrupted_leaves_the_old_table(tmp_path: Path, monke
         ([f"--layers={INT8_MODEL}", "--output_file=t.json"], f"{INT8_MODEL}: is no probe pack: it has no index.json"),
         (["--layers=cut.zip", "--output_file=t.json"], "cut.zip: is no probe pack, or cut short"),
         ([f"--layers={PROBE_PACK}"], "expected --output_file=TABLE.json beside --layers: where the table goes"),
-        ([f"--layers={PROBE_PACK}", "--output_file=no/t.json"], "no/t.json: its folder does not exist; create it"),
+        ([f"--layers={PROBE_PACK}", "--output_file=no/t.json"], "the folder of --output_file, no, does not exist"),
         ([f"--layers={PROBE_PACK}", f"--model={INT8_MODEL}"], "expected --layers alone, got models too"),
         ([f"--model={INT8_MODEL}", "--output_file=t.json"], "expected --output_file with --layers only"),
     ],

@@ -50,6 +50,21 @@ def convert(folder: Path, capsys: Capture, target: Path, *flags: str, model: str
     return read_model(target).content, printed.err
 
 
+def test_calibration_data_what_a_folder_or_a_table_holds_and_is_not_read_is_said(
+    folder: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.png").write_bytes((folder / "films" / f"{number:02}.png").read_bytes())
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    content, said = convert(folder, capsys, tmp_path / "x.tflite", f"--calibration_data={tmp_path}")
+    assert "note: files of --calibration_data: 1 not read, being no image: 1 .db" in said
+    table = tmp_path / "films.csv"
+    table.write_text("sep=;\nImage Path;Patient ID\n" + "".join(f"{number:02}.png;p{number}\n" for number in range(20)))
+    same, said = convert(folder, capsys, tmp_path / "y.tflite", f"--calibration_data={table}")
+    assert "'Image Path' as path, 'Patient ID' as patient_id" in said
+    assert same == content
+
+
 def refused(folder: Path, capsys: Capture, tmp_path: Path, *flags: str) -> str:
     """The one line of a conversion that must fail."""
     source = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -268,27 +269,177 @@ def test_compress_dry_run_trains_nothing_and_says_what_comes_out(capsys, phantom
     assert 0.4 < forecast["after"]["macs"] / forecast["before"]["macs"] <= 0.5
     assert set(forecast["stages"]) >= {"base", "select", "recover", "sparsify", "quantise", "score"}
     assert forecast["seconds"] > 0
-    assert not list(tmp_path.glob("*.keras")) + list(tmp_path.glob("*.tflite"))
+    assert not list(tmp_path.iterdir())
     code, out, _ = call(capsys, *flags[:-1])
     assert code == 0
     assert "Planned on random weights" in out
     assert "minutes on this machine" in out
 
 
-def test_compress_dry_run_from_a_file_makes_the_plan_that_the_run_takes(capsys, phantom, tmp_path):
+@pytest.fixture(scope="module")
+def base(phantom, tmp_path_factory):
+    """A model file of 32 px that says so."""
     from cxr_compress.data import PHANTOM_FINDINGS
     from cxr_compress.models import save_model, tiny_chexnet
+
+    path = tmp_path_factory.mktemp("base") / "base.keras"
+    save_model(tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3)), path)
+    return path
+
+
+def from_file(phantom, folder, base, *more: str) -> list[str]:
+    folders = (f"--data_dir={phantom}", f"--output_dir={folder}")
+    return [f"--keras_model_file={base}", "--dataset=phantom", *folders, "--qat=never", *more]
+
+
+# The least that a run can do: no training, and two budgets that a second run may differ in.
+_QUICK = ("--weight_sparsity=0", "--sparsity_epochs=0", "--recovery_epochs=0", "--calibration_images=16")
+
+
+def state(folder):
+    """Every byte and every time of a folder."""
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+@pytest.fixture(scope="module")
+def run(phantom, base, tmp_path_factory):
+    """A run from the file that was stopped after its plan."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    recipe = make_recipe_of(compress_flags(*from_file(phantom, folder, base, *_QUICK, "--input_size=32")))
+    begin(recipe, phantom, folder, base)
+    return folder
+
+
+def begin(recipe, phantom, folder, base, **options) -> None:
+    """The first two stages of a run."""
+    from cxr_compress.pipeline.base import make_base
+    from cxr_compress.pipeline.removal import choose
+    from cxr_compress.pipeline.run import open_run
+
+    opened = open_run(recipe, phantom, folder, base, lambda _: None, lambda *_: None, **options)
+    original = make_base(opened, base)
+    if recipe.removes_filters:
+        choose(opened, original, None)
+
+
+@pytest.mark.parametrize("flags", [["--input_size=64"], ["--recipe=RECIPE"]])
+def test_compress_another_size_than_the_models_is_one_line_with_both(capsys, phantom, base, tmp_path, flags):
+    (tmp_path / "recipe.json").write_text(Recipe(dataset="phantom", model="base", input_size=64).to_json())
+    flags = [flag.replace("RECIPE", str(tmp_path / "recipe.json")) for flag in flags]
+    code, _, err = call(capsys, *from_file(phantom, tmp_path / "run", base, *flags))
+    assert code == 2
+    assert "is 64, base.keras takes images of 32 x 32: leave --input_size out" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_compress_dry_run_makes_the_plan_that_the_run_takes_and_writes_nothing(capsys, phantom, base, run, tmp_path):
     from cxr_compress.structured import ChannelPlan
 
-    save_model(tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3)), tmp_path / "base.keras")
-    flags = phantom_flags(phantom, tmp_path / "run", f"--keras_model_file={tmp_path / 'base.keras'}", "--dry_run")
-    code, out, err = call(capsys, *flags, "--format=json")
+    code, out, err = call(capsys, *from_file(phantom, tmp_path / "new", base, *_QUICK, "--dry_run", "--format=json"))
     assert code == 0, err
+    assert "dry run: nothing is written to" in err
+    assert not (tmp_path / "new").exists()
     forecast = json.loads(out)
-    plan = ChannelPlan.from_json((tmp_path / "run" / "plan.json").read_text())
     assert forecast["certain"]
-    assert forecast["after"] == plan.after.to_dict()
-    assert (forecast["stages"]["select"], forecast["stages"]["base"]) == (0, 0), "done, and kept for the run"
+    assert forecast["after"] == ChannelPlan.from_json((run / "plan.json").read_text()).after.to_dict()
+    assert forecast["stages"]["select"] > 0
+    before = state(run)
+    code, out, err = call(capsys, *from_file(phantom, run, base, *_QUICK, "--dry_run", "--format=json"))
+    assert code == 0, err
+    again = json.loads(out)
+    assert again["after"] == forecast["after"]
+    assert (again["stages"]["base"], again["stages"]["select"]) == (0, 0), "done, and kept in the run"
+    assert again["stages"]["repair"] > 0
+    # Another budget: the plan and all that comes after it would be made anew, and none of it is.
+    code, out, err = call(
+        capsys, *from_file(phantom, run, base, *_QUICK, "--target_macs=0.3", "--dry_run", "--format=json")
+    )
+    assert code == 0, err
+    other = json.loads(out)
+    assert other["after"]["macs"] < forecast["after"]["macs"]
+    assert other["stages"]["base"] == 0
+    assert other["stages"]["select"] > 0
+    assert state(run) == before
+
+
+def test_compress_refuses_the_folder_of_another_run_and_says_what_differs(capsys, phantom, base, run, tmp_path):
+    from cxr_compress.data import PHANTOM_FINDINGS, write_phantom
+    from cxr_compress.models import save_model, tiny_chexnet
+
+    other = tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3))
+    other.set_weights([weights + 0.01 for weights in other.get_weights()])
+    save_model(other, tmp_path / "other.keras")
+    write_phantom(tmp_path / "films", n_train=120, n_test=30, size=64, seed=1)
+    before = state(run)
+    for flags, mode, text in (
+        (
+            from_file(phantom, run, tmp_path / "other.keras"),
+            "--dry_run",
+            "differs in the weights of the model to start from: give",
+        ),
+        (
+            from_file(tmp_path / "films", run, base),
+            "--nosearch",
+            "differs in the images, labels or patients of train and dev: give",
+        ),
+        (
+            phantom_flags(phantom, run),
+            "--search",
+            "differs in what it starts from: give another --output_dir, or --overwrite",
+        ),
+    ):
+        code, _, err = call(capsys, *flags, mode)
+        assert code == 2
+        assert text in err
+        assert "--output_dir holds another run; it " in err
+    assert state(run) == before
+
+
+def test_compress_refuses_a_folder_of_something_else_only_where_it_would_be_replaced(capsys, phantom, base, tmp_path):
+    for name, mode in (("plan.json", "--search"), ("base_fp32.tflite", "--dry_run"), ("training.json", "--nosearch")):
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        code, _, err = call(capsys, *from_file(phantom, folder, base, *_QUICK, mode))
+        assert code == 2
+        assert f"holds {name} and is not a run of cxr_compress: give another --output_dir" in err
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "mine"
+    (folder / "training.json").unlink()
+    (folder / "notes.txt").write_text("mine")
+    code, _, err = call(capsys, *from_file(phantom, folder, base, *_QUICK, "--dry_run"))
+    assert code == 0, err
+    (tmp_path / "file").write_text("mine")
+    code, _, err = call(capsys, *from_file(phantom, tmp_path / "file", base))
+    assert (code, "file is a file: give a folder" in err) == (2, True)
+
+
+def test_compress_overwrite_begins_anew_but_never_over_the_model_it_starts_from(capsys, phantom, base, run, tmp_path):
+    from cxr_compress.models import load_model, save_model
+
+    folder = shutil.copytree(run, tmp_path / "run")
+    other = load_model(base)
+    other.set_weights([weights * 0.9 for weights in other.get_weights()])
+    save_model(other, folder / "thin.keras")
+    before = state(folder)
+    flags = from_file(phantom, folder, folder / "thin.keras", *_QUICK, "--target_macs=none", "--overwrite")
+    code, _, err = call(capsys, *flags)
+    assert code == 2
+    assert "the model to start from is thin.keras in --output_dir, which this run would replace" in err
+    assert state(folder) == before
+    shutil.copy(folder / "thin.keras", tmp_path / "start.keras")
+    flags = from_file(phantom, folder, tmp_path / "start.keras", *_QUICK, "--target_macs=none")
+    assert call(capsys, *flags, "--dry_run")[0] == 2
+    code, _, err = call(capsys, *flags, "--dry_run", "--overwrite")
+    assert code == 0, err
+    assert state(folder) == before
+    recipe = make_recipe_of(compress_flags(*flags, "--input_size=32"))
+    begin(recipe, phantom, folder, tmp_path / "start.keras", overwrite=True)
+    weights = [json.loads((place / "made_from.json").read_text())["weights"] for place in (run, folder)]
+    assert weights[0] != weights[1]
 
 
 def test_compress_gate_that_was_asked_for_and_does_not_hold_ends_with_code_3(capsys, monkeypatch, tmp_path):

@@ -165,11 +165,11 @@ def test_data_split_divides_a_leaky_set_anew_by_patient_and_refuses_it_as_it_is(
     table = tmp_path / "films.csv"
     table.write_text(table.read_text().replace(",p14,", ",p0,"))
     arguments = ["split", "--dataset=csv", f"--data_dir={tmp_path}", f"--output_file={tmp_path / 'out' / 'split.csv'}"]
+    assert main([*arguments, "--test_fraction=0.3"]) == 2
+    assert "out, does not exist: create it first" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
     assert main(arguments) == 2
     assert "are in both train and test" in capsys.readouterr().err
-    assert main([*arguments, "--test_fraction=0.3"]) == 2
-    assert "create its folder first" in capsys.readouterr().err
-    (tmp_path / "out").mkdir()
     assert main([*arguments, "--test_fraction=0.3"]) == 0
     parts: dict[str, set[str]] = {}
     with (tmp_path / "out" / "split.csv").open() as file:

@@ -96,13 +96,31 @@ def test_predict_without_the_flag_or_in_csv_prints_what_it_did(
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == len(LABELS)
 
 
+def test_predict_pictures_go_neither_among_earlier_ones_nor_among_the_images(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = str(folder / "films" / "DOE_JANE_0.png")
+    assert predict([f"--model={model}", film, f"--heatmap_dir={tmp_path}"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before
+    capsys.readouterr()
+    other = str(folder / "films" / "DOE_JANE_1.png")
+    assert predict([f"--model={model}", other, f"--heatmap_dir={tmp_path}"]) == 2
+    assert f"holds {len(before)} pictures of an earlier run: give another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    films = folder / "films"
+    assert predict([f"--model={model}", str(films), f"--heatmap_dir={films / 'maps'}"]) == 2
+    assert "lies in" in capsys.readouterr().err
+    assert not (films / "maps").exists()
+
+
 def test_predict_heatmap_of_a_file_without_map_is_one_line_and_exit_2(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     film = str(folder / "films" / "DOE_JANE_0.png")
     assert predict([f"--model={INT8_MODEL}", film, f"--heatmap_dir={tmp_path / 'maps'}"]) == 2
-    line = "cxr_predict: the model file gives logits alone, no map: export it with --head=logits+cam\n"
-    assert capsys.readouterr().err == line
+    line = "cxr_predict: the model file gives logits alone, no map: export it with --head=logits+cam"
+    assert capsys.readouterr().err == f"{line} (--head is a flag of cxr_convert)\n"
     assert not (tmp_path / "maps").exists()
 
 

@@ -218,8 +218,11 @@ def test_inspect_foreign_tflite_is_read_too(folder, capsys):
         (["FOLDER/nested.keras", "--plan=FOLDER/plan.json"], "group 'stem' of the plan is not in this model: apply"),
         (["FOLDER/residual.keras", "--plan=FOLDER/plan.json", "--exclude=a"], "--exclude does not go with --plan"),
         (["FOLDER/residual.keras", "--plot=x.png"], "--plot draws a plan: give --plan=FILE too"),
-        (["FOLDER/residual.keras", "--plan=FOLDER/plan.json", "--plot=x.jpg"], "expected --plot to be a .png in a"),
-        (["FOLDER/residual.keras", "--plan=FOLDER/plan.json", "--plot=no/x.png"], "in a folder that exists"),
+        (["FOLDER/residual.keras", "--plan=FOLDER/plan.json", "--plot=x.jpg"], "expected --plot to end in .png, got"),
+        (
+            ["FOLDER/residual.keras", "--plan=FOLDER/plan.json", "--plot=no/x.png"],
+            "the folder of --plot, no, does not exist: create it",
+        ),
         ([str(INT8_MODEL), "--plan=FOLDER/plan.json"], "--plan is for Keras models"),
         ([str(INT8_MODEL), "--what=layers"], "--what is for Keras models"),
         (["FOLDER/residual.keras", "--no_such_flag"], "no_such_flag"),

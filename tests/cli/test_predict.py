@@ -93,6 +93,7 @@ def test_predict_table_names_findings_and_ends_with_the_sentence(
 
 
 def test_predict_csv_has_a_row_for_each_image_and_finding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "notes.txt").unlink()
     assert main([MODEL, str(folder), "--format=csv"]) == 0
     out, err = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(out)))
@@ -107,6 +108,7 @@ def test_predict_csv_has_a_row_for_each_image_and_finding(folder: Path, capsys: 
 def test_predict_folder_is_searched_sorted_and_without_hidden_files(
     folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "notes.txt").unlink()
     assert main([MODEL, str(film), str(folder), "--format=json"]) == 0
     images = [image["image"] for image in read_json(capsys)["images"]]
     assert images == [str(film), *(str(folder / name) for name in ("a.JPG", "b/d.jpeg", "c.png"))]
@@ -123,17 +125,19 @@ def test_predict_batch_goes_on_after_bad_files_and_lists_them(
     result = json.loads(out)
     assert len(result["images"]) == 4
     assert [entry["image"] for entry in result["errors"]] == [
+        str(folder / "notes.txt"),
         missing,
         str(folder / "cut.png"),
         str(folder / "photo.png"),
     ]
     lines = err.splitlines()
-    assert lines[0] == f"cxr_predict: {missing}: not found; check the path"
-    assert "cut.png: is cut short: the PNG ends after" in lines[1]
-    assert "photo.png: expected a gray image, got colour" in lines[2]
+    assert lines[0].startswith(f"cxr_predict: {folder / 'notes.txt'}: not read: is not DICOM, and by its name no image")
+    assert lines[1] == f"cxr_predict: {missing}: not found; check the path"
+    assert "cut.png: is cut short: the PNG ends after" in lines[2]
+    assert "photo.png: expected a gray image, got colour" in lines[3]
     bad = ", ".join(entry["image"] for entry in result["errors"])
-    assert lines[-1] == f"cxr_predict: 3 of 7 could not be used: {bad}"
-    assert len(lines) == 5  # and the warning about drawn images
+    assert lines[-1] == f"cxr_predict: 4 of 8 could not be used: {bad}"
+    assert len(lines) == 6  # and the warning about drawn images
 
 
 def test_predict_batch_errors_in_csv_leave_stdout_a_plain_csv(film: Path, capsys: pytest.CaptureFixture[str]) -> None:

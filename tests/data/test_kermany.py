@@ -44,6 +44,30 @@ def test_load_kermany_leftovers_of_other_systems_are_passed_over(tmp_path: Path)
     assert load_kermany(tmp_path).train.paths == expected.train.paths
 
 
+def test_load_kermany_what_is_not_read_is_noted_by_number_and_kind(tmp_path: Path) -> None:
+    make_kermany(tmp_path)
+    assert len(load_kermany(tmp_path).notes) == 1
+    for name in ("Thumbs.db", "Doe_Jane.JaneDoe1960", "sub/person1_virus_9.jpeg"):
+        (tmp_path / "train" / "NORMAL" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / "NORMAL" / name).write_bytes(b"x")
+    (tmp_path / "test" / "COVID").mkdir()
+    notes = load_kermany(tmp_path).notes[1:]
+    assert notes == (
+        "train/NORMAL: 3 not read, being no image: 1 .db, 1 of another suffix, 1 sub-folders",
+        "test/: 1 not read beside NORMAL and PNEUMONIA",
+    )
+    assert "Jane" not in " ".join(notes)
+
+
+def test_load_kermany_class_folders_in_any_case_and_two_of_one_class_are_refused(tmp_path: Path) -> None:
+    expected = load_kermany(make_kermany(tmp_path))
+    (tmp_path / "train" / "NORMAL").rename(tmp_path / "train" / "Normal")
+    assert load_kermany(tmp_path).train.patients == expected.train.patients
+    (tmp_path / "train" / "normal").mkdir()
+    with pytest.raises(DataError, match=r"expected one folder NORMAL in .*train, found Normal and normal; join them"):
+        load_kermany(tmp_path)
+
+
 def test_load_kermany_sources_are_the_subtypes(tmp_path: Path) -> None:
     for split in load_kermany(make_kermany(tmp_path)).splits:
         for path, source in zip(split.paths, split.sources, strict=True):

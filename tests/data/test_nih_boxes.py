@@ -32,7 +32,7 @@ def test_read_boxes_films_with_several_and_the_alias_of_infiltration(tmp_path: P
     [
         ("b.png,Cough,1,2,3,4", "line 3 of BBox_List_2017.csv has the unknown finding 'Cough'"),
         ("b.png,Mass,1,2,3,wide", "line 3 of BBox_List_2017.csv has a box that is no four numbers"),
-        ("b.png,Mass,1,2,3", "line 3 of BBox_List_2017.csv has a box that is no four numbers"),
+        ("b.png,Mass,1,2,3", "line 3 of BBox_List_2017.csv ends after 5 cells, expected at least 6"),
         ("b.png,Mass,1000,2,99,4", "line 3 of BBox_List_2017.csv has a box outside the film of 1024 x 1024"),
         ("b.png,Mass,1,2,0,4", "line 3 of BBox_List_2017.csv has a box outside the film"),
         ("b.png,Mass,nan,2,3,4", "line 3 of BBox_List_2017.csv has a box outside the film"),

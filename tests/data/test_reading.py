@@ -15,8 +15,8 @@ from cxr_compress.data.reading import (
     parse_age,
     parse_sex,
     parse_view,
-    read_table,
 )
+from cxr_compress.data.table_file import read_table
 from cxr_compress.errors import DataError
 
 
@@ -85,7 +85,7 @@ def test_check_options_names_what_is_known() -> None:
 def test_read_table_rows_have_lines_of_the_file_and_missing_cells_are_empty(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b'\xef\xbb\xbfa, b ,\r\n1,"two\nlines",\r\n\r\n3\r\n')
-    table = read_table(path, who="toy", needed=("a", "b"))
+    table = read_table(path, who="toy", needed=("a",))
     assert table.columns == ("a", "b")
     rows = list(table.rows)
     assert [(row.line, row["a"], row["b"], row.get("c")) for row in rows] == [
@@ -93,6 +93,11 @@ def test_read_table_rows_have_lines_of_the_file_and_missing_cells_are_empty(tmp_
         (5, "3", "", ""),
     ]
     assert str(rows[1].error("is bad")) == "toy: line 5 of t.csv is bad"
+    # A published table whose last line a download cut: an empty label would pass for "not mentioned".
+    with pytest.raises(
+        DataError, match=r"line 5 of t.csv ends after 1 cells, expected at least 2; the file may be cut"
+    ):
+        list(read_table(path, who="toy", needed=("a", "b")).rows)
 
 
 def test_read_table_damaged_files_are_one_clear_line(tmp_path: Path) -> None:

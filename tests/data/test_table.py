@@ -68,7 +68,7 @@ def test_load_dataset_csv_columns_become_labels_people_and_splits(tmp_path: Path
     np.testing.assert_array_equal(dataset.dev.ages, np.array([math.nan, 61.5], np.float32))
     assert dataset.test.patients == ("p5", "p5")
     assert dataset.patient_key == "the column 'patient_id'"
-    assert dataset.notes == ()
+    assert dataset.notes == ("the age of 1 of 6 films is taken as unknown; expected years from 0 to 110",)
 
 
 def test_load_dataset_csv_table_folder_packed_or_apart_from_the_films_gives_the_same(tmp_path: Path) -> None:
@@ -154,7 +154,10 @@ def test_load_dataset_csv_findings_and_path_column_are_chosen_by_option(tmp_path
         ("b.png,1,0,p9,F,4,PA,train", "line 3 of films.csv has 8 cells, expected 9 as in the header"),
         ("b.png,1,0,Doe, J.,F,4,PA,train,x", "line 3 of films.csv has 10 cells, expected 9"),
         ("000.png,1,0,p9,F,4,PA,train,x", "line 3 of films.csv names '000.png', which an earlier row names"),
-        ('b.png,"1,0,p9,F,4,PA,train,x', r"films.csv cannot be read \(unexpected end of data\)"),
+        (
+            'b.png,"1,0,p9,F,4,PA,train,x',
+            r"films.csv cannot be read \(unexpected end of data, line 3\); a quote may",
+        ),
     ],
 )
 def test_load_dataset_csv_bad_row_is_named_with_file_and_line(tmp_path: Path, row: str, message: str) -> None:
@@ -169,7 +172,7 @@ def test_load_dataset_csv_bad_row_is_named_with_file_and_line(tmp_path: Path, ro
         (b"path,Cough,Cough\n", "the column 'Cough' is there twice in films.csv"),
         (b"path,patient_id\n", "expected at least one column of labels beside 'path' in films.csv"),
         (b"", r"expected the column\(s\) path in films.csv"),
-        (b"path,Cough\n\xff\xfe", r"films.csv cannot be read \('utf-8' codec"),
+        (b"path,Cough\n\xff\xfe", r"films.csv is not UTF-8 \(byte 0xff in line 2\).*; save it as 'CSV UTF-8'"),
         (b"path,Cough\n", "csv: the train split has no films"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
+from cxr_compress.device.atomic import check_writable, make_folder, special_kind, write_bytes, write_text
 from cxr_compress.errors import CompressionError
 
 
@@ -72,6 +72,41 @@ def test_write_bytes_over_a_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"could not write .*out: .*; a folder has that name"):
         write_bytes(tmp_path / "out", b"x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_write_bytes_a_pipe_a_device_or_a_link_to_one_is_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name, kind in (("pipe", "a pipe"), ("null", "a device")):
+        assert special_kind(tmp_path / name) == kind
+        with pytest.raises(
+            CompressionError, match=f"could not write .*{name}: it is {kind}; choose the name of a file"
+        ):
+            write_bytes(tmp_path / name, b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+    assert special_kind("/dev/null") == "a device"
+
+
+def test_write_bytes_over_a_link_leaves_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert (tmp_path / "link").read_bytes() == b"new"
+
+
+def test_check_writable_says_why_not_and_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CompressionError, match="does not exist: create it first"):
+        check_writable(tmp_path / "none")
+    check_writable(tmp_path / "none" / "below", to_be_made=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CompressionError, match="file is a file, expected a folder"):
+        check_writable(tmp_path / "file" / "below", to_be_made=True)
+    with pytest.raises(CompressionError, match=r"nothing can be written into /proc: .*; choose a folder you may write"):
+        check_writable("/proc")
 
 
 def test_make_folder_where_a_file_stands_is_one_clear_error(tmp_path: Path) -> None:

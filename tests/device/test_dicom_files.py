@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 pydicom = pytest.importorskip("pydicom")
 
-from cxr_compress.device.decode import decode_image, images_in, is_dicom  # noqa: E402
+from cxr_compress.device.decode import decode_image, is_dicom  # noqa: E402
 from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
+from cxr_compress.device.folder import look_into  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import make_dataset, make_dicom  # noqa: E402
 from tests.device.films import draw_film  # noqa: E402
@@ -43,7 +44,7 @@ def test_dicom_without_preamble_is_known_under_any_name(tmp_path: Path, implicit
     for name in ("film.dcm", "film.IMA", "film", "film.png", "film.txt"):
         (tmp_path / name).write_bytes(data)
         np.testing.assert_array_equal(decode_image(tmp_path / name), FILM)
-    assert len(images_in(tmp_path)) == 5
+    assert len(look_into(tmp_path).images) == 5
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_dicom_suffix_on_other_content_is_judged_by_the_content(tmp_path: Path) 
         decode_image(tmp_path / "text.dcm")
 
 
-def test_images_in_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
+def test_look_into_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
     data = make_dicom(FILM)
     for name in ("a.dcm", "b.DICOM", "IM0001", "1.2.840.113", ".hidden", "DICOMDIR", "sub/IM2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -75,10 +76,10 @@ def test_images_in_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(png(FILM))
     (tmp_path / "README").write_text("not an image")
     (tmp_path / "notes.txt").write_bytes(data)
-    found = [path.relative_to(tmp_path).as_posix() for path in images_in(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in look_into(tmp_path).images]
     assert found == ["1.2.840.113", "IM0001", "a.dcm", "b.DICOM", "c.png", "notes.txt", "sub/IM2"]
     with pytest.raises(DataError, match="is no folder"):
-        images_in(tmp_path / "c.png")
+        look_into(tmp_path / "c.png")
 
 
 def test_dicom_in_many_threads_gives_the_same_and_leaves_the_filters(tmp_path: Path) -> None:

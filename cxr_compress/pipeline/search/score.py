@@ -123,7 +123,7 @@ def score_on_dev(
     if math.isnan(auroc.value):
         raise DataError(
             f"no finding has films with and without it among the {len(truth)} dev films, so nothing can be chosen on "
-            "them: give a larger --dev_fraction"
+            "them: give a larger dev_fraction in the file of --recipe"
         )
     drop = paired_auroc_difference(hard, before, ordered, patients, **options)
     return CandidateScore(

@@ -30,6 +30,7 @@ def search_recipe(
     latency_table: CostTable | None = None,
     news: News = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
 ) -> SearchResult:
     """Find the smallest model that keeps a tolerance, or the best one of a size, and score it on test once.
 
@@ -45,6 +46,7 @@ def search_recipe(
         latency_table: see there.
         news: see there.
         decoding: see there.
+        overwrite: see there.
 
     Raises:
         BudgetError: nothing keeps what it must; the line names the nearest point.
@@ -52,7 +54,7 @@ def search_recipe(
     """
     if spec.goal == "smallest":
         recipe = dataclasses.replace(recipe, target_macs=None)  # the search sets it, point by point
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
     runs = CandidateRuns(run, keras_model_file, latency_table)
     try:
         return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, news=news)

@@ -1,0 +1,149 @@
+"""Whose an output folder is: a run goes on in its own, and replaces nothing in that of another.
+
+A later stage may change from call to call: that is how a recipe is tried out. What the run starts from may not: the
+data set, and the original model or the training that makes it. Both are kept in made_from.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.errors import CompressionError
+from cxr_compress.recipe import Recipe
+
+MADE_FROM = "made_from.json"
+_MANIFESTS = "manifests"
+_RESULTS = (
+    *("recipe.json", "plan.json", "costs.json", "report.json", "search.json", "search.png", "sensitivity.json"),
+    *("base.keras", "thin.keras", "repaired.keras", "recovered.keras", "sparse.keras", "finetuned.keras"),
+    # Of a training by cxr_train, whose folder is no place for a run of another kind.
+    *("training.json", "run.json"),
+)
+_ELSE = "give another --output_dir, or --overwrite to begin anew in this one"
+# What a forecast needs of what a run has done before.
+_FOR_A_FORECAST = ("base", "export_uncut", "price", "select")
+_WORDS = {
+    "source": "what it starts from",
+    "weights": "the weights of the model to start from",
+    "images": "the images, labels or patients of train and dev",
+}
+
+
+def refuse_foreign(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Refuse a folder that holds no run, if something there has the name of a result; writes nothing.
+
+    Raises:
+        CompressionError: names it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CompressionError(f"--output_dir {folder} is a file: give a folder")
+    if overwrite or is_run(folder):
+        return
+    taken = [name for name in _RESULTS if (folder / name).exists()]
+    taken += sorted(path.name for path in folder.glob(f"{recipe.model}*.tflite"))
+    if taken:
+        raise CompressionError(f"--output_dir {folder} holds {taken[0]} and is not a run of cxr_compress: {_ELSE}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder, by this version or by one before it, which left no made_from.json."""
+    return (folder / MADE_FROM).is_file() or (
+        (folder / "recipe.json").is_file()
+        and (folder / _MANIFESTS).is_dir()
+        and not (folder / "training.json").exists()
+    )
+
+
+def claim(folder: Path, recipe: Recipe, made_from: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Begin a run in a folder, or go on with the one that it holds if that started from the same.
+
+    Args:
+        folder: of the run; made if it is missing.
+        recipe: of this call; kept as recipe.json.
+        made_from: what the run starts from, JSON-ready.
+        overwrite: begin anew where another run is.
+
+    Raises:
+        CompressionError: it holds another run; says what differs. Nothing is written then.
+    """
+    now = json.loads(json.dumps(made_from))
+    known = _read(folder)
+    if (differing := list(_differences(known, now))) and not overwrite:
+        raise CompressionError(f"--output_dir holds another run; it differs in {', '.join(differing)}: {_ELSE}")
+    make_folder(folder)
+    write_text(folder / MADE_FROM, json.dumps(now, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "recipe.json", recipe.to_json())
+
+
+def refuse_own_source(folder: Path, source: Path) -> None:
+    """Refuse to start from a file that the run would write over.
+
+    Raises:
+        CompressionError: the model to start from is one of the results in the folder.
+    """
+    for name in _RESULTS:
+        if (folder / name).exists() and (folder / name).samefile(source):
+            raise CompressionError(
+                f"the model to start from is {name} in --output_dir, which this run would replace: give another "
+                "--output_dir"
+            )
+
+
+def copy_for_forecast(folder: Path, scratch: Path) -> None:
+    """Put into an empty folder what a forecast can use of a run, so that it is not done again; the run is only read."""
+    if not is_run(folder):
+        return
+    make_folder(scratch / _MANIFESTS)
+    names = [MADE_FROM]
+    for stage in _FOR_A_FORECAST:
+        manifest = _load(folder / _MANIFESTS / f"{stage}.json")
+        if files := manifest.get("files"):
+            names += [f"{_MANIFESTS}/{stage}.json", *files]
+    for name in names:
+        if (folder / name).is_file():
+            make_folder((scratch / name).parent)
+            shutil.copyfile(folder / name, scratch / name)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What a run in a folder was made from; of one that left no record what its manifests say."""
+    if known := _load(folder / MADE_FROM):
+        return known
+    inputs = _load(folder / _MANIFESTS / "base.json").get("inputs", {})
+    # The films of the stage score are those of test.
+    manifests = (path for path in sorted((folder / _MANIFESTS).glob("*.json")) if path.stem != "score")
+    images = [_load(path).get("inputs", {}).get("films") for path in manifests]
+    known = {
+        "weights": inputs.get("weights"),
+        "training": inputs.get("recipe"),
+        "images": next(filter(None, images), None),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _differences(known: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """In words, what is on record and differs."""
+    for name, value in now.items():
+        before = known.get(name, value)
+        if isinstance(value, dict) and isinstance(before, dict):
+            for field in value:
+                if before.get(field, value[field]) != value[field]:
+                    yield f"{field} (there {before[field]}, now {value[field]})"
+        elif before != value:
+            yield _WORDS.get(name) or f"{name} (there {before}, now {value})"
+    if "source" not in known and set(known) & {"weights", "training"} - set(now):
+        yield _WORDS["source"]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none or a kill left half of one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -196,7 +196,7 @@ def _summary_text(summary: dict[str, Any]) -> str:
     """The first lines under which the list stands."""
     lines = [
         f"params                {summary['params']:,}",
-        f"MACs per image        {summary['macs']:,}",
+        f"MACs per image        {_macs(summary)}",
         f"peak activation bytes {summary['peak_activation_bytes']:,}",
         f"layers                {summary['layers']:,}",
         f"groups that may go    {summary['groups']:,} with {summary['channels']:,} channels",
@@ -204,6 +204,13 @@ def _summary_text(summary: dict[str, Any]) -> str:
     ]
     lines += [f"  {count:,} x {reason}" for reason, count in summary["frozen_reasons"].items()]
     return "\n".join(lines)
+
+
+def _macs(summary: dict[str, Any]) -> str:
+    """The MACs, or whose are missing: a number without them would pass for a small model."""
+    if summary["macs"] is not None:
+        return f"{summary['macs']:,}"
+    return f"? (not counted: {', '.join(summary['not_counted'])})"
 
 
 def _group_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
@@ -216,7 +223,7 @@ def _group_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
             group["params"],
             round(100 * group["params_fraction"], 2),
             group["macs"],
-            round(100 * group["macs_fraction"], 2),
+            None if group["macs_fraction"] is None else round(100 * group["macs_fraction"], 2),
         ]
         for group in found["groups"]
     ]
@@ -226,11 +233,18 @@ def _layer_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
     keys = ("path", "class", "output_shape", "weights", "params", "macs", "filters", "group")
     return [
         [
-            *("x".join(map(str, layer[key])) if key == "output_shape" else layer[key] for key in keys),
+            *(_layer_cell(key, layer[key], shorten) for key in keys),
             _may_go(layer),
         ]
         for layer in found["layers"]
     ]
+
+
+def _layer_cell(key: str, value: Any, shorten: bool) -> Any:
+    """One cell; a table shows MACs that are not counted as "?", where other empty cells mean that nothing fits."""
+    if key == "output_shape":
+        return "x".join(map(str, value))
+    return "?" if key == "macs" and value is None and shorten else value
 
 
 def _may_go(layer: dict[str, Any]) -> str | None:

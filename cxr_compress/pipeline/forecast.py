@@ -97,14 +97,16 @@ def forecast_run(
         if recipe.removes_filters and set(recipe.budget) <= {"macs", "params"}:
             plan, _ = Thinning(recipe, run.data, output_dir, news).choose(model)
             before, after = plan.before.to_dict(), plan.after.to_dict()
-    return Forecast(before, after, trained, _seconds(run, model, after["macs"] / before["macs"]))
+    # Parameters stand in where the MACs are not known: they too fall with the square of the widths.
+    measure = "macs" if "macs" in before and "macs" in after else "params"
+    return Forecast(before, after, trained, _seconds(run, model, after[measure] / before[measure]))
 
 
-def _seconds(run: RunContext, model: keras.Model, macs_left: float) -> dict[str, float]:
+def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str, float]:
     """Stage -> seconds, of the stages that are still to run."""
     recipe, films = run.recipe, run.data
     image = _seconds_per_image(model)
-    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * macs_left)
+    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left)
     layers = len(list(model._flatten_layers(include_self=False)))
     teacher = image if recipe.distill_weight or recipe.feature_weight else 0.0
 

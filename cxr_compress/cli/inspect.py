@@ -31,7 +31,7 @@ from absl import flags
 
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import write_results
-from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.errors import CompressionError
 from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_title
@@ -82,8 +82,8 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         print_tflite(path, values.format)
         return EXIT_OK
     plan_text = _read_plan(values.plan) if values.plan else None
-    with quiet_native_stderr(NAME, enabled=not values.debug):
-        found = _describe(values, path, plan_text)
+    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
+        found = _describe(values, path, plan_text, say)
     if plan_text is None:
         _print_model(values, found)
         return EXIT_OK
@@ -151,7 +151,7 @@ def _read_plan(path: str) -> str:
         raise CompressionError(f"expected --plan to be a plan.json, got {path}, which is no text") from error
 
 
-def _describe(values: flags.FlagValues, path: Path, plan_text: str | None) -> dict[str, Any]:
+def _describe(values: flags.FlagValues, path: Path, plan_text: str | None, say: Say) -> dict[str, Any]:
     """Load and analyse the model; its description, or that of what the plan does to it."""
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.keras_file import load_model
@@ -159,7 +159,7 @@ def _describe(values: flags.FlagValues, path: Path, plan_text: str | None) -> di
     from cxr_compress.structured.describe import describe_model, describe_plan
 
     plan = None if plan_text is None else ChannelPlan.from_json(plan_text)
-    model = load_model(path)
+    model = load_model(path, say)
     if plan is None:
         analysis = analyze_channels(model, exclude=values.exclude, allow_inexact=values.allow_inexact)
         return {"model": str(path), **describe_model(analysis, model)}

@@ -8,7 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
 from cxr_compress.models.keras3_file import is_keras3_config, load_keras3
+from cxr_compress.models.precision import in_float32
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
@@ -88,15 +89,17 @@ def read_about(path: str | Path) -> ModelAbout | None:
     return ModelAbout.from_bytes(content, path.name)
 
 
-def load_model(path: str | Path) -> Any:
+def load_model(path: str | Path, progress: Callable[[str], None] | None = None) -> Any:
     """Load a model of standard layers, uncompiled and with code execution (Lambda layers) switched off.
 
     Args:
         path: A ``.keras`` or ``.h5`` file that Keras 2 (tf_keras) wrote, or a ``.keras`` file of Keras 3 whose layers
             tf_keras also has.
+        progress: Is told in one line of what is taken otherwise than the file has it.
 
     Returns:
-        The ``keras.Model``, of tf_keras whichever Keras wrote the file.
+        The ``keras.Model``, of tf_keras whichever Keras wrote the file, in float32 whatever precision it was trained
+        in, with equal weights.
 
     Raises:
         CompressionError: A model was given in place of its file, see ``require_model``.
@@ -116,9 +119,15 @@ def load_model(path: str | Path) -> Any:
         )
     try:
         if path.suffix.lower() == _ZIPPED and is_keras3_config(config):
-            return load_keras3(path, config)
-        with keras.utils.custom_object_scope(application_layers()):
-            return keras.models.load_model(path, compile=False, safe_mode=True)
+            model = load_keras3(path, config, progress)
+        else:
+            with keras.utils.custom_object_scope(application_layers()):
+                model = keras.models.load_model(path, compile=False, safe_mode=True)
+        if getattr(model, "_is_graph_network", False):
+            model, note = in_float32(model)
+            if note and progress is not None:
+                progress(f"{path.name}: {note}")
+        return model
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise ModelFileError(_why_not(path, version, error)) from error
 

@@ -11,15 +11,14 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.precision import own_layers
 from cxr_compress.structured.analyze import analyze_channels, layers_by_path
 from cxr_compress.structured.channels import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.keras_graph import shared_layer
 from cxr_compress.structured.plan import ChannelPlan
 
-# Operations on Keras tensors are layers that Keras itself knows how to build, though `keras.layers` does not name them.
 _NOT_REBUILT = ("Lambda", "SpectralNormalization")
-_BUILT_IN = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
 
 
 def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: bool = False) -> keras.Model:
@@ -88,16 +87,6 @@ def _why_not_rebuilt(model: keras.Model, error: Exception) -> str:
         f"Keras cannot rebuild {model.name!r}: {because}; use a standard layer in its place, or give a layer of your "
         "own a get_config that its class takes"
     )
-
-
-def own_layers(model: keras.Model) -> Any:
-    """A scope in which a model's config can be built anew, whatever classes of its own it came with.
-
-    ConvNeXt is one such model of `keras.applications`: its LayerScale is not registered anywhere.
-    """
-    classes = {type(layer).__name__: type(layer) for layer in layers_by_path(model).values()}
-    own = {name: cls for name, cls in classes.items() if getattr(keras.layers, name, None) is not cls}
-    return keras.utils.custom_object_scope({name: cls for name, cls in own.items() if name not in _BUILT_IN})
 
 
 def _layer_configs(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cxr_compress.errors import CompressionError
+from cxr_compress.errors import CompressionError, UnsupportedLayerError
 
+_IMAGE_RANK = 4
+_CHANNELS = (1, 3)
+_OTHER_RANKS = {
+    2: "the model takes a vector: put keras.layers.Flatten() behind an input of (height, width, channels) in front",
+    3: "the model takes images without a channel axis: put keras.layers.Reshape((height, width)) behind an input of "
+    "(height, width, 1) in front of it",
+    5: "the model takes several images or a volume at once, and one image is what a device has: only models of one "
+    "image are taken",
+}
 SMALLEST_SIDE = 32  # five halvings leave one pixel: every backbone here halves the film five times
 
 
@@ -17,6 +26,42 @@ def check_classes(num_classes: int) -> None:
     """
     if num_classes < 1:
         raise CompressionError(f"num_classes must be at least 1, got {num_classes}: pass the number of findings")
+
+
+def require_image_input(shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
+    """Give (height, width, channels) of a model's input; height and width may be None.
+
+    Args:
+        shape: of the input, the batch included.
+
+    Raises:
+        UnsupportedLayerError: it is no batch of channels-last images of 1 or 3 channels; the line says what it is.
+    """
+    shape = tuple(shape)
+    problem = _no_image(shape)
+    if problem:
+        raise UnsupportedLayerError(
+            f"expected an image input (batch, height, width, channels), got ({', '.join(map(str, shape))}): {problem}"
+        )
+    return shape[1], shape[2], shape[3] or 0
+
+
+def _no_image(shape: tuple[int | None, ...]) -> str:
+    """What an input is that is no image, and what to do; "" for an image."""
+    if len(shape) != _IMAGE_RANK:
+        return _OTHER_RANKS.get(len(shape), "only models of one image are taken")
+    if shape[3] in _CHANNELS:
+        return ""
+    if shape[1] in _CHANNELS:
+        return (
+            "the model is channels-first: put keras.layers.Permute((3, 1, 2)) behind an input of (height, width, "
+            "channels) in front of it, or export it with data_format channels_last (NHWC)"
+        )
+    if shape[3] is None:
+        return "its channels are left open: rebuild its input with 1 or 3 channels"
+    return (
+        f"images have 1 channel (gray) or 3 (color), not {shape[3]}: put a layer in front that makes {shape[3]} of them"
+    )
 
 
 def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:

@@ -25,7 +25,11 @@ _CONFIG = "config.json"
 _SAVED_MODEL = "saved_model.pb"
 _ZIPPED = ".keras"
 _HDF5 = (".h5", ".hdf5")
-_KERAS2 = "2."
+_KERAS1, _KERAS2 = "1.", "2."
+KERAS1_ADVICE = (
+    "open it in Keras 2.0 to 2.2, which reads files of Keras 1, and save it there with model.save(); or, in Keras 1, "
+    "write model.get_weights() with numpy.savez, build the network with tf_keras layers and set_weights there"
+)
 _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
 
@@ -117,8 +121,14 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
         raise ModelFileError(
             f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
         )
+    of_keras3 = path.suffix.lower() == _ZIPPED and is_keras3_config(config)
+    if not of_keras3 and any(name == "SpectralNormalization" for name, _ in _classes(config)):
+        raise ModelFileError(
+            f"{path.name} has a SpectralNormalization layer, which Keras 2 saves and cannot load: put the layer that it"
+            " wraps in its place, whose kernel is normalized already, and save the model again"
+        )
     try:
-        if path.suffix.lower() == _ZIPPED and is_keras3_config(config):
+        if of_keras3:
             model = load_keras3(path, config, progress)
         else:
             with keras.utils.custom_object_scope(application_layers()):
@@ -169,6 +179,8 @@ def application_layers() -> dict[str, Any]:
 
 
 def _why_not(path: Path, version: str, error: Exception) -> str:
+    if version.startswith(_KERAS1):
+        return f"{path.name} was saved by Keras {version}, which tf_keras cannot rebuild: {KERAS1_ADVICE}"
     if version and not version.startswith(_KERAS2):
         reason = _first_line(error) if isinstance(error, ModelFileError) else "its configuration does not suit"
         instead = "save it as .keras instead, or" if path.suffix.lower() in _HDF5 else "for a .tflite without thinning"
@@ -217,6 +229,8 @@ def _read_hdf5(path: Path) -> tuple[Any, str]:
             if config is None:
                 raise ModelFileError(f"{path.name} holds weights but no model: write it with model.save()")
             config = json.loads(config)
+            if not version and _is_keras1(config):
+                version = f"{_KERAS1}x"
     except (OSError, ValueError) as error:
         raise ModelFileError(
             f"{path.name} is no complete HDF5 file ({_first_line(error)}): copy or export it again"
@@ -224,7 +238,14 @@ def _read_hdf5(path: Path) -> tuple[Any, str]:
     if any(name == "Lambda" for name, _ in _classes(config)):
         # The old format keeps a Lambda's bytecode and Keras would run it.
         raise ModelFileError(f"{path.name} has a Lambda layer, whose code is not run: use a standard layer instead")
-    return config, str(version)
+    return config, version.decode("utf-8", "replace") if isinstance(version, bytes) else str(version)
+
+
+def _is_keras1(config: Any) -> bool:
+    """Whether a configuration is worded as Keras 1 did, whose first files do not say their version."""
+    if isinstance(config, dict):
+        return bool({"nb_filter", "border_mode", "dim_ordering"} & set(config)) or any(map(_is_keras1, config.values()))
+    return isinstance(config, list) and any(map(_is_keras1, config))
 
 
 def _classes(config: Any) -> Iterator[tuple[str, str]]:

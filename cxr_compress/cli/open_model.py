@@ -92,12 +92,14 @@ def open_keras(
     import tensorflow as tf
 
     from cxr_compress.models import load_model, read_about
+    from cxr_compress.models.input_shape import require_float_images
     from cxr_compress.train.step import make_forward, predict_logits
 
     if threads:
         _limit_threads(tf, threads, say)
     say(f"loading {path.name}")
-    about, keras_model = read_about(path), load_model(path)
+    about, keras_model = read_about(path), load_model(path, say)
+    require_float_images(keras_model)
     shape, count = _shapes(keras_model, path)
     if about is None:
         spec = _guess_spec(path, shape, input_size, preprocess, color)

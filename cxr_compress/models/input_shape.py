@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 
@@ -44,6 +45,25 @@ def require_image_input(shape: Sequence[int | None]) -> tuple[int | None, int | 
             f"expected an image input (batch, height, width, channels), got ({', '.join(map(str, shape))}): {problem}"
         )
     return shape[1], shape[2], shape[3] or 0
+
+
+def require_float_images(model: Any) -> None:
+    """Require that a Keras model takes normalised images, and one at a time: what data sets are made into here.
+
+    Raises:
+        UnsupportedLayerError: it takes something else, several things, or pixels; the line says what to do.
+    """
+    if len(model.inputs) != 1:
+        raise UnsupportedLayerError(
+            f"expected a model of one image, got {len(model.inputs)} inputs: build a model of the part that takes it"
+        )
+    require_image_input(model.inputs[0].shape)
+    dtype = model.inputs[0].dtype.name
+    if dtype != "float32":
+        raise UnsupportedLayerError(
+            f"expected a model of float32 images, got one of {dtype}: rebuild it on keras.Input(shape) without a dtype "
+            "(cxr_convert takes models of uint8 pixels as they are)"
+        )
 
 
 def _no_image(shape: tuple[int | None, ...]) -> str:

@@ -12,6 +12,7 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, load_model, tiny_chexnet
+from cxr_compress.models.input_shape import require_float_images
 from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.costing import make_probe_pack, measure_costs
@@ -32,7 +33,9 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
     if keras_model_file is None:
         fields = ("model", "input_size", "epochs", "learning_rate", *OF_TRAINING)
         return run.store.run("base", run.inputs(fields), ["base.keras"], lambda work: _train(run, work))
-    model, head = to_logits(load_model(keras_model_file))
+    loaded = load_model(keras_model_file, run.news)
+    require_float_images(loaded)
+    model, head = to_logits(loaded)
     check_fit(run, model)
 
     def make(_: Path) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
+from cxr_compress.models.input_shape import require_float_images
 from cxr_compress.train.config import FitResult
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
@@ -180,7 +181,9 @@ def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, findi
     keras.utils.set_random_seed(plan.seed)
     if files.keras_model_file is None:
         return build(plan.model, findings, (plan.sizes[0], plan.sizes[0], spec.channels))
-    return with_head(load_model(files.keras_model_file), findings)
+    model = load_model(files.keras_model_file)
+    require_float_images(model)
+    return with_head(model, findings)
 
 
 def _base_spec(plan: TrainingPlan, files: TrainingFiles) -> PreprocessSpec:

@@ -166,7 +166,7 @@ def at_full_size(bench: Bench, folder: Path, file: ModelFile, uncut: ModelFile) 
         "tflite_bytes": len(packed),
         "deflated_bytes": len(zlib.compress(packed, 9)),
         "macs": cost.macs,
-        "macs_fraction": cost.macs / before.macs,
+        "macs_fraction": cost.macs_fraction(before),
         "params": cost.params,
         "speedup": times["uncut"].p50_ms / times["row"].p50_ms,
         "latency": {name: latency.to_dict() for name, latency in times.items()},

@@ -171,7 +171,7 @@ def checked(name: str, size: int) -> dict[str, Any]:
         "model": name,
         "size": size,
         **found(model, analysis),
-        "macs_fraction": plan.after.macs / plan.before.macs,
+        "macs_fraction": plan.after.macs_fraction(plan.before),
         "params_fraction": plan.after.params / plan.before.params,
         "oracle_error": got.error,
         "control_error": got.control,

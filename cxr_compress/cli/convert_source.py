@@ -20,7 +20,8 @@ from cxr_compress.lite.load import load_saved_model
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
     from cxr_compress.models.logits_head import HeadChange
-    from cxr_compress.models.meaning import Inside, Names, Pixels
+    from cxr_compress.models.meaning import Inside as InsideLayers
+    from cxr_compress.models.meaning import Names, Pixels
 
 _PAIR = 2
 
@@ -62,7 +63,7 @@ class Source:
     change: HeadChange
     names: Names
     pixels: Pixels
-    inside: Inside | None = None
+    inside: InsideLayers | None = None
     about: ModelAbout | None = None
     equalized: EqualizeReport | None = None
 
@@ -104,7 +105,7 @@ def load_source(values: flags.FlagValues, say: Say) -> Source:
     from cxr_compress.models.meaning import normalizes_inside
 
     path = Path(values.keras_model_file)
-    about, model = read_about(path), load_model(path)
+    about, model = read_about(path), load_model(path, lambda note: say(f"note: {note}"))
     _timed("load", start, say)
     equalized = None
     if values.equalize:
@@ -137,7 +138,7 @@ def _of_graph(
     say: Say,
     *,
     about: ModelAbout | None = None,
-    inside: Inside | None = None,
+    inside: InsideLayers | None = None,
     equalized: EqualizeReport | None = None,
     reason: str = "",
 ) -> Source:
@@ -160,12 +161,16 @@ def _known(  # noqa: PLR0917 - what is known of a model
     names: Names,
     say: Say,
     about: ModelAbout | None,
-    inside: Inside | None,
+    inside: InsideLayers | None,
     equalized: EqualizeReport | None,
 ) -> Source:
-    from cxr_compress.models.meaning import read_pixels
+    from cxr_compress.models.meaning import Inside, read_pixels
 
     _, height, width, channels = frozen.input_shape
+    if frozen.pixel_input:
+        inside = Inside(("input",), "it takes uint8 pixels of 0 to 255", "raw")
+    for note in frozen.notes:
+        say(f"note: {note}")
     pixels = read_pixels(
         (height, width, channels),
         about=about,

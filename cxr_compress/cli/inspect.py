@@ -32,7 +32,7 @@ from absl import flags
 from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.errors import CompressionError
 from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_title
@@ -84,8 +84,8 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         print_tflite(path, values.format)
         return EXIT_OK
     plan_text = _read_plan(values.plan) if values.plan else None
-    with quiet_native_stderr(NAME, enabled=not values.debug):
-        found = _describe(values, path, plan_text)
+    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
+        found = _describe(values, path, plan_text, say)
     if plan_text is None:
         _print_model(values, found)
         return EXIT_OK
@@ -152,7 +152,7 @@ def _read_plan(path: str) -> str:
         raise CompressionError(f"expected --plan to be a plan.json, got {path}, which is no text") from error
 
 
-def _describe(values: flags.FlagValues, path: Path, plan_text: str | None) -> dict[str, Any]:
+def _describe(values: flags.FlagValues, path: Path, plan_text: str | None, say: Say) -> dict[str, Any]:
     """Load and analyse the model; its description, or that of what the plan does to it."""
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.keras_file import load_model
@@ -160,7 +160,7 @@ def _describe(values: flags.FlagValues, path: Path, plan_text: str | None) -> di
     from cxr_compress.structured.describe import describe_model, describe_plan
 
     plan = None if plan_text is None else ChannelPlan.from_json(plan_text)
-    model = load_model(path)
+    model = load_model(path, say)
     if plan is None:
         analysis = analyze_channels(model, exclude=values.exclude, allow_inexact=values.allow_inexact)
         return {"model": str(path), **describe_model(analysis, model)}
@@ -197,7 +197,7 @@ def _summary_text(summary: dict[str, Any]) -> str:
     """The first lines under which the list stands."""
     lines = [
         f"params                {summary['params']:,}",
-        f"MACs per image        {summary['macs']:,}",
+        f"MACs per image        {_macs(summary)}",
         f"peak activation bytes {summary['peak_activation_bytes']:,}",
         f"layers                {summary['layers']:,}",
         f"groups that may go    {summary['groups']:,} with {summary['channels']:,} channels",
@@ -205,6 +205,13 @@ def _summary_text(summary: dict[str, Any]) -> str:
     ]
     lines += [f"  {count:,} x {reason}" for reason, count in summary["frozen_reasons"].items()]
     return "\n".join(lines)
+
+
+def _macs(summary: dict[str, Any]) -> str:
+    """The MACs, or whose are missing: a number without them would pass for a small model."""
+    if summary["macs"] is not None:
+        return f"{summary['macs']:,}"
+    return f"? (not counted: {', '.join(summary['not_counted'])})"
 
 
 def _group_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
@@ -217,7 +224,7 @@ def _group_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
             group["params"],
             round(100 * group["params_fraction"], 2),
             group["macs"],
-            round(100 * group["macs_fraction"], 2),
+            None if group["macs_fraction"] is None else round(100 * group["macs_fraction"], 2),
         ]
         for group in found["groups"]
     ]
@@ -227,11 +234,18 @@ def _layer_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
     keys = ("path", "class", "output_shape", "weights", "params", "macs", "filters", "group")
     return [
         [
-            *("x".join(map(str, layer[key])) if key == "output_shape" else layer[key] for key in keys),
+            *(_layer_cell(key, layer[key], shorten) for key in keys),
             _may_go(layer),
         ]
         for layer in found["layers"]
     ]
+
+
+def _layer_cell(key: str, value: Any, shorten: bool) -> Any:
+    """One cell; a table shows MACs that are not counted as "?", where other empty cells mean that nothing fits."""
+    if key == "output_shape":
+        return "x".join(map(str, value))
+    return "?" if key == "macs" and value is None and shorten else value
 
 
 def _may_go(layer: dict[str, Any]) -> str | None:

@@ -6,16 +6,18 @@ per file. A frozen function skips that (about 3 s), and one freeze serves every 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
+from cxr_compress.lite.float_graph import PIXELS, function_of, in_float32, other_precisions, without_pixel_casts
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, INPUT_NAME, OUTPUT_NAME
 
 # Operators that hand values on unchanged, between the one that computes the output and the output.
 _PASS_ON = ("Identity", "Reshape", "Squeeze", "Cast", "NoOp")
 _PROBABILITIES = ("Sigmoid", "Softmax", "LogSoftmax")
-_IMAGE_RANK = 4
+_TAKEN = ("float32", "float16", "bfloat16", "float64", "uint8")
+_BRIGHTEST = 255.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class FrozenFunction:
         last_activation: "Sigmoid", "Softmax" or "LogSoftmax" where the output is no logit any more, else "".
         cam_shape: (batch, h, w, findings) of a second output, the class activation map; () where there is none.
         gives: "logits" or "probabilities", where that was found out (`head.read_frozen_head`); "" where it was not.
+        pixel_input: the model itself takes uint8 pixels: "image" holds values of 0 to 255, and any other preprocessing
+            than the preset "raw" contradicts it.
+        notes: one line each for the user, of what was taken otherwise than the model has it.
     """
 
     function: Any
@@ -39,10 +44,12 @@ class FrozenFunction:
     last_activation: str
     cam_shape: tuple[int, ...] = ()
     gives: str = ""
+    pixel_input: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def freeze(model: Any, batch_size: int = 1, *, input_size: int | tuple[int, int] | None = None) -> FrozenFunction:
-    """Freeze a Keras model for inference; the model is not modified.
+    """Freeze a Keras model for inference, in float32; the model is not modified.
 
     Args:
         model: a built functional or Sequential tf_keras model with one image input (NHWC) and one output, or as
@@ -51,17 +58,26 @@ def freeze(model: Any, batch_size: int = 1, *, input_size: int | tuple[int, int]
         input_size: height and width in pixels (one number: square); needed where the model leaves them open.
 
     Raises:
-        UnsupportedLayerError: not exactly one image input and one output, or the output is not float32.
+        UnsupportedLayerError: not exactly one image input and one output, or a layer that cannot be frozen.
         CompressionError: the input size is open and not given, or contradicts the model.
     """
+    # Here and not above: importing Keras loads TensorFlow, which some that import this module do not need yet.
+    from cxr_compress.models.precision import in_float32 as model_in_float32
+
     shape = static_shape(_input_shape(model), batch_size, input_size)
-    return freeze_call(lambda image: model(image, training=False), shape)
+    given = model.inputs[0].dtype.name
+    model, note = model_in_float32(model)
+    frozen = freeze_call(lambda image: model(image, training=False), shape, given)
+    return replace(frozen, notes=(note, *frozen.notes)) if note else frozen
 
 
 def freeze_signature(
     signature: Any, batch_size: int = 1, *, input_size: int | tuple[int, int] | None = None
 ) -> FrozenFunction:
-    """Freeze one signature of a loaded SavedModel; arguments and errors as in `freeze`."""
+    """Freeze one signature of a loaded SavedModel; arguments and errors as in `freeze`.
+
+    A uint8 input is taken for pixels; other whole numbers are refused, because nothing says what they count.
+    """
     inputs = signature.structured_input_signature[1]
     if len(inputs) != 1 or len(signature.structured_outputs) != 1:
         raise UnsupportedLayerError(
@@ -69,8 +85,13 @@ def freeze_signature(
             f"{sorted(signature.structured_outputs)}: export a model that takes an image and gives its logits"
         )
     (name, spec), output = next(iter(inputs.items())), next(iter(signature.structured_outputs))
+    if spec.shape.rank is None:
+        raise UnsupportedLayerError(
+            "expected an image input (batch, height, width, channels), got one whose number of axes is left open: "
+            "export the model with the shape of its images"
+        )
     shape = static_shape(tuple(spec.shape), batch_size, input_size)
-    return freeze_call(lambda image: signature(**{name: image})[output], shape)
+    return freeze_call(lambda image: signature(**{name: image})[output], shape, spec.dtype.name)
 
 
 def static_shape(
@@ -82,11 +103,11 @@ def static_shape(
         UnsupportedLayerError: not the shape of an image batch.
         CompressionError: `input_size` is missing where it is needed, or contradicts the shape.
     """
-    if len(shape) != _IMAGE_RANK or (channels := shape[3]) is None:
-        raise UnsupportedLayerError(
-            f"expected an image input (batch, height, width, channels), got {shape}: only image models are converted"
-        )
-    batch, height, width = shape[:3]
+    # Here and not above, as in `freeze`.
+    from cxr_compress.models.input_shape import require_image_input
+
+    height, width, channels = require_image_input(shape)
+    batch = shape[0]
     if batch not in (None, batch_size):
         raise CompressionError(
             f"expected a model with an open batch or batch {batch_size}, got batch {batch}: rebuild its input without "
@@ -122,34 +143,84 @@ def _input_shape(model: Any) -> tuple[int | None, ...]:
     return tuple(inputs[0].shape)
 
 
-def freeze_call(call: Any, shape: tuple[int, ...]) -> FrozenFunction:
-    """Freeze anything that makes one float32 tensor of one, or a list of two (logits, class activation map).
+def freeze_call(call: Any, shape: tuple[int, ...], dtype: str = "float32") -> FrozenFunction:
+    """Freeze anything that makes one float tensor of one, or a list of two (logits, class activation map).
 
-    `shape`: of its input, batch included.
+    Args:
+        call: a function or a model of one tensor.
+        shape: of its input, batch included.
+        dtype: of its input; the frozen function takes float32 and hands it on as that.
 
     Raises:
-        UnsupportedLayerError: the output is not float32.
+        UnsupportedLayerError: another dtype than float or uint8, an output that is no float, or an operation that
+            cannot be frozen.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2_as_graph
 
+    if dtype not in _TAKEN:
+        raise UnsupportedLayerError(
+            f"expected an input of float32 numbers or uint8 pixels, got {dtype}: export the model with one of those"
+        )
     spec = tf.TensorSpec(shape, tf.float32, name=INPUT_NAME)
 
     def ends(image: Any) -> Any:
-        made = call(image)
+        made = call(_as_pixels(image) if dtype == "uint8" else tf.cast(image, dtype))
         # A dict would be put in order of its names, and the map before the logits.
         return list(made) if isinstance(made, (list, tuple)) else {OUTPUT_NAME: made}
 
-    traced = tf.function(ends, autograph=False).get_concrete_function(spec)
-    function, graph_def = convert_variables_to_constants_v2_as_graph(traced)
+    try:
+        traced = tf.function(ends, autograph=False).get_concrete_function(spec)
+        function, graph_def = convert_variables_to_constants_v2_as_graph(traced)
+    except Exception as error:  # TensorFlow raises nearly every type here; the cause is kept, and named in the line
+        raise UnsupportedLayerError(
+            f"the model cannot be frozen: {_reason(error)}; replace layers that draw random numbers or change their "
+            "size (RandomCrop: keras.layers.CenterCrop or Resizing)"
+        ) from error
+    function, graph_def, notes = _in_float32(function, graph_def, pixels=dtype == "uint8")
     output, *cam = function.outputs
     if output.dtype != tf.float32:
         raise UnsupportedLayerError(
-            f"expected float32 logits, got {output.dtype.name}: give the last layer dtype='float32'"
+            f"expected float32 logits, got {output.dtype.name}: give the model's logits instead"
         )
     shapes = [tuple(one.shape.as_list()) for one in (output, *cam)]
-    cam_shape = shapes[1] if cam else ()
-    return FrozenFunction(function, graph_def, shape, shapes[0], _last_activation(output.op), cam_shape)
+    return FrozenFunction(
+        function,
+        graph_def,
+        shape,
+        shapes[0],
+        _last_activation(output.op),
+        cam_shape=shapes[1] if cam else (),
+        pixel_input=dtype == "uint8",
+        notes=notes,
+    )
+
+
+def _as_pixels(image: Any) -> Any:
+    """Float32 pixels as uint8 ones; a cast alone would make 2 of 2.9999998."""
+    import tensorflow as tf
+
+    with tf.name_scope(f"{PIXELS}/"):
+        return tf.cast(tf.clip_by_value(tf.round(image), 0.0, _BRIGHTEST), tf.uint8)
+
+
+def _in_float32(function: Any, graph_def: Any, *, pixels: bool) -> tuple[Any, Any, tuple[str, ...]]:
+    """The function and its graph with no other precision inside, and what to say of that."""
+    others = other_precisions(graph_def)
+    changed = in_float32(graph_def) if others else graph_def
+    if pixels:
+        changed = without_pixel_casts(changed, INPUT_NAME)
+    if changed is graph_def:
+        return function, graph_def, ()
+    notes = (
+        (f"the model computes in {', '.join(others)}: it is taken in float32, with equal weights",) if others else ()
+    )
+    return function_of(changed, function), changed, notes
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _last_activation(operation: Any) -> str:

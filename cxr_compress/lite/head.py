@@ -214,14 +214,20 @@ def _cut(frozen: FrozenFunction, sources: Sequence[Any], *, pair: tuple[int, int
         first, other = (logits[:, column : column + 1] for column in pair)
         return first - other
 
-    return replace(freeze_call(call, frozen.input_shape), gives="logits")
+    return _as_before(frozen, freeze_call(call, frozen.input_shape), "logits")
 
 
 def _one_column(frozen: FrozenFunction, column: int) -> FrozenFunction:
     def call(image: Any) -> Any:
         return next(_flat(frozen.function(image)))[:, column : column + 1]
 
-    return replace(freeze_call(call, frozen.input_shape), gives=frozen.gives, last_activation="")
+    return _as_before(frozen, freeze_call(call, frozen.input_shape), frozen.gives)
+
+
+def _as_before(frozen: FrozenFunction, made: FrozenFunction, gives: str) -> FrozenFunction:
+    """A function with another end, and what is known of the one it was made of."""
+    known = {"pixel_input": frozen.pixel_input, "notes": frozen.notes}
+    return replace(made, gives=gives, last_activation="", **known)
 
 
 def _flat(outputs: Any) -> Iterator[Any]:

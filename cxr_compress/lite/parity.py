@@ -110,7 +110,8 @@ def answer(frozen: FrozenFunction, images: np.ndarray | None, *, pixels: bool = 
 
     source = "calibration images" if images is not None else "seeded noise"
     if images is None:
-        images = seeded_images(frozen.input_shape[1:], pixels=pixels)
+        images = seeded_images(frozen.input_shape[1:], pixels=pixels or frozen.pixel_input)
+        images = images if pixels else images.astype(np.float32)
     chosen = images[pick_evenly(range(len(images)), MOST_IMAGES)]
     logits = []
     for image in chosen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,10 @@ from cxr_compress.models.chexnet import HEAD_NAME
 from cxr_compress.models.layer_arrays import LayerArrays, shown
 
 TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
-# Modules that others put around torchvision's DenseNet: DataParallel, arnoweng/CheXNet, and training scripts.
-_AROUND = re.compile(r"^(?:(?:module|model|net|densenet121|densenet169|densenet|backbone)\.)+")
+# What training puts around a network, or around any part of it: DataParallel, torch.compile, FSDP, checkpointing.
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Names of the network in the modules that others put it in: arnoweng/CheXNet, Lightning, and training scripts.
+_AROUND = re.compile(r"^(?:(?:model|_model|net|network|base_model|backbone|densenet\d*)\.)+")
 _OLD_STYLE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # torchvision until 2018: norm.1 for norm1
 _COUNTER = ".num_batches_tracked"
 _LAYER = re.compile(r"features\.denseblock(\d{1,3})\.denselayer(\d{1,3})\.(norm|conv)([12])")
@@ -53,13 +55,33 @@ def densenet_layers(tensors: Mapping[str, np.ndarray]) -> tuple[TorchLayers, tup
     Raises:
         ModelFileError: names that no DenseNet has, or two for one weight.
     """
+    return sort_layers(tensors, _ours, "DenseNet")
+
+
+def sort_layers(
+    tensors: Mapping[str, np.ndarray], find: Callable[[str], str | None], network: str
+) -> tuple[TorchLayers, tuple[str, ...]]:
+    """Sort tensors by our layers; what training wraps around a network or its parts leaves no trace in the names.
+
+    Args:
+        tensors: name in a PyTorch file -> tensor.
+        find: gives our layer of a module of PyTorch, None where there is none.
+        network: what it is, for errors.
+
+    Returns:
+        As `densenet_layers`.
+
+    Raises:
+        ModelFileError: names that the network does not have, or two for one weight.
+    """
     layers: TorchLayers = {}
     ignored, unknown = [], []
     for name, tensor in tensors.items():
         if name.endswith(_COUNTER):
             ignored.append(name)
             continue
-        layer, part = _ours(name)
+        module, _, part = _OLD_STYLE.sub(r"\1\2.", _AROUND.sub("", _WRAPPED.sub("", name))).rpartition(".")
+        layer = find(module)
         if layer is None:
             unknown.append(name)
         elif part in layers.setdefault(layer, {}):
@@ -67,24 +89,22 @@ def densenet_layers(tensors: Mapping[str, np.ndarray]) -> tuple[TorchLayers, tup
         else:
             layers[layer][part] = (name, tensor)
     if unknown:
-        raise ModelFileError(f"{len(unknown)} of its names are those of no DenseNet: {shown(unknown)}")
+        raise ModelFileError(f"{len(unknown)} of its names are those of no {network}: {shown(unknown)}")
     return layers, tuple(ignored)
 
 
-def _ours(name: str) -> tuple[str | None, str]:
-    """Give our layer (None where there is none) and PyTorch's part of it."""
-    plain = _OLD_STYLE.sub(r"\1\2.", _AROUND.sub("", name))
-    module, _, part = plain.rpartition(".")
+def _ours(module: str) -> str | None:
+    """Give our layer of a module; None where there is none."""
     if module in _ENDS:
-        return _ENDS[module], part
+        return _ENDS[module]
     inner = _LAYER.fullmatch(module)
     if inner:
         block, layer, kind, number = inner.groups()
-        return f"conv{int(block) + 1}_block{int(layer)}_{_OURS[kind + number]}", part
+        return f"conv{int(block) + 1}_block{int(layer)}_{_OURS[kind + number]}"
     between = _TRANSITION.fullmatch(module)
     if between:
-        return f"pool{int(between[1]) + 1}_{'bn' if between[2] == 'norm' else 'conv'}", part
-    return None, part
+        return f"pool{int(between[1]) + 1}_{'bn' if between[2] == 'norm' else 'conv'}"
+    return None
 
 
 def architecture(arrays: LayerArrays) -> Architecture:

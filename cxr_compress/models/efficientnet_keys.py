@@ -7,13 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cxr_compress.errors import ModelFileError
 from cxr_compress.models.chexnet import HEAD_NAME
-from cxr_compress.models.densenet_keys import TorchLayers
+from cxr_compress.models.densenet_keys import TorchLayers, sort_layers
 from cxr_compress.models.efficientnet_lite import numbered_blocks
-from cxr_compress.models.layer_arrays import shown
 
-_COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"_blocks\.(\d{1,3})\.(\w+)")
 _ENDS = {"_conv_stem": "stem_conv", "_bn0": "stem_bn", "_conv_head": "head_conv", "_bn1": "head_bn", "_fc": HEAD_NAME}
 _OURS = {
@@ -30,28 +27,20 @@ def efficientnet_layers(tensors: Mapping[str, np.ndarray]) -> tuple[TorchLayers,
     """Sort the tensors of an EfficientNet-Lite0 by our layers.
 
     Args:
-        tensors: name in the PyTorch file -> tensor.
+        tensors: name in the PyTorch file -> tensor, wrapped or not as those of a DenseNet.
 
     Returns:
         Our layer -> part -> (name in the file, tensor), and the names that hold no weights.
 
     Raises:
-        ModelFileError: names that the network does not have.
+        ModelFileError: names that the network does not have, or two for one weight.
     """
-    layers: TorchLayers = {}
-    ignored, unknown = [], []
     blocks = sum(1 for _ in numbered_blocks())
-    for name, tensor in tensors.items():
-        module, _, part = name.rpartition(".")
+
+    def ours(module: str) -> str | None:
         found = _BLOCK.fullmatch(module)
-        if name.endswith(_COUNTER):
-            ignored.append(name)
-        elif found and found[2] in _OURS and int(found[1]) < blocks:
-            layers.setdefault(f"block{int(found[1]) + 1}_{_OURS[found[2]]}", {})[part] = (name, tensor)
-        elif module in _ENDS:
-            layers.setdefault(_ENDS[module], {})[part] = (name, tensor)
-        else:
-            unknown.append(name)
-    if unknown:
-        raise ModelFileError(f"{len(unknown)} of its names are those of no EfficientNet-Lite0: {shown(unknown)}")
-    return layers, tuple(ignored)
+        if found and found[2] in _OURS and int(found[1]) < blocks:
+            return f"block{int(found[1]) + 1}_{_OURS[found[2]]}"
+        return _ENDS.get(module)
+
+    return sort_layers(tensors, ours, "EfficientNet-Lite0")

@@ -11,7 +11,7 @@ import inspect
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,17 @@ LAYERS = frozenset((
     "InputLayer", "Dense", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "BatchNormalization",
     "LayerNormalization", "GroupNormalization", "Activation", "ReLU", "LeakyReLU", "ELU", "PReLU", "Softmax",
     "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "Flatten", "Reshape",
-    "Permute", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "Add", "Subtract", "Multiply",
+    "Permute", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout", "GaussianNoise",
+    "GaussianDropout", "Identity", "CenterCrop", "Resizing", "Add", "Subtract", "Multiply",
     "Average", "Maximum", "Minimum", "Concatenate", "ZeroPadding2D", "Cropping2D", "UpSampling2D", "Rescaling",
     "Normalization",
+))
+# Layers that change images in training only, as the tests run them; RandomCrop is none, its images get another size.
+AUGMENTATIONS = frozenset((
+    "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomElasticTransform",
+    "RandomErasing", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert",
+    "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness", "RandomShear",
+    "RandomTranslation", "RandomZoom", "AugMix", "RandAugment", "MixUp", "CutMix",
 ))
 ACTIVATIONS = frozenset((
     "linear", "relu", "relu6", "sigmoid", "softmax", "tanh", "softplus", "softsign", "elu", "selu", "gelu", "silu",
@@ -38,7 +46,11 @@ ACTIVATIONS = frozenset((
 ))
 # fmt: on
 _RENAMED = {"InputLayer": {"batch_shape": "batch_input_shape"}, "LeakyReLU": {"negative_slope": "alpha"}}
-_PRECISIONS = frozenset(("float32", "mixed_float16", "mixed_bfloat16"))
+# Options that tf_keras does not know, at the values at which both do the same.
+_USUAL = {"data_format": "channels_last", "fill_mode": "constant", "fill_value": 0.0}
+_TRAINING = ("training", True)
+_RESIZED_ALIKE = ("bilinear", "nearest")
+_PRECISIONS = frozenset(("float32", "mixed_float16", "mixed_bfloat16", "float16", "float64"))
 _OF_EVERY_LAYER = frozenset(("name", "trainable", "dtype", "activity_regularizer"))
 
 
@@ -50,12 +62,13 @@ def is_keras3_config(config: Any) -> bool:
     return isinstance(config, list) and any(is_keras3_config(value) for value in config)
 
 
-def load_keras3(path: Path, config: dict[str, Any]) -> Any:
-    """Rebuild a functional or Sequential model of a file.
+def load_keras3(path: Path, config: dict[str, Any], progress: Callable[[str], None] | None = None) -> Any:
+    """Rebuild a functional or Sequential model of a file; layers of augmentation, which do nothing here, pass on.
 
     Args:
         path: The ``.keras`` file, whose archive is whole.
         config: Its ``config.json``.
+        progress: Is told of layers that are left out.
 
     Raises:
         ModelFileError: It has a layer, an activation, an option or a way of calling that tf_keras does not have or
@@ -69,7 +82,42 @@ def load_keras3(path: Path, config: dict[str, Any]) -> Any:
         if _WEIGHTS not in archive.namelist():
             raise ModelFileError(f"it has no {_WEIGHTS}")
         _load_weights(model, config["config"], archive.read(_WEIGHTS))
+    _check_crops(model)
+    augmenting = sorted(_augmenting(config["config"]))
+    if augmenting and progress is not None:
+        progress(f"{path.name}: its layers {', '.join(augmenting)} change images in training only and are left out")
     return model
+
+
+def _augmenting(config: dict[str, Any]) -> Iterator[str]:
+    """The names of the layers that are left out, those in nested models too."""
+    for entry in config["layers"]:
+        if entry["class_name"] in _MODELS:
+            yield from _augmenting(entry["config"])
+        elif _only_augments(entry):
+            yield entry["config"]["name"]
+
+
+def _only_augments(entry: dict[str, Any]) -> bool:
+    if entry.get("module") != "keras.layers":
+        return False
+    if entry["class_name"] == "Pipeline":
+        return all(_only_augments(inner) for inner in entry["config"]["layers"])
+    return entry["class_name"] in AUGMENTATIONS
+
+
+def _check_crops(model: Any) -> None:
+    """Refuse a CenterCrop of an image that is smaller: each Keras resizes it in its own way."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.CenterCrop):
+            given = layer.input_shape[1:3]
+            if any(
+                side is None or side < least for side, least in zip(given, (layer.height, layer.width), strict=True)
+            ):
+                raise ModelFileError(
+                    f"its layer {layer.name} (CenterCrop) cuts {layer.height} x {layer.width} out of {given[0]} x "
+                    f"{given[1]}, which tf_keras computes otherwise"
+                )
 
 
 def _model(config: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +151,8 @@ def _entry(entry: dict[str, Any], nested: set[Any]) -> dict[str, Any]:
     kind, name = entry["class_name"], entry["config"].get("name", "")
     if kind in _MODELS:
         made = {"module": _MODELS[kind], "class_name": kind, "config": _model(entry["config"])}
+    elif _only_augments(entry):
+        made = {"module": "keras.layers", "class_name": "Identity", "config": {"name": name}}
     elif kind in LAYERS and entry.get("module") == "keras.layers":
         made = {"module": "keras.layers", "class_name": kind, "config": _layer(kind, name, entry["config"])}
     else:
@@ -111,6 +161,8 @@ def _entry(entry: dict[str, Any], nested: set[Any]) -> dict[str, Any]:
     made |= {"registered_name": None, "name": name}
     if "inbound_nodes" in entry:
         made["inbound_nodes"] = [_call(call, name, nested) for call in entry["inbound_nodes"]]
+        for call in made["inbound_nodes"] if made["class_name"] == "Identity" else ():
+            call[0][3].clear()  # it is called with an image alone
     return made
 
 
@@ -118,13 +170,20 @@ def _layer(kind: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
     """Translate the options of a layer; one that tf_keras does not know may be left out only where it is off."""
     renamed = {_RENAMED.get(kind, {}).get(key, key): value for key, value in config.items()}
     known = _options(getattr(keras.layers, kind))
-    unknown = [key for key, value in renamed.items() if key not in known and value not in (None, False)]
+    off = [
+        (key, value) for key, value in renamed.items() if value is None or value is False or value == _USUAL.get(key)
+    ]
+    unknown = [key for key in renamed if key not in known and key not in dict(off)]
     if unknown:
         raise ModelFileError(f"its layer {name} ({kind}) has the option {unknown[0]}, which tf_keras does not know")
     if renamed.get("activation", "linear") not in ACTIVATIONS:
         raise ModelFileError(
             f"its layer {name} has the activation {renamed['activation']}, which tf_keras does not have or computes "
             "otherwise"
+        )
+    if kind == "Resizing" and (config.get("crop_to_aspect_ratio") or config["interpolation"] not in _RESIZED_ALIKE):
+        raise ModelFileError(
+            f"its layer {name} (Resizing) crops or interpolates in a way that tf_keras computes otherwise"
         )
     made = {key: _part(value) for key, value in renamed.items() if key in known}
     if "dtype" in made:
@@ -158,9 +217,11 @@ def _call(call: Any, name: str, nested: set[Any]) -> list[Any]:
     """Translate a call of a layer: one tensor or a list of them, and options that are plain numbers."""
     given = call["args"]
     tensors = given[0] if len(given) == 1 and isinstance(given[0], list) else given
-    options = {key: value for key, value in call["kwargs"].items() if value is not None}
+    # Keras 3 writes its default, training=True, and goes by how the whole model is called; tf_keras would obey it.
+    options = {key: value for key, value in call["kwargs"].items() if value is not None and (key, value) != _TRAINING}
     plain = all(isinstance(value, bool | int | float | str) for value in options.values())
-    if len(given) != 1 or not plain or any(not isinstance(tensor, dict) for tensor in tensors):
+    known = all(isinstance(tensor, dict) and tensor.get("class_name") == "__keras_tensor__" for tensor in tensors)
+    if len(given) != 1 or not plain or not known:
         raise ModelFileError(f"its layer {name} is called with more than one tensor or list of tensors")
     return [[*_source(tensor["config"]["keras_history"], nested), options] for tensor in tensors]
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
 from cxr_compress.models.keras3_file import is_keras3_config, load_keras3
+from cxr_compress.models.precision import in_float32
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
@@ -24,8 +25,12 @@ _CONFIG = "config.json"
 _SAVED_MODEL = "saved_model.pb"
 _ZIPPED = ".keras"
 _HDF5 = (".h5", ".hdf5")
-_KERAS2 = "2."
 _PAIR = 2
+_KERAS1, _KERAS2 = "1.", "2."
+KERAS1_ADVICE = (
+    "open it in Keras 2.0 to 2.2, which reads files of Keras 1, and save it there with model.save(); or, in Keras 1, "
+    "write model.get_weights() with numpy.savez, build the network with tf_keras layers and set_weights there"
+)
 _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
 
@@ -90,15 +95,17 @@ def read_about(path: str | Path) -> ModelAbout | None:
     return ModelAbout.from_bytes(content, path.name)
 
 
-def load_model(path: str | Path) -> Any:
+def load_model(path: str | Path, progress: Callable[[str], None] | None = None) -> Any:
     """Load a model of standard layers, uncompiled and with code execution (Lambda layers) switched off.
 
     Args:
         path: A ``.keras`` or ``.h5`` file that Keras 2 (tf_keras) wrote, or a ``.keras`` file of Keras 3 whose layers
             tf_keras also has.
+        progress: Is told in one line of what is taken otherwise than the file has it.
 
     Returns:
-        The ``keras.Model``, of tf_keras whichever Keras wrote the file.
+        The ``keras.Model``, of tf_keras whichever Keras wrote the file, in float32 whatever precision it was trained
+        in, with equal weights.
 
     Raises:
         CompressionError: A model was given in place of its file, see ``require_model``.
@@ -116,11 +123,23 @@ def load_model(path: str | Path) -> Any:
         raise ModelFileError(
             f"{path.name} needs the class {foreign}, which is not one of Keras: rebuild the model from standard layers"
         )
+    of_keras3 = path.suffix.lower() == _ZIPPED and is_keras3_config(config)
+    if not of_keras3 and any(name == "SpectralNormalization" for name, _ in _classes(config)):
+        raise ModelFileError(
+            f"{path.name} has a SpectralNormalization layer, which Keras 2 saves and cannot load: put the layer that it"
+            " wraps in its place, whose kernel is normalized already, and save the model again"
+        )
     try:
-        if path.suffix.lower() == _ZIPPED and is_keras3_config(config):
-            return load_keras3(path, config)
-        with keras.utils.custom_object_scope(application_layers()):
-            return keras.models.load_model(path, compile=False, safe_mode=True)
+        if of_keras3:
+            model = load_keras3(path, config, progress)
+        else:
+            with keras.utils.custom_object_scope(application_layers()):
+                model = keras.models.load_model(path, compile=False, safe_mode=True)
+        if getattr(model, "_is_graph_network", False):
+            model, note = in_float32(model)
+            if note and progress is not None:
+                progress(f"{path.name}: {note}")
+        return model
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise ModelFileError(_why_not(path, version, error)) from error
 
@@ -162,6 +181,8 @@ def application_layers() -> dict[str, Any]:
 
 
 def _why_not(path: Path, version: str, error: Exception) -> str:
+    if version.startswith(_KERAS1):
+        return f"{path.name} was saved by Keras {version}, which tf_keras cannot rebuild: {KERAS1_ADVICE}"
     if version and not version.startswith(_KERAS2):
         reason = _first_line(error) if isinstance(error, ModelFileError) else "its configuration does not suit"
         instead = "save it as .keras instead, or" if path.suffix.lower() in _HDF5 else "for a .tflite without thinning"
@@ -210,6 +231,8 @@ def _read_hdf5(path: Path) -> tuple[Any, str]:
             if config is None:
                 raise ModelFileError(f"{path.name} holds weights but no model: write it with model.save()")
             config = json.loads(config)
+            if not version and _is_keras1(config):
+                version = f"{_KERAS1}x"
     except (OSError, ValueError) as error:
         raise ModelFileError(
             f"{path.name} is no complete HDF5 file ({_first_line(error)}): copy or export it again"
@@ -217,7 +240,14 @@ def _read_hdf5(path: Path) -> tuple[Any, str]:
     if any(name == "Lambda" for name, _ in _classes(config)):
         # The old format keeps a Lambda's bytecode and Keras would run it.
         raise ModelFileError(f"{path.name} has a Lambda layer, whose code is not run: use a standard layer instead")
-    return config, str(version)
+    return config, version.decode("utf-8", "replace") if isinstance(version, bytes) else str(version)
+
+
+def _is_keras1(config: Any) -> bool:
+    """Whether a configuration is worded as Keras 1 did, whose first files do not say their version."""
+    if isinstance(config, dict):
+        return bool({"nb_filter", "border_mode", "dim_ordering"} & set(config)) or any(map(_is_keras1, config.values()))
+    return isinstance(config, list) and any(map(_is_keras1, config))
 
 
 def _classes(config: Any) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from cxr_compress.errors import ModelFileError
 from cxr_compress.models.chexnet import HEAD_NAME
+from cxr_compress.models.keras_file import KERAS1_ADVICE
 from cxr_compress.models.layer_arrays import LayerArrays, NamedArray, shown
 
 _WHOLE_MODEL = "model_weights"
@@ -43,7 +44,13 @@ def read_densenet_h5(path: str | Path) -> LayerArrays:
     path = Path(path)
     try:
         with h5py.File(path, "r") as file:
-            return _sorted(_weights(_inside(file, _WHOLE_MODEL) if _WHOLE_MODEL in file else file))
+            root = _inside(file, _WHOLE_MODEL) if _WHOLE_MODEL in file else file
+            version = root.attrs.get("keras_version", file.attrs.get("keras_version", ""))
+            version = version.decode("utf-8", "replace") if isinstance(version, bytes) else str(version)
+            if version.startswith("1."):
+                # Its kernels may be in Theano's order, turned by 180 degrees: nothing in the file says so.
+                raise ModelFileError(f"it was saved by Keras {version}: {KERAS1_ADVICE}")
+            return _sorted(_weights(root))
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:

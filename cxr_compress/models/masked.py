@@ -101,11 +101,23 @@ def kernel_of(layer: Any) -> Any:
     return getattr(layer, PRUNED_KERNELS[type(layer)])
 
 
-def named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) for every layer that is no model itself; nested models put their name in front."""
+def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) for every layer that is no model itself; nested models put their name in front.
+
+    Raises:
+        CompressionError: Two layers have one name, as "a/b" and the "b" in a nested model "a" do.
+    """
+    names: dict[str, int] = {}
+    for name, layer in _all_layers(model, ""):
+        if names.setdefault(name, id(layer)) != id(layer):
+            raise CompressionError(f"two layers of {model.name} have the name {name}: rename one of them")
+        yield name, layer
+
+
+def _all_layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from named_layers(layer, f"{prefix}{layer.name}/")
+            yield from _all_layers(layer, f"{prefix}{layer.name}/")
         else:
             yield f"{prefix}{layer.name}", layer
 

@@ -14,6 +14,7 @@ from cxr_compress.device.modelinfo import logits_of
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
 from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.input_shape import require_float_images
 from cxr_compress.models.keras_file import load_model, read_about
 from cxr_compress.models.logits_head import HeadChange, read_head, softmax_classes
 from cxr_compress.models.meaning import Inside, Names, Pixels, name_outputs, normalizes_inside, read_pixels
@@ -34,6 +35,7 @@ class Original:
         pixels: how an image becomes its input, as far as that is known.
         inside: layers in front of it that normalize; None where there are none.
         about: what its file says; None where it says nothing.
+        loading: what was taken otherwise than the file has it, a line each.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Original:
     pixels: Pixels
     inside: Inside | None
     about: ModelAbout | None
+    loading: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -58,7 +61,7 @@ class Original:
 
     def notes(self) -> list[str]:
         """What a user should know about how it was read, a sentence each."""
-        found = [self.change.note] if self.change.note else []
+        found = [*self.loading, *([self.change.note] if self.change.note else [])]
         if self.inside is not None:
             found.append(f"the model normalizes inside ({self.inside.name}: {self.inside.text})")
         return found
@@ -119,7 +122,9 @@ def read_original(
         CompressionError: something that has to be known is not said, or the end of the model cannot be read.
     """
     path = Path(path)
-    about, model = read_about(path), load_model(path)
+    loading: list[str] = []
+    about, model = read_about(path), load_model(path, loading.append)
+    require_float_images(model)
     shapes = [model.input_shape, model.output_shape]
     if [len(shape) if isinstance(shape, tuple) else 0 for shape in shapes] != [_IMAGE_RANK, _FLAT_RANK]:
         raise CompressionError(
@@ -144,4 +149,4 @@ def read_original(
             change = replace(change, outputs=1, exclusive=False)
     inside = normalizes_inside(model)
     pixels = read_pixels((height, width, channels), about=about, inside=inside, preset=preset, color=color, force=force)
-    return Original(path, plain, change, names, pixels, inside, about)
+    return Original(path, plain, change, names, pixels, inside, about, tuple(loading))

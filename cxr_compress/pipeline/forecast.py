@@ -117,7 +117,9 @@ def _forecast(
         if recipe.removes_filters and set(recipe.budget) <= {"macs", "params"}:
             plan, _ = Thinning(recipe, run.data, run.store.folder, run.news).choose(model)
             before, after = plan.before.to_dict(), plan.after.to_dict()
-    stages = _seconds(run, model, after["macs"] / before["macs"])
+    # Parameters stand in where the MACs are not known: they too fall with the square of the widths.
+    measure = "macs" if "macs" in before and "macs" in after else "params"
+    stages = _seconds(run, model, after[measure] / before[measure])
     # What was made just now says how long it takes; what the real folder holds from before takes no time.
     made = {name: run.store.manifest(name) for name in stages}
     stages |= {name: manifest["seconds"] for name, manifest in made.items() if manifest}
@@ -148,11 +150,11 @@ def _kept(
             yield stage
 
 
-def _seconds(run: RunContext, model: keras.Model, macs_left: float) -> dict[str, float]:
+def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str, float]:
     """Stage -> seconds, each as if nothing stood."""
     recipe, films = run.recipe, run.data
     image = _seconds_per_image(model)
-    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * macs_left)
+    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left)
     layers = len(list(model._flatten_layers(include_self=False)))
     teacher = image if recipe.distill_weight or recipe.feature_weight else 0.0
 

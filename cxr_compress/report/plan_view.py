@@ -43,12 +43,13 @@ def plan_rows(plan: Mapping[str, Any]) -> list[list[Any]]:
     rows = [_row(layer) for layer in plan["layers"] if layer["has_filters"]]
     others = [layer for layer in plan["layers"] if not layer["has_filters"]]
     sums = [sum(layer[key] for layer in others) for key in ("params_before", "params_after")]
+    macs = [None if any(layer[key] is None for layer in others) else 0 for key in ("macs_before", "macs_after")]
     before, after = plan["before"], plan["after"]
     filters = [sum(row[place] for row in rows) for place in (2, 3, 4)]
     share = _percent(filters[2], filters[0])
     return [
         *rows,
-        [OTHERS, f"{len(others)} layers", None, None, None, None, *sums, 0, 0],
+        [OTHERS, f"{len(others)} layers", None, None, None, None, *sums, *macs],
         [TOTAL, None, *filters, share, before["params"], after["params"], before["macs"], after["macs"]],
     ]
 
@@ -72,15 +73,19 @@ def plan_title(plan: Mapping[str, Any]) -> str:
     )
 
 
-def _millions(count: int) -> str:
+def _millions(count: int | None) -> str:
     """Three digits of large numbers, all of small ones."""
+    if count is None:
+        return "?"
     if count < _MILLION:
         return f"{count:,}"
     value = count / _MILLION
     return f"{value:,.0f} M" if value >= 100 else f"{value:.3g} M"  # noqa: PLR2004 - three digits
 
 
-def _fraction(before: Mapping[str, int], after: Mapping[str, int], key: str) -> str:
+def _fraction(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
+    if before[key] is None or after[key] is None:
+        return "?"
     return f"{100 * after[key] / max(before[key], 1):.1f} %"
 
 
@@ -124,7 +129,7 @@ def _bars(axes: Any, layers: Sequence[Mapping[str, Any]], what: str) -> None:
     units = [layer[whole] / 100 if "%" in what else 1 if what == "filters" else _MILLION for layer in layers]
     colors = [_FROZEN if layer["frozen"] else _DARK for layer in layers]
     for key, color in ((whole, _LIGHT), (kept, colors)):
-        heights = [layer[key] / (unit or 1) for layer, unit in zip(layers, units, strict=True)]
+        heights = [(layer[key] or 0) / (unit or 1) for layer, unit in zip(layers, units, strict=True)]
         axes.bar(range(len(layers)), heights, color=color, width=0.86)
     axes.set_ylabel(what)
     axes.yaxis.get_major_locator().set_params(integer=what == "filters")

@@ -50,6 +50,8 @@ def analyze_channels(
 def measure_cost(model: keras.Model) -> ModelCost:
     """Parameters, MACs and peak activation bytes of a model as it is, for one image.
 
+    `macs` is None, and `uncounted` names the layers, where some may multiply and are not counted.
+
     Raises:
         UnsupportedLayerError: as `analyze_channels`.
     """
@@ -148,6 +150,7 @@ class _Solved:
             macs=macs,
             tensors=tensors,
             lifetimes=[(tensor.born, tensor.dies) for tensor in self._walk.tensors],
+            uncounted=tuple(self._walk.uncounted.values()),
             # Only prices of a cost table need these; what they are made of holds no part of the Keras model.
             measured=partial(
                 collect_parts, self._walk.layers, self._walk.calls, lambda layout: numbers[id(layout.ids)], weights

@@ -50,13 +50,16 @@ class Budget:
         """The absolute limit of each cost that is bounded: whole numbers, but for milliseconds.
 
         Raises:
-            BudgetError: nothing is bounded, a bound is not positive, or it needs measured costs.
+            BudgetError: nothing is bounded, a bound is not positive, or it needs measured costs or MACs that are not
+                known.
         """
         given = self.given()
         if not given:
             raise BudgetError("expected a budget on macs, params, tflite_bytes or latency_ms, got none")
         whole = baseline.to_dict()
         for name in given:
+            if name == "macs" and baseline.macs is None:
+                raise BudgetError(_uncounted(baseline.uncounted))
             if name not in whole:
                 raise BudgetError(f"a budget on {name} needs {_NEEDED[name]}")
         return {name: self._limit(name, value, whole[name]) for name, value in given.items()}
@@ -72,6 +75,16 @@ class Budget:
             )
         limit = value * whole if isinstance(value, float) and value <= 1 and not self.absolute else value
         return float(limit) if name == "latency_ms" else int(limit)
+
+
+def _uncounted(layers: Sequence[str]) -> str:
+    """Why there is no budget on MACs, and what to bound instead."""
+    named = ", ".join(layers[:_MOST_NAMED]) or "a layer"
+    more = f" and {len(layers) - _MOST_NAMED} more" if len(layers) > _MOST_NAMED else ""
+    return (
+        f"the MACs of this model are not known: those of {named}{more} are not counted; bound params or tflite_bytes "
+        "(--target_params, --target_bytes) instead of macs, or register a rule for such layers that says its uses"
+    )
 
 
 def unreachable(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -34,30 +34,37 @@ class ModelCost:
 
     Attributes:
         params: all weights, moving statistics included, as Keras counts them.
-        macs: multiply-accumulates of convolutions and dense layers, over the thinner inputs of the next layer too.
+        macs: multiply-accumulates of all kernels, over the thinner inputs of the next layer too; None where the model
+            has layers whose multiplications are not counted: a number without them would pass for a small model.
         peak_activation_bytes: the largest sum of float32 tensors alive at once when layers run one by one in model
             order, none fused; runtimes that fuse or reuse need less, the ratio between two models is what counts.
         tflite_bytes: predicted size of the int8 file; None where no bytes were measured.
         latency_ms: predicted milliseconds of a run on the measured machine; None where no layers were timed.
+        uncounted: path and class of the layers for whose sake `macs` is None.
     """
 
     params: int
-    macs: int
+    macs: int | None
     peak_activation_bytes: int
     tflite_bytes: int | None = None
     latency_ms: float | None = None
+    uncounted: tuple[str, ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, int | float]:
         """The numbers by name, ready for JSON; what is not known is left out."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if name != "uncounted" and value is not None}
+
+    def macs_fraction(self, whole: ModelCost) -> float | None:
+        """The share of another model's MACs that this one has; None where either is not known."""
+        return None if self.macs is None or whole.macs is None else self.macs / whole.macs
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelCost:
         """The inverse of `to_dict`."""
-        file_bytes, latency = values.get("tflite_bytes"), values.get("latency_ms")
+        macs, file_bytes, latency = (values.get(name) for name in ("macs", "tflite_bytes", "latency_ms"))
         return cls(
             int(values["params"]),
-            int(values["macs"]),
+            None if macs is None else int(macs),
             int(values["peak_activation_bytes"]),
             None if file_bytes is None else int(file_bytes),
             None if latency is None else float(latency),
@@ -74,6 +81,7 @@ class CostModel:
         tensors: one product per tensor, in elements.
         lifetimes: per tensor, the first and the last step at which it is alive.
         measured: gives what measured costs are multiplied with; called once, when one is asked for.
+        uncounted: the layers whose multiplications `macs` lacks.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class CostModel:
         tensors: Sequence[Product],
         lifetimes: Sequence[tuple[int, int]],
         measured: Callable[[], MeasuredParts] = MeasuredParts,
+        uncounted: Sequence[str] = (),
     ) -> None:
         lengths = [len(axis) for axis in axes]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -95,6 +104,7 @@ class CostModel:
         self._tensors = Products.of(tensors, one)
         self._measured = cache(lambda: MeasuredCosts(measured(), one))
         self._table = CostTable()
+        self._uncounted = tuple(uncounted)
         self._born = np.array([born for born, _ in lifetimes], dtype=np.int64)
         self._dies = np.array([dies for _, dies in lifetimes], dtype=np.int64)
 
@@ -119,11 +129,16 @@ class CostModel:
         sizes, times = self._table.file_bytes, self._table.layer_times
         return ModelCost(
             params=self._params.total(counts),
-            macs=self._macs.total(counts),
+            macs=None if self._uncounted else self._macs.total(counts),
             peak_activation_bytes=FLOAT_BYTES * self._peak(self._tensors.values(counts)),
             tflite_bytes=None if sizes is None else self.measured.tflite_bytes(counts, sizes),
             latency_ms=None if times is None else self.measured.latency_ms(counts, times),
+            uncounted=self._uncounted,
         )
+
+    def counted_macs(self, keep: BoolArray) -> int:
+        """The MACs of the layers that are counted; keep: (units,). Differences of two are exact where sums are not."""
+        return self._macs.total(self.counts(keep))
 
     def counts(self, keep: BoolArray) -> Counts:
         """(axes + 1,) How many channels each axis keeps; the last one is 1."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
-from cxr_compress.structured.cost import BoolArray, IntArray
-from cxr_compress.structured.keras_graph import flat, is_nested, nodes
+from cxr_compress.structured.cost import BoolArray, IntArray, ModelCost
+from cxr_compress.structured.keras_graph import flat, is_nested, layers_by_path, nodes
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.walk import TracedLayer, Walk
 
@@ -34,10 +34,12 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
         model: is only read.
 
     Returns:
-        ``summary``: params, macs, peak_activation_bytes, layers, groups, channels (that may go), frozen_groups and
-        frozen_reasons ({kind of reason: groups}; a group may have several).
+        ``summary``: params, macs (None where not_counted names layers), not_counted, peak_activation_bytes, layers,
+        groups, channels (that may go), frozen_groups and frozen_reasons ({kind of reason: groups}; a group may have
+        several).
         ``groups``: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
-        the model) that disappear with the whole group. They are products of two groups' widths, so these overlap.
+        the model, None of unknown MACs) that disappear with the whole group. They are products of two groups' widths,
+        so these overlap.
         ``layers``: in the order they run: path, class, calls, output_shape (first call, without the batch), weights,
         params, macs, filters (output channels), has_filters (it makes them or multiplies them by a kernel), group (that
         these belong to; None where there are several, behind a Concatenate), groups (all that its weights or output
@@ -48,7 +50,8 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
     baseline = analysis.baseline
     return {
         "summary": {
-            **baseline.to_dict(),
+            **_numbers(baseline),
+            "not_counted": list(baseline.uncounted),
             "layers": len(layers.paths),
             "groups": len(analysis.groups),
             "channels": sum(group.channels for group in analysis.groups.values()),
@@ -87,8 +90,8 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
     counted = plan.with_costs(analysis) if edited else plan
     layers = _LayerTable(analysis, model)
     return {
-        "before": counted.before.to_dict(),
-        "after": counted.after.to_dict(),
+        "before": _numbers(counted.before),
+        "after": _numbers(counted.after),
         "edited": edited,
         "settings": dict(plan.settings),
         "exclude": list(plan.exclude),
@@ -97,12 +100,19 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
     }
 
 
+def _numbers(cost: ModelCost) -> dict[str, Any]:
+    """A cost for the reader, whose MACs are said to be unknown where they are."""
+    return cost.to_dict() | ({"macs": None} if cost.macs is None else {})
+
+
 def _describe_group(analysis: ChannelAnalysis, group: ChannelGroup) -> dict[str, Any]:
     """A group and what hangs on it: the cost of the model less that of the model without any of its channels."""
     keep = np.ones(analysis.units, dtype=np.bool_)
     keep[group.units] = False
     whole, rest = analysis.baseline, analysis.cost_model.cost(keep)
-    params, macs = whole.params - rest.params, whole.macs - rest.macs
+    params = whole.params - rest.params
+    # Known even where the whole is not: the channels around a layer that is not counted stay.
+    macs = analysis.cost_model.counted_macs(np.ones_like(keep)) - analysis.cost_model.counted_macs(keep)
     return {
         "name": group.name,
         "channels": group.channels,
@@ -111,7 +121,7 @@ def _describe_group(analysis: ChannelAnalysis, group: ChannelGroup) -> dict[str,
         "params": params,
         "params_fraction": params / max(whole.params, 1),
         "macs": macs,
-        "macs_fraction": macs / max(whole.macs, 1),
+        "macs_fraction": None if whole.macs is None else macs / max(whole.macs, 1),
     }
 
 
@@ -132,10 +142,12 @@ class _LayerTable:
         walk = Walk(analysis.allow_inexact)
         walk.run(model)
         self.traced: dict[str, TracedLayer] = walk.layers
+        self._uncounted = walk.uncounted
         self._partition = walk.space.solve()
         self._calls: dict[str, list[Any]] = {}
-        for path, call in _calls(model, ""):
-            self._calls.setdefault(path, []).append(call)
+        paths = {id(layer): path for path, layer in layers_by_path(model).items()}
+        for call in _calls(model):
+            self._calls.setdefault(paths[id(call.layer)], []).append(call)
         self.paths = list(self._calls)
         self._owners = {owner for group in self._partition.groups for owner in group.owners}
         sizes = [group.stop - group.start for group in self._partition.groups]
@@ -187,8 +199,8 @@ class _LayerTable:
             "why_not": why_not,
         }
 
-    def _cost(self, path: str, keep: BoolArray) -> tuple[int, int]:
-        """Params, and MACs over all calls, of a layer that keeps these units."""
+    def _cost(self, path: str, keep: BoolArray) -> tuple[int, int | None]:
+        """Params, and MACs over all calls (None where they are not counted), of a layer that keeps these units."""
         layer = self.traced[path]
         sliced = self._analysis.layers.get(path)
         axes = {(axis.weight, axis.axis): int(keep[axis.units].sum()) for axis in (sliced.axes if sliced else ())}
@@ -197,11 +209,11 @@ class _LayerTable:
             for weight, shape in enumerate(layer.weight_shapes)
         ]
         macs = sum(sizes[use.weight] * use.positions for call in layer.calls for use in call.uses)
-        return sum(sizes), macs
+        return sum(sizes), None if path in self._uncounted else macs
 
-    def _has_filters(self, path: str, macs: int) -> bool:
+    def _has_filters(self, path: str, macs: int | None) -> bool:
         """Whether a layer's output channels are its own work: it multiplies, or nobody else makes them."""
-        return macs > 0 or path in self._owners
+        return bool(macs) or path in self._owners
 
     def _output_units(self, path: str) -> IntArray:
         return self._partition.unit_of[self.traced[path].flow.output.ids]
@@ -218,11 +230,10 @@ class _LayerTable:
         return [name for name in names if name in self._analysis.groups]
 
 
-def _calls(model: keras.Model, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Path and call of every layer, nested models included, in the order in which they run."""
+def _calls(model: keras.Model) -> Iterator[Any]:
+    """Every call of a layer, nested models included, in the order in which they run."""
     for node in nodes(model):
-        path = prefix + node.layer.name
         if is_nested(node.layer):
-            yield from _calls(node.layer, path + "/")
+            yield from _calls(node.layer)
         else:
-            yield path, node
+            yield node

@@ -114,12 +114,21 @@ class KernelUse:
 
 @dataclass(frozen=True)
 class LayerFlow:
-    """What a rule says of one call of a layer."""
+    """What a rule says of one call of a layer.
+
+    Attributes:
+        output: the layout of what comes out.
+        axes: the axes of weights that follow layouts.
+        sizes: the numbers of the config that count channels.
+        uses: the kernels that the layer multiplies by, all of them: MACs are counted from these alone.
+        macs_known: False where the layer may multiply more than `uses` says; no MACs of the model are given then.
+    """
 
     output: ChannelLayout
     axes: tuple[WeightAxis, ...] = ()
     sizes: tuple[ConfigSize, ...] = ()
     uses: tuple[KernelUse, ...] = ()
+    macs_known: bool = True
 
 
 Rule = Callable[[LayerNode, Sequence[ChannelLayout], ChannelSpace], LayerFlow]
@@ -151,10 +160,13 @@ def apply_rule(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelS
 def freeze_layer(
     node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace, why: str, uses: tuple[KernelUse, ...] = ()
 ) -> LayerFlow:
-    """Keep all channels that enter and leave a layer; the reason names the layer and says why."""
+    """Keep all channels that enter and leave a layer; the reason names the layer and says why.
+
+    Its MACs are taken for unknown unless `uses` says them, or `rules.macs` that such layers multiply nothing.
+    """
     reason = f"{node.path} ({node.class_name}) {why}"
     for layout in inputs:
         space.freeze(layout, reason)
     output = space.allocate(node.path, node.output_shape[-1] if node.output_shape else 1)
     space.freeze(output, reason)
-    return LayerFlow(output, uses=uses)
+    return LayerFlow(output, uses=uses, macs_known=bool(uses))

@@ -36,15 +36,41 @@ def is_nested(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and _is_graph(layer)
 
 
-def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, Any]:
-    """Every layer of a model, those of nested models included, by the path that the analysis gives it."""
+def layers_by_path(model: keras.Model) -> dict[str, Any]:
+    """Every layer of a model, those of nested models included, by the path that the analysis gives it.
+
+    A layer that is used in several models is one layer, under the first of its paths.
+
+    Raises:
+        UnsupportedLayerError: two layers have one path, as "a/b" and the "b" in a nested model "a" do.
+    """
     found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for path, layer in _all_layers(model, ""):
+        if path in found and found[path] is not layer:
+            raise UnsupportedLayerError(
+                f"two layers of {model.name!r} have the path {path!r} (a nested model and a layer): rename one of them"
+            )
+        if id(layer) not in seen:
+            found[path] = layer
+            seen.add(id(layer))
+    return found
+
+
+def shared_layer(model: keras.Model) -> str:
+    """The paths of the first layer that stands in several models ("conv and inner/conv"); "" where none does."""
+    paths: dict[int, list[str]] = {}
+    for path, layer in _all_layers(model, ""):
+        paths.setdefault(id(layer), []).append(path)
+    return next((" and ".join(several) for several in paths.values() if len(several) > 1), "")
+
+
+def _all_layers(model: keras.Model, prefix: str) -> Iterator[tuple[str, Any]]:
     for layer in model.layers:
         if is_nested(layer):
-            found.update(layers_by_path(layer, f"{prefix}{layer.name}/"))
+            yield from _all_layers(layer, f"{prefix}{layer.name}/")
         else:
-            found[prefix + layer.name] = layer
-    return found
+            yield prefix + layer.name, layer
 
 
 def nodes(model: keras.Model) -> Iterator[Any]:
@@ -138,10 +164,15 @@ def flat(outputs: Any) -> list[Any]:
     return [outputs] if hasattr(outputs, "_keras_history") else list(tf.nest.flatten(outputs))
 
 
+def weights_of(layer: Any) -> list[Any]:
+    """A layer's weights, in the order of `layer.get_weights()`."""
+    own = _holds_no_other(layer)
+    return list(layer._trainable_weights + layer._non_trainable_weights if own else layer.weights)
+
+
 def weight_shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
     """The shapes of a layer's weights, in the order of `layer.get_weights()`."""
-    weights = layer._trainable_weights + layer._non_trainable_weights if _holds_no_other(layer) else layer.weights
-    return tuple(tuple(weight.shape.as_list()) for weight in weights)
+    return tuple(tuple(weight.shape.as_list()) for weight in weights_of(layer))
 
 
 def _holds_no_other(layer: Any) -> bool:

@@ -166,8 +166,8 @@ class ChannelPlan:
         """
         if _counted(later.before) != _counted(self.after) or later.exclude != self.exclude:
             raise CompressionError(
-                f"expected a plan for the model that the first one leaves ({self.after.params:,} params, "
-                f"{self.after.macs:,} MACs), got one for {later.before.params:,} params, {later.before.macs:,} MACs"
+                f"expected a plan for the model that the first one leaves ({_shown(self.after)}), got one for "
+                f"{_shown(later.before)}"
             )
         kept, channels = dict(self.kept), dict(self.channels)
         for name, again in later.kept.items():
@@ -187,7 +187,11 @@ class ChannelPlan:
         )
 
 
-def _counted(cost: ModelCost) -> tuple[int, int, int]:
+def _shown(cost: ModelCost) -> str:
+    return f"{cost.params:,} params, {'?' if cost.macs is None else f'{cost.macs:,}'} MACs"
+
+
+def _counted(cost: ModelCost) -> tuple[int, int | None, int]:
     """The part of a cost that is exact; predicted bytes and milliseconds depend on what was measured."""
     return cost.params, cost.macs, cost.peak_activation_bytes
 

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.errors import CompressionError
+from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.precision import own_layers
 from cxr_compress.structured.analyze import analyze_channels, layers_by_path
 from cxr_compress.structured.channels import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.cost import BoolArray
+from cxr_compress.structured.keras_graph import shared_layer
 from cxr_compress.structured.plan import ChannelPlan
 
-# Operations on Keras tensors are layers that Keras itself knows how to build, though `keras.layers` does not name them.
-_BUILT_IN = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
+_NOT_REBUILT = ("Lambda", "SpectralNormalization")
 
 
 def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: bool = False) -> keras.Model:
@@ -33,7 +34,7 @@ def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: boo
 
     Raises:
         CompressionError: the plan was made for another model, or its predicted cost is not that of the result.
-        UnsupportedLayerError: as `analyze_channels`.
+        UnsupportedLayerError: as `analyze_channels`, or Keras cannot rebuild the model from its own config.
     """
     inexact = allow_inexact or plan.allow_inexact
     analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=inexact)
@@ -50,7 +51,23 @@ def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: boo
 
 
 def _thin_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> keras.Model:
-    """The model's own config with smaller numbers, built anew."""
+    """The model's own config with smaller numbers, built anew.
+
+    Raises:
+        UnsupportedLayerError: Keras cannot do that: it says of which layer.
+    """
+    shared = shared_layer(model)
+    if shared:
+        raise UnsupportedLayerError(
+            f"{shared} are one layer in two models, which Keras rebuilds as two: call a layer within one model only"
+        )
+    try:
+        return _rebuilt(model, analysis, keep)
+    except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
+        raise UnsupportedLayerError(_why_not_rebuilt(model, error)) from error
+
+
+def _rebuilt(model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> keras.Model:
     config = copy.deepcopy(model.get_config())
     entries = dict(_layer_configs(config, ""))
     for path, layer in analysis.layers.items():
@@ -60,14 +77,16 @@ def _thin_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: Bool
         return type(model).from_config(config)
 
 
-def own_layers(model: keras.Model) -> Any:
-    """A scope in which a model's config can be built anew, whatever classes of its own it came with.
-
-    ConvNeXt is one such model of `keras.applications`: its LayerScale is not registered anywhere.
-    """
-    classes = {type(layer).__name__: type(layer) for layer in layers_by_path(model).values()}
-    own = {name: cls for name, cls in classes.items() if getattr(keras.layers, name, None) is not cls}
-    return keras.utils.custom_object_scope({name: cls for name, cls in own.items() if name not in _BUILT_IN})
+def _why_not_rebuilt(model: keras.Model, error: Exception) -> str:
+    """One line that names the layers which Keras is known not to rebuild, if there are any."""
+    kinds = {path: type(layer).__name__ for path, layer in layers_by_path(model).items()}
+    named = ", ".join(f"{path} ({kind})" for path, kind in kinds.items() if kind in _NOT_REBUILT)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    because = f"its layers {named} cannot be made from their config" if named else reason
+    return (
+        f"Keras cannot rebuild {model.name!r}: {because}; use a standard layer in its place, or give a layer of your "
+        "own a get_config that its class takes"
+    )
 
 
 def _layer_configs(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:

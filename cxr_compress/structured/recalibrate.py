@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.precision import own_layers
 from cxr_compress.structured.analyze import analyze_channels, layers_by_path
 from cxr_compress.structured.plan import ChannelPlan
-from cxr_compress.structured.rebuild import own_layers
 
 FloatArray = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]

@@ -18,12 +18,13 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.precision import own_layers
 from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.consumers import fitting_images
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.plan import ChannelPlan
-from cxr_compress.structured.rebuild import own_layers, remove_channels
+from cxr_compress.structured.rebuild import remove_channels
 from cxr_compress.structured.select import check_scores
 from cxr_compress.structured.sensitivity_cache import Batches, Notes, Tell, measurement_key, model_hash
 from cxr_compress.structured.sensitivity_curves import Curve, Sensitivity

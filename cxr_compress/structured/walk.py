@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import cxr_compress.structured.rules  # noqa: F401 - importing it registers the rules
+from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, apply_rule
 from cxr_compress.structured.keras_graph import (
@@ -15,13 +16,16 @@ from cxr_compress.structured.keras_graph import (
     flat,
     is_from_keras,
     is_nested,
+    layers_by_path,
     nodes,
     read_call,
     require_graph,
     tensor_shape,
     weight_shapes,
+    weights_of,
 )
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
+from cxr_compress.structured.rules.macs import described, multiplies_nothing
 
 
 @dataclass
@@ -88,12 +92,22 @@ class Walk:
         self.layers: dict[str, TracedLayer] = {}
         self.tensors: list[TracedTensor] = []
         self.calls: list[TracedCall] = []
+        self.uncounted: dict[str, str] = {}
         self._allow_inexact = allow_inexact
         self._step = 0
+        self._paths: dict[int, str] = {}
+        self._owners: dict[int, str] = {}
 
     def run(self, model: keras.Model) -> None:
-        """Visit the model; its inputs and outputs are frozen."""
+        """Visit the model; its inputs and outputs are frozen.
+
+        Raises:
+            UnsupportedLayerError: as `analyze_channels`.
+        """
         require_graph(model)
+        for path, layer in layers_by_path(model).items():
+            self._paths[id(layer)] = path
+            self._own(path, layer)
         inputs = []
         for tensor in model.inputs:
             name, shape = tensor._keras_history.layer.name, tensor_shape(tensor, model.name)
@@ -117,10 +131,12 @@ class Walk:
 
     def _call(self, call: Any, prefix: str, arguments: list[TracedTensor], outputs: list[Any]) -> list[TracedTensor]:
         """Run one layer on layouts."""
-        layer, path = call.layer, prefix + call.layer.name
+        layer = call.layer
         if is_nested(layer):
-            self._enter(layer, path + "/", arguments)
-            return self._visit(layer, path + "/", arguments)
+            inside = f"{prefix}{layer.name}/"
+            self._enter(layer, inside, arguments)
+            return self._visit(layer, inside, arguments)
+        path = self._paths[id(layer)]
         self._step += 1
         for argument in arguments:
             argument.dies = self._step
@@ -140,6 +156,8 @@ class Walk:
         )
         flow = apply_rule(node, [argument.layout for argument in arguments], self.space)
         self._remember(path, node.weight_shapes, flow)
+        if not (flow.macs_known or multiplies_nothing(node)):
+            self.uncounted[path] = described(node)
         extra = [self._frozen_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
         maker = _called_layer(node, flow)
         layouts = zip([flow.output, *extra], shapes, strict=True)
@@ -154,7 +172,17 @@ class Walk:
             if last:
                 sizes = (ConfigSize(("batch_input_shape", last), argument.layout),)
                 flow = LayerFlow(argument.layout, sizes=sizes)
-                self._remember(prefix + tensor._keras_history.layer.name, (), flow)
+                own = tensor._keras_history.layer
+                self._remember(self._paths.get(id(own), prefix + own.name), (), flow)
+
+    def _own(self, path: str, layer: Any) -> None:
+        """Note whose weights these are: two layers with the same ones would be counted and cut twice."""
+        for weight in weights_of(layer):
+            owner = self._owners.setdefault(id(weight), path)
+            if owner != path:
+                raise UnsupportedLayerError(
+                    f"{owner!r} and {path!r} have the same weight {weight.name}: give each layer weights of its own"
+                )
 
     def _remember(self, path: str, shapes: tuple[tuple[int, ...], ...], flow: LayerFlow) -> None:
         """Keep what the rule said; a layer called again must be sliced the same way each time."""

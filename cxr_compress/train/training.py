@@ -23,6 +23,7 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
+from cxr_compress.models.input_shape import require_float_images
 from cxr_compress.models.logits_head import to_logits
 from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.distribute import Distribution
@@ -223,7 +224,9 @@ def _teacher(files: TrainingFiles, activation: str) -> Any | None:
 
 def _read_logits(path: Path) -> tuple[Any, str]:
     """A model brought to logits, and "sigmoid" or "softmax" where the file tells what they are; else ""."""
-    model, head = to_logits(load_model(path))
+    loaded = load_model(path)
+    require_float_images(loaded)
+    model, head = to_logits(loaded)
     about = read_about(path)
     if head.activation == "softmax":
         return model, "softmax" if head.outputs > 1 else "sigmoid"

@@ -81,6 +81,19 @@ def test_inspect_lists_groups_under_a_summary(folder, capsys):
     assert out.endswith(f"\n\n{INTENDED_USE}\n")
 
 
+def test_inspect_model_whose_macs_are_not_known_says_which_layers_are_missing(tmp_path, capsys):
+    layers, image = keras.layers, keras.Input((4, 4, 3))
+    x = layers.Reshape((16, 8))(layers.Conv2D(8, 1)(image))
+    x = layers.Flatten()(layers.MultiHeadAttention(2, 4, name="mha")(x, x))
+    save_model(keras.Model(image, layers.Dense(2)(x)), tmp_path / "attends.keras")
+    code, out, _ = call(tmp_path, capsys, "FOLDER/attends.keras", "--what=layers")
+    assert code == 0
+    assert "MACs per image        ? (not counted: mha (MultiHeadAttention))\n" in out
+    assert next(line for line in out.splitlines() if line.startswith("mha ")).split()[4:6] == ["288", "?"]
+    found = document(tmp_path, capsys, "FOLDER/attends.keras")
+    assert (found["summary"]["macs"], found["summary"]["not_counted"]) == (None, ["mha (MultiHeadAttention)"])
+
+
 def test_inspect_lists_layers_with_why_not(folder, capsys):
     code, out, _ = call(folder, capsys, "FOLDER/residual.h5", "--what=layers")
     assert code == 0

@@ -94,3 +94,11 @@ def with_float_op() -> Any:
     x = layers.Lambda(tf.sin, name="sine")(layers.Conv2D(4, 3, name="before")(image))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="after")(x))
     return settle(keras.Model(image, layers.Dense(4, name="logits")(x), name="float_island"))
+
+
+def pixel_net() -> Any:
+    """pixels - / 127.5 - 1 - conv 3x3, 6 - BN - ReLU - pool - mean - logits (2), in whatever precision is set"""
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(6, 3, name="first")(layers.Rescaling(1 / 127.5, offset=-1.0)(image))
+    x = layers.MaxPooling2D()(layers.ReLU()(layers.BatchNormalization()(x)))
+    return settle(keras.Model(image, layers.Dense(2, name="logits")(layers.GlobalAveragePooling2D()(x))))

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.lite import convert
 from cxr_compress.lite.freeze import freeze, freeze_signature, static_shape
 from tests.lite import nets
+from tests.lite.conftest import run
 
 
 def test_freeze_gives_a_static_function_with_the_outputs_of_the_model(chain: Any) -> None:
@@ -80,17 +85,82 @@ def test_freeze_of_an_unbuilt_model_fails() -> None:
         freeze(keras.Sequential([keras.layers.Dense(2)]))
 
 
-def test_freeze_of_half_precision_logits_fails() -> None:
+def test_freeze_of_half_precision_gives_float32_logits_of_the_same_weights() -> None:
     image = keras.Input((8, 8, 1))
     x = keras.layers.Dense(2, dtype="float16")(keras.layers.Flatten()(image))
-    with pytest.raises(UnsupportedLayerError, match="expected float32 logits, got float16"):
-        freeze(keras.Model(image, x))
+    model = keras.Model(image, x, name="half")
+    frozen = freeze(model)
+    assert frozen.notes == ("half was made in float16: it is taken in float32, with equal weights",)
+    images = nets.batch(1, 8, channels=1)
+    kernel = model.get_weights()[0].astype(np.float32)
+    (got,) = frozen.function(tf.constant(images))
+    assert got.dtype == tf.float32
+    np.testing.assert_allclose(got, images.reshape(1, -1) @ kernel, rtol=1e-5, atol=1e-6)
+    assert np.abs(got - images.reshape(1, -1) @ np.flip(kernel)).max() > 0.01
 
 
-@pytest.mark.parametrize("shape", [(None, 10), (None, 8, 8), (None, 8, 8, None), (None, 4, 8, 8, 1)])
-def test_static_shape_of_something_that_is_no_image_fails(shape: tuple[int | None, ...]) -> None:
-    with pytest.raises(UnsupportedLayerError, match="expected an image input"):
+def test_freeze_of_logits_that_are_no_numbers_fails() -> None:
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, tf.math.argmax(keras.layers.Flatten()(image), axis=-1))
+    with pytest.raises(UnsupportedLayerError, match="expected float32 logits, got int64"):
+        freeze(model)
+
+
+def test_freeze_of_a_layer_that_draws_numbers_says_so_in_one_line() -> None:
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, keras.layers.Flatten()(keras.layers.RandomCrop(4, 4)(image)))
+    with pytest.raises(
+        UnsupportedLayerError, match=r"^the model cannot be frozen: [^\n]*RandomCrop: keras\.layers\.Cent"
+    ):
+        freeze(model)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((None, 10), "takes a vector"),
+        ((None, 8, 8), "images without a channel axis"),
+        ((None, 8, 8, None), "its channels are left open"),
+        ((None, 8, 8, 2), "images have 1 channel (gray) or 3 (color), not 2"),
+        ((None, 4, 8, 8, 1), "several images or a volume"),
+        ((None, 3, 224, 224), "the model is channels-first: put keras.layers.Permute((3, 1, 2))"),
+        ((1, 1, 28, 28), "the model is channels-first"),
+        ((None, 3, None, None), "the model is channels-first"),
+    ],
+)
+def test_static_shape_of_something_that_is_no_image_fails(shape: tuple[int | None, ...], said: str) -> None:
+    """ultralytics and onnx2tf users meet this: a channels-first model was squeezed to images 3 pixels high."""
+    with pytest.raises(UnsupportedLayerError, match=rf"^expected an image input [^\n]*{re.escape(said)}[^\n]*$"):
         static_shape(shape)
+
+
+@given(
+    side=st.one_of(st.none(), st.integers(4, 600)),
+    other=st.one_of(st.none(), st.integers(4, 600)),
+    channels=st.sampled_from((1, 3)),
+)
+def test_static_shape_takes_images_in_one_layout_only(side: int | None, other: int | None, channels: int) -> None:
+    assert static_shape((None, side, other, channels), 1, (side or 8, other or 8))[1:] == (
+        side or 8,
+        other or 8,
+        channels,
+    )
+    with pytest.raises(UnsupportedLayerError, match="the model is channels-first"):
+        static_shape((None, channels, side, other))
+
+
+def test_channels_first_model_behind_a_permutation_converts_to_what_it_computes() -> None:
+    """What the refusal says to do can be done."""
+    layers, image = keras.layers, keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, data_format="channels_first")(layers.Permute((3, 1, 2))(image))
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(layers.ReLU()(x))))
+    images = nets.batch(8, 8)
+    got = run(convert(model, "none").content, images)
+    np.testing.assert_allclose(got, model(images), rtol=1e-4, atol=1e-5)
+    assert np.abs(got - model(images.transpose(0, 2, 1, 3))).max() > 0.01
+    first = keras.Model(model.layers[2].input, model.output)
+    with pytest.raises(UnsupportedLayerError, match="the model is channels-first"):
+        freeze(first)
 
 
 def test_static_shape_with_a_fixed_other_batch_fails() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 SIZE = (8, 8, 4)
+RGB = (8, 8, 3)
 # Layer -> arguments; every layer that files may hold, InputLayer being in all of them.
 ARGUMENTS: dict[str, tuple[tuple, dict]] = {
     "Dense": ((5,), {"activation": "gelu"}),
@@ -37,6 +38,12 @@ ARGUMENTS: dict[str, tuple[tuple, dict]] = {
     "Permute": (((3, 1, 2),), {}),
     "Dropout": ((0.5,), {}),
     "SpatialDropout2D": ((0.5,), {}),
+    "SpatialDropout1D": ((0.5,), {}),
+    "SpatialDropout3D": ((0.5,), {}),
+    "AlphaDropout": ((0.5,), {}),
+    "Identity": ((), {}),
+    "CenterCrop": ((5, 6), {}),
+    "Resizing": ((5, 12), {"interpolation": "bilinear"}),
     "GaussianNoise": ((0.5,), {}),
     "GaussianDropout": ((0.5,), {}),
     "Add": ((), {}),
@@ -52,6 +59,32 @@ ARGUMENTS: dict[str, tuple[tuple, dict]] = {
     "Rescaling": ((0.5, 2.0), {}),
     "Normalization": ((), {}),
 }
+# What changes images in training only.
+AUGMENTATIONS: dict[str, tuple] = {
+    "RandomBrightness": (0.3,),
+    "RandomColorDegeneration": (0.5,),
+    "RandomColorJitter": (),
+    "RandomContrast": (0.3,),
+    "RandomElasticTransform": (),
+    "RandomErasing": (),
+    "RandomFlip": (),
+    "RandomGaussianBlur": (),
+    "RandomGrayscale": (),
+    "RandomHue": (0.3,),
+    "RandomInvert": (),
+    "RandomPerspective": (),
+    "RandomPosterization": (4,),
+    "RandomRotation": (0.3,),
+    "RandomSaturation": (0.3,),
+    "RandomSharpness": (0.5,),
+    "RandomShear": (0.3, 0.3),
+    "RandomTranslation": (0.2, 0.2),
+    "RandomZoom": (0.3,),
+    "AugMix": (),
+    "RandAugment": (),
+    "MixUp": (),
+    "CutMix": (),
+}
 _TWO = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
 
 
@@ -60,6 +93,10 @@ def one_layer(keras, kind):
     image = keras.Input(SIZE)
     arguments, options = ARGUMENTS[kind]
     layer = getattr(keras.layers, kind)(*arguments, **options)
+    if kind in ("SpatialDropout1D", "SpatialDropout3D"):
+        image = keras.Input(SIZE)
+        shape = (64, 4) if kind.endswith("1D") else (2, 4, 8, 4)
+        return keras.Model(image, layer(keras.layers.Reshape(shape)(image)))
     if kind == "Normalization":
         layer.adapt(np.random.default_rng(1).normal(3, 2, (16, *SIZE)).astype(np.float32))
     if kind in _TWO:
@@ -99,6 +136,20 @@ def sequential(keras):
     )  # fmt: skip
 
 
+def augmented(keras):
+    """Every layer of augmentation in front of a convolution, some of them in models and pipelines of their own."""
+    layers = keras.layers
+    image = x = keras.Input(RGB)
+    for kind, arguments in AUGMENTATIONS.items():
+        x = getattr(layers, kind)(*arguments)(x)
+    x = layers.GaussianNoise(0.5)(layers.Dropout(0.5)(x, training=True), training=True)  # off all the same in Keras 3
+    x = layers.Pipeline([layers.RandomFlip(), layers.RandomZoom(0.2)])(x)
+    x = keras.Sequential([keras.Input(RGB), layers.RandomFlip("horizontal"), layers.RandomRotation(0.1)], name="both")(
+        x
+    )
+    return keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(x)))
+
+
 def draw(model):
     """Give every weight a value, none at its start: a file without a layer's weights would otherwise pass."""
     rng = np.random.default_rng(0)
@@ -114,18 +165,22 @@ def main(folder: Path) -> None:
     images = np.random.default_rng(2).normal(size=(3, *SIZE)).astype(np.float32)
     models = {kind: one_layer(keras, kind) for kind in ARGUMENTS}
     models |= {"branches": branches(keras), "nested": nested(keras), "sequential": sequential(keras)}
+    models["augmented"] = augmented(keras)
     outputs = {"images": images}
     for name, model in models.items():
         if name != "Normalization":
             draw(model)
-        outputs[name] = np.asarray(model(images, training=False))
+        outputs[name] = np.asarray(model(images[..., : model.input_shape[-1]], training=False))
         model.save(folder / f"{name}.keras")
     models["sequential"].save(folder / "sequential.h5")
     image = keras.Input(SIZE)
     refused = {
         "operation": image * 2,
         "activation": keras.layers.Dense(2, activation="hard_sigmoid")(image),
-        "kind": keras.layers.RandomFlip()(image),
+        "kind": keras.layers.RandomCrop(4, 4)(image),
+        "constant": keras.layers.AutoContrast()(image),
+        "aspect": keras.layers.Resizing(5, 12, crop_to_aspect_ratio=True)(image),
+        "crop": keras.layers.CenterCrop(9, 9)(image),
         "option": keras.layers.LayerNormalization(rms_scaling=True)(image),
         "tensors": keras.layers.MultiHeadAttention(1, 2)(image, image),
     }

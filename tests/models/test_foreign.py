@@ -9,10 +9,14 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, import_weights
+from cxr_compress.models.densenet_keys import densenet_layers
+from cxr_compress.models.efficientnet_keys import efficientnet_layers
 from cxr_compress.models.efficientnet_lite import efficientnet_lite0
 from cxr_compress.models.foreign_kinds import FOREIGN_KINDS, NIH_FINDINGS, XRV_FINDINGS
 from tests.models.torch_files import Name, legacy_bytes, module, safetensors_bytes, write_legacy, write_zip
@@ -86,10 +90,52 @@ def same_logits(made, model, tolerance=1e-5):
     return np.abs(made.model(x).numpy() - expected).max() < tolerance * np.abs(expected).max()
 
 
+# What training leaves in front of names, or inside of them: any of it, in any order.
+AROUND = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.", "net.", "densenet121.", "backbone.")
+INSIDE = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+@given(
+    st.lists(st.sampled_from(AROUND), max_size=4), st.sampled_from(INSIDE), st.sampled_from(("features", "denseblock1"))
+)
+@settings(max_examples=30, deadline=None)
+def test_densenet_names_in_any_wrapping_are_those_of_the_network(around, inside, part):
+    """torch.compile puts _orig_mod. before every name that it saves."""
+    names = ["features.conv0.weight", "features.denseblock1.denselayer2.norm1.bias", "classifier.weight"]
+    plain = {name: np.zeros(1) for name in names}
+    wrapped = {"".join(around) + name.replace(f"{part}.", f"{part}.{inside}"): array for name, array in plain.items()}
+    layers, _ = densenet_layers(plain)
+    found, ignored = densenet_layers(wrapped)
+    assert {layer: set(parts) for layer, parts in found.items()} == {
+        layer: set(parts) for layer, parts in layers.items()
+    }
+    assert ignored == ()
+
+
+def test_names_of_two_networks_or_of_none_are_refused():
+    array = np.zeros(1)
+    with pytest.raises(ModelFileError, match=r"module\.classifier\.weight, _orig_mod\.classifier\.weight are the same"):
+        densenet_layers({"module.classifier.weight": array, "_orig_mod.classifier.weight": array})
+    with pytest.raises(ModelFileError, match=r"_fc\.weight, module\._fc\.weight are the same weight"):
+        efficientnet_layers({"_fc.weight": array, "module._fc.weight": array})
+    with pytest.raises(ModelFileError, match=r"1 of its names are those of no DenseNet: my_module\.classifier\.weight"):
+        densenet_layers({"my_module.classifier.weight": array})
+
+
+def compiled(state):
+    """torch.compile around DataParallel around a LightningModule's network."""
+    return {"epoch": 3, "state_dict": {f"_orig_mod.module.model.{name}": array for name, array in state.items()}}
+
+
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize(
     ("kind", "spelling"),
-    [("torchvision_densenet", dict), ("torchvision_densenet", old_style), ("chexnet_torch", arnoweng)],
+    [
+        ("torchvision_densenet", dict),
+        ("torchvision_densenet", old_style),
+        ("chexnet_torch", arnoweng),
+        ("chexnet_torch", compiled),
+    ],
 )
 def test_import_weights_every_spelling_of_densenet_gives_the_model_back(tmp_path, model, write, kind, spelling):
     state = torch_state(model)
@@ -286,7 +332,7 @@ def test_import_weights_efficientnet_lite0_gives_the_model_back(tmp_path):
     model = enliven(efficientnet_lite0(5, (64, 64, 3)))
     state = torch_state(model, lite_name)
     path = tmp_path / "lite0.pth"
-    path.write_bytes(legacy_bytes(state))
+    path.write_bytes(legacy_bytes({f"_orig_mod.{name}": array for name, array in state.items()}))
     made = import_weights("efficientnet_lite0", path, input_size=64)
     assert same_logits(made, model)
     assert made.about.preprocess.mean == (127 / 255,) * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,8 +14,11 @@ import pytest
 
 from cxr_compress.errors import ModelFileError
 from cxr_compress.keras2 import keras
+from cxr_compress.lite import freeze
 from cxr_compress.models import load_model, save_model
-from cxr_compress.models.keras3_file import ACTIVATIONS, LAYERS
+from cxr_compress.models.keras3_file import ACTIVATIONS, AUGMENTATIONS, LAYERS
+from cxr_compress.structured import analyze_channels
+from tests.models import keras3_writer
 from tests.models.keras3_writer import ARGUMENTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -67,11 +71,14 @@ def test_keras3_activation_is_the_same_function(written, name):
 
 def test_load_model_nested_file_of_keras_3_keeps_wiring_precision_and_regularisers(written, tmp_path):
     folder, outputs = written
-    model = load_model(folder / "nested.keras")
+    said = []
+    model = load_model(folder / "nested.keras", said.append)
     # bfloat16 has 8 bits: a rounding of 1/256 of a logit, a quarter of that in a probability.
     np.testing.assert_allclose(model(outputs["images"]), outputs["nested"], rtol=0, atol=0.01)
     assert np.ptp(outputs["nested"]) > 0.05
-    assert [layer.dtype_policy.name for layer in model.layers][-2:] == ["mixed_bfloat16", "float32"]
+    assert [layer.dtype_policy.name for layer in model.layers][-2:] == ["float32", "float32"]
+    (line,) = said
+    assert re.search(r"^nested\.keras: \w+ was made in mixed_bfloat16: it is taken in float32", line)
     assert len(model.losses) == 1
     norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert not norm.trainable
@@ -87,7 +94,13 @@ def test_load_model_nested_file_of_keras_3_keeps_wiring_precision_and_regularise
     [
         ("operation", r"it has the operation Multiply \(multiply\w*\), which tf_keras does not have"),
         ("activation", r"its layer dense\w* has the activation hard_sigmoid, which tf_keras does not have or computes"),
-        ("kind", r"it has the layer RandomFlip \(random_flip\), which tf_keras does not have or computes otherwise"),
+        ("kind", r"it has the layer RandomCrop \(random_crop\), which tf_keras does not have or computes otherwise"),
+        ("constant", r"it has the layer AutoContrast \(auto_contrast\w*\), which tf_keras does not have"),
+        (
+            "aspect",
+            r"its layer resizing\w* \(Resizing\) crops or interpolates in a way that tf_keras computes otherwise",
+        ),
+        ("crop", r"its layer center_crop\w* \(CenterCrop\) cuts 9 x 9 out of 8 x 8, which tf_keras computes otherwise"),
         ("option", r"its layer layer_norm\w+ \(LayerNormalization\) has the option rms_scaling, which tf_keras does"),
         ("tensors", r"it has the layer MultiHeadAttention"),
     ],
@@ -97,6 +110,26 @@ def test_load_model_file_of_keras_3_that_tf_keras_cannot_rebuild_says_why_and_ho
     with pytest.raises(ModelFileError, match=rf"was saved by Keras 3\.\S+ .*: {message}.* --saved_model_dir") as caught:
         load_model(folder / f"refused_{name}.keras")
     assert "\n" not in str(caught.value)
+
+
+def test_load_model_augmentation_of_keras_3_does_nothing_at_inference(written, tmp_path):
+    """keras-team/keras#19100: a RandomFlip in front of the network kept the whole file from loading."""
+    folder, outputs = written
+    assert set(keras3_writer.AUGMENTATIONS) == AUGMENTATIONS
+    said = []
+    model, images = load_model(folder / "augmented.keras", said.append), outputs["images"][..., :3]
+    np.testing.assert_allclose(model(images), outputs["augmented"], rtol=SAME, atol=SAME)
+    assert np.abs(model(images[:, :, ::-1]) - outputs["augmented"]).max() > 1e-2  # the control: a flip shows
+    (line,) = said
+    assert re.search(r"^augmented\.keras: its layers aug_mix\w*, .*random_zoom\w* change images in training only", line)
+    assert {"MixUp", "RandomFlip"}.isdisjoint(type(layer).__name__ for layer in model._flatten_layers())
+    analysis = analyze_channels(model)
+    assert [group.channels for group in analysis.groups.values()] == []  # the one convolution makes the output
+    frozen = freeze(model)
+    made = frozen.function(keras.backend.constant(images[:1]))
+    np.testing.assert_allclose(made[0], outputs["augmented"][:1], rtol=1e-5, atol=1e-5)
+    save_model(model, tmp_path / "plain.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "plain.keras")(images), model(images))
 
 
 def test_load_model_h5_of_keras_3_says_what_to_save_instead(written):

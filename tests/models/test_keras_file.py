@@ -6,6 +6,7 @@ import json
 import warnings
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -127,6 +128,42 @@ def test_load_model_hdf5_that_is_none_or_holds_weights_only_is_an_error(tmp_path
     small_net().save_weights(tmp_path / "weights.h5")
     with pytest.raises(ModelFileError, match=r"weights\.h5 holds weights but no model"):
         load_model(tmp_path / "weights.h5")
+
+
+@pytest.mark.parametrize("version", ["1.2.2", b"1.0.8", None])
+def test_load_model_hdf5_of_keras_1_gets_advice_that_can_be_followed_there(tmp_path, version):
+    layer = {"class_name": "Convolution2D", "config": {"name": "a", "nb_filter": 4, "nb_row": 3, "border_mode": "same"}}
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": [layer]})
+        if version:
+            file.attrs["keras_version"] = version
+    said = {"1.2.2": "1.2.2", b"1.0.8": "1.0.8", None: "1.x"}[version]
+    with pytest.raises(
+        ModelFileError, match=rf"^old\.h5 was saved by Keras {said}, [^\n]*Keras 2\.0 to 2\.2[^\n]*$"
+    ) as caught:
+        load_model(tmp_path / "old.h5")
+    assert "Keras 3" not in str(caught.value)
+
+
+def test_load_model_hdf5_of_keras_2_with_a_version_in_bytes_is_told_apart(tmp_path):
+    layer = {"class_name": "Dense", "config": {"name": "a", "units": 4, "odd": 1, "batch_input_shape": [None, 3]}}
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": [layer]})
+        file.attrs["keras_version"] = b"2.2.4"
+    with pytest.raises(ModelFileError, match=r"two\.h5 could not be rebuilt: .*odd"):
+        load_model(tmp_path / "two.h5")
+
+
+def test_load_model_with_spectral_normalization_says_what_to_save_instead(tmp_path):
+    conv = keras.layers.SpectralNormalization(keras.layers.Conv2D(2, 3))
+    model = keras.Sequential([keras.Input((8, 8, 3)), conv])
+    model.save(tmp_path / "spectral.keras")
+    save_h5(model, tmp_path / "spectral.h5")
+    for name in ("spectral.keras", "spectral.h5"):
+        with pytest.raises(
+            ModelFileError, match="has a SpectralNormalization layer, which Keras 2 saves and cannot load"
+        ):
+            load_model(tmp_path / name)
 
 
 def test_load_model_hdf5_with_a_lambda_runs_no_code(tmp_path):

@@ -104,6 +104,13 @@ def test_import_weights_h5_of_another_kind_is_an_error(tmp_path, content, messag
         import_weights("chexnet_keras_h5", path)
 
 
+def test_import_weights_h5_of_keras_1_is_refused_with_a_way_on(tmp_path):
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.create_group("model_weights").attrs["keras_version"] = b"1.2.2"
+    with pytest.raises(ModelFileError, match=r"old\.h5: it was saved by Keras 1\.2\.2: open it in Keras 2\.0 to 2\.2"):
+        import_weights("chexnet_keras_h5", tmp_path / "old.h5")
+
+
 def test_import_weights_h5_with_two_heads_is_an_error(tmp_path, model):
     flat = keras_model(model, nested=False)
     two = keras.Model(flat.input, [flat.output, keras.layers.Dense(3, name="age")(flat.layers[-2].output)])

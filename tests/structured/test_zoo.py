@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.precision import own_layers
 from cxr_compress.structured import (
     Budget,
     analyze_channels,
@@ -14,7 +15,6 @@ from cxr_compress.structured import (
     score_channels,
     select_channels,
 )
-from cxr_compress.structured.rebuild import own_layers
 from tests import nets
 from tests.nets_families import FAMILIES
 from tests.structured.oracle import parity

@@ -90,7 +90,7 @@ def keeps(bounds: list[Bound]) -> bool:
 def rank(score: CandidateScore, goal: str) -> tuple[float, ...]:
     """Lower is better: by size, or by AUROC where the size is given."""
     deflated = math.inf if score.deflated_bytes is None else score.deflated_bytes
-    size = (score.tflite_bytes, deflated, score.macs)
+    size = (score.tflite_bytes, deflated, math.inf if score.macs is None else score.macs)
     if goal == "smallest":
         return size
     return (-round(score.auroc, _AUROC_DIGITS), score.loss, score.logit_distance, *size)

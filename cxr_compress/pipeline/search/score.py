@@ -33,7 +33,7 @@ class CandidateScore:
         logit_distance: root mean square distance of the logits from the uncut model's, in standard deviations of the
             latter per finding; 0 for the uncut model itself.
         tflite_bytes: of the file, metadata included; as predicted where none was made yet.
-        macs: multiply-accumulates per film.
+        macs: multiply-accumulates per film; None where they are not known.
         seconds: what recovering and judging took.
         deflated_bytes: of the file after DEFLATE.
         params: of the Keras model.
@@ -48,7 +48,7 @@ class CandidateScore:
     loss: float
     logit_distance: float
     tflite_bytes: int
-    macs: int
+    macs: int | None
     seconds: float = 0.0
     deflated_bytes: int | None = None
     params: int | None = None
@@ -78,7 +78,7 @@ def score_on_dev(
     patients: Sequence[str],
     *,
     tflite_bytes: int,
-    macs: int,
+    macs: int | None,
     seconds: float = 0.0,
     deflated_bytes: int | None = None,
     params: int | None = None,

@@ -11,17 +11,9 @@ from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.structured.flow import LayerFlow, LayerNode, Rule, TensorSlot, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
 from cxr_compress.structured.rules.guard import keras_rule
+from cxr_compress.structured.rules.macs import ELEMENT_WISE_OPERATIONS, REDUCTIONS, SPATIAL_OPERATIONS
 from cxr_compress.structured.rules.shape import concatenated
 
-_ELEMENT_WISE_OPERATIONS = (
-    *("__operators__.add", "math.add", "math.subtract", "math.multiply", "math.truediv", "math.divide", "math.pow"),
-    *("math.divide_no_nan", "math.multiply_no_nan", "math.floordiv", "math.maximum", "math.minimum", "math.add_n"),
-    *("math.negative", "math.abs", "math.sqrt", "math.rsqrt", "math.square", "math.exp", "math.log", "math.sigmoid"),
-    *("math.tanh", "math.softplus", "math.erf", "math.squared_difference", "math.reciprocal", "math.log1p"),
-    *("nn.relu", "nn.relu6", "nn.leaky_relu", "nn.elu", "nn.selu", "nn.gelu", "nn.silu", "nn.swish", "nn.softsign"),
-    *("nn.sigmoid", "nn.tanh", "nn.softplus", "clip_by_value", "identity", "cast", "stop_gradient"),
-)
-_REDUCTIONS = ("math.reduce_mean", "math.reduce_max", "math.reduce_min", "math.reduce_sum")
 _OPERATIONS: dict[str, Rule] = {}
 
 
@@ -66,7 +58,7 @@ def _tensorflow_operation(node: LayerNode, inputs: Sequence[ChannelLayout], spac
     return rule(node, inputs, space)
 
 
-@_operation(*_ELEMENT_WISE_OPERATIONS)
+@_operation(*ELEMENT_WISE_OPERATIONS)
 def _element_wise_operation(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """Numbers apply to every channel alike; an array with one number per channel would have to get thinner."""
     arguments, options = node.read_call()
@@ -77,7 +69,7 @@ def _element_wise_operation(node: LayerNode, inputs: Sequence[ChannelLayout], sp
     return _element_wise(node, inputs, space)
 
 
-@_operation(*_REDUCTIONS)
+@_operation(*REDUCTIONS)
 def _reduction(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """A mean over positions alone keeps the channels apart; one that reaches the channels or the batch does not."""
     axis, rank = _argument(node, 1, "axis"), len(node.input_shapes[0]) + 1
@@ -96,7 +88,7 @@ def _concat(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpac
     return concatenated(inputs, axis % node.rank == node.rank - 1, space)
 
 
-@_operation("image.resize", "compat.v1.pad", "nn.avg_pool2d", "nn.max_pool2d")
+@_operation(*SPATIAL_OPERATIONS)
 def _spatial_operation(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """Works on every channel alone, channels-last, as long as it leaves their number as it was."""
     arguments, options = node.read_call()

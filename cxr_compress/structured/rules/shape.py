@@ -19,7 +19,7 @@ _CHANNEL_WISE = (
     *("Activation", "ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Identity", "ActivityRegularization"),
     *("Dropout", "AlphaDropout", "GaussianNoise", "GaussianDropout", "StochasticDepth"),
     *("Resizing", "CenterCrop", "RandomCrop", "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom"),
-    "RepeatVector",
+    *("RandomContrast", "RandomBrightness", "RandomHeight", "RandomWidth", "RepeatVector"),
     *(f"{family}{rank}D" for family in _OF_EVERY_RANK for rank in (1, 2, 3)),
 )
 

@@ -35,7 +35,6 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
         raise CompressionError(f"the run was opened without {keras_model_file.name}: open it with that model")
     model, head = run.original
     check_fit(run, model)
-    run.check_labels()
     kind = {} if run.activation == "sigmoid" else {"activation": run.activation}
 
     def make(_: Path) -> Mapping[str, Any]:
@@ -124,7 +123,6 @@ def check_fit(run: RunContext, model: keras.Model) -> None:
 
 
 def _train(run: RunContext, work: Path) -> Mapping[str, Any]:
-    run.check_labels()
     keras.utils.set_random_seed(run.recipe.seed)
     model = build_untrained(run)
     facts = run.train(model, run.config(run.recipe.epochs, run.recipe.learning_rate), work)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.data import Dataset
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
@@ -51,18 +52,9 @@ class RunContext:
 
     @functools.cached_property
     def activation(self) -> str:
-        """What the logits of this run are: "softmax" of classes that exclude one another, else "sigmoid".
-
-        Where a model is given, what it ends in, else what its file says. Logits of which nobody says what they are
-        follow the data set, as does a model that is trained here.
-        """
-        of_set = "softmax" if self.data is not None and self.data.dataset.exclusive else "sigmoid"
-        if self.original is None:
-            return of_set
-        head = self.original[1]
-        if head.activation:
-            return "softmax" if head.activation == "softmax" and head.outputs > 1 else "sigmoid"
-        return of_set if self.about is None else self.about.activation
+        """What the logits of this run are: "softmax" of classes that exclude one another, else "sigmoid"."""
+        head = None if self.original is None else self.original[1]
+        return activation_of(None if self.data is None else self.data.dataset, head, self.about)
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
@@ -75,16 +67,6 @@ class RunContext:
         if self.activation == "softmax" and self.original is not None:
             return np.ones(len(self.data.dataset.findings), np.float32)
         return balanced_weights(self.data.train.split.labels, self.activation)
-
-    def check_labels(self) -> None:
-        """Refuse a data set whose images do not have exactly one class each, where the model's exclude one another.
-
-        Raises:
-            DataError: says how many images of which part, and what to do.
-        """
-        if self.activation == "softmax":
-            for split in self.data.dataset.splits:
-                check_exclusive(split.labels, where=split.name, names=tuple(self.data.dataset.findings))
 
     def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
         """What decides a stage: its fields of the recipe, the films, what the logits are, and what it reads."""
@@ -151,6 +133,36 @@ class RunContext:
         )
         save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}
+
+
+def activation_of(dataset: Dataset | None, head: HeadChange | None, about: ModelAbout | None) -> str:
+    """What logits are: "softmax" of classes that exclude one another, else "sigmoid".
+
+    Where a model is given, what it ended in, else what its file says. Logits of which nobody says what they are follow
+    the data set, as does a model that is trained here.
+
+    Args:
+        dataset: whose findings may be such classes; None where no set is known.
+        head: of the model that is given; None where one is trained.
+        about: what the file of that model says.
+    """
+    of_set = "softmax" if dataset is not None and dataset.exclusive else "sigmoid"
+    if head is None:
+        return of_set
+    if head.activation:
+        return "softmax" if head.activation == "softmax" and head.outputs > 1 else "sigmoid"
+    return of_set if about is None else about.activation
+
+
+def check_classes(dataset: Dataset, activation: str) -> None:
+    """Refuse a data set whose images do not have exactly one class each, where the model's exclude one another.
+
+    Raises:
+        DataError: says how many images of which part, and what to do.
+    """
+    if activation == "softmax" and len(dataset.findings) > 1:
+        for split in dataset.splits:
+            check_exclusive(split.labels, where=split.name, names=dataset.findings)
 
 
 def _ranges(recipe: Recipe) -> AugmentRanges:

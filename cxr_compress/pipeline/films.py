@@ -100,7 +100,11 @@ class RunData:
 
 
 def load_run_data(
-    recipe: Recipe, data_dir: Path, decoding: Decoding, preprocess: PreprocessSpec | None = None
+    recipe: Recipe,
+    data_dir: Path,
+    decoding: Decoding,
+    preprocess: PreprocessSpec | None = None,
+    check: Callable[[Dataset], None] = lambda dataset: None,
 ) -> RunData:
     """Read and check the three splits of a recipe's data set, and decode two; test films are decoded when needed.
 
@@ -109,6 +113,7 @@ def load_run_data(
         data_dir: where the set lies.
         decoding: is told (split name, films done, films in all).
         preprocess: how the model to start from wants its films, at whatever size; as CheXNet where None.
+        check: refuses a set that the run cannot use, before its images are read.
 
     Raises:
         DataError: as `load_dataset` and `decode_split`.
@@ -121,6 +126,7 @@ def load_run_data(
         allow_missing=recipe.allow_missing,
         options=recipe.options,
     )
+    check(dataset)
     size = recipe.input_size
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
 

@@ -15,7 +15,7 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model, read_about
 from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.base import make_base, price_layers, write_probes
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import RunContext, activation_of, check_classes
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, load_run_data
 from cxr_compress.pipeline.quantising import quantise
@@ -124,10 +124,18 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     keras.utils.set_random_seed(recipe.seed)
     make_folder(output_dir)
     about = read_about(keras_model_file) if keras_model_file is not None else None
-    data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
+    original = to_logits(load_model(keras_model_file)) if keras_model_file is not None else None
+    head = original[1] if original is not None else None
+    preprocess = about.preprocess if about is not None else None
+    data = load_run_data(
+        recipe,
+        data_dir,
+        decoding,
+        preprocess,
+        lambda dataset: check_classes(dataset, activation_of(dataset, head, about)),
+    )
     write_text(output_dir / "recipe.json", recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    original = to_logits(load_model(keras_model_file)) if keras_model_file is not None else None
     return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about, original)
 
 

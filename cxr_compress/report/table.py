@@ -153,7 +153,8 @@ def _other_gate(gate: Mapping[str, Any] | None) -> str:
     """The same of the balanced accuracy, which counts beside the AUROC where classes exclude one another."""
     if not gate:
         return ""
-    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key]:.4f}" for key in ("loss", "upper_bound"))
+    # + 0.0: what is lost of nothing is 0, not -0.
+    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key] + 0.0:.4f}" for key in ("loss", "upper_bound"))
     chance = _UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
     return (
         f"  Both must hold; balanced accuracy {'holds' if gate['holds'] else 'BROKEN'}: lost {loss} (at most "

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.keras2 import keras
 from cxr_compress.metrics import softmax
+from cxr_compress.models import ModelAbout, load_model, read_about, save_model
 from cxr_compress.train import CategoricalCrossEntropy, FitConfig, class_weights, fit, predict_logits
 from cxr_compress.train.dev_score import DevScore
 from cxr_compress.train.losses import distillation_loss, make_loss
 from cxr_compress.train.plan import TrainingPlan
+from cxr_compress.train.training import Listeners, TrainingFiles, run_training
 from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
 
 NAN = float("nan")
@@ -129,6 +133,37 @@ def test_fit_of_classes_learns_resumes_and_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(DataError, match=r"left spot, right spot\) need exactly one .* of 96 training images \d+"):
         fit(small_net(), both, dev, SPEC, CONFIG, tmp_path / "refused", findings=FINDINGS)
     assert not (tmp_path / "refused").exists()
+
+
+def test_training_follows_the_set_takes_a_softmax_off_and_refuses_a_teacher_of_findings(tmp_path):
+    rows = ["path,side,patient_id,split"]
+    for number, (image, label) in enumerate(zip(*one_spot(72, 4), strict=True)):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+        part = ("train", "train", "dev", "test")[number % 4]
+        rows.append(f"{number}.png,{FINDINGS[int(label.argmax())]},p{number},{part}")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    plain = small_net()
+    about = ModelAbout(findings=FINDINGS, preprocess=SPEC)
+    save_model(plain, tmp_path / "findings.keras", about=about)
+    ends_in_softmax = keras.Sequential([*plain.layers, keras.layers.Softmax(name="softmax")])
+    save_model(ends_in_softmax, tmp_path / "classes.keras", about=about)
+    options = {"class_column": "side"}
+    plan = TrainingPlan("net", "csv", sizes=(32,), epochs=(1,), batch_sizes=(12,), augment=False, options=options)
+    files = TrainingFiles(tmp_path, tmp_path / "run", keras_model_file=tmp_path / "classes.keras")
+    news: list[str] = []
+    run_training(plan, files, Listeners(news=news.append))
+    found = read_about(tmp_path / "run" / "model.keras")
+    assert (found.activation, found.findings) == ("softmax", FINDINGS)
+    assert "2 classes that exclude one another: left spot, right spot" in news
+    assert load_model(tmp_path / "run" / "model.keras").layers[-1].name == "logits"
+    taught = dataclasses.replace(plan, distill_weight=0.5)
+    files = TrainingFiles(
+        tmp_path, tmp_path / "taught", tmp_path / "classes.keras", teacher_file=tmp_path / "findings.keras"
+    )
+    with pytest.raises(
+        DataError, match=r"gives findings of their own \(sigmoid\), this training is of classes that excl"
+    ):
+        run_training(taught, files)
 
 
 def test_configs_say_sigmoid_as_before_and_refuse_a_focal_loss_of_classes():

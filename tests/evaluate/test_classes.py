@@ -143,6 +143,7 @@ def test_calibration_finds_the_temperature_and_undoes_class_weights():
     weights = np.array([0.5, 1.0, 4.0])
     weighted = choose_class_calibration(labels, logits + 3 * np.log(weights), weights)
     np.testing.assert_allclose(weighted.offset, -np.log(weights))
+    assert weighted.source("x", CLASSES).endswith("; class weights of the training loss undone")
     np.testing.assert_allclose(
         undo_class_weights(logits + np.log(weights), weights, "softmax"), softmax(logits), atol=1e-6
     )

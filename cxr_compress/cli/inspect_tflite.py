@@ -63,10 +63,17 @@ def _own_lines(info: ModelInfo | None) -> list[str]:
     return [
         f"about   {info.model_name}, quantisation {info.quant_type}, images {shape}",
         f"labels  {', '.join(info.labels)}",
-        f"at      {', '.join(f'{value:.4g}' for value in info.thresholds)} ({info.threshold_source})",
+        _decision_line(info),
         *_origin_lines(info),
         *(["trained on drawn phantom images: its findings say nothing about patients"] if info.synthetic else []),
     ]
+
+
+def _decision_line(info: ModelInfo) -> str:
+    """How an image gets its findings, or its one class."""
+    if info.exclusive:
+        return "classes exclude one another: one softmax, and the likeliest is predicted"
+    return f"at      {', '.join(f'{value:.4g}' for value in info.thresholds)} ({info.threshold_source})"
 
 
 def _origin_lines(info: ModelInfo) -> list[str]:

@@ -47,7 +47,8 @@ class Calibration(NamedTuple):
             findings: Their names.
         """
         if self.activation == "softmax" and all(self.fitted):
-            return f"temperature scaling (one slope for all classes) fitted on {films}"
+            undone = "; class weights of the training loss undone" if any(self.offset) else ""
+            return f"temperature scaling (one slope for all classes) fitted on {films}{undone}"
         plain = [name for name, fitted in zip(findings, self.fitted, strict=True) if not fitted]
         if len(plain) == len(findings):
             return f"class weights of the training loss undone; too few of {films} to fit more"

@@ -119,7 +119,7 @@ def _fit_classes(  # noqa: PLR0917 - what `fit_info` was given
     """The same with one slope for all classes and offsets that undo the class weights."""
     lacking = [name for column, name in enumerate(info.labels) if column not in columns]
     if lacking:
-        source = f"{info.calibration_source}; not fitted: {films} do not say which images are {', '.join(lacking)}"
+        source = f"{info.calibration_source}; {films} do not say which images are {', '.join(lacking)}"
         return replace(info, calibration_source=source, threshold_source=NO_THRESHOLDS)
     chosen = choose_class_calibration(labels, logits, weights)
     warning = _warn_of_falling(chosen, [info.labels[column] for column in columns], films, info.model_name, force)

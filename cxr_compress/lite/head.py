@@ -226,8 +226,8 @@ def _one_column(frozen: FrozenFunction, column: int) -> FrozenFunction:
 
 def _as_before(frozen: FrozenFunction, made: FrozenFunction, gives: str) -> FrozenFunction:
     """A function with another end, and what is known of the one it was made of."""
-    known = {"pixel_input": frozen.pixel_input, "notes": frozen.notes}
-    return replace(made, gives=gives, last_activation="", **known)
+    made = replace(made, gives=gives, last_activation="")
+    return replace(made, pixel_input=frozen.pixel_input, notes=frozen.notes)
 
 
 def _flat(outputs: Any) -> Iterator[Any]:

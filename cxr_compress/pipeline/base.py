@@ -42,7 +42,6 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
     if original is None:
         raise CompressionError(f"the run was opened without {keras_model_file.name}: open it with that model")
     model = original.model
-    run.check_labels()
     meaning = {
         "findings": list(run.data.dataset.findings),
         "preprocess": run.data.spec.to_dict(),
@@ -146,7 +145,6 @@ def image_size(keras_model_file: Path) -> int | None:
 
 
 def _train(run: RunContext, work: Path) -> Mapping[str, Any]:
-    run.check_labels()
     keras.utils.set_random_seed(run.recipe.seed)
     model = build_untrained(run)
     facts = run.train(model, run.config(run.recipe.epochs, run.recipe.learning_rate), work)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.data import Dataset
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
@@ -52,17 +53,8 @@ class RunContext:
 
     @functools.cached_property
     def activation(self) -> str:
-        """What the logits of this run are: "softmax" of classes that exclude one another, else "sigmoid".
-
-        Where a model is given, what it ends in, else what its file says. Logits of which nobody says what they are
-        follow the data set, as does a model that is trained here.
-        """
-        of_set = "softmax" if self.data is not None and self.data.dataset.exclusive else "sigmoid"
-        if self.original is None:
-            return of_set
-        if self.original.change.activation or self.original.about is not None:
-            return self.original.activation
-        return of_set
+        """What the logits of this run are: "softmax" of classes that exclude one another, else "sigmoid"."""
+        return activation_of(None if self.data is None else self.data.dataset, self.original)
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
@@ -76,16 +68,6 @@ class RunContext:
         if self.original is not None:
             return np.ones(len(self.data.dataset.findings), np.float32)
         return balanced_weights(self.data.train.split.labels, self.activation)
-
-    def check_labels(self) -> None:
-        """Refuse a data set whose images do not have exactly one class each, where the model's exclude one another.
-
-        Raises:
-            DataError: says how many images of which part, and what to do.
-        """
-        if self.activation == "softmax":
-            for split in self.data.dataset.splits:
-                check_exclusive(split.labels, where=split.name, names=tuple(self.data.dataset.findings))
 
     def claim(self, made_from: Mapping[str, Any]) -> None:
         """Take the folder of the run, from which nothing is written before.
@@ -164,6 +146,33 @@ class RunContext:
         )
         save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}
+
+
+def activation_of(dataset: Dataset | None, original: Original | None) -> str:
+    """What logits are: "softmax" of classes that exclude one another, else "sigmoid".
+
+    Where a model is given, what it ended in, else what its file says. Logits of which nobody says what they are follow
+    the data set, as does a model that is trained here.
+
+    Args:
+        dataset: whose findings may be such classes; None where no set is known.
+        original: the model that is given; None where one is trained.
+    """
+    of_set = "softmax" if dataset is not None and dataset.exclusive else "sigmoid"
+    if original is not None and (original.change.activation or original.about is not None):
+        return original.activation
+    return of_set
+
+
+def check_classes(dataset: Dataset, activation: str) -> None:
+    """Refuse a data set whose images do not have exactly one class each, where the model's exclude one another.
+
+    Raises:
+        DataError: says how many images of which part, and what to do.
+    """
+    if activation == "softmax" and len(dataset.findings) > 1:
+        for split in dataset.splits:
+            check_exclusive(split.labels, where=split.name, names=dataset.findings)
 
 
 def _ranges(recipe: Recipe) -> AugmentRanges:

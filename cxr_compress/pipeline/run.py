@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cxr_compress.data import Dataset
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
 from cxr_compress.pipeline.base import make_base, price_layers, write_probes
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import RunContext, activation_of, check_classes
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
@@ -145,15 +146,17 @@ def open_run(  # noqa: PLR0917 - what a run is made of
 
 def _read_data(recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News) -> RunData:
     """The data as a given model wants it: its findings in its order, images prepared as it was trained."""
+
+    def select(dataset: Dataset) -> Dataset:
+        """The findings that are wanted, checked before any image is read."""
+        wanted = dataset if original is None else match_data(recipe, dataset, original)
+        check_classes(wanted, activation_of(wanted, original))
+        return wanted
+
     if original is None:
-        return load_run_data(recipe, data_dir, decoding)
-    data = load_run_data(
-        recipe,
-        data_dir,
-        decoding,
-        original.pixels.spec or any_preset(original, recipe),
-        functools.partial(match_data, recipe, original=original),
-    )
+        return load_run_data(recipe, data_dir, decoding, select=select)
+    spec = original.pixels.spec or any_preset(original, recipe)
+    data = load_run_data(recipe, data_dir, decoding, spec, select)
     return settle_data(recipe, data, original, news)
 
 

@@ -14,7 +14,7 @@ _TEMPLATE = """\
 # {name}
 
 **{intended_use}** {synthetic}Never let it decide about a patient: it has been tested on one public data set only, its
-probabilities are rough, and its thresholds were chosen for that set.
+probabilities are rough{chosen}.
 
 | | |
 |---|---|
@@ -99,6 +99,7 @@ def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, 
         labels=", ".join(info.labels),
         height=info.preprocess.height,
         width=info.preprocess.width,
+        chosen="" if info.exclusive else ", and its thresholds were chosen for that set",
         output=_SOFTMAX if info.exclusive else _SIGMOIDS,
         quant_type=info.quant_type,
         training_data=info.training_data,

@@ -141,7 +141,11 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
     shown = [value if isinstance(value, str) else f"{value:.4f}" for value in (loss, bound)]
     verdict = "holds" if gate["holds"] else "BROKEN"
     chance = power if isinstance(power, str) else f"{power:.0%}"
-    what = "mean one-vs-rest AUROC" if gate.get("balanced_accuracy") else "AUROC"
+    what = "AUROC"
+    if gate.get("balanced_accuracy"):
+        # The first word is of both; which of them broke it has to be said.
+        alone = gate.get("small_loss") and gate.get("non_inferior")
+        what = f"mean one-vs-rest AUROC {'holds' if alone else 'BROKEN'},"
     return (
         f"Gate {verdict}: {what} lost {shown[0]} (at most {gate['max_loss']:g}), upper bound {shown[1]} (below "
         f"{gate['margin']:g}); of models that are truly equal, {chance} pass on a test set like this.\n"
@@ -154,7 +158,8 @@ def _other_gate(gate: Mapping[str, Any] | None) -> str:
     """The same of the balanced accuracy, which counts beside the AUROC where classes exclude one another."""
     if not gate:
         return ""
-    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key]:.4f}" for key in ("loss", "upper_bound"))
+    # + 0.0: what is lost of nothing is 0, not -0.
+    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key] + 0.0:.4f}" for key in ("loss", "upper_bound"))
     chance = _UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
     return (
         f"  Both must hold; balanced accuracy {'holds' if gate['holds'] else 'BROKEN'}: lost {loss} (at most "

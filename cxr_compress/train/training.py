@@ -22,6 +22,7 @@ from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
 from cxr_compress.models.input_shape import require_float_images
 from cxr_compress.models.logits_head import to_logits
@@ -114,10 +115,13 @@ def run_training(
         for note in dataset.notes:
             news(f"note: {note}")
     spec = _base_spec(plan, files)
-    model, activation = _start(plan, files, spec, dataset)
+    model, activation = _start(plan, files, spec, dataset, listeners.news)
     teacher = _teacher(files, activation)
-    if activation == "softmax" and listeners.news:
-        listeners.news(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
+    if activation == "softmax":
+        for split in (dataset.train, dataset.dev):  # before the images are read, which may take long
+            check_exclusive(split.labels, where=split.name, names=dataset.findings)
+        if listeners.news:
+            listeners.news(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
     results: list[FitResult] = []
     for stage in range(len(plan.sizes)):
         spec = dataclasses.replace(spec, height=plan.sizes[stage], width=plan.sizes[stage])
@@ -190,7 +194,9 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these ten
     return in_precision(sized, "float32"), result, FilmStatistics.of(films)
 
 
-def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, dataset: Dataset) -> tuple[Any, str]:
+def _start(
+    plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, dataset: Dataset, news: Callable[[str], None] | None
+) -> tuple[Any, str]:
     """The model before the first step, and what its logits are: findings of their own, or exclusive classes."""
     keras.utils.set_random_seed(plan.seed)
     findings = len(dataset.findings)
@@ -199,6 +205,11 @@ def _start(plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, datas
         model = build(plan.model, findings, (plan.sizes[0], plan.sizes[0], spec.channels))
         return model, "sigmoid" if asked == AUTO else asked
     model, said = _read_logits(files.keras_model_file)
+    if news and (about := read_about(files.keras_model_file)) and tuple(about.findings) != tuple(dataset.findings):
+        news(
+            f"note: the model names its outputs {', '.join(about.findings)}, the data set "
+            f"{', '.join(dataset.findings)}: the order of the set counts, and its head learns it anew"
+        )
     # A head of another size is replaced: what the old one meant says nothing of the new one.
     kept = said if said and int(model.output_shape[-1]) == findings else "sigmoid"
     return with_head(model, findings), kept if asked == AUTO else asked

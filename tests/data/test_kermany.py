@@ -149,3 +149,15 @@ def test_load_kermany_real_set_agrees_with_its_label_file(cxr_data: Path) -> Non
     # Ten per cent of two strata, each within one patient.
     trained = set(dataset.train.patients) | set(dataset.dev.patients)
     assert abs(len(set(dataset.dev.patients)) - 0.1 * len(trained)) <= 2
+
+
+def test_load_kermany_subtypes_are_three_classes_that_exclude_one_another(tmp_path: Path) -> None:
+    make_kermany(tmp_path)
+    dataset = load_dataset("kermany", tmp_path, options={"subtypes": "true"})
+    assert (dataset.findings, dataset.exclusive) == (("normal", "bacteria", "virus"), True)
+    assert not load_dataset("kermany", tmp_path).exclusive
+    for split in dataset.splits:
+        assert (split.labels.sum(axis=1) == 1).all()
+        named = [dataset.findings[column] for column in split.labels.argmax(axis=1)]
+        assert tuple(named) == split.sources
+        assert ["NORMAL" in path.parts for path in split.paths] == [name == "normal" for name in named]

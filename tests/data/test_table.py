@@ -325,3 +325,36 @@ def test_load_dataset_csv_films_are_decoded_from_where_the_table_lies(tmp_path: 
     for index, row in enumerate(make_rows()):
         draw(tmp_path / row.partition(",")[0], seed=index)
     assert decode_split(load_dataset("csv", table).dev, PreprocessSpec(8, 8)).shape == (12, 8, 8)
+
+
+CLASS_ROWS = ("a.png,b,x,train", "b.png,a,y,train", "c.png,,z,dev", "d.png,c,u,dev", "e.png,a,v,test", "f.png,c,w,test")
+
+
+def test_load_dataset_csv_class_column_becomes_classes_that_exclude_one_another(tmp_path: Path) -> None:
+    write_table(tmp_path, *CLASS_ROWS, header="path,kind,patient_id,split")
+    dataset = read_dataset("csv", tmp_path, options={"class_column": "kind"})
+    assert (dataset.findings, dataset.exclusive) == (("a", "b", "c"), True)
+    np.testing.assert_array_equal(dataset.train.labels, np.array([[0, 1, 0], [1, 0, 0]], np.float32))
+    np.testing.assert_array_equal(dataset.dev.labels, np.array([[math.nan] * 3, [0, 0, 1]], np.float32))
+    ordered = read_dataset("csv", tmp_path, options={"class_column": "kind", "findings": "c|b|a"})
+    np.testing.assert_array_equal(ordered.train.labels, dataset.train.labels[:, ::-1])
+    one = read_dataset("csv", tmp_path, options={"class_column": "kind", "findings": "b"})
+    assert (one.findings, one.exclusive) == (("b",), False)
+    np.testing.assert_array_equal(one.train.labels, np.array([[1], [0]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"line 2 of films.csv has 'b' in the column 'kind'; .* give the option class_column=kind\)"),
+        ({"class_column": "sort"}, "sort"),
+        (
+            {"class_column": "kind", "findings": "a|b"},
+            r"has the class 'c' in the column 'kind'; expected a, b, or",
+        ),
+    ],
+)
+def test_load_dataset_csv_class_names_that_fit_nothing_are_an_error(tmp_path, options, message) -> None:
+    write_table(tmp_path, *CLASS_ROWS, header="path,kind,patient_id,split")
+    with pytest.raises(DataError, match=message):
+        read_dataset("csv", tmp_path, options=options)

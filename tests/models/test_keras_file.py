@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet
-from cxr_compress.models.keras_file import load_model, require_model, save_model
+from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.keras_file import load_model, read_about, require_model, save_model
 
 
 def small_net(seed: int = 0) -> keras.Model:
@@ -249,3 +251,43 @@ def test_load_model_layers_that_only_keras_applications_define_load(tmp_path, su
     with pytest.raises((TypeError, ValueError)):
         keras.models.load_model(path, compile=False)
     np.testing.assert_array_equal(load_model(path)(images), net(images))
+
+
+def classifier_of(outputs: int, activation: str | None) -> keras.Model:
+    return keras.Sequential([keras.layers.Flatten(input_shape=(4, 4, 1)), keras.layers.Dense(outputs, activation)])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "ends_in", "said"),
+    [
+        (2, "softmax", {"findings": ("Pneumonia",), "positive": 1}),
+        (2, "softmax", {"findings": ("normal", "Pneumonia"), "positive": 1}),
+        (2, "softmax", {"findings": ("normal", "Pneumonia")}),
+        (2, None, {"findings": ("Pneumonia",), "positive": 0, "activation": "softmax"}),
+        (3, "softmax", {"findings": ("a", "b", "c")}),
+        (3, None, {"findings": ("a", "b", "c"), "activation": "softmax"}),
+        (2, "sigmoid", {"findings": ("a", "b")}),
+    ],
+)
+def test_save_model_keeps_what_is_said_of_classes(tmp_path, outputs, ends_in, said):
+    about = ModelAbout(preprocess=PreprocessSpec(4, 4), **said)
+    save_model(classifier_of(outputs, ends_in), tmp_path / "net.keras", about=about)
+    assert read_about(tmp_path / "net.keras") == about
+
+
+@pytest.mark.parametrize(
+    ("outputs", "ends_in", "said", "message"),
+    [
+        (2, "softmax", {"findings": ("Pneumonia",)}, "about names one finding, 'Pneumonia': say which class that is"),
+        (2, "sigmoid", {"findings": ("a",), "positive": 1}, "2 outputs that are no such pair: leave positive out"),
+        (2, "sigmoid", {"findings": ("a",)}, "2 logits, about names 1 findings"),
+        (3, "softmax", {"findings": ("a", "b")}, "3 logits, about names 2 findings"),
+        (3, "softmax", {"findings": ("a", "b", "c"), "positive": 1}, "3 outputs that are no such pair"),
+        (1, None, {"findings": ("a",), "activation": "softmax"}, "need two or more outputs, the model gives 1"),
+    ],
+)
+def test_save_model_refuses_what_is_said_of_other_classes(tmp_path, outputs, ends_in, said, message):
+    about = ModelAbout(preprocess=PreprocessSpec(4, 4), **said)
+    with pytest.raises(CompressionError, match=message):
+        save_model(classifier_of(outputs, ends_in), tmp_path / "net.keras", about=about)
+    assert not (tmp_path / "net.keras").exists()

@@ -57,3 +57,18 @@ def test_harm_leaves_unknown_labels_out(films):
     harm = measure_harm(known, moved, logits, ONES)
     assert (harm.auroc_drop, harm.loss_rise) == (0, 0)
     assert harm.logit_distance > 0
+
+
+def test_harm_of_classes_is_measured_on_their_shares():
+    """What all logits of an image have in common is nothing to a softmax; the logits alone would call it harm."""
+    random = np.random.default_rng(0)
+    labels = np.eye(3, dtype=np.float32)[random.integers(0, 3, 300)]
+    logits = (2 * labels + random.normal(0, 1, labels.shape)).astype(np.float32)
+    moved = logits + random.normal(0, 3, (300, 1)).astype(np.float32)
+    ones = np.ones(3, np.float32)
+    harm = measure_harm(labels, moved, logits, ones, "softmax")
+    assert harm.broken(0.0005) == []
+    assert harm.logit_distance < 1e-6
+    assert len(measure_harm(labels, moved, logits, ones).broken(0.0005)) == 3, "control: as independent findings"
+    turned = measure_harm(labels, logits[:, [1, 2, 0]], logits, ones, "softmax")
+    assert len(turned.broken(0.0005)) == 3

@@ -36,6 +36,17 @@ def test_report_gives_the_verdict_with_its_bounds_and_power():
     assert _gate(None) == ""
 
 
+def test_report_gives_both_verdicts_where_classes_exclude_one_another():
+    gate = {"loss": 0.001, "upper_bound": 0.004, "max_loss": 0.005, "margin": 0.01, "power": 0.9, "holds": False}
+    other = {**gate, "loss": -0.0, "upper_bound": 0.02}
+    parts = {"small_loss": True, "non_inferior": True, "balanced_accuracy": other}
+    lines = _gate({**gate, **parts}).splitlines()
+    assert lines[0].startswith("Gate BROKEN: mean one-vs-rest AUROC holds, lost 0.0010 (at most 0.005)")
+    assert lines[1].startswith(
+        "  Both must hold; balanced accuracy BROKEN: lost 0.0000 (at most 0.005), upper bound 0."
+    )
+
+
 def test_forecast_leaves_out_costs_that_nobody_asked_for_and_says_what_is_done():
     costs = {"params": 1000, "macs": 2000, "tflite_bytes": None}
     forecast = {

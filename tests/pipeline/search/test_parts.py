@@ -197,6 +197,22 @@ def test_score_on_dev_with_one_class_says_what_to_do(films):
         score_on_dev(np.zeros((200, 2)), worse, uncut, patients, tflite_bytes=1, macs=1)
 
 
+def test_score_on_dev_of_classes_takes_the_shares_and_the_categorical_loss():
+    rng = np.random.default_rng(0)
+    labels = np.eye(3)[rng.integers(0, 3, 200)]
+    uncut = 2 * labels + rng.normal(size=(200, 3))
+    moved = uncut + rng.normal(0, 3, (200, 1))  # what all logits of an image share is nothing to a softmax
+    options = {"tflite_bytes": 1, "macs": 1, "samples": 50}
+    patients = [f"p{number}" for number in range(200)]
+    found = score_on_dev(labels, moved, uncut, patients, activation="softmax", **options)
+    assert (found.auroc_drop, found.logit_distance) == pytest.approx((0, 0), abs=1e-9)
+    shares = np.exp(uncut) / np.exp(uncut).sum(axis=1, keepdims=True)
+    assert found.auroc == mean_auroc(labels, shares)
+    assert found.loss == pytest.approx(-np.log(shares[labels == 1]).mean())
+    as_findings = score_on_dev(labels, moved, uncut, patients, **options)
+    assert as_findings.auroc_drop > 0.05, "control"
+
+
 def test_score_on_dev_of_other_films_is_refused(films):
     labels, uncut, worse, patients = films
     with pytest.raises(DataError, match=r"expected labels and logits of one shape, got \(200, 2\), \(199, 2\)"):

@@ -40,6 +40,8 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
     def make(_: Path) -> Mapping[str, Any]:
         if head.note:
             run.news(f"base: {head.note}")
+        if not head.activation and run.about is None and run.activation == "softmax":
+            run.news("base: its outputs are taken for logits of the set's classes, which exclude one another (softmax)")
         return {**run.save(model, "base.keras"), "head": asdict(head)}
 
     return run.store.run("base", {"weights": model_hash(model), **kind}, ["base.keras"], make)

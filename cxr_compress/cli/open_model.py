@@ -125,14 +125,18 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
         return original.logits_of(outputs)
 
     about, findings = original.about, original.names.findings
-    weights = None if about is None else about.pos_weight or (1.0,) * count
+    activation = original.activation
+    # A softmax is a model's own probabilities, whoever made the file; of a sigmoid the class weights have to be known.
+    plain = (1.0,) * count if about is not None or activation == "softmax" else None
+    weights = about.pos_weight if about is not None and about.pos_weight else plain
     model = ScorableModel(
         findings,
         spec,
         logits,
-        None if weights is None else lambda raw: undo_class_weights(raw, weights),
+        None if weights is None else lambda raw: undo_class_weights(raw, weights, activation),
         calibrated=weights is not None,
         runtime=f"tensorflow {tf.__version__}",
+        activation=activation,
     )
     trained = "" if about is None else about.dataset
     facts = {**_facts(path, model), "preprocess_source": where, "trained_on": trained}

@@ -166,8 +166,21 @@ class PresetTrial:
         return all(one.low > 0 for one in self.behind.values())
 
     def refuted(self, preset: str) -> bool:
-        """Whether a preset is worse than the best by more than chance."""
-        return preset in self.behind and self.behind[preset].low > 0
+        """Whether a preset is worse than the best by more than chance, and not merely taken the wrong way round.
+
+        What ranks far below chance knows the finding: then its order is wrong, or which of two classes it is.
+        """
+        far_below = _CHANCE - self.auroc[preset] > self.auroc[self.best] - _CHANCE
+        return preset in self.behind and self.behind[preset].low > 0 and not far_below
+
+    @property
+    def inverted(self) -> str:
+        """The preset with which the model ranks the finding further below chance than any ranks it above; "" if none.
+
+        Then it is not the preset that has to be found, but which output is what.
+        """
+        lowest = min(self.auroc, key=lambda name: self.auroc[name])
+        return lowest if _CHANCE - self.auroc[lowest] > self.auroc[self.best] - _CHANCE else ""
 
     def text(self) -> str:
         """All in a row, the best first."""
@@ -268,6 +281,11 @@ def settle_preset(
         return own
     if trial is None:
         raise DataError(ask)
+    if trial.inverted:
+        raise DataError(
+            f"{ask}; on dev the model ranks below chance (AUROC: {trial.text()}), as if its outputs stood in another "
+            "order than --labels says, or the finding were the other of two classes (--positive)"
+        )
     if not trial.clear:
         raise DataError(f"{ask}; on dev no preset is clearly the best (AUROC: {trial.text()})")
     return specs[trial.best]

@@ -66,9 +66,11 @@ class Original:
             found.append(f"the model normalizes inside ({self.inside.name}: {self.inside.text})")
         return found
 
-    def assumed(self, findings: Sequence[str], spec: PreprocessSpec, where: str) -> str:
-        """What is taken for granted about it, in one line."""
-        kind = "classes that exclude one another" if self.activation == "softmax" else "findings"
+    def assumed(
+        self, findings: Sequence[str], spec: PreprocessSpec, where: str, *, activation: str | None = None
+    ) -> str:
+        """What is taken for granted about it, in one line; `activation` where more is known than its own."""
+        kind = "classes that exclude one another" if (activation or self.activation) == "softmax" else "findings"
         named = self.names.source if self.names.findings else "in the order of the data set"
         return (
             f"{kind} {', '.join(findings)} ({named}); preprocessing {preset_name(spec)} at {spec.height} x "

@@ -53,6 +53,8 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
     run.claim({"source": "a model file", **inputs})
 
     def make(_: Path) -> Mapping[str, Any]:
+        if not original.change.activation and original.about is None and run.activation == "softmax":
+            run.news("base: its outputs are taken for logits of the set's classes, which exclude one another (softmax)")
         return {**run.save(model, "base.keras"), "head": asdict(original.change)}
 
     made = run.store.run("base", inputs, BASE_FILES, make)

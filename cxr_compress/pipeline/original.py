@@ -144,8 +144,8 @@ def _assumed(run: RunContext) -> str:
     """What is taken for granted about the original model, in one line."""
     findings, spec = run.data.dataset.findings, run.data.spec
     if run.original is not None:
-        known = run.original.pixels.spec is not None
-        return run.original.assumed(findings, spec, run.original.pixels.source if known else "the clear best on dev")
+        where = run.original.pixels.source if run.original.pixels.spec is not None else "the clear best on dev"
+        return run.original.assumed(findings, spec, where, activation=run.activation)
     kind = "classes that exclude one another" if run.activation == "softmax" else "findings"
     size = f"{spec.height} x {spec.width} px"
     return f"{kind} {', '.join(findings)}; preprocessing {preset_name(spec)} at {size} (trained so here)"

@@ -1,7 +1,7 @@
 """Models from elsewhere: whatever their end, order, preprocessing and kind of file, the export says what Keras says.
 
-The network answers "gray" for images of middle brightness, which no other scaling of its input does: a wrong preset, a
-wrong order or a second sigmoid shows in its probabilities and in its AUROC.
+The network answers "gray" for images of one brightness between darker and brighter ones, which no other scaling of its
+input does: a wrong preset, a wrong order or a second sigmoid shows in its probabilities and in its AUROC.
 """
 
 from __future__ import annotations
@@ -46,13 +46,16 @@ def hill(x: Any, center: float, width: float, height: float = 4.0) -> Any:
 
 
 def network(end: Build, scale: str = "unit") -> Any:
-    """image 16x16x3 - (normalization inside) - mean - hill at middle gray - `end` of that one logit"""
+    """image 16x16x3 - (normalization inside) - mean - hill at a gray of 64 - `end` of that one logit"""
     image = x = keras.Input((SIZE, SIZE, 3))
     space = scale
     if scale in INSIDE:
-        x, space = layers.Rescaling(*INSIDE[scale])(x), {"inside_rescaling": "unit", "inside_tf": "tf"}[scale]
+        x, space = (
+            layers.Rescaling(*INSIDE[scale], name="scale")(x),
+            {"inside_rescaling": "unit", "inside_tf": "tf"}[scale],
+        )
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1, use_bias=False, weights=[np.eye(3)[None, None]])(x))
-    low, middle, high = (float(np.mean(SCALES[space](np.full(3, value)))) for value in (58.0, 128.0, 198.0))
+    low, middle, high = (float(np.mean(SCALES[space](np.full(3, value)))) for value in (13.0, 64.0, 115.0))
     return keras.Model(image, end(hill(x, middle, (high - low) / 2)), name="foreign")
 
 
@@ -60,8 +63,8 @@ def pair(first: bool) -> Build:
     """Two logits of which the first or the second is the finding's."""
 
     def make(z: Any) -> Any:
-        other = layers.Dense(1, weights=[np.zeros((1, 1)), np.zeros(1)])(z)
-        return layers.Softmax()(layers.Concatenate()([z, other] if first else [other, z]))
+        kernel = np.array([[1.0, 0.0] if first else [0.0, 1.0]], np.float32)
+        return layers.Dense(2, activation="softmax", weights=[kernel, np.zeros(2, np.float32)])(z)
 
     return make
 
@@ -85,14 +88,14 @@ HEADS = ((1.0, 0.0), (3.0, -1.0))
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """table.csv of gray images, those of middle brightness with the finding "Gray"; "Not gray" is the rest."""
+    """table.csv of gray images, those of brightness 64 with the finding "Gray"; 13 and 115 are "Not gray"."""
     folder = tmp_path_factory.mktemp("foreign")
     rng = np.random.default_rng(0)
     rows = []
     for number in range(150):
         gray = number % 2
-        level = rng.normal(128, 12) if gray else rng.choice([50, 206]) + rng.normal(0, 12)
-        image = np.clip(level + rng.normal(0, 10, (20, 20)), 0, 255).astype(np.uint8)
+        level = rng.normal(64, 8) if gray else rng.choice([13, 115]) + rng.normal(0, 5)
+        image = np.clip(level + rng.normal(0, 3, (20, 20)), 0, 255).astype(np.uint8)
         assert cv2.imwrite(str(folder / f"{number}.png"), image)
         part = "train" if number < 40 else "dev" if number < 100 else "test"
         rows.append([f"{number}.png", f"p{number}", part, gray, 1 - gray])
@@ -212,7 +215,7 @@ def test_convert_asks_for_what_a_model_does_not_say(
 
 
 def on(images: Path) -> list[str]:
-    return ["--dataset=csv", f"--data_dir={images / 'table.csv'}", "--options=labels=Gray"]
+    return ["--dataset=csv", f"--data_dir={images / 'table.csv'}", "--options=findings=Gray"]
 
 
 def test_convert_finds_the_preset_on_dev_and_refuses_a_worse_one(
@@ -254,7 +257,7 @@ def test_evaluate_a_foreign_file_scores_what_keras_says(
     assert evaluate(flags) == 0
     printed = capsys.readouterr()
     assert '"value": 1.0' in printed.out.split('"auroc"')[1][:40]
-    where = "layer 'rescaling' inside the model: x / 255" if name == "inside" else "the clear best on dev"
+    where = "layer 'scale' inside the model: x / 255" if name == "inside" else "the clear best on dev"
     assert where in printed.err
 
 

@@ -9,8 +9,8 @@ from cxr_compress.device.spec import PRESETS
 NAMES = ("labels", "positive", "preset", "color", "match", "force")
 
 
-def define_meaning_flags(values: flags.FlagValues) -> None:
-    """Define them."""
+def define_meaning_flags(values: flags.FlagValues, *, force: bool = True) -> None:
+    """Define them; --force only where a command checks something that it can overrule."""
     text = (
         "Names of the model's outputs in their order, where its file does not say them; of two classes that exclude "
         "one another both, or the finding alone."
@@ -29,5 +29,6 @@ def define_meaning_flags(values: flags.FlagValues) -> None:
         "How outputs of the model and findings of the data set belong together: by name, or by position in their order."
     )
     flags.DEFINE_enum("match", "name", ("name", "position"), text, flag_values=values)
-    text = "Go on where a check says that the result would be worthless; what it said stays in the results."
-    flags.DEFINE_boolean("force", False, text, flag_values=values)
+    if force:
+        text = "Go on where a check says that the result would be worthless; what it said stays in the results."
+        flags.DEFINE_boolean("force", False, text, flag_values=values)

@@ -26,6 +26,7 @@ from absl import flags
 
 from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
 from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
+from cxr_compress.cli.meaning_flags import define_meaning_flags
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS
@@ -75,9 +76,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("epochs", ["10"], "Training epochs per size.", flag_values=values)
     flags.DEFINE_list("batch_size", ["32"], "Films per step, over all workers.", flag_values=values)
     flags.DEFINE_list("learning_rate", ["1e-3"], "At the end of the warm-up; falls to 0.", flag_values=values)
-    text("preprocess", "imagenet_torch", "Preset of mean and deviation: imagenet_torch, unit, tf, caffe or xrv.",
-         flag_values=values)  # fmt: skip
-    choice("color", "gray", ["gray", "rgb"], "Of the images: gray films, or skin.", flag_values=values)
+    define_meaning_flags(values, force=False)
     flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
     switch("allow_missing", False, "Go on with a part of the images that NIH's list names.", flag_values=values)
     choice("activation", "auto", ["auto", "sigmoid", "softmax"],
@@ -185,7 +184,7 @@ def _plan(values: flags.FlagValues) -> Any:
     from cxr_compress.train.plan import TrainingPlan
 
     direct = (
-        *("dataset", "preprocess", "color", "allow_missing", "activation", "loss", "pos_weight", "augment"),
+        *("dataset", "match", "allow_missing", "activation", "loss", "pos_weight", "augment"),
         "precision",
     )
     return TrainingPlan(
@@ -195,6 +194,10 @@ def _plan(values: flags.FlagValues) -> Any:
         batch_sizes=_numbers("batch_size", values.batch_size, int),
         learning_rates=_numbers("learning_rate", values.learning_rate, float),
         options=reader_options(values.options),
+        labels=tuple(values.labels),
+        positive=values.positive or "",
+        preset=values.preset or "",
+        color=values.color or "",
         ranges=AugmentRanges(**augment_ranges(values)),
         **{name: values[name].value for name in (*direct, *_NUMBERS, *_COUNTS)},
     )

@@ -57,12 +57,19 @@ class Dataset:
             return self
         train, dev, test = (replace(split, labels=split.labels[:, chosen]) for split in self.splits)
         findings = tuple(self.findings[column] for column in chosen)
-        return replace(self, findings=findings, train=train, dev=dev, test=test)
+        # Of some classes alone an image need not have one.
+        exclusive = self.exclusive and len(chosen) == len(self.findings)
+        return replace(self, findings=findings, train=train, dev=dev, test=test, exclusive=exclusive)
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:
         """Train, dev and test."""
         return self.train, self.dev, self.test
+
+
+def finding_key(name: str) -> str:
+    """What two names of one finding share: case, and "_" for a space, tell nothing apart; all else does."""
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 class ProblemKind(enum.Enum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cxr_compress.data.dataset import finding_key
 from cxr_compress.errors import DataError
 
 
@@ -62,23 +63,21 @@ def match_findings(
             f"findings ({', '.join(dataset)}) is unknown: name them in their order with --labels, or say with "
             "--match=position that they stand in the order of the data set"
         )
-    columns = {_key(name): column for column, name in enumerate(model)}
-    pairs = [(columns[_key(name)], column) for column, name in enumerate(dataset) if _key(name) in columns]
+    columns = {finding_key(name): column for column, name in enumerate(model)}
+    pairs = [
+        (columns[finding_key(name)], column) for column, name in enumerate(dataset) if finding_key(name) in columns
+    ]
     if not pairs:
         raise DataError(
             f"model and data set have no finding in common: the model has {', '.join(model)}, the data set has "
             f"{', '.join(dataset)}; use the kind of set it was made for, or, where the names alone differ, name its "
             "outputs with --labels or say --match=position"
         )
-    known = {_key(name) for name in dataset}
+    known = {finding_key(name) for name in dataset}
     return Match(
         tuple(dataset[column] for _, column in pairs),
         tuple(logit for logit, _ in pairs),
         tuple(column for _, column in pairs),
-        tuple(name for name in model if _key(name) not in known),
-        tuple(name for name in dataset if _key(name) not in columns),
+        tuple(name for name in model if finding_key(name) not in known),
+        tuple(name for name in dataset if finding_key(name) not in columns),
     )
-
-
-def _key(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())

@@ -31,8 +31,13 @@ class TrainingPlan:
         epochs: Per stage.
         batch_sizes: Films per step and stage, over all workers.
         learning_rates: At the end of the warm-up, per stage.
-        preprocess: Preset of ``PreprocessSpec``; a model file that says how it wants its films overrules it.
-        color: "gray", or "rgb" for skin.
+        preset: How pixels become the input, one of ``device.spec.PRESETS``; "" for what the model to start from says,
+            or imagenet_torch for a network that is built.
+        color: "gray", or "rgb" for skin; "" for what the model to start from says, or gray.
+        labels: Names of the outputs of the model to start from, where its file does not say them.
+        positive: Of two classes that exclude one another the finding, by its label or its index.
+        match: "name", or "position": outputs of the model to start from and of the teacher stand in the order of the
+            set's findings.
         dev_fraction: Share of the training patients set aside to choose the best epoch.
         allow_missing: As ``data.load_dataset``.
         options: Of the reader of the set.
@@ -61,8 +66,11 @@ class TrainingPlan:
     epochs: tuple[int, ...] = (10,)
     batch_sizes: tuple[int, ...] = (32,)
     learning_rates: tuple[float, ...] = (1e-3,)
-    preprocess: str = "imagenet_torch"
-    color: str = "gray"
+    preset: str = ""
+    color: str = ""
+    labels: tuple[str, ...] = ()
+    positive: str = ""
+    match: str = "name"
     dev_fraction: float = 0.1
     allow_missing: bool = False
     options: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ import tensorflow as tf
 
 from cxr_compress import __version__
 from cxr_compress.data import Dataset, Split, decode_split, load_dataset
+from cxr_compress.data.dataset import finding_key
 from cxr_compress.device.atomic import write_text
 from cxr_compress.device.film_statistics import FilmStatistics
-from cxr_compress.device.preprocess import PreprocessSpec
-from cxr_compress.errors import DataError
+from cxr_compress.device.spec import PreprocessSpec, preset_name
+from cxr_compress.errors import DataError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
-from cxr_compress.models import ModelAbout, build, load_model, read_about, save_model
-from cxr_compress.models.input_shape import require_float_images
-from cxr_compress.models.logits_head import to_logits
+from cxr_compress.models import ModelAbout, build, read_about, save_model
+from cxr_compress.models.meaning import ask_for_preset
+from cxr_compress.models.original import Original, read_original
 from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
@@ -114,9 +115,13 @@ def run_training(
     if (news := listeners.news) is not None:
         for note in dataset.notes:
             news(f"note: {note}")
-    spec = _base_spec(plan, files)
-    model, activation = _start(plan, files, spec, dataset, listeners.news)
-    teacher = _teacher(files, activation)
+    original = _read_logits(files.keras_model_file, plan) if files.keras_model_file else None
+    if news is not None and original is not None:
+        for note in original.notes():
+            news(f"note: {note}")
+    spec = _base_spec(plan, original)
+    model, activation = _start(plan, original, spec, dataset, news)
+    teacher = _teacher(plan, files, activation, spec, dataset)
     if activation == "softmax":
         for split in (dataset.train, dataset.dev):  # before the images are read, which may take long
             check_exclusive(split.labels, where=split.name, names=dataset.findings)
@@ -195,62 +200,137 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these ten
 
 
 def _start(
-    plan: TrainingPlan, files: TrainingFiles, spec: PreprocessSpec, dataset: Dataset, news: Callable[[str], None] | None
+    plan: TrainingPlan,
+    original: Original | None,
+    spec: PreprocessSpec,
+    dataset: Dataset,
+    news: Callable[[str], None] | None,
 ) -> tuple[Any, str]:
     """The model before the first step, and what its logits are: findings of their own, or exclusive classes."""
     keras.utils.set_random_seed(plan.seed)
-    findings = len(dataset.findings)
+    findings = dataset.findings
     asked = "softmax" if plan.activation == AUTO and dataset.exclusive else plan.activation
-    if files.keras_model_file is None:
-        model = build(plan.model, findings, (plan.sizes[0], plan.sizes[0], spec.channels))
+    if original is None:
+        model = build(plan.model, len(findings), (plan.sizes[0], plan.sizes[0], spec.channels))
         return model, "sigmoid" if asked == AUTO else asked
-    model, said = _read_logits(files.keras_model_file)
-    if news and (about := read_about(files.keras_model_file)) and tuple(about.findings) != tuple(dataset.findings):
-        news(
-            f"note: the model names its outputs {', '.join(about.findings)}, the data set "
-            f"{', '.join(dataset.findings)}: the order of the set counts, and its head learns it anew"
-        )
-    # A head of another size is replaced: what the old one meant says nothing of the new one.
-    kept = said if said and int(model.output_shape[-1]) == findings else "sigmoid"
-    return with_head(model, findings), kept if asked == AUTO else asked
+    columns = _columns(original, findings, plan)
+    new = [name for name, column in zip(findings, columns, strict=True) if column is None]
+    if news and new:
+        news(f"note: the head is new for {', '.join(new)}, which the model to start from does not answer")
+    # Outputs that are all new say nothing of what the old ones meant.
+    known = original.change.activation or original.about is not None
+    kept = original.activation if known and not new else "sigmoid"
+    return with_head(original.model, columns), kept if asked == AUTO else asked
 
 
-def _teacher(files: TrainingFiles, activation: str) -> Any | None:
-    """The model that teaches, which has to mean the same by its logits.
+def _columns(original: Original, findings: Sequence[str], plan: TrainingPlan) -> list[int | None]:
+    """For each finding of the set the output of a model that answers it; None for a new one.
 
     Raises:
-        DataError: it gives independent findings and the run has exclusive classes, or the other way round.
+        DataError: the model names nothing, has as many outputs as the set has findings, and nobody says their order.
+    """
+    count, names = original.change.outputs, original.names.findings
+    if plan.match == "position":
+        if count != len(findings):
+            raise DataError(
+                f"--match=position needs one finding for each of the {count} outputs of {original.path.name}, the data "
+                f"set has {len(findings)}: match by name"
+            )
+        return list(range(count))
+    if names is None and count != len(findings):
+        return [None] * len(findings)
+    if names is None:
+        raise DataError(
+            f"{original.path.name} does not name its {count} outputs, so which of them belongs to which of the data "
+            f"set's findings ({', '.join(findings)}) is unknown: name them in their order with --labels, or say with "
+            "--match=position that they stand in the order of the data set"
+        )
+    places = {finding_key(name): column for column, name in enumerate(names)}
+    return [places.get(finding_key(name)) for name in findings]
+
+
+def _teacher(
+    plan: TrainingPlan, files: TrainingFiles, activation: str, spec: PreprocessSpec, dataset: Dataset
+) -> Any | None:
+    """The model that teaches, which has to mean the same by its logits and to see the same images.
+
+    Raises:
+        DataError: it gives independent findings and the run has exclusive classes, or the other way round, it lacks a
+            finding, or its images are prepared in another way.
     """
     if files.teacher_file is None:
         return None
-    teacher, said = _read_logits(files.teacher_file)
-    if said and said != activation:
+    teacher = _read_logits(files.teacher_file, plan, theirs=True)
+    known = teacher.change.activation or teacher.about is not None
+    if known and teacher.activation != activation:
         kinds = {"softmax": "classes that exclude one another", "sigmoid": "findings of their own"}
         raise DataError(
-            f"the teacher {files.teacher_file.name} gives {kinds[said]} ({said}), this training is of "
-            f"{kinds[activation]} ({activation}): give a teacher of the same kind, or --activation={said}"
+            f"the teacher {files.teacher_file.name} gives {kinds[teacher.activation]} ({teacher.activation}), this "
+            f"training is of {kinds[activation]} ({activation}): give a teacher of the same kind, or "
+            f"--activation={teacher.activation}"
         )
-    return teacher
+    columns = _columns(teacher, dataset.findings, plan)
+    lacking = [name for name, column in zip(dataset.findings, columns, strict=True) if column is None]
+    if lacking:
+        raise DataError(f"the teacher {files.teacher_file.name} does not answer {', '.join(lacking)}: give another one")
+    _require_same_images(teacher, spec)
+    return with_head(teacher.model, columns)
 
 
-def _read_logits(path: Path) -> tuple[Any, str]:
-    """A model brought to logits, and "sigmoid" or "softmax" where the file tells what they are; else ""."""
-    loaded = load_model(path)
-    require_float_images(loaded)
-    model, head = to_logits(loaded)
+def _require_same_images(teacher: Original, spec: PreprocessSpec) -> None:
+    """Refuse a teacher that was trained on images prepared in another way than those it will be shown."""
+    own = teacher.pixels.spec
+    if own is None:
+        raise DataError(ask_for_preset(f"the teacher {teacher.path.name}"))
+    own = dataclasses.replace(own, height=spec.height, width=spec.width)
+    if own.to_dict() != spec.to_dict():
+        raise DataError(
+            f"the teacher {teacher.path.name} takes images prepared by {preset_name(own)} ({own.color}), this training "
+            f"prepares them by {preset_name(spec)} ({spec.color}): give a teacher of the same kind, or its --preset"
+        )
+
+
+def _read_logits(path: Path, plan: TrainingPlan, *, theirs: bool = False) -> Original:
+    """A model brought to logits, and what it means; what flags say of it is of the model to start from.
+
+    Args:
+        path: of the file.
+        plan: what flags say.
+        theirs: it is the teacher, of which they say only how images are prepared, where its file does not.
+
+    Raises:
+        UnsupportedLayerError: no logits can be had of it.
+    """
     about = read_about(path)
-    if head.activation == "softmax":
-        return model, "softmax" if head.outputs > 1 else "sigmoid"
-    return model, head.activation or (about.activation if about is not None else "")
+    original = read_original(
+        path,
+        labels=() if theirs else plan.labels,
+        positive="" if theirs else plan.positive,
+        preset=None if theirs and about is not None else plan.preset or None,
+        color=None if theirs and about is not None else plan.color or None,
+        input_size=plan.sizes[0],
+    )
+    if original.change.gives != "logits":
+        raise UnsupportedLayerError(
+            f"expected a model of which logits can be had, which training needs, but of {path.name} "
+            f"{original.change.note}: give it a Dense layer of logits as its head"
+        )
+    return original
 
 
-def _base_spec(plan: TrainingPlan, files: TrainingFiles) -> PreprocessSpec:
-    """How films are prepared: as the model to start from was trained, else as the plan says."""
-    about = read_about(files.keras_model_file) if files.keras_model_file else None
-    if about is not None:
-        return about.preprocess
-    spec = PreprocessSpec.preset(plan.preprocess, plan.sizes[0], plan.sizes[0])
-    return dataclasses.replace(spec, color=plan.color)
+def _base_spec(plan: TrainingPlan, original: Original | None) -> PreprocessSpec:
+    """How images are prepared: as the model to start from was trained, else as the plan says.
+
+    Raises:
+        DataError: nobody says how that model's images were prepared.
+    """
+    size = plan.sizes[0]
+    if original is None:
+        spec = PreprocessSpec.preset(plan.preset or "imagenet_torch", size, size)
+        return dataclasses.replace(spec, color=plan.color or "gray")
+    if original.pixels.spec is None:
+        raise DataError(ask_for_preset(original.path.name))
+    return original.pixels.spec
 
 
 def _decode(split: Split, spec: PreprocessSpec, files: TrainingFiles, listeners: Listeners) -> np.ndarray:

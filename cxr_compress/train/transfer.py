@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
@@ -43,18 +43,20 @@ def at_size(model: Any, size: int) -> Any:
     return copy
 
 
-def with_head(model: Any, num_classes: int) -> Any:
-    """A copy of a model whose last Dense layer has another number of outputs; all other weights come along.
+def with_head(model: Any, columns: Sequence[int | None]) -> Any:
+    """A copy of a model whose last Dense layer has other outputs; all other weights come along.
 
     Args:
         model: Functional or Sequential, ending in a Dense layer of logits.
-        num_classes: Outputs wanted; a model that has as many is returned as it is, its trained head included.
+        columns: For each output wanted, the old output that it is, or None for a new one with random weights. A model
+            whose outputs stay as they are is returned as it is.
 
     Raises:
         UnsupportedLayerError: The model does not end in a Dense layer without activation.
     """
-    if model.output_shape[-1] == num_classes:
+    if list(columns) == list(range(model.output_shape[-1])):
         return model
+    num_classes = len(columns)
     head = model.layers[-1]
     if not isinstance(head, keras.layers.Dense) or head.activation is not keras.activations.linear:
         raise UnsupportedLayerError(
@@ -68,8 +70,15 @@ def with_head(model: Any, num_classes: int) -> Any:
 
     copy = _edited(model, widen)
     for theirs, ours in zip(copy.layers, model.layers, strict=True):
-        if ours is not head:
-            theirs.set_weights(ours.get_weights())
+        weights = ours.get_weights()
+        if ours is head:
+            made = theirs.get_weights()
+            for place, column in enumerate(columns):
+                if column is not None:
+                    for new, old in zip(made, weights, strict=True):
+                        new[..., place] = old[..., column]
+            weights = made
+        theirs.set_weights(weights)
     return copy
 
 

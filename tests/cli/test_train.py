@@ -63,7 +63,7 @@ def test_train_prints_the_stages_and_writes_the_model(films, tmp_path):
         ({"sizes": "32,48", "epochs": "1,2,3"}, "epochs must hold one value, or one per size (2), got 3"),
         ({"label_smoothing": "2"}, "label_smoothing must be in [0, 1), got 2.0"),
         ({"model": "vgg"}, "unknown model 'vgg': choose one of chexnet"),
-        ({"preprocess": "none"}, "expected a preset of imagenet_torch"),
+        ({"preset": "none"}, "value should be one of <imagenet_torch|unit|tf|caffe|xrv|raw>"),
     ],
 )
 def test_train_wrong_flag_is_one_line(films, tmp_path, capsys, changes, message):

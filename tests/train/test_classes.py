@@ -148,12 +148,17 @@ def test_training_follows_the_set_takes_a_softmax_off_and_refuses_a_teacher_of_f
     ends_in_softmax = keras.Sequential([*plain.layers, keras.layers.Softmax(name="softmax")])
     save_model(ends_in_softmax, tmp_path / "classes.keras", about=about)
     options = {"class_column": "side"}
-    plan = TrainingPlan("net", "csv", sizes=(32,), epochs=(1,), batch_sizes=(12,), augment=False, options=options)
+    plan = TrainingPlan(
+        **{"model": "net", "dataset": "csv", "sizes": (32,), "epochs": (1,), "batch_sizes": (12,), "augment": False},
+        options=options,
+        positive="right spot",
+    )
     files = TrainingFiles(tmp_path, tmp_path / "run", keras_model_file=tmp_path / "classes.keras")
     news: list[str] = []
     run_training(plan, files, Listeners(news=news.append))
     found = read_about(tmp_path / "run" / "model.keras")
     assert (found.activation, found.findings) == ("softmax", FINDINGS)
+    assert "note: the head is new for left spot, which the model to start from does not answer" in news
     assert "2 classes that exclude one another: left spot, right spot" in news
     assert load_model(tmp_path / "run" / "model.keras").layers[-1].name == "logits"
     taught = dataclasses.replace(plan, distill_weight=0.5)

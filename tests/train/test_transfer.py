@@ -46,7 +46,7 @@ def test_at_size_sequential_model_works_and_a_flatten_says_why_not():
 
 def test_with_head_keeps_every_other_weight_and_the_model_it_was_given(model):
     before = model.get_weights()
-    wider = with_head(model, 5)
+    wider = with_head(model, [1, None, None, 0, None])
     assert wider.output_shape == (None, 5)
     assert wider.layers[-1].name == "logits"
     for ours, theirs in zip(model.layers[:-1], wider.layers[:-1], strict=True):
@@ -54,17 +54,20 @@ def test_with_head_keeps_every_other_weight_and_the_model_it_was_given(model):
             np.testing.assert_array_equal(one, other)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert with_head(model, 2) is model
+    assert with_head(model, [0, 1]) is model
+    swapped = with_head(model, [1, 0])
+    np.testing.assert_array_equal(swapped.get_weights()[-2], model.get_weights()[-2][:, ::-1])
+    np.testing.assert_array_equal(swapped.get_weights()[-1], model.get_weights()[-1][::-1])
 
 
 def test_with_head_model_that_ends_in_something_else_is_an_error():
     layers = keras.layers
     pooled = keras.Sequential([layers.Conv2D(3, 3, input_shape=(32, 32, 3)), layers.GlobalAveragePooling2D(name="p")])
     with pytest.raises(UnsupportedLayerError, match="ends in a Dense layer of logits, got GlobalAveragePooling2D 'p'"):
-        with_head(pooled, 5)
+        with_head(pooled, [None] * 5)
     activated = keras.Sequential([layers.Dense(3, activation="sigmoid", input_shape=(4,), name="s")])
     with pytest.raises(UnsupportedLayerError, match="got Dense 's'"):
-        with_head(activated, 5)
+        with_head(activated, [None] * 5)
 
 
 # bfloat16 has 8 bits of mantissa, float16 11: each layer rounds by 2^-9 or 2^-12 relative, and the errors of some

@@ -27,6 +27,7 @@ from absl import flags
 from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
         try:
             return _start(values, recipe, say)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_GO_ON) from None
+        except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
+            error.args = (_GO_ON,)
+            raise
 
 
 def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
@@ -69,6 +71,8 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     if values.keras_model_file and not Path(values.keras_model_file).exists():
         raise UsageError(f"expected --keras_model_file to be a model file, got {values.keras_model_file!r}")
+    if values.keras_model_file and not Path(values.keras_model_file).is_dir():
+        check_keras_file(values.keras_model_file)
     if values.latency_table and not Path(values.latency_table).is_file():
         raise UsageError(f"expected --latency_table to be a file, got {values.latency_table!r}")
     if values.search and values.dry_run:

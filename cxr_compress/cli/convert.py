@@ -51,6 +51,7 @@ from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, defin
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PRESETS, PreprocessSpec
 from cxr_compress.errors import CompressionError
@@ -161,6 +162,8 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
     _check_calibration(values)
     if (values.keras_model_file is None) == (values.saved_model_dir is None):
         raise UsageError("expected one of --keras_model_file and --saved_model_dir")
+    if values.keras_model_file and not Path(values.keras_model_file).is_dir():
+        check_keras_file(values.keras_model_file)
     if not values.output_file:
         raise UsageError("expected --output_file=FILE, the .tflite to write")
     folder = Path(values.output_file).parent

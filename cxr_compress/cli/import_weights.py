@@ -31,7 +31,8 @@ from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 
 if TYPE_CHECKING:
-    from cxr_compress.models.foreign import Imported
+    from cxr_compress.device.first_bytes import check_weights_file
+from cxr_compress.models.foreign import Imported
 
 NAME = "cxr_import_weights"
 # The keys of models.foreign_kinds.FOREIGN_KINDS, which cannot be imported here: it would load Keras for --help.
@@ -90,6 +91,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"expected an --output_file that ends in .keras, got {values.output_file!r}")
     if not Path(values.input_file).is_file():
         raise UsageError(f"expected --input_file to be a file, got {values.input_file!r}, which is none")
+    check_weights_file(values.input_file)
     with quiet_native_stderr(NAME, enabled=not values.debug):
         imported = _import(values)
     _print(values, imported)

@@ -29,6 +29,7 @@ from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_com
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS
+from cxr_compress.device.first_bytes import check_keras_file
 
 NAME = "cxr_train"
 _SECONDS_BETWEEN_LINES = 10
@@ -113,8 +114,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         listeners = Listeners(progress.tell, progress.decoding, progress.step if terminal else None)
         try:
             report = run_training(plan, files, listeners, distribution)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_GO_ON) from None
+        except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
+            error.args = (_GO_ON,)
+            raise
         if report is None:
             progress.tell("this worker is done; the chief has written the model")
             return EXIT_OK
@@ -149,8 +151,10 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     for name in ("keras_model_file", "teacher"):
-        if values[name].value and not Path(values[name].value).is_file():
+        if values[name].value and not Path(values[name].value).exists():
             raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
+        if values[name].value:
+            check_keras_file(values[name].value)
     if bool(values.teacher) != (values.distill_weight > 0):
         raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
 

@@ -16,13 +16,26 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.pipeline.films import RunData
 from cxr_compress.pipeline.store import Artefacts, StageStore
-from cxr_compress.recipe import Recipe
+from cxr_compress.recipe import DEFAULT_THREADS, Recipe
 from cxr_compress.structured import measure_cost
 from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, fit, pos_weights
 
 Masks = Mapping[str, np.ndarray]
 # What no training of a run differs in: every stage that trains depends on them.
 OF_TRAINING = ("batch_size", "augment", "weight_decay", "label_smoothing", "seed")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a network will not do, where the run can go on without it.
+
+    Attributes:
+        qat: why it cannot be trained with the rounding of int8, where the recipe leaves that open (qat=auto).
+        int8: why the original model has no int8 file beside it in the report.
+    """
+
+    qat: str = ""
+    int8: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class RunContext:
         store: where artefacts go.
         news: is told of progress, one line each.
         about: what the model to start from says of itself.
+        preflight: what the network was found not to do.
     """
 
     recipe: Recipe
@@ -44,6 +58,7 @@ class RunContext:
     store: StageStore
     news: Callable[[str], None]
     about: ModelAbout | None = None
+    preflight: Preflight = Preflight()
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
@@ -55,6 +70,9 @@ class RunContext:
     def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
         """What decides a stage: its fields of the recipe, the films, and what it reads."""
         values = {name: getattr(self.recipe, name) for name in fields}
+        # Sums are cut up among threads, and so rounded otherwise; folders from before the field hold runs with two.
+        if self.recipe.threads != DEFAULT_THREADS:
+            values["threads"] = self.recipe.threads
         return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents]}
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:

@@ -100,7 +100,12 @@ class RunData:
 
 
 def load_run_data(
-    recipe: Recipe, data_dir: Path, decoding: Decoding, preprocess: PreprocessSpec | None = None
+    recipe: Recipe,
+    data_dir: Path,
+    decoding: Decoding,
+    preprocess: PreprocessSpec | None = None,
+    *,
+    before_decoding: Callable[[Dataset, PreprocessSpec], None] = lambda dataset, spec: None,
 ) -> RunData:
     """Read and check the three splits of a recipe's data set, and decode two; test films are decoded when needed.
 
@@ -109,6 +114,7 @@ def load_run_data(
         data_dir: where the set lies.
         decoding: is told (split name, films done, films in all).
         preprocess: how the model to start from wants its films, at whatever size; as CheXNet where None.
+        before_decoding: is called once the lists are read; what it raises spares reading the films.
 
     Raises:
         DataError: as `load_dataset` and `decode_split`.
@@ -123,6 +129,7 @@ def load_run_data(
     )
     size = recipe.input_size
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
+    before_decoding(dataset, spec)
 
     def decoded(split: Split) -> Films:
         images = decode_split(split, spec, progress=lambda done, total: decoding(split.name, done, total))

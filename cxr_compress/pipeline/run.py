@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cxr_compress.data import Dataset
 from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.cost_table import CostTable
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.keras2 import keras
 from cxr_compress.models import read_about
 from cxr_compress.pipeline.base import make_base, price_layers, write_probes
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import Preflight, RunContext
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, load_run_data
+from cxr_compress.pipeline.preflight import check_network, tell
 from cxr_compress.pipeline.quantising import quantise
 from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
 from cxr_compress.pipeline.removal import choose, remove, repair
 from cxr_compress.pipeline.scoring import score
 from cxr_compress.pipeline.store import Artefacts, News, StageStore
+from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan
 
@@ -38,9 +42,11 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Compress a model as a recipe says and report what it did to every finding.
 
-    The same recipe, data and seed give the same plan and the same .tflite bytes on one machine; a bound on latency
-    does so for the same layer times, which are measured once and kept in costs.json. A second call with the same
-    `output_dir` keeps what stands and redoes exactly what depends on a change.
+    The same recipe, data and seed give the same plan and the same .tflite bytes on one kind of processor, however many
+    cores it has: the number of threads is part of the recipe. A bound on latency does so for the same layer times,
+    which are measured once and kept in costs.json. A second call with the same `output_dir` keeps what stands and
+    redoes exactly what depends on a change. Whether the network can become what the recipe asks for is tried first,
+    before films are read (`preflight`).
 
     Args:
         recipe: the choices.
@@ -117,16 +123,28 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     """
     import tensorflow as tf
 
+    threads = use_threads(recipe.threads, news)
     if recipe.zeroes_weights:
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(recipe.seed)
     make_folder(output_dir)
+    store = StageStore(output_dir, news, threads)
     about = read_about(keras_model_file) if keras_model_file is not None else None
-    data = load_run_data(recipe, data_dir, decoding, about.preprocess if about is not None else None)
-    write_text(output_dir / "recipe.json", recipe.to_json())
+    found = Preflight()
+
+    def check(dataset: Dataset, spec: PreprocessSpec) -> None:
+        nonlocal found
+        found = check_network(recipe, spec.input_shape, len(dataset.findings), keras_model_file, store)
+        tell(found, news)
+
+    preprocess = about.preprocess if about is not None else None
+    data = load_run_data(recipe, data_dir, decoding, preprocess, before_decoding=check)
+    keras.utils.set_random_seed(recipe.seed)
+    kept = output_dir / "recipe.json"
+    tell_threads(kept, recipe, news)
+    write_text(kept, recipe.to_json())
     digest = data.train.digest() + data.dev.digest()
-    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, about)
+    return RunContext(recipe, data, digest, store, news, about, found)
 
 
 def compress(
@@ -179,10 +197,8 @@ def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]
     """Quantise, deliver, and score once on test: the report."""
     quantised = quantise(run, made.final, base)
     delivered = deliver(run, made.final, quantised, made.line)
-    uncut, names = made.uncut(), uncut_names(run.recipe)
-    files = {
-        "fp32": (uncut.paths[f"{names['none']}.tflite"], base.keras_file),
-        "int8": (uncut.paths[f"{names['int8']}.tflite"], base.keras_file),
-        "compressed": (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file),
-    }
+    uncut, names = made.uncut(), uncut_names(run.recipe, with_int8=not run.preflight.int8)
+    shown = {"none": "fp32", "int8": "int8"}
+    files = {shown[kind]: (uncut.paths[f"{name}.tflite"], base.keras_file) for kind, name in names.items()}
+    files["compressed"] = (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file)
     return score(run, files, quantised.facts)

@@ -14,6 +14,9 @@ from cxr_compress.recipe.choices import AUGMENT, CHOICES, COUNTS, NOT_NEGATIVE, 
 
 RECIPE_FORMAT = 1
 
+# What runs had on the machines that this was measured on; a recipe without the field means it.
+DEFAULT_THREADS = 2
+
 _CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
 
@@ -99,6 +102,8 @@ class Recipe:
         margin: of non-inferiority: the upper bound of the loss must lie below it.
         bootstrap_samples: resamples of patients behind each confidence interval.
         seed: of everything that draws.
+        threads: that TensorFlow computes with. Sums are cut up among them, so that another number gives other last bits
+            and in the end other bytes, on a machine of however many cores.
     """
 
     model: str = "tiny_chexnet"
@@ -167,6 +172,7 @@ class Recipe:
     margin: float = 0.01
     bootstrap_samples: int = 1000
     seed: int = 0
+    threads: int = DEFAULT_THREADS
 
     def __post_init__(self) -> None:
         """Check what no later stage can check better.

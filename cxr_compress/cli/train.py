@@ -150,13 +150,17 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(f"expected a --dataset of {', '.join(DATASETS)}; got {values.dataset!r}")
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
+    _check_models(values)
+    if bool(values.teacher) != (values.distill_weight > 0):
+        raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
+
+
+def _check_models(values: flags.FlagValues) -> None:
     for name in ("keras_model_file", "teacher"):
         if values[name].value and not Path(values[name].value).exists():
             raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
         if values[name].value:
             check_keras_file(values[name].value)
-    if bool(values.teacher) != (values.distill_weight > 0):
-        raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
 
 
 def _plan(values: flags.FlagValues) -> Any:

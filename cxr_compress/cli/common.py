@@ -1,7 +1,8 @@
 """What every command shares: flags of its own, one line per error, exit codes, and results as table, JSON or CSV.
 
 Exit codes: 0 done; 1 a batch went on after bad inputs and lists them; 2 wrong flag, file or model; 3 a safety gate is
-broken; 70 a bug; 130 Ctrl-C; 141 the reader of the output went away. Results go to stdout, all else to stderr.
+broken; 70 a bug; 129 the terminal was closed; 130 Ctrl-C; 141 the reader of the output went away; 143 `kill`. Results
+go to stdout, all else to stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli.help import SHARED_FLAGS, HelpKind, asked_help, help_text
+from cxr_compress.cli.signals import Arrived, exit_code, handled, word
 from cxr_compress.errors import CompressionError
 
 EXIT_OK = 0
@@ -26,7 +28,6 @@ EXIT_SOME_INPUTS_BAD = 1
 EXIT_WRONG_INPUT = 2
 EXIT_GATE = 3  # done, but the result lost more than it was allowed to
 EXIT_BUG = 70
-EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
 # What the base install leaves out, and the extra that brings it.
@@ -35,6 +36,8 @@ _EXTRAS = {
     "tf_keras": "train",
     "tensorflow_model_optimization": "train",
     "ai_edge_litert": "train",
+    "h5py": "train",
+    "tqdm": "train",
     "matplotlib": "report",
 }
 
@@ -72,16 +75,16 @@ def run_command(
             and returns the exit code. A CompressionError or OSError it raises becomes one line and exit code 2.
         argv: arguments without the program name; `sys.argv[1:]` when None.
     """
-    values = _make_flags(define_flags)
+    values, arrived = _make_flags(define_flags), Arrived()
     try:
-        with _plain_warnings(name):
+        with _plain_warnings(name), handled(arrived.handle):
             code = _parse_and_run(name, doc or "", values, run, list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()
             return code
     except (Exception, KeyboardInterrupt) as error:
         if values.is_parsed() and values.debug:
             traceback.print_exc()
-        return _report(name, error, values)
+        return _report(name, arrived.explain(error), values)
 
 
 def reader_options(texts: Sequence[str]) -> dict[str, str]:
@@ -100,7 +103,7 @@ def reader_options(texts: Sequence[str]) -> dict[str, str]:
 def print_error(name: str, text: str) -> None:
     """Write one line `name: text` to stderr, whatever line breaks or odd characters the text has."""
     line = f"{name}: {' '.join(text.split())}\n"
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # no one reads it any more, or the terminal is gone
         sys.stderr.write(line.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
@@ -162,7 +165,8 @@ def name_owners(text: str, values: Container[str]) -> str:
 def _explain(name: str, error: BaseException) -> tuple[int, str]:
     """Give the exit code and the line that belong to an error."""
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED, f"interrupted; {error}" if str(error) else "interrupted"
+        code = exit_code(error)
+        return code, f"{word(code - 128)}; {error}" if str(error) else word(code - 128)
     text = _for_the_user(name, error)
     if text is None:
         return EXIT_BUG, f"internal error, {type(error).__name__}: {error}; this is a bug, --debug shows where"

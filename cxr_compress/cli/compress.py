@@ -30,6 +30,7 @@ from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
 from cxr_compress.cli.output_files import Output, check_outputs
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.device.atomic import check_writable
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
@@ -62,8 +63,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     with quiet_native_stderr(NAME, enabled=not values.debug) as say:
         try:
             return _start(values, recipe, say)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_GO_ON) from None
+        except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
+            error.args = (_GO_ON,)
+            raise
 
 
 def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
@@ -74,6 +76,8 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     if values.keras_model_file and not Path(values.keras_model_file).exists():
         raise UsageError(f"expected --keras_model_file to be a model file, got {values.keras_model_file!r}")
+    if values.keras_model_file and not Path(values.keras_model_file).is_dir():
+        check_keras_file(values.keras_model_file)
     if values.latency_table and not Path(values.latency_table).is_file():
         raise UsageError(f"expected --latency_table to be a file, got {values.latency_table!r}")
     _check_outputs(values)

@@ -80,6 +80,7 @@ _TEXTS = {
     "--margin, ends the command with code 3.",
     "margin": "Of non-inferiority: the upper bound of the loss must lie below it.",
     "seed": "Of everything that draws.",
+    "threads": "That TensorFlow computes with: part of the recipe, because another number gives other bytes.",
 }
 _SWITCHES = {
     "allow_missing": "Go on with a part of the images that NIH's list names.",

@@ -52,6 +52,7 @@ from cxr_compress.cli.output_files import Output, check_outputs, define_overwrit
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PreprocessSpec, preset_name
@@ -162,6 +163,8 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
     _check_calibration(values)
     if (values.keras_model_file is None) == (values.saved_model_dir is None):
         raise UsageError("expected one of --keras_model_file and --saved_model_dir")
+    if values.keras_model_file and not Path(values.keras_model_file).is_dir():
+        check_keras_file(values.keras_model_file)
     if not values.output_file:
         raise UsageError("expected --output_file=FILE, the .tflite to write")
     targets = _targets(Path(values.output_file), values.quant_type).values()

@@ -59,8 +59,9 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     meter = Meter("cxr_data")
     try:
         rows = [_build(split, spec, values, meter) for spec in specs for split in dataset.splits if len(split)]
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("what is done is kept; the same command goes on from there") from None
+    except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
+        error.args = ("what is done is kept; the same command goes on from there",)
+        raise
     write_results(
         values.format,
         document={

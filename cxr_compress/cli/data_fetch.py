@@ -52,8 +52,9 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     count = Meter("cxr_data").counter(f"downloaded {archive.file}", "bytes")
     try:
         path = fetch(archive, values.output_dir, mirror=values.mirror, progress=count)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("what has arrived is kept; the same command goes on from there") from None
+    except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
+        error.args = ("what has arrived is kept; the same command goes on from there",)
+        raise
     row: dict[str, Any] = {
         "file": str(path),
         "bytes": Path(path).stat().st_size,

@@ -39,6 +39,7 @@ from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.split import join_splits
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
@@ -158,6 +159,8 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(f"expected --model as a file that ends in {', '.join(MODEL_SUFFIXES)}; got {values.model!r}")
     if not Path(values.model).is_file():
         raise UsageError(f"expected --model to be a file, got {values.model!r}")
+    if Path(values.model).suffix.lower() != ".tflite":
+        check_keras_file(values.model)
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     unknown = sorted(set(values.by) - {_AUTO, *GROUPINGS})

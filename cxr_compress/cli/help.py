@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,11 @@ class HelpKind(enum.Enum):
     FULL = enum.auto()  # and the shared ones
 
 
+# Command -> what of it needs TensorFlow, which the base install leaves out.
+_NEEDS = {
+    **dict.fromkeys(("cxr_compress", "cxr_convert", "cxr_train", "cxr_import_weights"), ""),
+    **dict.fromkeys(("cxr_evaluate", "cxr_inspect"), " for Keras models"),
+}
 _HELP_FLAGS = {
     "help": HelpKind.FULL,
     "helpfull": HelpKind.FULL,
@@ -48,13 +54,22 @@ def asked_help(arguments: Sequence[str]) -> HelpKind:
 def help_text(name: str, doc: str, values: flags.FlagValues, kind: HelpKind) -> str:
     """Give the help as text that ends with a line break; `values` need not be parsed."""
     own = [flag_name for flag_name in values if flag_name not in SHARED_FLAGS]
-    lines = [f"{name}: {doc.strip()}", "", "flags:", *_flag_lines(values, own)]
+    lines = [f"{name}: {doc.strip()}", "", *_needs(name), "flags:", *_flag_lines(values, own)]
     if kind is HelpKind.FULL:
         lines += ["", "flags of every command:", *_flag_lines(values, list(SHARED_FLAGS))]
         lines += ["  --[help|helpshort|helpfull]: Show this help, or the first part of it."]
     else:
         lines += ["", f"{name} --helpfull shows {', '.join('--' + shared for shared in SHARED_FLAGS)} too."]
     return "\n".join(lines) + "\n"
+
+
+def _needs(name: str) -> list[str]:
+    """What to install beside the base for a command, as a line and an empty one; nothing where the base is enough."""
+    need = _NEEDS.get(name)
+    if need is None:
+        return []
+    here = "" if importlib.util.find_spec("tensorflow") else "; it is not installed here"
+    return [f"Needs TensorFlow{need}: pip install 'cxr-compress[train]'{here}.", ""]
 
 
 def _flag_lines(values: flags.FlagValues, names: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.device.first_bytes import check_weights_file
 
 if TYPE_CHECKING:
     from cxr_compress.models.foreign import Imported
@@ -95,6 +96,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     # A model that was trained further looks like one that was imported: none is replaced unasked.
     output = Output("output_file", Path(values.output_file), ".keras", lambda path: "")
     check_outputs(NAME, [output], inputs=[values.input_file], overwrite=values.overwrite)
+    check_weights_file(values.input_file)
     with quiet_native_stderr(NAME, enabled=not values.debug):
         imported = _import(values)
     _print(values, imported)

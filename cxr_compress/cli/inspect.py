@@ -34,6 +34,7 @@ from cxr_compress.cli.output import write_results
 from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.errors import CompressionError
 from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_title
 
@@ -106,8 +107,7 @@ def _model_path(arguments: list[str]) -> Path:
         )
     if path.suffix.lower() not in (*_KERAS, _TFLITE):
         raise CompressionError(f"expected a model file ({', '.join((*_KERAS, _TFLITE))}), got {path.name}")
-    if not path.is_file():
-        raise CompressionError(f"the model file {path} does not exist: check the path")
+    check_keras_file(path)  # of a .tflite this looks at kind and size alone
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress.cli.output import write_results
-from cxr_compress.device.modelfile import read_model
+from cxr_compress.device.modelfile import check_tflite, read_model
 from cxr_compress.device.modelinfo import JSON_NAME, ModelInfo
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import Audit, audit
@@ -39,6 +39,7 @@ def read_any(path: Path) -> tuple[bytes, bytes, ModelInfo | None]:
     Raises:
         ModelFileError: one of cxr_compress that is damaged.
     """
+    check_tflite(path)
     data = path.read_bytes()
     # One of ours is verified; a damaged one must not pass for a foreign file.
     own = read_model(path) if JSON_NAME.encode() in data else None

@@ -31,6 +31,7 @@ from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS
 from cxr_compress.device.atomic import check_writable
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.errors import CompressionError
 
 NAME = "cxr_train"
@@ -119,8 +120,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         listeners = Listeners(progress.tell, progress.decoding, progress.step if terminal else None)
         try:
             report = run_training(plan, files, listeners, distribution)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_GO_ON) from None
+        except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
+            error.args = (_GO_ON,)
+            raise
         if report is None:
             progress.tell("this worker is done; the chief has written the model")
             return EXIT_OK
@@ -156,9 +158,7 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(f"expected a --dataset of {', '.join(DATASETS)}; got {values.dataset!r}")
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
-    for name in ("keras_model_file", "teacher"):
-        if values[name].value and not Path(values[name].value).is_file():
-            raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
+    _check_models(values)
     _check_folder(values)
     if bool(values.teacher) != (values.distill_weight > 0):
         raise UsageError("--teacher and --distill_weight above 0 belong together: give both or neither")
@@ -176,6 +176,14 @@ def _check_folder(values: flags.FlagValues) -> None:
             raise CompressionError(
                 f"--output_dir {folder} holds {name} and is no folder of a training: give another --output_dir"
             )
+
+
+def _check_models(values: flags.FlagValues) -> None:
+    for name in ("keras_model_file", "teacher"):
+        if values[name].value and not Path(values[name].value).exists():
+            raise UsageError(f"expected --{name} to be a file, got {values[name].value!r}")
+        if values[name].value:
+            check_keras_file(values[name].value)
 
 
 def _plan(values: flags.FlagValues) -> Any:

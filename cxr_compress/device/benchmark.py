@@ -18,6 +18,7 @@ from cxr_compress.device.decode import decode_bytes
 from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.device.quantisation import TensorFormat
+from cxr_compress.device.trial import try_model
 from cxr_compress.errors import DataError
 
 _INPUT_SEED = 0
@@ -209,6 +210,8 @@ def prepare_call(
     Raises:
         RuntimeUnavailableError, ModelFileError: as `load_interpreter`.
     """
+    if delegate is None:
+        try_model(content, runtime=runtime)
     loaded = load_interpreter(content, num_threads=num_threads, runtime=runtime, delegate=delegate)
     rng = np.random.default_rng(_INPUT_SEED)
     for details in loaded.interpreter.get_input_details():

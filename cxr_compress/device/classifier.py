@@ -16,6 +16,7 @@ from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import normalize, prepare
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.device.trial import try_model
 from cxr_compress.errors import DataError, ModelFileError
 
 
@@ -143,6 +144,8 @@ class Classifier:
             RuntimeUnavailableError: no TFLite runtime here can run it.
         """
         file = model if isinstance(model, ModelFile) else read_model(model)
+        if delegate is None:  # an accelerator is there for one process only
+            try_model(file.content, runtime=runtime)
         self._run = Runner(file.content, num_threads=num_threads, runtime=runtime, delegate=delegate)
         self.info, self.runtime = file.info, self._run.runtime
         self.labels, self.spec = file.info.labels, file.info.preprocess

@@ -61,6 +61,7 @@ def load_interpreter(
     runtime: str = "auto",
     delegate: str | None = None,
     xnnpack: bool = True,
+    allocate: bool = True,
 ) -> LoadedInterpreter:
     """Load a .tflite flatbuffer into the first TFLite runtime that is installed; never into TensorFlow.
 
@@ -73,6 +74,7 @@ def load_interpreter(
         delegate: library of an accelerator, for instance "libedgetpu.so.1" for Coral's Edge TPU, which takes models
             that edgetpu_compiler has compiled; None runs on the processor.
         xnnpack: False leaves TFLite's own kernels alone, slower, to see what the choice of kernels changes.
+        allocate: False leaves out the tensors: enough to read what the file holds.
 
     Raises:
         RuntimeUnavailableError: no runtime is installed and usable, or it is too old for an operator of the model; the
@@ -92,7 +94,7 @@ def load_interpreter(
         make, lack = _find(candidate)
         if make is not None:
             options = {"num_threads": num_threads, **({} if xnnpack else _without_xnnpack(candidate))}
-            return _load(make, candidate, content, options, delegate)
+            return _load(make, candidate, content, options, delegate, allocate)
         lacking.append(f"{candidate.distribution} {lack}")
     raise RuntimeUnavailableError(f"no TFLite runtime can be used: {'; '.join(lacking)}; {_INSTALL}")
 
@@ -115,8 +117,13 @@ def _without_xnnpack(candidate: _Runtime) -> dict[str, Any]:
     return {"experimental_op_resolver_type": resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 
 
-def _load(
-    make: Callable[..., Any], candidate: _Runtime, content: bytes, options: dict[str, Any], delegate: str | None
+def _load(  # noqa: PLR0917 - what a runtime wants to know
+    make: Callable[..., Any],
+    candidate: _Runtime,
+    content: bytes,
+    options: dict[str, Any],
+    delegate: str | None,
+    allocate: bool,
 ) -> LoadedInterpreter:
     """Construct and allocate, with the runtime's complaints turned into one line."""
     name = f"{candidate.distribution} {_version(candidate)}"
@@ -125,7 +132,8 @@ def _load(
     try:
         with without_stderr_lines(_XNNPACK_NOTICE):
             interpreter = make(model_content=content, **options)
-            interpreter.allocate_tensors()
+            if allocate:
+                interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise _explained(name, delegate, error) from error
     return LoadedInterpreter(interpreter, name if delegate is None else f"{name} with {Path(delegate).name}")

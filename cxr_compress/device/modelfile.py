@@ -18,6 +18,7 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cxr_compress.device.first_bytes import first_bytes
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
 from cxr_compress.device.modelinfo import INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
 from cxr_compress.errors import ModelFileError
@@ -25,6 +26,8 @@ from cxr_compress.errors import ModelFileError
 __all__ = ["INTENDED_USE", "MAX_METADATA_BYTES", "ModelFile", "ModelInfo", "pack_model", "read_model"]
 
 MAX_METADATA_BYTES = 64 * 1024
+# The largest image classifiers of Keras have 1.4 GB in float32; no device that this is for holds half of that.
+MAX_MODEL_BYTES = 512 * 1024 * 1024
 
 LABELS_NAME = "labels.txt"
 CALIBRATION_NAME = "score_calibration.txt"
@@ -103,6 +106,7 @@ def read_model(path: str | Path) -> ModelFile:
             message starts with the path.
     """
     try:
+        check_tflite(path)
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such model file; check the path") from error
@@ -116,6 +120,16 @@ def read_model(path: str | Path) -> ModelFile:
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
     return ModelFile(Path(path), content, info, len(data), hashlib.sha256(data).hexdigest())
+
+
+def check_tflite(path: str | Path) -> None:
+    """Look at kind, size and first bytes of a file, so that what is no .tflite is not read whole.
+
+    Raises:
+        ModelFileError: no regular file, too large, or of another kind; the message starts with the path.
+        OSError: missing, a folder, or not readable.
+    """
+    _check_identifier(first_bytes(path, MAX_MODEL_BYTES), str(path))
 
 
 def _unpack(data: bytes) -> tuple[bytes, ModelInfo]:

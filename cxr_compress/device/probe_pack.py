@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cxr_compress.device.first_bytes import first_bytes
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
 from cxr_compress.device.kernel_kind import LayerUse
 from cxr_compress.errors import ModelFileError
@@ -123,8 +124,9 @@ def read_pack(source: str | Path | bytes) -> ProbePack:
         return _unpack(source)
     path = Path(source)
     try:
-        if path.stat().st_size > MAX_PACK_BYTES:
+        if path.is_file() and path.stat().st_size > MAX_PACK_BYTES:
             raise ModelFileError(f"{path}: is larger than a probe pack can be ({MAX_PACK_BYTES:,} bytes)")
+        first_bytes(path, MAX_PACK_BYTES)
         return _unpack(path.read_bytes())
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such probe pack; check the path") from error

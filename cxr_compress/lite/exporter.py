@@ -37,6 +37,7 @@ from cxr_compress.lite.parity import (
     answer,
     measure_parity,
     require_answers,
+    require_runs,
 )
 from cxr_compress.lite.quant_types import CALIBRATED, FLOAT_ENDS, INT16
 from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range
@@ -97,6 +98,7 @@ class Exporter:
         else:
             made = self._integer(quant_type) if quant_type in CALIBRATED else self._float(quant_type)
         require_target(made.audit.too_new, self.target)
+        require_runs(made.content, quant_type)
         return self._compared_with_model(made) if self.compare else made
 
     def _compared_with_model(self, made: LiteModel) -> LiteModel:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
+from cxr_compress.device.child import NativeCrashError, run_in_child
+from cxr_compress.device.trial import SECONDS, crash_of
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite.ends import INT8_ENDS, INT16_ENDS, Ends
 from cxr_compress.lite.freeze import FrozenFunction
@@ -34,8 +36,10 @@ def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collectio
 
     start, end = (tf.dtypes.as_dtype(name) for name in (ends.input, ends.output))
     left = set(float_tensors) or None
-    return run_converter(
-        lambda: mlir_quantize(content, input_data_type=start, output_data_type=end, denylisted_nodes=left)
+    return _guarded(
+        content,
+        "int8",
+        lambda part: mlir_quantize(part, input_data_type=start, output_data_type=end, denylisted_nodes=left),
     )
 
 
@@ -61,10 +65,12 @@ def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
 
     start, end = (tf.float32 if name == "float32" else tf.int16 for name in (ends.input, ends.output))
     try:
-        made = run_converter(
-            lambda: Calibrator(content).calibrate_and_quantize(
+        made = _guarded(
+            content,
+            "int16x8",
+            lambda part: Calibrator(part).calibrate_and_quantize(
                 lambda: iter(()), start, end, allow_float=False, activations_type=tf.int16, bias_type=tf.int64
-            )
+            ),
         )
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(_without_int16(content, str(error))) from error
@@ -119,6 +125,22 @@ def frozen_converter(frozen: FrozenFunction) -> Any:
     # Metadata holds the converter's version and the wrong mode for what is quantised afterwards.
     converter.exclude_conversion_metadata = True
     return converter
+
+
+def _guarded(content: bytes, quant_type: str, step: Callable[[bytes], Any]) -> bytes:
+    """Round a graph in a process of its own: the quantizer aborts on some graphs.
+
+    Raises:
+        UnsupportedLayerError: it fails, or crashes; then the message names the operator.
+    """
+    try:
+        return run_converter(lambda: run_in_child(lambda: bytes(step(content)), seconds=SECONDS))
+    except NativeCrashError as crash:
+        where = crash_of(content, step) or f"with {crash}"
+        raise UnsupportedLayerError(
+            f"the converter crashes {where} as it makes {quant_type} of the model: choose another quant type, or "
+            "replace that layer"
+        ) from crash
 
 
 def run_converter(step: Callable[[], bytes], graph_def: Any = None) -> bytes:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.device.runner import Runner
-from cxr_compress.errors import CompressionError
+from cxr_compress.device.trial import try_model
+from cxr_compress.errors import CompressionError, ModelFileError, RuntimeUnavailableError, UnsupportedLayerError
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.int8.layer_snr import decibels
@@ -181,6 +182,22 @@ def measure_parity(
         codes=tuple(len(np.unique(column)) for column in stored.T),
         runtime=runner.runtime,
     )
+
+
+def require_runs(content: bytes, quant_type: str) -> None:
+    """Refuse a file that crashes the runtime, before it runs in this process.
+
+    A runtime that says that it cannot run the file, or none at all, is no crash: `measure_parity` reports it.
+
+    Raises:
+        UnsupportedLayerError: it crashes; the message names the operator and its layer.
+    """
+    try:
+        try_model(content)
+    except ModelFileError as error:
+        raise UnsupportedLayerError(f"{quant_type} is not written: {error}") from error
+    except RuntimeUnavailableError:
+        pass
 
 
 def require_answers(found: Parity, reference: Reference, quant_type: str, *, force: bool = False) -> None:

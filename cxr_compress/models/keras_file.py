@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress.device.atomic import make_folder, write_bytes
+from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
@@ -77,8 +78,9 @@ def read_about(path: str | Path) -> ModelAbout | None:
         ModelFileError: The file is missing or damaged, or a newer version wrote it.
     """
     path = Path(path)
-    if not path.exists():
-        raise ModelFileError(f"the model file {path} does not exist: check the path")
+    if path.is_dir():
+        return None
+    check_keras_file(path)
     if path.suffix.lower() != _ZIPPED:
         return None
     try:
@@ -203,8 +205,7 @@ def _read_config(path: Path) -> tuple[Any, str]:
     if path.suffix.lower() not in (_ZIPPED, *_HDF5):
         kinds = ", ".join((_ZIPPED, *_HDF5))
         raise ModelFileError(f"expected a Keras file ({kinds}), got {path.name}: give a file that model.save() wrote")
-    if not path.is_file():
-        raise ModelFileError(f"the model file {path} does not exist: check the path")
+    check_keras_file(path)
     return _read_archive(path) if path.suffix.lower() == _ZIPPED else _read_hdf5(path)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.first_bytes import first_bytes
 from cxr_compress.errors import ModelFileError
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
 from cxr_compress.models.chexnet import HEAD_NAME
 from cxr_compress.models.import_report import ImportReport
 from cxr_compress.models.tensor_file.npz import read_npz
-from cxr_compress.models.tensor_file.read import DAMAGE
+from cxr_compress.models.tensor_file.read import DAMAGE, LARGEST_FILE
 
 _NETWORK_ENTRY = "network.txt"
 _DAMAGED = "is no complete .npz archive of plain arrays: copy it again, or export it with numpy.savez"
@@ -61,6 +62,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ModelFileError(f"the weights file {path} does not exist: check the path")
     try:
+        if not first_bytes(path, LARGEST_FILE).startswith(b"PK"):
+            raise ModelFileError(f"{path.name} {_DAMAGED}")
         return read_npz(path.read_bytes(), besides=(ABOUT_ENTRY, _NETWORK_ENTRY))
     except (OSError, ModelFileError, *DAMAGE) as error:
         raise ModelFileError(f"{path.name} {_DAMAGED}") from error
@@ -122,6 +125,7 @@ def read_npz_about(path: str | Path) -> tuple[str, ModelAbout] | None:
     """
     path = Path(path)
     try:
+        first_bytes(path, LARGEST_FILE)
         with zipfile.ZipFile(path) as archive:
             if ABOUT_ENTRY not in archive.namelist():
                 return None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.data import Dataset
+from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
@@ -20,13 +21,26 @@ from cxr_compress.models.original import Original
 from cxr_compress.pipeline.films import RunData
 from cxr_compress.pipeline.ownership import claim
 from cxr_compress.pipeline.store import Artefacts, StageStore
-from cxr_compress.recipe import Recipe
+from cxr_compress.recipe import DEFAULT_THREADS, Recipe
 from cxr_compress.structured import measure_cost
 from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, balanced_weights, fit
 
 Masks = Mapping[str, np.ndarray]
 # What no training of a run differs in: every stage that trains depends on them.
 OF_TRAINING = ("batch_size", "augment", "weight_decay", "label_smoothing", "seed")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a network will not do, where the run can go on without it.
+
+    Attributes:
+        qat: why it cannot be trained with the rounding of int8, where the recipe leaves that open (qat=auto).
+        int8: why the original model has no int8 file beside it in the report.
+    """
+
+    qat: str = ""
+    int8: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class RunContext:
         news: is told of progress, one line each.
         original: that model, brought to logits, and what it means; None where one is trained here.
         overwrite: begin anew in a folder with another run.
+        preflight: what the network was found not to do.
+        preflight_record: the manifest of that, which is written once the folder is taken.
     """
 
     recipe: Recipe
@@ -50,6 +66,8 @@ class RunContext:
     news: Callable[[str], None]
     original: Original | None = None
     overwrite: bool = False
+    preflight: Preflight = Preflight()
+    preflight_record: str = ""
 
     @functools.cached_property
     def activation(self) -> str:
@@ -80,10 +98,16 @@ class RunContext:
         """
         whole = {**made_from, "dataset": self.recipe.dataset, "images": self.digest}
         claim(self.store.folder, self.recipe, whole, overwrite=self.overwrite)
+        if self.preflight_record:
+            make_folder(self.store.folder / "manifests")
+            write_text(self.store.folder / "manifests" / "preflight.json", self.preflight_record)
 
     def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
         """What decides a stage: its fields of the recipe, the films, what the logits are, and what it reads."""
         values = {name: getattr(self.recipe, name) for name in fields}
+        # Sums are cut up among threads, and so rounded otherwise; folders from before the field hold runs with two.
+        if self.recipe.threads != DEFAULT_THREADS:
+            values["threads"] = self.recipe.threads
         # Left out at its usual value, so that stages made before there was another still stand.
         kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
         return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents], **kind}

@@ -19,8 +19,8 @@ from cxr_compress.sparsity import measure_sparsity
 
 
 def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
-    """The uncut model as float32 and as int8: what every compressed file is compared with."""
-    names = uncut_names(run.recipe)
+    """The uncut model as float32 and, where it has that form, int8: what every compressed file is compared with."""
+    names = uncut_names(run.recipe, with_int8=not run.preflight.int8)
     fields = (
         *("model", "dataset", "input_size", "dev_fraction", "seed"),
         *("calibration_images", "calibration_method", "percentile"),
@@ -78,9 +78,9 @@ def deliver(run: RunContext, final: Artefacts, quantised: Quantised, line: Mappi
     return run.store.run("export_compressed", inputs, _files(names), make)
 
 
-def uncut_names(recipe: Recipe) -> dict[str, str]:
+def uncut_names(recipe: Recipe, *, with_int8: bool = True) -> dict[str, str]:
     """Quant type -> file name, without its ending, of the references."""
-    return {"none": f"{recipe.model}_fp32", "int8": f"{recipe.model}_int8"}
+    return {"none": f"{recipe.model}_fp32", **({"int8": f"{recipe.model}_int8"} if with_int8 else {})}
 
 
 def compressed_names(recipe: Recipe) -> dict[str, str]:

@@ -105,6 +105,8 @@ def load_run_data(
     decoding: Decoding,
     preprocess: PreprocessSpec | None = None,
     select: Callable[[Dataset], Dataset] = lambda dataset: dataset,
+    *,
+    before_decoding: Callable[[Dataset, PreprocessSpec], None] = lambda dataset, spec: None,
 ) -> RunData:
     """Read and check the three splits of a recipe's data set, and decode two; test films are decoded when needed.
 
@@ -114,6 +116,7 @@ def load_run_data(
         decoding: is told (split name, films done, films in all).
         preprocess: how the model to start from wants its images, at whatever size; as CheXNet where None.
         select: which findings of the set are wanted, before any image is decoded.
+        before_decoding: is called once the lists are read; what it raises spares reading the images.
 
     Raises:
         DataError: as `load_dataset` and `decode_split`.
@@ -130,6 +133,7 @@ def load_run_data(
     )
     size = recipe.input_size
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
+    before_decoding(dataset, spec)
 
     def decoded(split: Split) -> Films:
         images = decode_split(split, spec, progress=lambda done, total: decoding(split.name, done, total))

@@ -26,7 +26,7 @@ _RESULTS = (
 )
 _ELSE = "give another --output_dir, or --overwrite to begin anew in this one"
 # What a forecast needs of what a run has done before.
-_FOR_A_FORECAST = ("base", "export_uncut", "price", "select")
+_FOR_A_FORECAST = ("preflight", "base", "export_uncut", "price", "select")
 _WORDS = {
     "source": "what it starts from",
     "weights": "the weights of the model to start from",

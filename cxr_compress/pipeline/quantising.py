@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.atomic import write_bytes
+from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert, equalize
 from cxr_compress.lite.qat import convert_qat, prepare_qat
 from cxr_compress.models import load_model
@@ -51,9 +52,21 @@ def quantise(run: RunContext, model: Artefacts, base: Artefacts) -> Quantised:
         return Quantised(files, {})
     files[recipe.quant_type] = after.paths[AFTER_TRAINING]
     facts = run.store.facts("quantise")
-    if not recipe.quantizes or not _wants_training(run, facts):
+    if not recipe.quantizes:
+        return Quantised(files, facts)
+    if not _wants_training(run, facts):
         return Quantised(files, facts | {"used": "after training"})
-    trained = _in_training(run, model, base, after)
+    why = run.preflight.qat
+    if not why:
+        try:
+            trained = _in_training(run, model, base, after)
+        except CompressionError as error:
+            if recipe.qat != "auto":
+                raise
+            why = str(error)
+    if why:
+        run.news(f"qat: {why}; int8 after training is kept")
+        return Quantised(files, {**facts, "used": "after training", "qat_not_taken": why})
     found = run.store.facts("qat")
     why = _not_taken(run, found, facts, trained.paths[IN_TRAINING], after.paths[AFTER_TRAINING])
     if why:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr_compress.data import Dataset
+from cxr_compress.device.atomic import make_folder
 from cxr_compress.device.cost_table import CostTable
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
 from cxr_compress.pipeline.base import make_base, price_layers, write_probes
-from cxr_compress.pipeline.context import RunContext, activation_of, check_classes
+from cxr_compress.pipeline.context import Preflight, RunContext, activation_of, check_classes
 from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
 from cxr_compress.pipeline.ownership import refuse_foreign
+from cxr_compress.pipeline.preflight import check_network, tell
 from cxr_compress.pipeline.quantising import quantise
 from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
 from cxr_compress.pipeline.removal import choose, remove, repair
 from cxr_compress.pipeline.scoring import score
 from cxr_compress.pipeline.store import Artefacts, News, StageStore
+from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan
+
+Check = Callable[[Dataset, PreprocessSpec], None]
 
 
 def run_recipe(
@@ -41,9 +49,11 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Compress a model as a recipe says and report what it did to every finding.
 
-    The same recipe, data and seed give the same plan and the same .tflite bytes on one machine; a bound on latency
-    does so for the same layer times, which are measured once and kept in costs.json. A second call with the same
-    `output_dir` keeps what stands and redoes exactly what depends on a change.
+    The same recipe, data and seed give the same plan and the same .tflite bytes on one kind of processor, however many
+    cores it has: the number of threads is part of the recipe. A bound on latency does so for the same layer times,
+    which are measured once and kept in costs.json. A second call with the same `output_dir` keeps what stands and
+    redoes exactly what depends on a change. Whether the network can become what the recipe asks for is tried first,
+    before films are read (`preflight`).
 
     Args:
         recipe: the choices.
@@ -131,20 +141,54 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     """
     import tensorflow as tf
 
+    threads = use_threads(recipe.threads, news)
     if recipe.zeroes_weights:
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(recipe.seed)
     refuse_foreign(output_dir, recipe, overwrite=overwrite)
     original = open_original(recipe, keras_model_file, news) if keras_model_file is not None else None
-    data = _read_data(recipe, data_dir, decoding, original, news)
+    found, record = Preflight(), ""
+
+    def check(dataset: Dataset, spec: PreprocessSpec) -> None:
+        nonlocal found, record
+        found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, news)
+        tell(found, news)
+
+    data = _read_data(recipe, data_dir, decoding, original, news, check)
+    keras.utils.set_random_seed(recipe.seed)
     for note in data.dataset.notes:
         news(f"note: {note}")
+    tell_threads(output_dir / "recipe.json", recipe, news)
     digest = data.train.digest() + data.dev.digest()
-    return RunContext(recipe, data, digest, StageStore(output_dir, news), news, original, overwrite)
+    store = StageStore(output_dir, news, threads)
+    return RunContext(recipe, data, digest, store, news, original, overwrite, found, record)
 
 
-def _read_data(recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News) -> RunData:
+def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
+    recipe: Recipe,
+    output_dir: Path,
+    dataset: Dataset,
+    spec: PreprocessSpec,
+    keras_model_file: Path | None,
+    original: Original | None,
+    news: News,
+) -> tuple[Preflight, str]:
+    """What the network was found not to do, and its manifest: nothing is written to the folder before it is taken."""
+    manifest = Path("manifests") / "preflight.json"
+    with tempfile.TemporaryDirectory(prefix="cxr_preflight_") as scratch:
+        if (output_dir / manifest).is_file():
+            make_folder((Path(scratch) / manifest).parent)
+            shutil.copyfile(output_dir / manifest, Path(scratch) / manifest)
+        store = StageStore(Path(scratch), news)
+        positive = original.names.positive if original is not None else None
+        count = len(dataset.findings)
+        found = check_network(recipe, spec.input_shape, count, keras_model_file, store, positive=positive)
+        return found, (Path(scratch) / manifest).read_text(encoding="utf-8")
+
+
+def _read_data(  # noqa: PLR0917 - what `open_run` was given
+    recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News, check: Check
+) -> RunData:
     """The data as a given model wants it: its findings in its order, images prepared as it was trained."""
 
     def select(dataset: Dataset) -> Dataset:
@@ -154,9 +198,9 @@ def _read_data(recipe: Recipe, data_dir: Path, decoding: Decoding, original: Ori
         return wanted
 
     if original is None:
-        return load_run_data(recipe, data_dir, decoding, select=select)
+        return load_run_data(recipe, data_dir, decoding, select=select, before_decoding=check)
     spec = original.pixels.spec or any_preset(original, recipe)
-    data = load_run_data(recipe, data_dir, decoding, spec, select)
+    data = load_run_data(recipe, data_dir, decoding, spec, select, before_decoding=check)
     return settle_data(recipe, data, original, news)
 
 
@@ -210,10 +254,8 @@ def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]
     """Quantise, deliver, and score once on test: the report."""
     quantised = quantise(run, made.final, base)
     delivered = deliver(run, made.final, quantised, made.line)
-    uncut, names = made.uncut(), uncut_names(run.recipe)
-    files = {
-        "fp32": (uncut.paths[f"{names['none']}.tflite"], base.keras_file),
-        "int8": (uncut.paths[f"{names['int8']}.tflite"], base.keras_file),
-        "compressed": (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file),
-    }
+    uncut, names = made.uncut(), uncut_names(run.recipe, with_int8=not run.preflight.int8)
+    shown = {"none": "fp32", "int8": "int8"}
+    files = {shown[kind]: (uncut.paths[f"{name}.tflite"], base.keras_file) for kind, name in names.items()}
+    files["compressed"] = (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file)
     return score(run, files, quantised.facts)

@@ -50,10 +50,15 @@ class Artefacts:
 
 
 class StageStore:
-    """The output folder of one run."""
+    """The output folder of one run.
 
-    def __init__(self, folder: Path, news: News) -> None:
-        self.folder = folder
+    Attributes:
+        folder: it.
+        threads: that TensorFlow computes with, for the manifests; 0 where that is not known.
+    """
+
+    def __init__(self, folder: Path, news: News, threads: int = 0) -> None:
+        self.folder, self.threads = folder, threads
         self._news = news
 
     def run(
@@ -95,6 +100,7 @@ class StageStore:
             "key": key,
             "version": __version__,
             "versions": dict(versions()),
+            "threads": self.threads,
             "inputs": inputs,
             "files": hashes,
             "facts": facts,

@@ -15,13 +15,14 @@ from cxr_compress.recipe.choices import (
     THRESHOLD_UNITS,
 )
 from cxr_compress.recipe.presets import PRESETS, make_recipe
-from cxr_compress.recipe.recipe import Recipe
+from cxr_compress.recipe.recipe import DEFAULT_THREADS, Recipe
 
 __all__ = [
     "ALLOCATIONS",
     "AUGMENT",
     "CALIBRATION_METHODS",
     "CRITERIA",
+    "DEFAULT_THREADS",
     "NORMALIZERS",
     "PATTERNS",
     "PRESETS",

@@ -21,7 +21,7 @@ AUGMENT = ("shift", "rotation", "scale", "contrast", "brightness", "gamma", "mir
 
 # What a field must hold, by the name of the field.
 COUNTS = (
-    *("input_size", "epochs", "batch_size", "round_to", "min_channels", "removal_steps", "qat_epochs"),
+    *("input_size", "epochs", "batch_size", "round_to", "min_channels", "removal_steps", "qat_epochs", "threads"),
     *("scoring_images", "reconstruction_images", "recalibration_images", "calibration_images"),
 )
 NOT_NEGATIVE = (

@@ -14,6 +14,9 @@ from cxr_compress.recipe.choices import AUGMENT, CHOICES, COUNTS, NOT_NEGATIVE, 
 
 RECIPE_FORMAT = 1
 
+# What runs had on the machines that this was measured on; a recipe without the field means it.
+DEFAULT_THREADS = 2
+
 _CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
 
@@ -105,6 +108,8 @@ class Recipe:
         force: go on where a check says that the result would be worthless; what it said is in the report.
         bootstrap_samples: resamples of patients behind each confidence interval.
         seed: of everything that draws.
+        threads: that TensorFlow computes with. Sums are cut up among them, so that another number gives other last bits
+            and in the end other bytes, on a machine of however many cores.
     """
 
     model: str = "tiny_chexnet"
@@ -179,6 +184,7 @@ class Recipe:
     force: bool = False
     bootstrap_samples: int = 1000
     seed: int = 0
+    threads: int = DEFAULT_THREADS
 
     def __post_init__(self) -> None:
         """Check what no later stage can check better.

@@ -218,7 +218,7 @@ def test_inspect_foreign_tflite_is_read_too(folder, capsys):
         (["FOLDER/residual.keras", "FOLDER/nested.keras"], "expected one model file, got 2"),
         (["FOLDER/film.png"], "expected a model file (.keras, .h5, .hdf5, .tflite), got film.png"),
         (["FOLDER/film.keras"], "film.keras is no complete .keras file"),
-        (["FOLDER/film.tflite"], "film.tflite: expected a .tflite flatbuffer"),
+        (["FOLDER/film.tflite"], "film.tflite: is not a .tflite file"),
         (["FOLDER/cut.tflite"], "cut.tflite: is cut short or damaged"),
         (["FOLDER/nothing.keras"], "nothing.keras does not exist: check the path"),
         (["FOLDER"], "expected a model file, got the folder"),

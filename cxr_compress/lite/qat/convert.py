@@ -19,6 +19,7 @@ from cxr_compress.lite.ends import ends_of
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
 from cxr_compress.lite.graph.flatbuffer import Graph, name_signature, read_graphs
 from cxr_compress.lite.lowering import frozen_converter, run_converter
+from cxr_compress.lite.parity import require_runs
 from cxr_compress.lite.qat.pack import share_vectors
 from cxr_compress.lite.qat.prepare import QatModel
 from cxr_compress.lite.qat.quantizers import export, fake_quant, quantize_kernel
@@ -95,6 +96,7 @@ def convert_qat(
         found = audit(content)
         require_integer(found, ends=ends_of(name, pixels=pixels is not None))
         _require_zeros(read_graphs(content)[0], qat)
+        require_runs(content, name)
         made[name] = LiteModel(content, name, found)
         report(f"{name} {time.perf_counter() - started:.1f} s")
     return made[quant_type] if isinstance(quant_type, str) else made

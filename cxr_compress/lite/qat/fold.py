@@ -6,9 +6,10 @@ TF-MOT takes a batch norm only behind a convolution; 62 of the 121 in DenseNet12
   activation is multiplied into its kernel and bias. Frozen statistics on purpose: what is trained then is the very
   int8 kernel that the device will run. TF-MOT's own pattern trains with the statistics of each batch but exports the
   moving ones, so that the two differ, and small batches make the rounding of the kernel jump about.
-- Every other one (behind a concatenation, pool, sum, activation or input) becomes a 1x1 DepthwiseConv2D with bias: one
-  int8 operator with a scale per channel, a ReLU behind it included, where MUL and ADD share one scale among all
-  channels and round twice.
+- A Rescaling becomes such a 1x1 DepthwiseConv2D too, one that is not trained.
+- Every other batch norm (behind a concatenation, pool, sum, activation or input) becomes a 1x1 DepthwiseConv2D with
+  bias: one int8 operator with a scale per channel, a ReLU behind it included, where MUL and ADD share one scale among
+  all channels and round twice.
 
 The price of frozen statistics: nothing rescales what training does to a kernel any more, so that a learning rate of a
 tenth or less of that of the float training is in place.
@@ -38,7 +39,8 @@ class Origin:
     """Where the weights of a layer of the folded model come from.
 
     Attributes:
-        layer: path of the layer in the original; "" for a batch norm that became a layer of its own.
+        layer: path of the layer in the original; "" for a batch norm that became a layer of its own, and for what has
+            no weights there.
         norm: path of the batch norm that is in it; "" for none.
         spatial: it is the depthwise half of a SeparableConv2D.
     """
@@ -136,6 +138,8 @@ class _Builder:
             return inputs[0]
         if kind is layers.BatchNormalization:
             return self._affine(step, inputs[0])
+        if kind is layers.Rescaling:
+            return self._scaled(step, inputs[0])
         if kind in KERNELS:
             return self._with_kernel(step, self.absorbed.get(number), inputs[0])
         copy = kind.from_config({**step.layer.get_config(), "name": step.name})
@@ -175,6 +179,16 @@ class _Builder:
         self._note(step.name, scale.reshape(1, 1, -1, 1), shift, Origin("", step.name))
         tensor = own(tensor)
         return layers.Flatten(name=f"{step.name}_vector")(tensor) if is_vector else tensor
+
+    def _scaled(self, step: Step, tensor: Any) -> Any:
+        """A Rescaling as a 1x1 depthwise convolution that stays as it is."""
+        channels = tensor.shape[-1]
+        scale, shift = (
+            np.broadcast_to(np.asarray(values, np.float64).reshape(-1), (channels,))
+            for values in (step.layer.scale, step.layer.offset)
+        )
+        self._note(step.name, scale.reshape(1, 1, -1, 1), shift, Origin(""))
+        return layers.DepthwiseConv2D(1, name=step.name, trainable=False)(tensor)
 
     def _note(self, name: str, kernel: np.ndarray, bias: np.ndarray | None, origin: Origin) -> None:
         biases = [] if bias is None else [bias.astype(np.float32)]

@@ -25,10 +25,16 @@ PASS_ON: tuple[type, ...] = (
     *(layers.ZeroPadding2D, layers.Cropping2D, layers.Flatten, layers.Reshape),
     *(layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout),
 )
+# Layers that change films in training alone: in an int8 file, and so in training for one, they are not there.
+AUGMENTATION: tuple[type, ...] = (
+    *(layers.RandomFlip, layers.RandomRotation, layers.RandomZoom, layers.RandomTranslation),
+    *(layers.RandomContrast, layers.RandomBrightness),
+)
 # What becomes part of the operator in front of it, where nothing else reads that operator's result.
 _RECTIFIERS = ("relu", "relu6")
 _RELU6 = 6.0
 _PAIR = 2
+_IMAGE_RANK = 4
 _SHOWN = 5
 
 
@@ -66,7 +72,8 @@ class Steps:
 def read_steps(model: Any) -> Steps:
     """Read the wiring of a model, nested models opened up; the model is not modified.
 
-    A layer without weights that is called twice becomes two steps with names of their own.
+    A layer without weights that is called twice becomes two steps with names of their own. Layers that augment films
+    in training are left out.
 
     Raises:
         UnsupportedLayerError: no functional or Sequential model of one input and one output, or a layer that
@@ -110,7 +117,9 @@ def _open(model: Any, inputs: Sequence[int], prefix: str, calls: list[Step]) -> 
     for node in _nodes(model, inputs=False):
         read = [known[id(tensor)] for tensor in node.keras_inputs]
         name = prefix + node.layer.name
-        if isinstance(node.layer, keras.Model) and getattr(node.layer, "_is_graph_network", False):
+        if type(node.layer) in AUGMENTATION:
+            made = read
+        elif isinstance(node.layer, keras.Model) and getattr(node.layer, "_is_graph_network", False):
             made = _open(node.layer, read, f"{name}/", calls)
         else:
             calls.append(Step(name, node.layer, tuple(read)))
@@ -188,6 +197,11 @@ def _odd_norm(step: Step) -> str:
     return "" if last else "normalises another axis than the last of an image or vector"
 
 
+def _odd_scaling(step: Step) -> str:
+    rank = len(step.layer.output_shape)
+    return "" if rank == _IMAGE_RANK else f"scales a tensor of {rank} axes, int8 takes images here"
+
+
 def _odd_sum(step: Step) -> str:
     return "" if len(step.inputs) == _PAIR else f"{len(step.inputs)} tensors: add two at a time"
 
@@ -202,4 +216,5 @@ _CHECKS: dict[type, Callable[[Step], str]] = {
     layers.ReLU: _odd_rectifier,
     layers.BatchNormalization: _odd_norm,
     layers.Add: _odd_sum,
+    layers.Rescaling: _odd_scaling,
 }

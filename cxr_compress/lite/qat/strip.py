@@ -36,6 +36,8 @@ def strip_qat(qat: QatModel) -> Any:
 
 def _put_back(layers: dict[str, Any], origin: Origin, kernel: np.ndarray, bias: np.ndarray | None) -> None:
     """Write one kernel and bias into the layer, or batch norm, or both, that they came from."""
+    if not (origin.layer or origin.norm):
+        return  # a Rescaling, which has no weights of its own
     if not origin.layer:
         _into_norm(layers[origin.norm], origin.norm, kernel.reshape(-1), bias)
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.device.first_bytes import first_bytes
 from cxr_compress.errors import ModelFileError
 from cxr_compress.models.tensor_file.module_tree import find_weights
 from cxr_compress.models.tensor_file.npz import LARGEST_TOTAL, read_npz
@@ -21,6 +22,7 @@ from cxr_compress.models.tensor_file.torch_legacy import is_torch_legacy, read_t
 from cxr_compress.models.tensor_file.torch_zip import PICKLE, read_torch_zip
 
 LARGEST_FILE = 2 << 30
+_NONE = "it is none of torch's formats, no .safetensors and no .npz, or it is cut short: copy it again"
 _TORCH_ENDINGS = (".pt", ".pth", ".tar", ".bin")
 # What damage makes Python, NumPy and zipfile raise where no check of ours came first.
 DAMAGE = (
@@ -59,8 +61,9 @@ def read_tensors(path: str | Path) -> TensorFile:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ModelFileError(f"{path.name}: expected at most 2 GiB, got more: no network here is that large")
+        start = first_bytes(path, LARGEST_FILE)
+        if not (is_torch_legacy(start) or start.startswith(b"PK") or start[8:9] == b"{" or start[257:262] == b"ustar"):
+            raise ModelFileError(f"{path.name}: {_NONE}")
         content = path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"the weights file {path} cannot be read ({error.strerror}): check the path") from error
@@ -84,9 +87,7 @@ def read_content(content: bytes) -> TensorFile:
         raise ModelFileError(
             "it is a tar archive (PyTorch 0.1 or a packed folder): load it there and torch.save it again"
         )
-    raise ModelFileError(
-        "it is none of torch's formats, no .safetensors and no .npz, or it is cut short: copy it again"
-    )
+    raise ModelFileError(_NONE)
 
 
 def _of_zip(content: bytes) -> TensorFile:

@@ -55,7 +55,7 @@ class CandidateRuns:
     def uncut(self) -> Mapping[str, CandidateScore]:
         """The uncut model's own files on dev: "fp32" and "int8"."""
         made = export_uncut(self._run, self._base)
-        names = uncut_names(self._run.recipe)
+        names = uncut_names(self._run.recipe, with_int8=not self._run.preflight.int8)
         paths = {UNCUT: made.paths[f"{names['none']}.tflite"], "int8": made.paths[f"{names['int8']}.tflite"]}
         return {name: self._judge(self._run, path, self._base.keras_file, 0.0) for name, path in paths.items()}
 
@@ -84,7 +84,9 @@ class CandidateRuns:
         return self._judge(run, path, made.final.keras_file, time.monotonic() - started, latency)
 
     def _candidate(self, named: Recipe, recipe: Recipe) -> RunContext:
-        store = StageStore(self._run.store.folder / CANDIDATES / folder_name(named), self._run.news)
+        store = StageStore(
+            self._run.store.folder / CANDIDATES / folder_name(named), self._run.news, self._run.store.threads
+        )
         return dataclasses.replace(self._run, recipe=recipe, store=store)
 
     def _judge(

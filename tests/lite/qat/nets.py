@@ -47,13 +47,22 @@ def tiny_dense() -> Any:
 
 # Every pattern that is taken: chains, sums, concatenations (of a tensor with itself, too), depthwise and separable
 # convolutions, pools, paddings, nested models, norms behind everything.
+def augmented() -> keras.Model:
+    """Layers that work in training alone, and pixels scaled within the model by channel: flip - scale - stem - ..."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomContrast(0.1)])(image)
+    x = layers.Rescaling([0.5, 1.5, 2.0], offset=[0.1, 0.0, -0.2], name="scale")(x)
+    x = layers.GlobalAveragePooling2D()(nets.conv_bn(x, 8, "stem"))
+    return nets.enliven(keras.Model(image, layers.Dense(3, name="logits")(x), name="augmented"))
+
+
 NETS = {
     build.__name__: build
     for build in (
         *(nets.chain, nets.residual, nets.dense_block, nets.depthwise, nets.knot, nets.nested),
         *(nets_families.resnet_v2, nets_families.inception, nets_families.xception, nets_families.mobilenet),
         *(nets_families.mobilenet_v2, nets_families.nasnet, nets_families.nested_head),
-        *(vector_norm, bare_norms, tiny_dense),
+        *(vector_norm, bare_norms, tiny_dense, augmented),
     )
 }
 

@@ -42,6 +42,18 @@ REFUSED = {
         lambda: behind(layers.Conv2D(2, 1, dtype="mixed_float16", name="c")),
         r"c \(.*: computes in mixed_float16",
     ),
+    "transposed": (
+        lambda: behind(layers.Conv2DTranspose(2, 3, name="t")),
+        r"t \(Conv2DTranspose: no int8 rule for this type\)",
+    ),
+    "group": (
+        lambda: behind(layers.Conv2D(4, 1), layers.GroupNormalization(2, name="g")),
+        r"g \(GroupNormalization: no",
+    ),
+    "scaled_vector": (
+        lambda: behind(layers.GlobalAveragePooling2D(), layers.Rescaling(2.0, name="s")),
+        r"s \(Rescaling: scales a tensor of 2 axes",
+    ),
     "channels": (lambda: behind(layers.Conv2D(2, 1, data_format="channels_first", name="c")), "channels come first"),
     "outputs": (all_nets.two_outputs, "expected one input and one output, got 1 and 2"),
     "subclassed": (keras.Model, "expected a functional or built Sequential Keras model, got Model"),

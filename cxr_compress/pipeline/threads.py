@@ -1,0 +1,57 @@
+"""The number of threads that TensorFlow computes with: part of what decides the bytes of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from cxr_compress.pipeline.store import News
+from cxr_compress.recipe import DEFAULT_THREADS, Recipe
+
+
+def use_threads(count: int, news: News) -> int:
+    """Let TensorFlow compute with so many threads, within an operation and among them, and give how many it has.
+
+    It takes the number only before it computes for the first time in a process. Where that is past, as in a notebook,
+    and it has another one, `news` is told that the bytes may be others.
+    """
+    import tensorflow as tf
+
+    threading = tf.config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(count)
+        threading.set_inter_op_parallelism_threads(count)
+    except RuntimeError:
+        had = threading.get_intra_op_parallelism_threads() or _cores()
+        if had != count:
+            news(
+                f"threads: TensorFlow runs already in this process, with {had} threads; the recipe's {count} does not "
+                "hold, so that another process gives other bytes"
+            )
+        return int(had)
+    return count
+
+
+def tell_threads(kept: Path, recipe: Recipe, news: News) -> None:
+    """Say that stages are done again, where the folder's run had another number of threads.
+
+    Args:
+        kept: the recipe of the run that the folder holds, if there is one.
+        recipe: the one that goes on.
+        news: is told.
+    """
+    try:
+        had = json.loads(kept.read_text(encoding="utf-8")).get("threads", DEFAULT_THREADS)
+    except (OSError, ValueError, AttributeError):  # a new folder, or half a file that is written again now
+        return
+    if had != recipe.threads:
+        news(
+            f"threads: this folder's run had {had}, this one has {recipe.threads}, which gives other bytes: stages are "
+            f"done again (--threads={had} keeps them)"
+        )
+
+
+def _cores() -> int:
+    """Those that this process may use: what TensorFlow takes where no number is given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,6 +6,7 @@ The model is the frozen Keras function as TensorFlow runs it; the file is run by
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,16 +68,21 @@ class Parity:
         """Of all findings that have one."""
         return min((value for value in self.spearman if value is not None), default=None)
 
+    @property
+    def constant(self) -> tuple[int, ...]:
+        """The outputs that gave one and the same answer to all images, where there were several."""
+        return tuple(place for place, codes in enumerate(self.codes) if codes == 1) if self.images > 1 else ()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite ratio is None."""
         return asdict(self) | {"snr_db": self.snr_db if math.isfinite(self.snr_db) else None}
 
-    def to_text(self) -> str:
-        """One line to read."""
+    def to_text(self, labels: Sequence[str] = ()) -> str:
+        """One line to read; findings are numbered where they are not named."""
         lowest = self.lowest_spearman
         rank = "" if lowest is None else f", rank correlation {lowest:.4f} or more"
-        dumb = [str(number) for number, codes in enumerate(self.codes, 1) if codes == 1]
-        alike = f"; finding {', '.join(dumb)} has one answer to all" if dumb and self.images > 1 else ""
+        dumb = [labels[place] if labels else str(place + 1) for place in self.constant]
+        alike = f"; finding {', '.join(dumb)} has one answer to all" if dumb else ""
         return (
             f"against the model on {self.images} of the {self.source}: {self.snr_db:.1f} dB, mean squared difference "
             f"{self.mse:.3g}, cosine {self.cosine:.6f}{rank}, {min(self.codes)} or more different answers a finding"
@@ -168,19 +174,32 @@ def measure_parity(
         shares = np.array_split(reference.images[chosen], len(runners))
         stored = np.concatenate(list(pool.map(lambda one, share: one.stored(share), runners, shares)))
     stored = stored.reshape(len(chosen), -1)
-    logits, exact = runner.output.decode(stored).astype(np.float64), reference.logits[chosen]
+    logits = runner.output.decode(stored).astype(np.float64)
+    return compare_answers(logits, reference.logits[chosen], reference.source, runner.runtime)
+
+
+def compare_answers(logits: np.ndarray, exact: np.ndarray, source: str, runtime: str) -> Parity:
+    """Compare the logits (images, k) of a file with those of the model, or of the float file, that it was made from.
+
+    Args:
+        logits: of the file.
+        exact: of what it is compared with.
+        source: what images they answer, in words.
+        runtime: what ran the file.
+    """
+    logits, exact = np.asarray(logits, np.float64), np.asarray(exact, np.float64)
     error = logits - exact
     return Parity(
-        images=len(chosen),
-        source=reference.source,
+        images=len(logits),
+        source=source,
         mse=float(np.square(error).mean()),
         snr_db=decibels(float(np.square(exact).sum()), float(np.square(error).sum())),
         cosine=_cosine(logits, exact),
         spearman=tuple(spearman(ours, theirs) for ours, theirs in zip(logits.T, exact.T, strict=True)),
         variance=tuple(logits.var(axis=0).tolist()),
         model_variance=tuple(exact.var(axis=0).tolist()),
-        codes=tuple(len(np.unique(column)) for column in stored.T),
-        runtime=runner.runtime,
+        codes=tuple(len(np.unique(column)) for column in logits.T),
+        runtime=runtime,
     )
 
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cxr_compress.device.atomic import write_bytes
 from cxr_compress.lite import LiteModel, audit, convert
+from cxr_compress.lite.parity import Reference, compare_answers, require_answers
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.packing import check_sparsity, pack, recipe_in_file
+from cxr_compress.pipeline.packing import check_sparsity, dev_logits, pack, recipe_in_file
 from cxr_compress.pipeline.quantising import Quantised
 from cxr_compress.pipeline.store import Artefacts
 from cxr_compress.recipe import Recipe
@@ -36,6 +39,7 @@ def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
             calibration_steps=run.recipe.calibration_images,
             calibration_method=run.recipe.calibration_method,
             percentile=run.recipe.percentile,
+            force=run.recipe.force,
             progress=run.news,
         )
         for quant_type, lite in made.items():
@@ -57,7 +61,7 @@ def deliver(run: RunContext, final: Artefacts, quantised: Quantised, line: Mappi
         line: the Keras files that it came from, the uncut model first and itself last -> sha256.
 
     Raises:
-        CompressionError: a file has lost zeros.
+        CompressionError: a file has lost zeros, or answers unlike the network that it was made from.
     """
     names = compressed_names(run.recipe)
     recipe = recipe_in_file(run.recipe) | {"quantised": quantised.facts.get("used", "")}
@@ -71,11 +75,26 @@ def deliver(run: RunContext, final: Artefacts, quantised: Quantised, line: Mappi
             check_sparsity(lite, sparsity)
             write_bytes(run.store.folder / f"{name}.tflite", pack(run, lite, name, line, recipe))
             facts[name] = lite.audit.to_dict()
-        return facts
+        return facts | ({"answers": _answers(run, raw)} if run.recipe.quant_type != "none" else {})
 
     hashes = {quant_type: hashlib.sha256(content).hexdigest() for quant_type, content in raw.items()}
     inputs = run.inputs((), final) | {"recipe": recipe, "names": names, "raw": hashes, "line": dict(line)}
     return run.store.run("export_compressed", inputs, _files(names), make)
+
+
+def _answers(run: RunContext, raw: Mapping[str, bytes]) -> dict[str, Any]:
+    """The answers of the compressed file on dev beside those of its float twin, JSON-ready.
+
+    Raises:
+        CompressionError: it answers the same to everything, or unlike its twin, and the recipe does not force it.
+    """
+    exact, logits = (dev_logits(run, raw[quant_type]) for quant_type in ("none", run.recipe.quant_type))
+    reference = Reference(run.data.dev.images, np.asarray(exact, np.float64), "dev images")
+    found = compare_answers(logits, exact, reference.source, "")
+    require_answers(found, reference, run.recipe.name, force=run.recipe.force)
+    text = found.to_text(run.data.dataset.findings).replace("against the model", "against its float twin", 1)
+    run.news(f"{run.recipe.name}: {text}")
+    return {**found.to_dict(), "text": text, "constant": [run.data.dataset.findings[k] for k in found.constant]}
 
 
 def uncut_names(recipe: Recipe, *, with_int8: bool = True) -> dict[str, str]:

@@ -46,7 +46,8 @@ def pack(
         return pack_file(lite.content, plain)
     dev = run.data.dev
     logits = file_logits(lite.content, plain, dev.images)
-    info = fit_info(plain, dev.split.labels, logits, run.pos_weight, films=_dev_films(run))
+    films, force = _dev_films(run), run.recipe.force
+    info = fit_info(plain, dev.split.labels, logits, run.pos_weight, films=films, force=force)
     return pack_file(lite.content, info)
 
 

@@ -61,6 +61,7 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation:
             ),
             "quantisation": dict(quantisation),
             "original": _original(run),
+            "answers": run.store.facts("export_compressed").get("answers"),
             "sizes": _sizes(models[last], sources[files[last][1]]),
         }
         write_report(run.store.folder / "report.json", build_report(rows, run.data.dataset, facts=facts))

@@ -116,9 +116,23 @@ def _footer(report: Mapping[str, Any]) -> str:
     return (
         "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs. Latency: "
         f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
-        f"{_budgets(facts.get('budgets', {}))}{_quantised(facts.get('quantisation', {}))}{_gate(facts.get('gate'))}"
+        f"{_original(facts.get('original'))}{_budgets(facts.get('budgets', {}))}"
+        f"{_quantised(facts.get('quantisation', {}))}{_answers(facts.get('answers'))}{_gate(facts.get('gate'))}"
         f"{report['intended_use']}"
     )
+
+
+def _original(look: Mapping[str, Any] | None) -> str:
+    """What was taken for granted about the original model, and what spoke against it."""
+    if not look:
+        return ""
+    problem = f"  WARNING, forced: {look['problem']}.\n" if look["problem"] else ""
+    return f"Original model: {look['assumed']}.\n{problem}"
+
+
+def _answers(found: Mapping[str, Any] | None) -> str:
+    """How the compressed file answers beside its float twin."""
+    return f"Compressed file {found['text']}.\n" if found else ""
 
 
 def _quantised(facts: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 r"""Put a file of a finished run into tflite_models/, with its model card, its hash and its line in the index.
 
 Command:  python experiments/ship_model.py --run_dir=demo_run --model=tiny_chexnet_m50_w50_int8
-              --name=tiny_chexnet_kermany_m50_w50_int8
+              --name=tiny_chexnet_kermany_m50_w50_int8 --external=experiments/results/external_validation.json
 Time:     seconds.
 Result:   tflite_models/NAME.tflite, NAME.md and the hash in SHA256SUMS (to check: sha256sum -c SHA256SUMS, in there);
           with --weights=FILE.npz also the uncut model's weights as float16, for cxr_import_weights --from=npz; those of
@@ -11,6 +11,7 @@ Result:   tflite_models/NAME.tflite, NAME.md and the hash in SHA256SUMS (to chec
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -33,10 +34,13 @@ _POPULATION = flags.DEFINE_string(
     "Whose films the data set holds.",
 )
 _SHELF = flags.DEFINE_string("shelf", str(SHELF), "Where it goes.")
+_EXTERNAL = flags.DEFINE_string("external", None, "What external_validation.py measured of the file, if it was run.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Where the weights of the uncut model go.")
 
 
-def ship(run_dir: Path, model: str, name: str, shelf: Path, population: str) -> None:
+def ship(  # noqa: PLR0917 - what is shipped, from where, to where, and what is said of it
+    run_dir: Path, model: str, name: str, shelf: Path, population: str, external: Path | None
+) -> None:
     """Copy, describe and list one file.
 
     Raises:
@@ -44,7 +48,9 @@ def ship(run_dir: Path, model: str, name: str, shelf: Path, population: str) -> 
     """
     source = run_dir / f"{model}.tflite"
     report, file = read_report(run_dir / "report.json"), read_model(source)
-    card = render_card(report, file, file_name=f"{name}.tflite", population=population)
+    rows = json.loads(external.read_text(encoding="utf-8")) if external is not None else []
+    own = [row for row in rows if row["sha256"] == file.sha256]
+    card = render_card(report, file, file_name=f"{name}.tflite", population=population, external=own)
     shelf.mkdir(parents=True, exist_ok=True)
     write_bytes(shelf / f"{name}.tflite", source.read_bytes())
     write_text(shelf / f"{name}.md", card)
@@ -64,7 +70,8 @@ def keep_weights(base: Path, target: Path) -> None:
 def main(_: list[str]) -> None:
     """Ship the file that the flags name."""
     try:
-        ship(Path(_RUN_DIR.value), _MODEL.value, _NAME.value, Path(_SHELF.value), _POPULATION.value)
+        external = Path(_EXTERNAL.value) if _EXTERNAL.value else None
+        ship(Path(_RUN_DIR.value), _MODEL.value, _NAME.value, Path(_SHELF.value), _POPULATION.value, external)
         if _WEIGHTS.value:
             keep_weights(Path(_RUN_DIR.value) / "base.keras", Path(_WEIGHTS.value))
     except CompressionError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxr_compress.device.modelfile import ModelFile, ModelInfo
@@ -46,10 +46,14 @@ device; 95 % intervals resample patients. The first row is the same network befo
 Latency is that of the machine the table was made on; compare rows, not machines. Zeroed weights make the file neither
 smaller nor faster as it lies on disk; they show in the deflated size alone.
 
+## External validation
+
+{external}
+
 ## Known limits
 
 - Labels come with the data set and were not checked again; a network learns their errors too.
-- Films from other hospitals, machines, ages or photographed from a screen were not tested and usually score worse.
+- What external validation does not name (other hospitals, machines, ages, photographs of a screen) was not tested.
 - Compression was judged on average and per finding, not per age, sex or machine: the data set does not say them.
 
 ## Made with
@@ -58,6 +62,7 @@ smaller nor faster as it lies on disk; they show in the deflated size alone.
 {recipe}
 ```
 """
+_COIN = 0.5
 _SIGMOIDS = "one logit per finding; probability = sigmoid(slope * logit + offset), both in the file"
 _SOFTMAX = (
     "one logit per class; the classes exclude one another: probabilities = softmax of slope * logit + offset (both in "
@@ -65,7 +70,14 @@ _SOFTMAX = (
 )
 
 
-def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, population: str = "") -> str:
+def render_card(
+    report: Mapping[str, Any],
+    model: ModelFile,
+    *,
+    file_name: str,
+    population: str = "",
+    external: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The card of one file of a run.
 
     Args:
@@ -73,9 +85,10 @@ def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, 
         model: the file; it must be one of the report's rows.
         file_name: what the file is called where the card lies.
         population: whose films these are, in words: what no one should have to guess.
+        external: what `experiments/external_validation.py` measured of this very file on images of other hospitals.
 
     Raises:
-        DataError: the report is of another run.
+        DataError: the report is of another run, or a validation of another file.
     """
     row = next((row for row in report["rows"] if row["name"] == model.info.model_name), None)
     if row is None or model.sha256 not in report["facts"].get("sha256", {}).values():
@@ -117,8 +130,53 @@ def render_card(report: Mapping[str, Any], model: ModelFile, *, file_name: str, 
             else "Sensitivity and specificity at the thresholds in this file"
         ),
         operating_points=_operating_points(row),
+        external=external_validation(model, external),
         recipe=json.dumps(info.recipe, indent=1),
     )
+
+
+def external_validation(model: ModelFile, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a file is worth on images of other hospitals, as Markdown; that nobody knows it, where nobody looked.
+
+    Raises:
+        DataError: a row is of another file.
+    """
+    if not rows:
+        return (
+            "None: nobody has tested this file on images of another hospital, where such models usually score worse, "
+            "often no better than chance."
+        )
+    lines = [
+        "With the thresholds in this file; nothing was fitted or chosen on these images. 95 % intervals resample",
+        "patients. Where the view alone tells sick from healthy, the AUROC within one view is the one to believe.",
+        "",
+        "| set | finding | images with / without | AUROC | within one view | sensitivity | specificity |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["sha256"] != model.sha256:
+            raise DataError(f"the external validation on {row['set']} is of another file: measure this one")
+        within = row["groups"].get("view", {}).get("within_view", {}).get("findings", {})
+        for finding, found in row["evaluation"]["findings"].items():
+            counts = f"{found['positives']:,} / {found['negatives']:,}"
+            cells = [row["words"], finding, counts, _auroc(found["auroc"])]
+            cells += [_auroc(within.get(finding, {}).get("auroc")), _rate(found, "sensitivity")]
+            lines.append("| " + " | ".join([*cells, _rate(found, "specificity")]) + " |")
+    return "\n".join(lines)
+
+
+def _auroc(found: Mapping[str, float | None] | None) -> str:
+    """With its interval, and in words what it means where it reaches down to a coin."""
+    if not found or found["value"] is None:
+        return "?"
+    if found["low"] is None or found["high"] is None:
+        return f"{found['value']:.3f}"
+    coin = " (no better than a coin)" if found["low"] <= _COIN else ""
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]{coin}"
+
+
+def _rate(found: Mapping[str, Any], name: str) -> str:
+    return "?" if found.get(name) is None else f"{found[name]:.3f}"
 
 
 def _thresholds(info: ModelInfo) -> str:

@@ -67,6 +67,7 @@ NAME = "cxr_evaluate"
 _SPLITS = ("test", "dev", "train", "all")
 _AUTO = "auto"
 _SECONDS_BETWEEN_LINES = 10
+_CHANCE = 0.5
 _PACKAGES = ("cxr-compress", "numpy", "opencv-python-headless", "ai-edge-litert", "tensorflow", "tf_keras")
 
 
@@ -135,6 +136,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
             seed=values.seed,
             progress=progress.counting("ran the model on", then="; resampling patients"),
         )
+        _warn_of_chance(progress.tell, scored)
         progress.tell("dividing by " + ", ".join(groups) if groups else "scored")
         groupings = score_groups(scored, groups)
     document = _document(
@@ -315,6 +317,18 @@ def _say_what_to_know(say: Say, dataset: Dataset, split: Split, match: Match) ->
         say(f"note: {note}")
     if dataset.synthetic:
         say("warning: drawn images; the numbers say nothing about patients")
+
+
+def _warn_of_chance(say: Say, scored: Evaluation) -> None:
+    """Name the findings that are ranked below chance by more than chance: something is the wrong way round."""
+    for score in scored.scores:
+        if score.enough_data and score.auroc.high < _CHANCE:
+            say(
+                f"warning: {score.finding} ranks below chance (AUROC {score.auroc.value:.3f} "
+                f"[{score.auroc.low:.3f}, {score.auroc.high:.3f}]): most likely its outputs stand in another order "
+                "(--labels), it is the other of two classes (--positive), or images were prepared in another way "
+                "(--preset)"
+            )
 
 
 def _versions() -> dict[str, str]:

@@ -27,12 +27,12 @@ _EXIT_LOST = 99
 
 
 class NativeCrashError(Exception):
-    """A step ended its process; `reason` is what native code said last, or nothing."""
+    """A step ended its process, or did not end in time; `reason` is what native code said last, or nothing."""
 
-    def __init__(self, cause: str, reason: str = "") -> None:
-        """Keep the cause, such as SIGABRT, and the reason."""
+    def __init__(self, cause: str, reason: str = "", *, late: bool = False) -> None:
+        """Keep the cause, such as SIGABRT, the reason, and whether it was only late."""
         super().__init__(f"{cause}: {reason}" if reason else cause)
-        self.cause, self.reason = cause, reason
+        self.cause, self.reason, self.late = cause, reason, late
 
 
 def run_in_child(step: Callable[[], Result], *, seconds: float) -> Result:
@@ -164,7 +164,7 @@ def _read(pipe: IO[bytes], seconds: float) -> bytes:
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([pipe], [], [], left)[0]:
-            raise NativeCrashError(f"no answer within {seconds:.0f} s")
+            raise NativeCrashError(f"no answer within {seconds:.0f} s", late=True)
         part = pipe.read(_CHUNK)
         if not part:
             return b"".join(parts)

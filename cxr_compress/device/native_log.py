@@ -13,6 +13,16 @@ _LOCK = threading.Lock()
 _STDERR = 2
 
 
+def _renew_lock() -> None:
+    """In a forked process: the thread that may hold the lock does not exist there."""
+    global _LOCK  # noqa: PLW0603 - of the module, like the descriptor it guards
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 @contextlib.contextmanager
 def without_stderr_lines(start: str) -> Iterator[None]:
     """While inside, hold back what native code writes to stderr; then pass on all lines but those with this start.

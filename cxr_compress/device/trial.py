@@ -59,6 +59,8 @@ def crash_of(content: bytes, step: Callable[[bytes], Any]) -> str:
     try:
         run_in_child(lambda: step(content) and None, seconds=SECONDS)
     except NativeCrashError as crash:
+        if crash.late:  # to look for the operator would take as long many times
+            return f"or hangs: {crash.cause}"
         return f"with {crash.cause}{_place(content, step)}{f' ({crash.reason})' if crash.reason else ''}"
     return ""
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 from pathlib import Path
+
+import numpy as np
 
 from cxr_compress.pipeline.store import News
 from cxr_compress.recipe import DEFAULT_THREADS, Recipe
@@ -14,10 +18,12 @@ def use_threads(count: int, news: News) -> int:
     """Let TensorFlow compute with so many threads, within an operation and among them, and give how many it has.
 
     It takes the number only before it computes for the first time in a process. Where that is past, as in a notebook,
-    and it has another one, `news` is told that the bytes may be others.
+    and it has another one, `news` is told that the bytes may be others. NumPy's products, which refit layers, get as
+    many threads; they too take all cores of a machine otherwise.
     """
     import tensorflow as tf
 
+    _limit_blas(count)
     threading = tf.config.threading
     try:
         threading.set_intra_op_parallelism_threads(count)
@@ -50,6 +56,18 @@ def tell_threads(kept: Path, recipe: Recipe, news: News) -> None:
             f"threads: this folder's run had {had}, this one has {recipe.threads}, which gives other bytes: stages are "
             f"done again (--threads={had} keeps them)"
         )
+
+
+def _limit_blas(count: int) -> None:
+    """Set the threads of the OpenBLAS that NumPy's wheels bring; another BLAS is left as it is."""
+    folder = Path(np.__file__).parent.parent / "numpy.libs"
+    for file in folder.glob("*openblas*"):
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(str(file))  # the one that is loaded already
+            for name in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_"):
+                if hasattr(library, name):
+                    getattr(library, name)(ctypes.c_int(count))
+                    break
 
 
 def _cores() -> int:

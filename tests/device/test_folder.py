@@ -78,10 +78,11 @@ def test_look_into_links_are_followed_once_and_broken_ones_are_listed(tmp_path: 
     assert left_out(ward) == {"gone.png": "links to nothing", "self": "links to nothing"}
 
 
-def test_look_into_what_is_no_file_is_listed_and_not_opened(tmp_path: Path) -> None:
+def test_look_into_what_is_no_file_is_listed_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the whole path may be longer than a socket's name can be
     os.mkfifo(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(tmp_path / "s.png")[-100:] if len(str(tmp_path)) > 90 else str(tmp_path / "s.png"))
+        door.bind("s.png")
         assert left_out(tmp_path) == {name: "pipes, sockets or devices" for name in ("pipe.png", "s.png")}
 
 

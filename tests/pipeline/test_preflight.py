@@ -213,3 +213,20 @@ def test_use_threads_says_where_tensorflow_has_others_already():
     assert f"with {had} threads; the recipe's 1234 does not hold" in news[0]
     assert use_threads(had, news.append) == had
     assert len(news) == 1
+
+
+def test_use_threads_limits_the_products_of_numpy_too():
+    """They refit layers, and one core summed otherwise than two before: another `repaired.keras`."""
+    import ctypes
+
+    import numpy as np
+
+    (file,) = (Path(np.__file__).parent.parent / "numpy.libs").glob("*openblas*")
+    library = ctypes.CDLL(str(file))
+    before = library.scipy_openblas_get_num_threads64_()
+    try:
+        for count in (1, 3):
+            use_threads(count, lambda line: None)
+            assert library.scipy_openblas_get_num_threads64_() == count
+    finally:
+        library.scipy_openblas_set_num_threads64_(ctypes.c_int(before))

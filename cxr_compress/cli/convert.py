@@ -251,7 +251,8 @@ def _info(values: flags.FlagValues, source: Path, loaded: Source, spec: Preproce
     """What the files say about themselves; nothing is claimed that this command does not know."""
     about, labels = loaded.about, loaded.labels
     count = len(labels)
-    weights = about.pos_weight if about is not None and about.pos_weight else (1.0,) * count
+    said = about.weights_of(loaded.names.positive) if about is not None else None
+    weights = said or (1.0,) * count
     return ModelInfo(
         model_name=source.resolve().stem,
         labels=labels,

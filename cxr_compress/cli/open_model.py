@@ -128,7 +128,7 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     activation = original.activation
     # A softmax is a model's own probabilities, whoever made the file; of a sigmoid the class weights have to be known.
     plain = (1.0,) * count if about is not None or activation == "softmax" else None
-    weights = about.pos_weight if about is not None and about.pos_weight else plain
+    weights = (about.weights_of(original.names.positive) if about is not None else None) or plain
     model = ScorableModel(
         findings,
         spec,

@@ -28,6 +28,7 @@ _SEEDED_IMAGES = 8
 # Answers that differ by less than this share of the largest are the rounding of float32 sums, not a difference.
 _FLOAT_NOISE = 1e-5
 _COARSE = 8
+NOISE = "seeded noise"
 # A rank correlation over fewer images is chance.
 _RANKED = 8
 
@@ -115,7 +116,7 @@ def answer(frozen: FrozenFunction, images: np.ndarray | None, *, pixels: bool = 
     """
     import tensorflow as tf
 
-    source = "calibration images" if images is not None else "seeded noise"
+    source = "calibration images" if images is not None else NOISE
     if images is None:
         images = seeded_images(frozen.input_shape[1:], pixels=pixels or frozen.pixel_input)
         images = images if pixels else images.astype(np.float32)
@@ -238,7 +239,7 @@ def require_answers(found: Parity, reference: Reference, quant_type: str, *, for
     logits = reference.logits[pick_evenly(range(len(reference.logits)), found.images)]
     spread, largest = np.ptp(logits, axis=0), np.abs(logits).max()
     told_apart = bool((spread > _FLOAT_NOISE * largest).any())
-    problem = _below_the_floor(found) if told_apart else ""
+    problem = _below_the_floor(found) if told_apart else _constant(found)
     if told_apart and all(codes == 1 for codes in found.codes):
         raise CompressionError(
             f"{quant_type} is not written: it answers the same to everything, {found.images} images on which the "
@@ -246,9 +247,14 @@ def require_answers(found: Parity, reference: Reference, quant_type: str, *, for
             "choose a finer quant type"
         )
     if problem and not force:
-        raise CompressionError(
-            f"{quant_type} is not written: {problem}: choose another quant type, or go on with --force"
-        )
+        raise CompressionError(f"{quant_type} is not written: {problem}; or go on with --force")
+
+
+def _constant(found: Parity) -> str:
+    """What is wrong with a model that does not tell images apart; "" for noise, of which it need not know anything."""
+    if found.images < _RANKED or found.source == NOISE:
+        return ""
+    return f"the model itself answers the same to all {found.images} {found.source}: check its weights and the images"
 
 
 def _below_the_floor(found: Parity) -> str:
@@ -256,17 +262,20 @@ def _below_the_floor(found: Parity) -> str:
     if not found.snr_db > 0:
         return (
             f"its logits differ from the model's by as much as they are worth ({found.snr_db:.1f} dB on {found.images} "
-            "images)"
+            "images): choose another quant type"
         )
     if found.images < _RANKED:
         return ""
+    largest = max(found.model_variance)
     opposite = [
-        f"{number} ({value:.2f})" for number, value in enumerate(found.spearman, 1) if value is not None and value <= 0
+        f"{place + 1} ({value:.2f})"
+        for place, value in enumerate(found.spearman)
+        if value is not None and value <= 0 and found.model_variance[place] > _FLOAT_NOISE * largest
     ]
     if opposite:
         return (
             f"it ranks {found.images} images unlike the model does: rank correlation of output {', '.join(opposite)}, "
-            "0 or less"
+            "0 or less: choose another quant type"
         )
     return ""
 

@@ -61,6 +61,17 @@ class ModelAbout:
         if self.pos_weight is not None:
             object.__setattr__(self, "pos_weight", _weights(self.pos_weight, len(self.findings)))
 
+    def weights_of(self, positive: int | None) -> tuple[float, ...] | None:
+        """The weights in the loss, one per logit; None where the file names none.
+
+        Args:
+            positive: which of two exclusive classes became the one logit: a loss that counts them w0 and w1 times
+                teaches a difference of logits that is log(w1 / w0) too high.
+        """
+        if self.pos_weight is None or positive is None or len(self.pos_weight) == 1:
+            return self.pos_weight
+        return (self.pos_weight[positive] / self.pos_weight[1 - positive],)
+
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
         later: dict[str, Any] = {} if self.films is None else {"films": self.films.to_dict()}

@@ -80,10 +80,11 @@ class RunContext:
 
         A given model that names no weights is taken to have had none: any would move its probabilities.
         """
-        about = self.original.about if self.original is not None else None
-        if about is not None and about.pos_weight is not None:
-            return np.array(about.pos_weight, np.float32)
-        if self.original is not None:
+        original = self.original
+        said = original.about.weights_of(original.names.positive) if original is not None and original.about else None
+        if said is not None:
+            return np.array(said, np.float32)
+        if original is not None:
             return np.ones(len(self.data.dataset.findings), np.float32)
         return balanced_weights(self.data.train.split.labels, self.activation)
 

@@ -104,8 +104,10 @@ def test_convert_refuses_a_file_that_answers_the_same_to_everything() -> None:
     assert convert(flat(spread=10.0), "int8", calibration=images).parity is not None
 
 
-def test_convert_of_a_model_that_answers_the_same_itself_is_no_fault_of_the_file() -> None:
-    found = convert(flat(spread=0.0), "int8", calibration=[nets.batch(16)]).parity
+def test_convert_of_a_model_that_answers_the_same_itself_says_that_it_is_the_model() -> None:
+    with pytest.raises(CompressionError, match="int8 is not written: the model itself answers the same to all 16 cali"):
+        convert(flat(spread=0.0), "int8", calibration=[nets.batch(16)])
+    found = convert(flat(spread=0.0), "int8", calibration=[nets.batch(16)], force=True).parity
     assert found is not None
     assert found.codes == (1, 1)
     assert found.spearman == (None, None)
@@ -166,3 +168,42 @@ def test_spearman_sees_order_only() -> None:
     assert spearman(values, -(values**3)) == pytest.approx(-1.0)
     # Ranks 1 2 3 4 and 1 2 4 3: 1 - 6 * 2 / (4 * 15).
     assert spearman(np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 4, 3])) == pytest.approx(0.8)
+
+
+def parity_with(**changes: Any) -> Parity:
+    """A good file on sixteen images, but for what is changed."""
+    whole = {"images": 16, "source": "calibration images", "mse": 0.1, "snr_db": 20.0, "cosine": 0.99}
+    whole |= {"spearman": (0.9, 0.8), "variance": (1.0, 1.0), "model_variance": (1.0, 1.0), "codes": (9, 9)}
+    return Parity(**{**whole, "runtime": "any", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"snr_db": -1.5}, r"differ from the model's by as much as they are worth \(-1\.5 dB on 16 images\)"),
+        ({"snr_db": float("nan")}, "by as much as they are worth"),
+        ({"spearman": (0.9, -0.5)}, r"rank correlation of output 2 \(-0\.50\), 0 or less"),
+        ({"spearman": (0.0, None)}, r"rank correlation of output 1 \(0\.00\)"),
+        ({"spearman": (0.9, -0.5), "model_variance": (1.0, 1e-12)}, ""),  # it hardly varies: that rank is rounding
+        ({"spearman": (0.9, -0.5), "images": 4}, ""),
+        ({}, ""),
+    ],
+)
+def test_require_answers_refuses_what_no_rounding_explains(changes: dict[str, Any], message: str) -> None:
+    found = parity_with(**changes)
+    images = found.images
+    logits = np.random.default_rng(0).normal(size=(images, 2))
+    reference = Reference(np.zeros((images, 4, 4, 3), np.float32), logits, found.source)
+    if message:
+        with pytest.raises(CompressionError, match=message):
+            require_answers(found, reference, "int16x8")
+    require_answers(found, reference, "int16x8", force=bool(message))
+
+
+def test_require_answers_refuses_a_model_that_tells_no_images_apart_but_not_on_noise() -> None:
+    found = parity_with(codes=(1, 1), spearman=(None, None))
+    same = Reference(np.zeros((16, 4, 4, 3), np.float32), np.ones((16, 2)), found.source)
+    with pytest.raises(CompressionError, match="the model itself answers the same to all 16 calibration images"):
+        require_answers(found, same, "none")
+    require_answers(found, same, "none", force=True)
+    require_answers(parity_with(codes=(1, 1), source="seeded noise"), same, "none")

@@ -202,7 +202,7 @@ def compressed() -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no probe pack, or cut short"),
+        (b"", "is empty; copy"),
         (PROBE_PACK.read_bytes()[:-30], "is no probe pack, or cut short"),
         (INT8_MODEL.read_bytes(), "is no probe pack: it has no index.json; make one with"),
         (zipped(other=b"x"), "is no probe pack: it has no index.json"),

@@ -239,7 +239,7 @@ def test_read_tensors_other_files_say_what_they_are(tmp_path):
         archive.writestr("net/code/net.py", "")
     refused("script.pt", program.getvalue(), "it is a TorchScript program: export the state dict")
     refused("old.pth.tar", b"\x00" * 257 + b"ustar" + b"\x00" * 300, "it is a tar archive")
-    refused("empty.pt", b"", "none of torch's formats")
+    refused("empty.pt", b"", "is empty; copy")
     refused("big.pth", legacy_bytes(ARRAYS).replace(b"little_endian", b"Little_endian"), "big-endian")
     with pytest.raises(ModelFileError, match=r"none\.pt cannot be read \(No such file or directory\): check the path"):
         read_tensors(tmp_path / "none.pt")

@@ -113,6 +113,7 @@ def test_run_to_int16x8_makes_only_the_files_again_and_they_err_less(finished, p
     wide = replace(RECIPE, quant_type="int16x8")
     report = run_recipe(wide, data_dir=phantom, output_dir=folder, news=news.append)
     assert {line.split(":")[0] for line in news if line.endswith(": started")} == {
+        "preflight",
         "quantise",
         "export_compressed",
         "score",

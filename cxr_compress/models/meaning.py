@@ -297,8 +297,8 @@ def _computed(node: Any, given: tuple[Any, Any]) -> tuple[Any, Any] | None:
     if name in _UNCHANGED:
         return given
     constants = [*node.call_args[1:], *(node.call_kwargs[key] for key in ("y", "x") if key in node.call_kwargs)]
-    constants = [number for number in constants if not keras.backend.is_keras_tensor(number)]
-    if name not in _ARITHMETIC or len(constants) != 1 or keras.backend.is_keras_tensor(constants[0]):
+    constants = [number for number in constants if not hasattr(number, "_keras_history")]
+    if name not in _ARITHMETIC or len(constants) != 1:
         return None
     try:
         number = np.asarray(constants[0], np.float64).reshape(-1)

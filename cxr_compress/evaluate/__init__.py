@@ -1,5 +1,6 @@
 """Scoring what ships: the device's own classifier on a labelled set, and the harm between two files."""
 
+from cxr_compress.data.match import Match, match_findings
 from cxr_compress.evaluate.calibrate import (
     NO_THRESHOLDS,
     Calibration,
@@ -13,7 +14,6 @@ from cxr_compress.evaluate.finding_score import FindingScore
 from cxr_compress.evaluate.fit_file import file_logits, fit_info, fittable
 from cxr_compress.evaluate.gate import Gate, judge_difference, judge_loss
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
-from cxr_compress.evaluate.match import Match, match_findings
 from cxr_compress.evaluate.predictions import PREDICTIONS_START, predictions_csv
 from cxr_compress.evaluate.scorable import BATCH, ScorableModel, from_classifier, run_model
 from cxr_compress.evaluate.score import Evaluation, score_file, score_logits, score_model

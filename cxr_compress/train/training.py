@@ -18,6 +18,7 @@ import tensorflow as tf
 from cxr_compress import __version__
 from cxr_compress.data import Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.dataset import finding_key
+from cxr_compress.data.match import match_findings
 from cxr_compress.device.atomic import write_text
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.device.spec import PreprocessSpec, preset_name
@@ -230,22 +231,10 @@ def _columns(original: Original, findings: Sequence[str], plan: TrainingPlan) ->
         DataError: the model names nothing, has as many outputs as the set has findings, and nobody says their order.
     """
     count, names = original.change.outputs, original.names.findings
-    if plan.match == "position":
-        if count != len(findings):
-            raise DataError(
-                f"--match=position needs one finding for each of the {count} outputs of {original.path.name}, the data "
-                f"set has {len(findings)}: match by name"
-            )
-        return list(range(count))
-    if names is None and count != len(findings):
-        return [None] * len(findings)
-    if names is None:
-        raise DataError(
-            f"{original.path.name} does not name its {count} outputs, so which of them belongs to which of the data "
-            f"set's findings ({', '.join(findings)}) is unknown: name them in their order with --labels, or say with "
-            "--match=position that they stand in the order of the data set"
-        )
-    places = {finding_key(name): column for column, name in enumerate(names)}
+    by_position = plan.match == "position"
+    if by_position or (names is None and count == len(findings)):
+        return list(match_findings(names, findings, logits=count, by_position=by_position).logits)
+    places = {finding_key(name): column for column, name in enumerate(names or ())}
     return [places.get(finding_key(name)) for name in findings]
 
 

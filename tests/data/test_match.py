@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cxr_compress.data.match import match_findings
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate import match_findings
 
 NIH = ("Effusion", "Mass", "Pleural_Thickening")
 

@@ -43,10 +43,12 @@ _EXTRAS = {
 
 # Flags that messages of shared code name -> the command that has them.
 FLAG_OWNERS = {
-    **dict.fromkeys(("frame", "window", "gate", "delegate"), "cxr_predict"),
+    **dict.fromkeys(("frame", "window", "gate", "delegate", "bit_depth"), "cxr_predict"),
     **dict.fromkeys(("quant_type", "sign_key", "edgetpu", "head", "saved_model_dir"), "cxr_convert"),
-    **dict.fromkeys(("calibration_data", "dataset", "preset", "color", "quantizer"), "cxr_convert"),
+    **dict.fromkeys(("calibration_data", "dataset", "preset", "color", "quantizer", "input_size"), "cxr_convert"),
+    **dict.fromkeys(("labels", "positive", "match", "force"), "cxr_convert"),
     "mirror": "cxr_data",
+    "activation": "cxr_train",
 }
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z_0-9]*)")
 

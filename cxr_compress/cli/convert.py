@@ -163,8 +163,6 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
     _check_calibration(values)
     if (values.keras_model_file is None) == (values.saved_model_dir is None):
         raise UsageError("expected one of --keras_model_file and --saved_model_dir")
-    if values.keras_model_file and not Path(values.keras_model_file).is_dir():
-        check_keras_file(values.keras_model_file)
     if not values.output_file:
         raise UsageError("expected --output_file=FILE, the .tflite to write")
     targets = _targets(Path(values.output_file), values.quant_type).values()
@@ -173,6 +171,8 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
     inputs = [values[name].value for name in (*_SOURCES, "calibration_data", "data_dir", "sign_key")]
     inputs += reader_options(values.options).values()
     check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
+    if values.keras_model_file and not Path(values.keras_model_file).is_dir():
+        check_keras_file(values.keras_model_file)
 
 
 def _check_calibration(values: flags.FlagValues) -> None:

@@ -157,18 +157,26 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"expected --{name}, got none")
     if values.dataset not in DATASETS:
         raise UsageError(f"expected a --dataset of {', '.join(DATASETS)}; got {values.dataset!r}")
-    if Path(values.model).suffix.lower() not in MODEL_SUFFIXES:
-        raise UsageError(f"expected --model as a file that ends in {', '.join(MODEL_SUFFIXES)}; got {values.model!r}")
-    if not Path(values.model).is_file():
-        raise UsageError(f"expected --model to be a file, got {values.model!r}")
-    if Path(values.model).suffix.lower() != ".tflite":
-        check_keras_file(values.model)
+    _check_model(values)
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     unknown = sorted(set(values.by) - {_AUTO, *GROUPINGS})
     if unknown:
         raise UsageError(f"expected --by as some of {', '.join(GROUPINGS)}, or {_AUTO}; got {unknown[0]!r}")
     _check_outputs(values)
+
+
+def _check_model(values: flags.FlagValues) -> None:
+    path = Path(values.model)
+    if path.suffix.lower() not in MODEL_SUFFIXES:
+        raise UsageError(f"expected --model as a file that ends in {', '.join(MODEL_SUFFIXES)}; got {values.model!r}")
+    if not path.is_file():
+        raise UsageError(f"expected --model to be a file, got {values.model!r}")
+    if path.suffix.lower() == ".tflite":
+        return
+    if values.delegate:
+        raise UsageError(f"--delegate runs .tflite files, got {path.name}")
+    check_keras_file(values.model)
 
 
 def _check_outputs(values: flags.FlagValues) -> None:
@@ -240,8 +248,6 @@ def _open(path: Path, values: flags.FlagValues, dataset: Dataset, say: Say) -> O
             raise UsageError(f"a .tflite says itself what it means: leave --{given[0]} out")
         size, delegate = values.input_size, values.delegate
         return open_tflite(path, say, threads=values.threads or 1, input_size=size, delegate=delegate)
-    if values.delegate:
-        raise UsageError(f"--delegate runs .tflite files, got {path.name}")
 
     def dev(spec: PreprocessSpec) -> Dev:
         images = decode_split(dataset.dev, spec, workers=values.threads, cache_dir=values.cache_dir)

@@ -68,7 +68,7 @@ def _needs(name: str) -> list[str]:
     need = _NEEDS.get(name)
     if need is None:
         return []
-    here = "" if importlib.util.find_spec("tensorflow") else "; it is not installed here"
+    here = "" if _installed("tensorflow") else "; it is not installed here"
     return [f"Needs TensorFlow{need}: pip install 'cxr-compress[train]'{here}.", ""]
 
 
@@ -88,3 +88,10 @@ def _flag_lines(values: flags.FlagValues, names: list[str]) -> list[str]:
 def _default(flag: flags.Flag[Any]) -> str:
     """The default of a flag without the quotes that absl puts around it."""
     return str(flag.default_as_str).strip("'")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # what blocks an import, or half of a package
+        return False

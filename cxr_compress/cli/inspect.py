@@ -107,7 +107,6 @@ def _model_path(arguments: list[str]) -> Path:
         )
     if path.suffix.lower() not in (*_KERAS, _TFLITE):
         raise CompressionError(f"expected a model file ({', '.join((*_KERAS, _TFLITE))}), got {path.name}")
-    check_keras_file(path)  # of a .tflite this looks at kind and size alone
     return path
 
 
@@ -118,6 +117,7 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
         raise UsageError(f"--{given[0]} is for Keras models, {path.name} is a .tflite")
     if path.suffix.lower() != _TFLITE and values.target:
         raise UsageError(f"--target is for .tflite files, got {path.name}: export it with cxr_convert first")
+    check_keras_file(path)  # of a .tflite this looks at kind and size alone
     for pattern in values.exclude:
         try:
             re.compile(pattern)

@@ -18,6 +18,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 _WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated (SIGTERM)", "SIGHUP": "the terminal is gone (SIGHUP)"}
 # A terminal sends Ctrl-C to a command and to the process that watches it, which passes it on: one wish, two signals.
 _SAME_WISH_SECONDS = 1.0
+# When a command was last told to end: what follows at once, while it tidies up, is the same wish.
+_last_wish = [-_SAME_WISH_SECONDS]
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -41,7 +43,7 @@ class Arrived:
     def handle(self, number: int, _: FrameType | None) -> None:
         """Raise what ends the command, once for each wish."""
         now, before = time.monotonic(), self._last
-        self._last = now
+        self._last = _last_wish[0] = now
         if now - before < _SAME_WISH_SECONDS:
             return
         self.first = self.first or number
@@ -85,6 +87,8 @@ def end_while_loading(name: str) -> Handler:
     """A handler for the time before a command does anything that would have to be tidied up."""
 
     def handler(number: int, _: FrameType | None) -> None:
+        if time.monotonic() - _last_wish[0] < _SAME_WISH_SECONDS:
+            return
         with contextlib.suppress(OSError):
             os.write(2, f"{name}: {word(number)} while loading; nothing was done\n".encode())
         os._exit(128 + number)

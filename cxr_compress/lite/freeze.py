@@ -106,7 +106,7 @@ def static_shape(
     # Here and not above, as in `freeze`.
     from cxr_compress.models.input_shape import require_image_input
 
-    height, width, channels = require_image_input(shape)
+    height, width, channels = require_image_input(shape, any_channels=True)
     batch = shape[0]
     if batch not in (None, batch_size):
         raise CompressionError(

@@ -29,18 +29,22 @@ def check_classes(num_classes: int) -> None:
         raise CompressionError(f"num_classes must be at least 1, got {num_classes}: pass the number of findings")
 
 
-def require_image_input(shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
+def require_image_input(
+    shape: Sequence[int | None], *, any_channels: bool = False
+) -> tuple[int | None, int | None, int]:
     """Give (height, width, channels) of a model's input; height and width may be None.
 
     Args:
         shape: of the input, the batch included.
+        any_channels: take feature maps too, as of a single layer, but nothing that looks channels-first.
 
     Raises:
         UnsupportedLayerError: it is no batch of channels-last images of 1 or 3 channels; the line says what it is.
     """
     shape = tuple(shape)
     problem = _no_image(shape)
-    if problem:
+    maps = any_channels and len(shape) == _IMAGE_RANK and shape[3] is not None and shape[1] not in _CHANNELS
+    if problem and not maps:
         raise UnsupportedLayerError(
             f"expected an image input (batch, height, width, channels), got ({', '.join(map(str, shape))}): {problem}"
         )

@@ -290,9 +290,9 @@ def _check_findings(model: Any, about: ModelAbout) -> None:
 
 def _excludes(model: Any, about: ModelAbout) -> bool:
     """Whether the outputs are classes of which each image has exactly one: the file is to say so, or they end so."""
-    from cxr_compress.models.logits_head import to_logits  # which needs this module
+    from cxr_compress.models.logits_head import softmax_classes  # which needs this module
 
-    return about.activation == "softmax" or to_logits(model)[1].activation == "softmax"
+    return about.activation == "softmax" or softmax_classes(model) > 1
 
 
 def _without_optimizer(model: Any) -> Any:

@@ -289,7 +289,9 @@ def base(phantom, tmp_path_factory):
 
 def from_file(phantom, folder, base, *more: str) -> list[str]:
     folders = (f"--data_dir={phantom}", f"--output_dir={folder}")
-    return [f"--keras_model_file={base}", "--dataset=phantom", *folders, "--qat=never", *more]
+    # Random weights, in a file that says nothing.
+    known = ("--match=position", "--preset=imagenet_torch", "--force")
+    return [f"--keras_model_file={base}", "--dataset=phantom", *folders, *known, "--qat=never", *more]
 
 
 # The least that a run can do: no training, and two budgets that a second run may differ in.
@@ -445,7 +447,7 @@ def test_compress_overwrite_begins_anew_but_never_over_the_model_it_starts_from(
 def test_compress_gate_that_was_asked_for_and_does_not_hold_ends_with_code_3(capsys, monkeypatch, tmp_path):
     from cxr_compress import pipeline, report
 
-    verdict = {"gate": {"holds": False}}
+    verdict = {"gate": {"holds": False, "reason": ""}}
     monkeypatch.setattr(pipeline, "run_recipe", lambda *_, **__: {"facts": verdict})
     monkeypatch.setattr(report, "render_report", lambda report: "table")
     flags = ["--model=tiny_chexnet", "--dataset=phantom", f"--data_dir={tmp_path}", f"--output_dir={tmp_path}"]
@@ -453,3 +455,7 @@ def test_compress_gate_that_was_asked_for_and_does_not_hold_ends_with_code_3(cap
     assert call(capsys, *flags)[0] == 0, "not asked for: the report says it, and that is all"
     verdict["gate"]["holds"] = True
     assert call(capsys, *flags, "--max_auroc_drop=0.001")[0] == 0
+    verdict["gate"] = {"holds": False, "reason": "the original is no better than chance here"}
+    code, _, err = call(capsys, *flags)
+    assert (code, "nothing was shown: the original is no better than chance here" in err) == (3, True)
+    assert call(capsys, *flags, "--force")[0] == 0

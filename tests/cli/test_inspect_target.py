@@ -106,8 +106,8 @@ def test_inspect_with_a_broken_compiler_says_so_and_gives_the_prediction(
     [
         ("model.keras", "edgetpu", "--target is for .tflite files, got model.keras: export it with cxr_convert first"),
         ("model.tflite", "gpu", "value should be one of <edgetpu|xnnpack>"),
-        ("model.tflite", "xnnpack", "model.tflite: expected a .tflite flatbuffer"),
-        ("model.tflite", "edgetpu", "model.tflite: expected a .tflite flatbuffer"),
+        ("model.tflite", "xnnpack", "model.tflite: is not a .tflite file"),
+        ("model.tflite", "edgetpu", "model.tflite: is not a .tflite file"),
     ],
 )
 def test_inspect_for_a_target_of_bad_input_is_one_line(

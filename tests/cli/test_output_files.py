@@ -140,21 +140,21 @@ def test_convert_replaces_its_own_file_and_says_so_and_no_other_unasked(
 ) -> None:
     save_model(nets.chain(), tmp_path / "model.keras")
     target = tmp_path / "x.tflite"
-    source = f"--keras_model_file={tmp_path / 'model.keras'}"
-    assert convert([source, f"--output_file={target}"]) == 0
+    source = (f"--keras_model_file={tmp_path / 'model.keras'}", "--preset=unit")
+    assert convert([*source, f"--output_file={target}"]) == 0
     content = target.read_bytes()
     capsys.readouterr()
-    assert convert([source, f"--output_file={target}", "--labels=a,b,c,d"]) == 0
+    assert convert([*source, f"--output_file={target}", "--labels=a,b,c,d"]) == 0
     err = capsys.readouterr().err
     assert f"replaces {target}, which cxr_convert wrote before as model_none" in err
     assert read_model(target).info.labels == ("a", "b", "c", "d")
     assert target.read_bytes() != content
     for foreign in (content[:-1], read_model(target).content, Path(INT8_MODEL).read_bytes()):
         target.write_bytes(foreign)
-        assert convert([source, f"--output_file={target}"]) == 2
+        assert convert([*source, f"--output_file={target}"]) == 2
         assert "not a file that cxr_convert is known to have written" in capsys.readouterr().err
         assert target.read_bytes() == foreign
-    assert convert([source, f"--output_file={target}", "--overwrite"]) == 0
+    assert convert([*source, f"--output_file={target}", "--overwrite"]) == 0
     assert target.read_bytes() == content
 
 

@@ -7,11 +7,11 @@ import re
 import pytest
 import tensorflow as tf
 
-from cxr_compress.cli.open_model import open_keras
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import save_model
 from cxr_compress.models.input_shape import require_float_images, require_image_input
+from cxr_compress.models.original import read_original
 
 layers = keras.layers
 
@@ -43,9 +43,7 @@ def test_require_float_images_says_in_one_line_what_a_model_takes_instead(model,
         require_float_images(model)
 
 
-def test_open_keras_channels_first_model_is_not_scored_at_3_pixels(tmp_path):
+def test_original_of_channels_first_is_not_scored_at_3_pixels(tmp_path):
     save_model(taking(3, 64, 64), tmp_path / "first.keras")
     with pytest.raises(UnsupportedLayerError, match="the model is channels-first"):
-        open_keras(
-            tmp_path / "first.keras", print, threads=None, input_size=None, preprocess="imagenet_torch", color="gray"
-        )
+        read_original(tmp_path / "first.keras", preset="imagenet_torch")

@@ -113,8 +113,13 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         _require_classifier(loaded.frozen.output_shape)
         dataset = named_dataset(values)
         dev = dev_images(values, dataset, loaded, say)
-        spec = replace(_spec(values, source, loaded, dev, say), input=values.input)
-        info = _info(values, source, loaded, spec)
+        if dev is not None and dev.match.by_position and not loaded.names.findings:
+            loaded = replace(loaded, names=replace(loaded.names, findings=dev.match.findings, source="by position"))
+        spec, forced = _spec(values, source, loaded, dev, say)
+        info = _info(values, source, loaded, replace(spec, input=values.input))
+        if forced:
+            say(f"warning: {forced}; going on (--force)")
+            info = replace(info, recipe={**info.recipe, "forced": forced})
         if loaded.change.note:
             info = replace(info, recipe={**info.recipe, "head": loaded.change.note})
         if dev is not None:
@@ -207,20 +212,31 @@ def _require_classifier(output_shape: tuple[int, ...]) -> None:
         raise CompressionError(f"expected outputs of shape (1, findings), got {output_shape}: flatten the output")
 
 
-def _spec(values: flags.FlagValues, source: Path, loaded: Source, dev: DevImages | None, say: Say) -> PreprocessSpec:
+def _spec(
+    values: flags.FlagValues, source: Path, loaded: Source, dev: DevImages | None, say: Say
+) -> tuple[PreprocessSpec, str]:
     """The preprocessing that the files will carry: the model's own, the user's, or what dev shows; said in a line.
 
+    Returns:
+        It, and what speaks against it, or against the labels, where --force overrules that.
+
     Raises:
-        CompressionError: nobody knows it.
+        CompressionError: nobody knows it, or something speaks against it.
     """
     from cxr_compress.models.meaning import ask_for_preset
 
-    spec = dev.choose_spec(loaded, values, say) if dev is not None else loaded.pixels.spec
+    spec, against = loaded.pixels.spec, loaded.pixels.doubt
+    if dev is not None:
+        spec, against = dev.choose_spec(loaded, values, say)
+    if against and not values.force:
+        raise CompressionError(against)
     if spec is None:
         raise CompressionError(f"{ask_for_preset(source.name)}; or give --dataset with labels, which shows it")
     where = loaded.pixels.source if loaded.pixels.spec is not None else "the clear best on dev"
     say(f"note: {_assumed(loaded, spec, where)}")
-    return spec
+    if dev is None:
+        say("note: nothing of that was checked on images with labels: give --dataset, or score the file (cxr_evaluate)")
+    return spec, "; ".join(filter(None, (loaded.names.doubt, against)))
 
 
 def _assumed(loaded: Source, spec: PreprocessSpec, where: str) -> str:
@@ -244,7 +260,8 @@ def _looked_at(values: flags.FlagValues, dev: DevImages, loaded: Source, info: M
     if not values.force:
         raise CompressionError(f"{look.problem}: correct that, or go on with --force")
     say(f"warning: {look.problem}; going on (--force)")
-    return replace(info, recipe={**info.recipe, "forced": look.problem})
+    overruled = "; ".join(filter(None, (info.recipe.get("forced"), look.problem)))
+    return replace(info, recipe={**info.recipe, "forced": overruled})
 
 
 def _info(values: flags.FlagValues, source: Path, loaded: Source, spec: PreprocessSpec) -> ModelInfo:

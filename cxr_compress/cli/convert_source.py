@@ -80,6 +80,11 @@ class Source:
         return height, width, channels
 
     @property
+    def unsaid(self) -> bool:
+        """Whether neither its end nor its file says what its logits are of."""
+        return self.change.unsaid and self.about is None
+
+    @property
     def activation(self) -> str:
         """What turns its logits into probabilities."""
         exclusive = self.about is not None and self.about.activation == "softmax"
@@ -165,6 +170,7 @@ def _known(  # noqa: PLR0917 - what is known of a model
     equalized: EqualizeReport | None,
 ) -> Source:
     from cxr_compress.models.meaning import Inside, read_pixels
+    from cxr_compress.models.original import logits_taken
 
     _, height, width, channels = frozen.input_shape
     if frozen.pixel_input:
@@ -177,10 +183,11 @@ def _known(  # noqa: PLR0917 - what is known of a model
         inside=inside,
         preset=values.preset,
         color=values.color,
-        force=values.force,
     )
     if change.note:
         say(f"note: {change.note}")
+    if change.unsaid and about is None:
+        say(f"note: {logits_taken(change.outputs)}")
     if inside is not None:
         say(f"note: the model normalizes inside ({inside.name}: {inside.text})")
     return Source(frozen, change, names, pixels, inside, about, equalized)
@@ -189,7 +196,8 @@ def _known(  # noqa: PLR0917 - what is known of a model
 def _names(values: flags.FlagValues, classes: int, *, pair: bool, about: ModelAbout | None) -> Names:
     from cxr_compress.models.meaning import name_outputs
 
-    return name_outputs(classes, pair=pair, labels=values.labels, positive=values.positive or "", about=about)
+    told = {"labels": values.labels, "positive": values.positive or "", "about": about}
+    return name_outputs(classes, pair=pair, force=values.force, **told)
 
 
 def _timed(stage: str, start: float, say: Say) -> None:

@@ -63,24 +63,28 @@ class DevImages:
     match: Match
     fitted: Match
 
-    def choose_spec(self, source: Source, values: flags.FlagValues, say: Say) -> PreprocessSpec:
+    def choose_spec(self, source: Source, values: flags.FlagValues, say: Say) -> tuple[PreprocessSpec, str]:
         """The preprocessing of a model whose file does not say it: what dev shows, or the user's if dev allows it.
+
+        Returns:
+            It, and what speaks against it where --force overrules that.
 
         Raises:
             CompressionError: dev cannot tell, or shows that another preset is better than the user's.
         """
         from cxr_compress.models.meaning import ask_for_preset, possible_presets
 
-        own = source.pixels.spec
-        if own is not None and (source.about is not None or source.inside is not None):
-            return own
-        specs = possible_presets(source.image_shape, inside=source.inside, color=values.color)
+        pixels = source.pixels
+        if pixels.spec is not None and not pixels.preset:
+            return pixels.spec, ""
+        specs = possible_presets(source.image_shape, color=values.color)
         answer, columns = answers(source.frozen, source.activation), list(self.match.logits)
         trial = try_presets(answer, self.images, self.labels, self.patients, specs, columns=columns)
         if trial is not None:
             say(f"AUROC on dev by --preset: {trial.text()}")
         file = Path(values.keras_model_file or values.saved_model_dir).name
-        return settle_preset(trial, values.preset, specs, own, ask=ask_for_preset(file), force=values.force)
+        told = {"ask": ask_for_preset(file), "doubt": pixels.doubt, "force": values.force}
+        return settle_preset(trial, pixels.preset, specs, pixels.spec, **told)
 
     def look(self, source: Source, spec: PreprocessSpec, assumed: str) -> FirstLook:
         """The original model on dev."""
@@ -93,6 +97,7 @@ class DevImages:
             spec=spec,
             assumed=assumed,
             columns=list(self.match.logits),
+            unsaid=source.unsaid,
         )
 
     @property
@@ -144,8 +149,11 @@ def dev_images(values: flags.FlagValues, dataset: Dataset | None, source: Source
     except DataError as error:
         if by_position:
             raise
-        say(f"not looked at on dev, and thresholds stay at 0.5: {error}")
+        say(f"warning: NOT CHECKED on dev, and thresholds stay at 0.5: {error}")
         return None
+    for whose, names in (("the model", match.only_model), ("the data set", match.only_dataset)):
+        if names:
+            say(f"note: not looked at on dev, only {whose} has {', '.join(names)}")
     if match.by_position:
         say(f"note: outputs are matched by position, not by name: {', '.join(match.findings)}")
     known = set(fittable(dataset.dev.labels)) if values.fit_thresholds else set()

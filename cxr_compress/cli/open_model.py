@@ -154,12 +154,12 @@ def _settled(
     """The preprocessing and where it comes from: what is known, held against dev where only the user said it."""
     from cxr_compress.models.meaning import ask_for_preset, possible_presets
 
-    own = original.pixels.spec
+    pixels, own = original.pixels, original.pixels.spec
     if own is not None:
         own = dataclasses.replace(own, height=shape[0], width=shape[1])
-    if own is not None and (original.about is not None or original.inside is not None):
-        return own, original.pixels.source
-    specs = possible_presets(shape, inside=original.inside, color=values.color)
+        if not pixels.preset:
+            return own, pixels.source
+    specs = possible_presets(shape, color=values.color)
     images, labels, patients, pairing = dev(next(iter(specs.values())))
     match = pairing(original)
     trial = try_presets(
@@ -167,8 +167,12 @@ def _settled(
     )
     if trial is not None:
         say(f"AUROC on dev by --preset: {trial.text()}")
-    spec = settle_preset(trial, values.preset, specs, own, ask=ask_for_preset(original.path.name), force=values.force)
-    return spec, original.pixels.source if own is not None else "the clear best on dev"
+    told = {"ask": ask_for_preset(original.path.name), "doubt": pixels.doubt, "force": values.force}
+    spec, against = settle_preset(trial, pixels.preset, specs, own, **told)
+    if against:
+        say(f"warning: {against}; going on (--force)")
+        return spec, f"{pixels.source}, forced: {against}"
+    return spec, pixels.source if own is not None else "the clear best on dev"
 
 
 def _limit_threads(tf: Any, threads: int, say: Say) -> None:

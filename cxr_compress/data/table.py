@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.dataset import Dataset, Split, finding_key
 from cxr_compress.data.reading import (
     Missing,
     Request,
@@ -194,6 +194,13 @@ def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], 
     if class_column:
         findings = findings or tuple(sorted({row[class_column] for row in rows} - {""}))
     findings = findings or tuple(name for name in table.columns if name not in (path_column, *RESERVED))
+    for name in findings:
+        alike = [other for other in findings if finding_key(other) == finding_key(name)]
+        if len(alike) > 1:
+            raise DataError(
+                f"expected different findings in {path.name}, got the columns {' and '.join(map(repr, alike))}, "
+                "which are compared without case: name those that are meant with the option findings"
+            )
     if not findings:
         raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
     patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)

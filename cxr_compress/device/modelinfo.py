@@ -166,12 +166,7 @@ class ModelInfo:
         if logits.shape[-1:] != (len(self.labels),):
             raise DataError(f"expected logits of shape (..., {len(self.labels)}), got {logits.shape}")
         z = logits.astype(np.float64) * self.logit_slope + np.asarray(self.logit_offset)
-        # exp of numbers up to 0 only: no overflow warning at extreme logits.
-        if self.activation == "softmax":
-            shares = np.exp(z - z.max(axis=-1, keepdims=True))
-            return (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
-        small = np.exp(-np.abs(z))
-        return (np.where(z >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
+        return probabilities_of(z, self.activation).astype(np.float32)
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
@@ -181,6 +176,16 @@ class ModelInfo:
             ModelFileError: not JSON, or as `from_dict`.
         """
         return cls.from_dict(load_json(text))
+
+
+def probabilities_of(logits: np.ndarray, activation: str) -> np.ndarray:
+    """What a sigmoid, or a softmax over the last axis, makes of logits (..., k): (..., k) in their dtype."""
+    # exp of numbers up to 0 only: no overflow warning at extreme logits.
+    if activation == "softmax":
+        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1.0, small) / (1.0 + small))
 
 
 def logits_of(outputs: np.ndarray, gives: str, activation: str) -> np.ndarray:

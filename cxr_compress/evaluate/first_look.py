@@ -41,6 +41,7 @@ class FirstLook:
         mean: their mean.
         images: how many were looked at.
         assumed: what was taken for granted, in words.
+        exclusive: every image has exactly one of the findings, and nothing says that the model's exclude one another.
     """
 
     findings: tuple[str, ...]
@@ -48,10 +49,22 @@ class FirstLook:
     mean: Interval
     images: int
     assumed: str
+    exclusive: bool = False
 
     @property
     def problem(self) -> str:
         """Why nothing should be built on it, with the likely cause; "" where nothing speaks against it."""
+        constant = [
+            name
+            for name, one in zip(self.findings, self.auroc, strict=True)
+            if one.value == one.low == one.high == _CHANCE
+        ]
+        if constant:
+            return (
+                "the original model is no better than chance: it gives every dev image the same answer for "
+                f"{', '.join(constant)}: most likely it was hardly trained, or its images were prepared in another way "
+                "(--preset)"
+            )
         below = [
             f"{name} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
             for name, one in zip(self.findings, self.auroc, strict=True)
@@ -69,13 +82,28 @@ class FirstLook:
                 "images; most likely its images were prepared in another way (--preset), its outputs stand in another "
                 "order (--labels), or it was hardly trained"
             )
+        if self.exclusive:
+            return (
+                f"each of the {self.images} dev images has exactly one of {', '.join(self.findings)}, as classes that "
+                "exclude one another, but no softmax ends the original model, so its outputs are taken as logits of "
+                "independent findings: end it with one, keras.Sequential([model, keras.layers.Softmax()]), and save it"
+            )
         return ""
 
     def line(self) -> str:
         """One line: what was assumed, and what came of it."""
-        scored = f"AUROC {_text(self.mean)} on {self.images} dev images" if self.findings else "not scored on dev"
-        verdict = ": no better than chance" if self.problem else ""
+        scored = f"AUROC {_text(self.mean)} on {self.images} dev images"
+        if not self.findings:
+            scored = (
+                f"NOT CHECKED: dev has fewer than {_FEWEST} images with, or without, every finding, so nothing shows "
+                "whether this is right"
+            )
+        verdict = f": {self._verdict}" if self.problem else ""
         return f"original model: {self.assumed}; {scored}{verdict}"
+
+    @property
+    def _verdict(self) -> str:
+        return "no better than chance" if "chance" in self.problem else "not what it was taken for"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -84,6 +112,7 @@ class FirstLook:
             "images": self.images,
             "mean_auroc": _bounds(self.mean),
             "findings": {name: _bounds(one) for name, one in zip(self.findings, self.auroc, strict=True)},
+            "exclusive": self.exclusive,
             "problem": self.problem,
         }
 
@@ -97,6 +126,7 @@ class FirstLook:
             _interval_of(fields["mean_auroc"]),
             int(fields["images"]),
             str(fields["assumed"]),
+            bool(fields["exclusive"]),
         )
 
 
@@ -116,6 +146,7 @@ def take_first_look(
     assumed: str,
     columns: Sequence[int] | None = None,
     seed: int = 0,
+    unsaid: bool = False,
 ) -> FirstLook:
     """Score the original model on at most 256 dev images.
 
@@ -130,6 +161,7 @@ def take_first_look(
         assumed: what was taken for granted about the model, in words.
         columns: (k,) the output of each finding; the first k by default.
         seed: of the choice of images and of the resampling.
+        unsaid: the scores are of logits of which neither an activation nor the file says what they are.
     """
     chosen = pick_images(labels, seed)
     hard = _hard(labels[chosen])
@@ -143,7 +175,8 @@ def take_first_look(
         return FirstLook((), (), Interval(np.nan, np.nan, np.nan), len(chosen), assumed)
     each = tuple(interval(float(values[place]), drawn[:, place]) for place in range(len(kept)))
     names = tuple(findings[column] for column in kept)
-    return FirstLook(names, each, bootstrap_mean(values, drawn), len(chosen), assumed)
+    one_each = unsaid and len(names) == hard.shape[1] > 1 and bool((hard.sum(axis=1) == 1).all())
+    return FirstLook(names, each, bootstrap_mean(values, drawn), len(chosen), assumed, one_each)
 
 
 @dataclass(frozen=True)
@@ -252,33 +285,38 @@ def pick_images(labels: Floats, seed: int, most: int = MOST_IMAGES) -> NDArray[n
 
 def settle_preset(
     trial: PresetTrial | None,
-    preset: str | None,
+    preset: str,
     specs: Mapping[str, PreprocessSpec],
     own: PreprocessSpec | None,
     *,
     ask: str,
+    doubt: str = "",
     force: bool = False,
-) -> PreprocessSpec:
-    """The preprocessing to go on with.
+) -> tuple[PreprocessSpec, str]:
+    """The preprocessing to go on with, and what speaks against it where `force` overrules that ("" elsewhere).
 
     Args:
         trial: what dev shows; None where it shows nothing.
-        preset: the user's choice, if any.
+        preset: the choice of the user, or of layers inside the model; "" where there is none.
         specs: preset -> preprocessing.
-        own: what is known without dev: the user's choice, or None.
+        own: that of `preset`, or None.
         ask: the sentence that asks the user.
-        force: the user's choice counts whatever dev shows.
+        doubt: what speaks against `preset` before dev is looked at; only being the best of all there outweighs it.
+        force: `preset` counts whatever dev shows.
 
     Raises:
-        DataError: nothing is known and dev cannot tell, or dev shows that the user's choice is wrong.
+        DataError: nothing is known and dev cannot tell, or dev shows that the choice is wrong.
     """
     if own is not None:
-        if trial is not None and preset is not None and trial.refuted(preset) and not force:
-            raise DataError(
+        against = doubt if trial is None or trial.best != preset else ""
+        if trial is not None and trial.refuted(preset):
+            against = (
                 f"--preset={preset} does not fit this model: AUROC on dev {trial.auroc[preset]:.3f}, with "
                 f"--preset={trial.best} {trial.auroc[trial.best]:.3f} ({trial.text()}): give that, or add --force"
             )
-        return own
+        if against and not force:
+            raise DataError(against)
+        return own, against
     if trial is None:
         raise DataError(ask)
     if trial.inverted:
@@ -288,7 +326,7 @@ def settle_preset(
         )
     if not trial.clear:
         raise DataError(f"{ask}; on dev no preset is clearly the best (AUROC: {trial.text()})")
-    return specs[trial.best]
+    return specs[trial.best], ""
 
 
 def _answers(

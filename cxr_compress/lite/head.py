@@ -93,6 +93,7 @@ def read_frozen_head(frozen: FrozenFunction, *, positive: int | None = None) -> 
     from cxr_compress.models.logits_head import HeadChange
     from cxr_compress.models.outputs import PROBABILITIES, PROBES, SHARES
 
+    _check_repeats(frozen)
     outputs = frozen.output_shape[-1]
     kind, sources = _activation_sources(_output(frozen).op)
     if kind in ("Softmax", "LogSoftmax") and outputs == _PAIR:
@@ -153,6 +154,16 @@ def examine(frozen: FrozenFunction) -> str:
     return kind_of_outputs(call, (height, width, channels), batch=1)
 
 
+def _check_repeats(frozen: FrozenFunction) -> None:
+    """Refuse graphs that give one image another answer every time, as with a Dropout that is always on."""
+    if not any(operation.type.startswith("Random") for operation in frozen.function.graph.get_operations()):
+        return
+    raise UnsupportedLayerError(
+        "expected a model whose answers depend on the image alone, its graph draws random numbers: export it with its "
+        "layers called for inference (training=False)"
+    )
+
+
 def _require_positive(positive: int | None, what: str) -> int:
     if positive is None:
         raise CompressionError(
@@ -177,7 +188,9 @@ def _activation_sources(operation: Any) -> tuple[str, list[Any]]:
     while operation.type in _PASS_ON and operation.inputs:
         operation = operation.inputs[0].op
     if operation.type in _SQUASHING:
-        return operation.type, [operation.inputs[0]]
+        over, classes = operation.outputs[0].shape[-1], operation.graph.outputs[0].shape[-1]
+        # One softmax for each finding, flattened to a row, has no logits of findings.
+        return ("", []) if operation.type != "Sigmoid" and over != classes else (operation.type, [operation.inputs[0]])
     if operation.type == "ConcatV2":
         heads = [_activation_sources(tensor.op) for tensor in list(operation.inputs)[:-1]]
         if all(kind == "Sigmoid" for kind, _ in heads) and len(operation.outputs[0].shape) == _PAIR:

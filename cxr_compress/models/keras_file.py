@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cxr_compress.device.atomic import make_folder, write_bytes
 from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.errors import CompressionError, ModelFileError
@@ -111,7 +113,8 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
 
     Raises:
         CompressionError: A model was given in place of its file, see ``require_model``.
-        ModelFileError: The file is missing, damaged, of another kind, or needs classes that Keras does not have.
+        ModelFileError: The file is missing, damaged, of another kind, needs classes that Keras does not have, or holds
+            weights that are no numbers.
     """
     if not isinstance(path, str | os.PathLike):
         require_model(path)
@@ -141,9 +144,15 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
             model, note = in_float32(model)
             if note and progress is not None:
                 progress(f"{path.name}: {note}")
-        return model
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise ModelFileError(_why_not(path, version, error)) from error
+    broken = next((weight.name for weight in model.weights if not np.isfinite(weight.numpy()).all()), None)
+    if broken is not None:
+        raise ModelFileError(
+            f"{path.name} holds NaN or infinity in {broken}: its training failed, and no answer of it is worth "
+            "anything; use a model saved before that, or train it again"
+        )
+    return model
 
 
 def require_model(model: Any) -> None:

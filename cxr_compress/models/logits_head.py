@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.device.modelinfo import probabilities_of
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.keras_file import application_layers
 from cxr_compress.models.masked import named_layers
-from cxr_compress.models.outputs import LOGITS, PROBABILITIES, PROBES, SHARES, kind_of_outputs
+from cxr_compress.models.outputs import LOGITS, PROBABILITIES, PROBES, SHARES, kind_of_outputs, probe_images
 
 _layers = keras.layers
 # TensorFlow's own operations in a graph, by the names that their layers keep.
@@ -36,6 +37,9 @@ _KERNELS = {_layers.Dense: "units", _layers.Conv2D: "filters"}
 _PAIR = 2
 _IMAGE_RANK, _FLAT_RANK = 3, 2
 _PROBE_SIZE = 64  # pixels, where a model leaves its input size open
+# Logits of extreme inputs reach 1e4 and carry a rounding of 1e-6 of that; a sigmoid passes on a quarter of it. A second
+# sigmoid, or one over other classes, is off by a tenth and more.
+_SAME_PROBABILITY = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class HeadChange:
     note: str
     gives: str = LOGITS
     exclusive: bool = False
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether nothing at the end of the model says what its logits are of."""
+        return self.gives == LOGITS and not self.activation
 
     @property
     def probabilities_by(self) -> str:
@@ -104,20 +113,25 @@ def to_logits(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChan
 def read_head(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChange]:
     """As `to_logits`, but a model that gives probabilities of which no logits can be had is kept, and that is said.
 
-    The graph is read first; then 64 random and extreme inputs are run: outputs that never leave [0, 1] are
-    probabilities whatever the graph looks like, and get no second sigmoid (`HeadChange.gives`).
+    The graph is read first. What comes of it is run on random and extreme inputs beside the model, and counts only
+    where its probabilities are the old ones. A graph that shows nothing is run on 64 of them: outputs that never leave
+    [0, 1] are probabilities whatever it looks like, and get no second sigmoid (`HeadChange.gives`).
 
     Raises:
-        UnsupportedLayerError: the end is neither understood nor do its outputs stay in [0, 1]; it names the layer.
+        UnsupportedLayerError: the end is neither understood nor do its outputs stay in [0, 1], or a layer is called as
+            in training, so that an image has no one answer; it names the layer.
         CompressionError: as `to_logits`.
     """
     if positive not in (None, 0, 1) or isinstance(positive, bool):
         raise CompressionError(f"positive must be 0 or 1, which of two classes is the finding, got {positive}")
     _check_graph(model)
+    _check_calls(model)
     try:
         ends = _find_ends((model,), model.outputs[0])
         if ends[0].activation:
-            return _taken_off(model, ends, positive)
+            plain, change = _taken_off(model, ends, positive)
+            _check_same(model, plain, change, positive)
+            return plain, change
     except UnsupportedLayerError as error:
         kept = _kept(model, str(error))
         if kept is None:
@@ -132,14 +146,19 @@ def softmax_classes(model: Any) -> int:
     try:
         _check_graph(model)
         ends = _find_ends((model,), model.outputs[0])
+        if ends[0].activation == "softmax":
+            _require_all_classes(ends[0], int(model.output_shape[-1]))
+            return int(model.output_shape[-1])
     except UnsupportedLayerError:
         return 0
-    return int(model.output_shape[-1]) if ends[0].activation == "softmax" else 0
+    return 0
 
 
 def _taken_off(model: Any, ends: Sequence[_End], positive: int | None) -> tuple[Any, HeadChange]:
     end, classes = ends[0], int(model.output_shape[-1])
     softmax = end.activation == "softmax"
+    if softmax:
+        _require_all_classes(end, classes)
     if softmax and classes == 1:
         raise CompressionError(f"the softmax {end.path!r} is over one class and always gives 1: nothing can be learnt")
     pair = _producer(end) if softmax and classes == _PAIR else None
@@ -153,12 +172,62 @@ def _taken_off(model: Any, ends: Sequence[_End], positive: int | None) -> tuple[
     return plain, _change(ends, plain, positive if pair else None)
 
 
+def _require_all_classes(end: _End, classes: int) -> None:
+    over = int(end.node.outputs.shape[-1])
+    if over != classes:
+        raise UnsupportedLayerError(
+            f"the softmax {end.path!r} is over {over} classes, and the model gives {classes} outputs: one softmax for "
+            "each finding has no logits of findings; give the model a Dense layer of logits as its head"
+        )
+
+
+def _check_calls(model: Any) -> None:
+    """Refuse layers that are called as in training: the same image would get another answer every time."""
+    for level in model._nodes_by_depth.values():
+        for node in level:
+            if not node.is_input and node.call_kwargs.get("training") and not isinstance(node.layer, keras.Model):
+                raise UnsupportedLayerError(
+                    f"expected a model whose answers depend on the image alone, {node.layer.name!r} is called with "
+                    "training=True: call it without that, and save the model again"
+                )
+    for layer in model.layers:
+        if getattr(layer, "_is_graph_network", False):
+            _check_calls(layer)
+
+
+def _check_same(model: Any, plain: Any, change: HeadChange, positive: int | None) -> None:
+    """Run both on eight inputs, one of every kind and strength: reading a graph can fail in ways nobody thought of."""
+    shape = _probe_shape(model)
+    if shape is None or len(model.output_shape) != _FLAT_RANK:
+        return
+    images = np.stack([batch[row] for row, batch in enumerate(probe_images(shape))])
+    with np.errstate(all="ignore"):
+        old = np.asarray(model(images, training=False), np.float64)
+        new = probabilities_of(np.asarray(plain(images, training=False), np.float64), change.probabilities_by)
+    if change.outputs == 1 and old.shape[1] == _PAIR:
+        old = old[:, [positive or 0]]
+    known = np.isfinite(old) & np.isfinite(new)
+    if old.shape != new.shape or (np.abs(old - new)[known] > _SAME_PROBABILITY).any():
+        raise UnsupportedLayerError(
+            f"the {change.activation} {change.layer!r} seems to end {model.name}, but without it the model gives other "
+            "probabilities: give it a Dense layer of logits as its head"
+        )
+
+
+def _probe_shape(model: Any) -> tuple[int, int, int] | None:
+    """(height, width, channels) to try a model with; None where it does not take one image."""
+    sizes = [int(size or _PROBE_SIZE) for size in model.inputs[0].shape[1:]]
+    if len(model.inputs) != 1 or len(sizes) != _IMAGE_RANK:
+        return None
+    return sizes[0], sizes[1], sizes[2]
+
+
 def _kept(model: Any, reason: str) -> HeadChange | None:
     """What to say of a model whose outputs stay in [0, 1]; None where they do not, or are always the same."""
-    sizes = [int(size or _PROBE_SIZE) for size in model.inputs[0].shape[1:]]
-    if len(model.inputs) != 1 or len(sizes) != _IMAGE_RANK or len(model.output_shape) != _FLAT_RANK:
+    shape = _probe_shape(model)
+    if shape is None or len(model.output_shape) != _FLAT_RANK:
         return None
-    kind = kind_of_outputs(lambda images: model(images, training=False), (sizes[0], sizes[1], sizes[2]))
+    kind = kind_of_outputs(lambda images: model(images, training=False), shape)
     if kind not in (PROBABILITIES, SHARES):
         return None
     share = ", and each row sums to 1" if kind == SHARES else ""
@@ -222,7 +291,9 @@ def _upwards(models: tuple[Any, ...], tensor: Any) -> Iterator[_Place]:
     while True:
         node = tensor.node
         if isinstance(node.layer, keras.Model) and getattr(node.layer, "_is_graph_network", False):
-            yield from _upwards((*models, node.layer), node.layer.outputs[0])
+            # A model of several outputs gives more than one tensor: the one that is used here.
+            inner = node.layer.outputs[tensor._keras_history.tensor_index]
+            yield from _upwards((*models, node.layer), inner)
             return
         yield _Place(models, node)
         if node.is_input or len(node.keras_inputs) != 1:
@@ -405,7 +476,8 @@ def _entry(config: dict[str, Any], name: str) -> dict[str, Any]:
 def _take_off(config: dict[str, Any], end: _End) -> None:
     """Remove the layer that is nothing but the activation; where others follow, or it casts, nothing is put there."""
     entry = _entry(config, end.layer.name)
-    if end.behind or end.node.outputs.dtype != end.node.keras_inputs[0].dtype:
+    several = len(config.get("output_layers", ())) > 1
+    if end.behind or several or end.node.outputs.dtype != end.node.keras_inputs[0].dtype:
         entry["class_name"] = "Activation"
         kept = {key: entry["config"][key] for key in ("name", "trainable", "dtype")}
         entry["config"] = {**kept, "activation": "linear"}

@@ -6,14 +6,15 @@ from layers inside the model that leave no doubt; all else is asked for. What wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.device.spec import PRESETS, PreprocessSpec
+from cxr_compress.data.dataset import finding_key
+from cxr_compress.device.spec import PRESETS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ModelAbout
@@ -22,6 +23,7 @@ _layers = keras.layers
 _PAIR = 2
 # Networks are trained on inputs that span about 1 (x / 255) to 4.6 (the deviations of ImageNet) from black to white.
 _LEAST_SPAN, _LARGEST_SPAN = 0.5, 12.0
+_DARK, _AT_BLACK = 0.25, 0.05  # shares of that span
 _BLACK_LEVEL = 20.0  # an offset beyond it is one of pixels of 0 to 255
 _PASSING = (
     *("InputLayer", "ZeroPadding2D", "Dropout", "SpatialDropout2D", "GaussianNoise", "Resizing", "Reshape"),
@@ -65,6 +67,7 @@ def normalizes_inside(model: Any) -> Inside | None:
     scale: npt.NDArray[np.float64] = np.ones(1)
     offset: npt.NDArray[np.float64] = np.zeros(1)
     names: list[str] = []
+    standardized = False
     for node in _first_calls(model, model.inputs[0]):
         layer, kind = node.layer, type(node.layer).__name__
         if kind == "Rescaling":
@@ -72,20 +75,24 @@ def normalizes_inside(model: Any) -> Inside | None:
             scale, offset = scale * factor, offset * factor + shift
         elif kind == "Normalization" and getattr(layer, "mean", None) is not None:
             mean, deviation = np.asarray(layer.mean, np.float64), np.sqrt(np.asarray(layer.variance, np.float64))
-            deviation = np.maximum(deviation, 1e-7)  # as Keras guards it
-            scale, offset = scale / deviation.reshape(-1), (offset - mean.reshape(-1)) / deviation.reshape(-1)
+            mean, deviation = mean.reshape(-1), np.maximum(deviation, 1e-7).reshape(-1)  # as Keras guards it
+            standardized = not getattr(layer, "invert", False)
+            if standardized:
+                scale, offset = scale / deviation, (offset - mean) / deviation
+            else:
+                scale, offset = scale * deviation, offset * deviation + mean
         elif kind == "TFOpLambda" and (changed := _computed(node, (scale, offset))) is not None:
             if layer.get_config()["function"] in _UNCHANGED:
                 continue
             scale, offset = changed
-        elif kind in _PASSING:
-            continue
+        elif kind in _PASSING or (kind == "SlicingOpLambda" and node.outputs.shape == node.keras_inputs[0].shape):
+            continue  # a slice of the whole shape reverses the channels, as Keras' caffe preprocessing does
         else:
             break
         names.append(layer.name)
     if not names or (np.all(scale == 1) and np.all(offset == 0)):
         return None
-    return Inside(tuple(names), _formula(scale, offset), _taken(scale, offset))
+    return Inside(tuple(names), _formula(scale, offset), _taken(scale, offset, standardized))
 
 
 @dataclass(frozen=True)
@@ -96,15 +103,23 @@ class Names:
         findings: one name per output of the logits model; None where nobody names them.
         positive: the index of the finding among two classes that exclude one another; None for other models.
         source: where that comes from, in words.
+        doubt: why the user may be wrong, in words, where --force makes his labels count; "" elsewhere.
     """
 
     findings: tuple[str, ...] | None
     positive: int | None = None
     source: str = ""
+    doubt: str = ""
 
 
 def name_outputs(
-    classes: int, *, pair: bool, labels: Sequence[str] = (), positive: str = "", about: ModelAbout | None = None
+    classes: int,
+    *,
+    pair: bool,
+    labels: Sequence[str] = (),
+    positive: str = "",
+    about: ModelAbout | None = None,
+    force: bool = False,
 ) -> Names:
     """Say which output is which finding, from the user's labels or the file's own.
 
@@ -114,16 +129,28 @@ def name_outputs(
         labels: of the user, one per output in their order; of a pair also the finding alone.
         positive: of a pair, the finding: its label, or its index as a text.
         about: what the file says.
+        force: the user's labels count even where the file has others.
 
     Raises:
-        CompressionError: the labels are not as many as outputs, or of a pair the finding is not said.
+        CompressionError: the labels are not as many as outputs or contradict the file, or of a pair the finding is not
+            said.
     """
     said = about.findings if about is not None else ()
     names = tuple(labels) or said
     source = "from --labels" if labels else "from the model file" if names else "not named"
-    twice = sorted({name for name in names if names.count(name) > 1})
+    keys = [finding_key(name) for name in names]
+    twice = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
     if twice:
-        raise CompressionError(f"expected different labels, got {twice[0]!r} twice: give each output a name of its own")
+        raise CompressionError(
+            f"expected different labels, got {' and '.join(map(repr, twice[:2]))}, which are compared without case: "
+            "give each output a name of its own"
+        )
+    doubt = ""
+    if said and not pair and len(names) == len(said) and keys != [finding_key(name) for name in said]:
+        doubt = f"the model file names its outputs {', '.join(said)}, --labels says {', '.join(names)}"
+        if not force:
+            raise CompressionError(f"{doubt}: leave --labels out, or add --force where the file is wrong")
+        source = "from --labels, against the model file"
     if pair:
         return _name_pair(names, positive, about.positive if about is not None else None, source)
     if positive:
@@ -136,7 +163,7 @@ def name_outputs(
             f"expected {classes} labels, one for each output of the model in their order, got {len(names)} "
             f"({', '.join(names)}): correct --labels"
         )
-    return Names(names or None, None, source)
+    return Names(names or None, None, source, doubt)
 
 
 def _name_pair(names: tuple[str, ...], positive: str, said: int | None, source: str) -> Names:
@@ -178,10 +205,15 @@ class Pixels:
     Attributes:
         spec: the preprocessing; None where it has to be asked for, or tried on labeled images.
         source: where it comes from, in words.
+        preset: its name where the user or layers inside say it, which labeled images may refute; "" where the model
+            file says it, or nobody.
+        doubt: why the user's choice is most likely wrong, where labeled images do not show that it is right.
     """
 
     spec: PreprocessSpec | None
     source: str
+    preset: str = ""
+    doubt: str = ""
 
 
 def read_pixels(
@@ -191,7 +223,6 @@ def read_pixels(
     inside: Inside | None = None,
     preset: str | None = None,
     color: str | None = None,
-    force: bool = False,
 ) -> Pixels:
     """Say how images are prepared for a model: as the user says, as its file says, or as its own first layers show.
 
@@ -201,25 +232,37 @@ def read_pixels(
         inside: what `normalizes_inside` found.
         preset: the user's choice, one of PRESETS.
         color: the user's choice, "gray" or "rgb".
-        force: take the user's choice even where layers inside contradict it.
 
     Raises:
-        CompressionError: the preset is for other channels, or would normalize twice.
+        CompressionError: the preset is for other channels.
     """
+    own = replace(about.preprocess, height=shape[0], width=shape[1]) if about is not None else None
     if preset is not None:
-        if inside is not None and inside.takes and preset != inside.takes and not force:
-            raise CompressionError(
+        asked = preset_spec(preset, shape, color=color)
+        doubt = ""
+        if own is not None and not _same_numbers(own, asked):
+            doubt = (
+                f"the model file says that its images are prepared by {preset_name(own)}, --preset={preset} says "
+                "otherwise: leave it out, or add --force where the file is wrong"
+            )
+        elif own is None and inside is not None and inside.takes and preset != inside.takes:
+            doubt = (
                 f"the model normalizes its input itself ({inside.name}: {inside.text}) and takes "
                 f"--preset={inside.takes}; --preset={preset} would normalize twice: leave it out, or add --force"
             )
-        return Pixels(preset_spec(preset, shape, color=color), "from --preset")
-    if about is not None:
-        own = replace(about.preprocess, height=shape[0], width=shape[1])
+        return Pixels(asked, "from --preset", preset if own is None or doubt else "", doubt)
+    if own is not None:
         return Pixels(replace(own, color=color) if color else own, "from the model file")
     if inside is not None and inside.takes:
         source = f"from {inside.name} inside the model: {inside.text}"
-        return Pixels(preset_spec(inside.takes, shape, color=color), source)
+        return Pixels(preset_spec(inside.takes, shape, color=color), source, inside.takes)
     return Pixels(None, "not said")
+
+
+def _same_numbers(one: PreprocessSpec, other: PreprocessSpec) -> bool:
+    """Whether both make the same numbers of the same pixels."""
+    fields = ("channels", "mean", "std")
+    return all(np.allclose(getattr(one, name), getattr(other, name)) for name in fields)
 
 
 def preset_spec(
@@ -257,14 +300,9 @@ def fits_channels(preset: str, channels: int) -> bool:
     return bool(alike or channels == values.get("channels", 3))
 
 
-def possible_presets(
-    shape: tuple[int, int, int], *, inside: Inside | None = None, color: str | None = None
-) -> dict[str, PreprocessSpec]:
+def possible_presets(shape: tuple[int, int, int], *, color: str | None = None) -> dict[str, PreprocessSpec]:
     """The presets that a model may have been trained with, by name: what to ask for, or to try on labeled images."""
-    names = [name for name in PRESETS if fits_channels(name, shape[2])]
-    if inside is not None and inside.takes:
-        names = [inside.takes]
-    return {name: preset_spec(name, shape, color=color) for name in names}
+    return {name: preset_spec(name, shape, color=color) for name in PRESETS if fits_channels(name, shape[2])}
 
 
 def ask_for_preset(file: str) -> str:
@@ -276,19 +314,22 @@ def ask_for_preset(file: str) -> str:
     )
 
 
-def _first_calls(model: Any, tensor: Any) -> Iterator[Any]:
-    """The calls behind an input, as long as each alone reads the one before; into models but not out of them again."""
-    while True:
+def _first_calls(model: Any, tensor: Any) -> Generator[Any, None, bool]:
+    """The calls behind an input, in models too, as long as each alone reads the one before; whether to the end."""
+    while tensor is not model.outputs[0]:
         nodes = [node for level in model._nodes_by_depth.values() for node in level if not node.is_input]
         readers = [node for node in nodes if any(one is tensor for one in node.keras_inputs)]
         if len(readers) != 1 or len(readers[0].keras_inputs) != 1:
-            return
+            return False
         layer = readers[0].layer
         if isinstance(layer, keras.Model) and getattr(layer, "_is_graph_network", False):
-            yield from _first_calls(layer, layer.inputs[0])
-            return
-        yield readers[0]
+            through = yield from _first_calls(layer, layer.inputs[0])
+            if not through:
+                return False
+        else:
+            yield readers[0]
         tensor = readers[0].outputs
+    return True
 
 
 def _computed(node: Any, given: tuple[Any, Any]) -> tuple[Any, Any] | None:
@@ -308,14 +349,19 @@ def _computed(node: Any, given: tuple[Any, Any]) -> tuple[Any, Any] | None:
     return scale, offset
 
 
-def _taken(scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64]) -> str:
-    """Which pixels make a usual network input of scale * x + offset."""
-    factor, shift = float(np.abs(scale).mean()), float(np.abs(offset).mean())
-    if _LEAST_SPAN <= 255 * factor <= _LARGEST_SPAN:
-        return "raw"
-    if _LEAST_SPAN <= factor <= _LARGEST_SPAN:
-        return "raw" if shift > _BLACK_LEVEL else "unit"
-    return ""
+def _taken(scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64], standardized: bool) -> str:
+    """Which pixels make a usual network input of scale * x + offset; "" where neither of both kinds does."""
+    factor, shift = float(scale.mean()), float(offset.mean())
+    for white, preset in ((255.0, "raw"), (1.0, "unit")):
+        span = abs(factor) * white
+        if not _LEAST_SPAN <= span <= _LARGEST_SPAN:
+            continue
+        # Where 0 lies between black (0) and white (1): usual inputs begin there, or have it in the middle; of what was
+        # standardized it is the mean of the training images, in these pixels.
+        zero = -min(shift, factor * white + shift) / span
+        if _DARK <= zero <= 1 - _DARK or (abs(zero) < _AT_BLACK and not standardized):
+            return preset
+    return "raw" if abs(shift) > _BLACK_LEVEL and _LEAST_SPAN <= abs(factor) <= _LARGEST_SPAN else ""
 
 
 def _formula(scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64]) -> str:

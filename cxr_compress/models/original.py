@@ -59,9 +59,16 @@ class Original:
         exclusive = self.about is not None and self.about.activation == "softmax"
         return "softmax" if exclusive else self.change.probabilities_by
 
+    @property
+    def unsaid(self) -> bool:
+        """Whether neither its end nor its file says what its logits are of."""
+        return self.change.unsaid and self.about is None
+
     def notes(self) -> list[str]:
         """What a user should know about how it was read, a sentence each."""
         found = [*self.loading, *([self.change.note] if self.change.note else [])]
+        if self.unsaid:
+            found.append(logits_taken(self.change.outputs))
         if self.inside is not None:
             found.append(f"the model normalizes inside ({self.inside.name}: {self.inside.text})")
         return found
@@ -87,6 +94,13 @@ class Original:
     def answer(self) -> Callable[[Floats], npt.NDArray[np.float64]]:
         """From preprocessed float32 (n, height, width, channels) to `rising_scores` (n, k)."""
         return lambda images: rising_scores(self.logits_of(self.model(images, training=False)), self.activation)
+
+
+def logits_taken(count: int) -> str:
+    """How outputs are taken of which nothing says what they are."""
+    each = "its output is taken as a logit" if count == 1 else f"its {count} outputs are taken as logits of findings"
+    more = "" if count == 1 else "; classes that exclude one another need a softmax as the last layer"
+    return f"no sigmoid or softmax ends the model: {each}, whose sigmoid is the probability{more}"
 
 
 def rising_scores(logits: npt.ArrayLike, activation: str) -> npt.NDArray[np.float64]:
@@ -117,7 +131,7 @@ def read_original(
         preset: of the user, how pixels become the input; None where he does not say.
         color: "gray" or "rgb", likewise.
         input_size: pixels, where the model leaves its size open.
-        force: take the user's word where layers inside contradict it.
+        force: take the user's labels where the file has others.
 
     Raises:
         ModelFileError: as `load_model`, or the model is no classifier of one image.
@@ -140,7 +154,7 @@ def read_original(
     if height is None or width is None:
         raise CompressionError(f"{path.name} takes images of any size and does not say which: give --input_size")
     outputs, pair = int(shapes[1][1]), softmax_classes(model) == _PAIR
-    told: dict[str, Any] = {"labels": labels, "positive": positive, "about": about}
+    told: dict[str, Any] = {"labels": labels, "positive": positive, "about": about, "force": force}
     names = name_outputs(outputs, pair=True, **told) if pair else None
     plain, change = read_head(model, positive=names.positive if names is not None else None)
     if names is None:
@@ -150,5 +164,5 @@ def read_original(
         if kept_pair:
             change = replace(change, outputs=1, exclusive=False)
     inside = normalizes_inside(model)
-    pixels = read_pixels((height, width, channels), about=about, inside=inside, preset=preset, color=color, force=force)
+    pixels = read_pixels((height, width, channels), about=about, inside=inside, preset=preset, color=color)
     return Original(path, plain, change, names, pixels, inside, about, tuple(loading))

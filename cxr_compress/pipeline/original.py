@@ -60,7 +60,7 @@ def _check_size(original: Original, size: int) -> None:
         )
 
 
-def match_data(recipe: Recipe, dataset: Dataset, original: Original) -> Dataset:
+def match_data(recipe: Recipe, dataset: Dataset, original: Original, news: Callable[[str], None]) -> Dataset:
     """The data set with the findings of the model, in the order of its outputs.
 
     Raises:
@@ -73,6 +73,8 @@ def match_data(recipe: Recipe, dataset: Dataset, original: Original) -> Dataset:
             f"the model also answers {', '.join(match.only_model)}, which {dataset.name} says nothing about: give a "
             "data set with labels for every output, or a model of the findings alone"
         )
+    if match.only_dataset:
+        news(f"note: the model does not answer {', '.join(match.only_dataset)}, which {dataset.name} has: left out")
     order = sorted(range(count), key=lambda place: match.logits[place])
     return dataset.with_columns([match.labels[place] for place in order])
 
@@ -84,29 +86,35 @@ def any_preset(original: Original, recipe: Recipe) -> PreprocessSpec:
     return next(iter(specs.values()))
 
 
-def settle_data(recipe: Recipe, data: RunData, original: Original, news: Callable[[str], None]) -> RunData:
-    """The data with the preprocessing that the model was trained with.
+def settle_data(
+    recipe: Recipe, data: RunData, original: Original, news: Callable[[str], None]
+) -> tuple[RunData, Original]:
+    """The data with the preprocessing that the model was trained with, and the model with what --force overrules.
 
-    What its file or its own layers say counts. What the user says is held against dev, and dev decides where nobody
+    What its file says counts. What the user or its own layers say is held against dev, and dev decides where nobody
     says anything.
 
     Raises:
         DataError: dev cannot tell, or shows that another preset is better than the user's.
     """
     size = (data.spec.height, data.spec.width)
-    own = original.pixels.spec
+    pixels, own = original.pixels, original.pixels.spec
     if own is not None:
         own = dataclasses.replace(own, height=size[0], width=size[1])
-    if own is not None and (original.about is not None or original.inside is not None):
-        return dataclasses.replace(data, spec=own)
-    specs = possible_presets((*size, data.spec.channels), inside=original.inside, color=recipe.color or None)
+        if not pixels.preset:
+            return dataclasses.replace(data, spec=own), original
+    specs = possible_presets((*size, data.spec.channels), color=recipe.color or None)
     images, labels = data.dev.pair
     trial = try_presets(original.answer(), images, labels, data.dev.split.patients, specs, seed=recipe.seed)
     if trial is not None:
         news(f"original model: AUROC on dev by --preset: {trial.text()}")
     ask = ask_for_preset(original.path.name)
-    spec = settle_preset(trial, recipe.preset or None, specs, own, ask=ask, force=recipe.force)
-    return dataclasses.replace(data, spec=spec)
+    spec, against = settle_preset(trial, pixels.preset, specs, own, ask=ask, doubt=pixels.doubt, force=recipe.force)
+    if against:
+        news(f"warning: {against}; going on (--force)")
+        pixels = dataclasses.replace(pixels, source=f"{pixels.source}, forced: {against}")
+        original = dataclasses.replace(original, pixels=pixels)
+    return dataclasses.replace(data, spec=spec), original
 
 
 def look_at_original(run: RunContext, base: Artefacts) -> FirstLook:
@@ -126,6 +134,7 @@ def look_at_original(run: RunContext, base: Artefacts) -> FirstLook:
             spec=run.data.spec,
             assumed=_assumed(run),
             seed=run.recipe.seed,
+            unsaid=run.original is not None and run.original.unsaid and run.activation == "sigmoid",
         )
         write_text(run.store.folder / FIRST_LOOK, json.dumps(look.to_dict(), indent=2) + "\n")
 

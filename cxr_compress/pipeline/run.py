@@ -154,7 +154,7 @@ def open_run(  # noqa: PLR0917 - what a run is made of
         found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, news)
         tell(found, news)
 
-    data = _read_data(recipe, data_dir, decoding, original, news, check)
+    data, original = _read_data(recipe, data_dir, decoding, original, news, check)
     keras.utils.set_random_seed(recipe.seed)
     for note in data.dataset.notes:
         news(f"note: {note}")
@@ -188,17 +188,17 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
 
 def _read_data(  # noqa: PLR0917 - what `open_run` was given
     recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News, check: Check
-) -> RunData:
+) -> tuple[RunData, Original | None]:
     """The data as a given model wants it: its findings in its order, images prepared as it was trained."""
 
     def select(dataset: Dataset) -> Dataset:
         """The findings that are wanted, checked before any image is read."""
-        wanted = dataset if original is None else match_data(recipe, dataset, original)
+        wanted = dataset if original is None else match_data(recipe, dataset, original, news)
         check_classes(wanted, activation_of(wanted, original))
         return wanted
 
     if original is None:
-        return load_run_data(recipe, data_dir, decoding, select=select, before_decoding=check)
+        return load_run_data(recipe, data_dir, decoding, select=select, before_decoding=check), None
     spec = original.pixels.spec or any_preset(original, recipe)
     data = load_run_data(recipe, data_dir, decoding, spec, select, before_decoding=check)
     return settle_data(recipe, data, original, news)

@@ -319,6 +319,8 @@ def _base_spec(plan: TrainingPlan, original: Original | None) -> PreprocessSpec:
         return dataclasses.replace(spec, color=plan.color or "gray")
     if original.pixels.spec is None:
         raise DataError(ask_for_preset(original.path.name))
+    if original.pixels.doubt:
+        raise DataError(original.pixels.doubt.replace(", or add --force", ", or correct the model file"))
     return original.pixels.spec
 
 

@@ -198,7 +198,7 @@ ASKED = {
     "other": ("pair.keras", ["--labels=Gray,Not gray", "--positive=X", "--preset=unit"], "--positive as Gray or"),
     "no_pair": ("unit.keras", ["--labels=Gray", "--positive=0", "--preset=unit"], "gives 1 outputs of another"),
     "count": ("unit.keras", ["--labels=a,b", "--preset=unit"], "expected 1 labels, one for each output"),
-    "double": ("pair.keras", ["--labels=a,a", "--positive=0", "--preset=unit"], "got 'a' twice"),
+    "double": ("pair.keras", ["--labels=a,a", "--positive=0", "--preset=unit"], "got 'a' and 'a'"),
 }
 
 

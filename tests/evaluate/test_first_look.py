@@ -77,6 +77,31 @@ def test_look_takes_the_output_that_belongs_to_a_finding():
     assert look(two, columns=[0]).problem  # the control: the other output
 
 
+def test_look_names_one_finding_of_several_that_is_always_the_same():
+    def answer(batch):
+        scores = brightness(columns=2)(batch)
+        scores[:, 1] = 0.25
+        return scores
+
+    problem = look(answer, names=("A", "B")).problem
+    assert problem.startswith("the original model is no better than chance: it gives every dev image the same")
+    assert "same answer for B: most likely" in problem
+
+
+@pytest.mark.parametrize("unsaid", [True, False])
+def test_look_asks_what_logits_are_where_labels_exclude_one_another(unsaid):
+    images, labels, patients = images_of()
+    labels[:, 1] = 1 - labels[:, 0]
+
+    def answer(batch):
+        return np.stack([batch.mean(axis=(1, 2, 3)), -batch.mean(axis=(1, 2, 3))], axis=1)
+
+    given = {"spec": SPECS["unit"], "assumed": "findings A, B"}
+    found = take_first_look(answer, images, labels, patients, ["A", "B"], unsaid=unsaid, **given)
+    assert ("has exactly one of A, B, as classes" in found.problem) == unsaid
+    assert FirstLook.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
 def test_look_without_either_class_scores_nothing_and_says_so():
     images, labels, patients = images_of(6)
     labels[:, 0] = 1
@@ -84,7 +109,7 @@ def test_look_without_either_class_scores_nothing_and_says_so():
         brightness(), images, labels[:, :1], patients, ["A"], spec=SPECS["unit"], assumed="findings A"
     )
     assert (found.findings, found.problem) == ((), "")
-    assert found.line().endswith("not scored on dev")
+    assert found.line().endswith("so nothing shows whether this is right")
     assert FirstLook.from_dict(json.loads(json.dumps(found.to_dict()))).findings == ()
 
 
@@ -103,15 +128,23 @@ def test_try_presets_finds_the_one_that_fits_and_refutes_the_others():
     assert trial.refuted("raw")
     assert not trial.refuted("unit")
     assert trial.text().startswith("unit 1.000, ")
-    assert settle_preset(trial, None, SPECS, None, ask="?") == SPECS["unit"]
+    assert settle_preset(trial, "", SPECS, None, ask="?") == (SPECS["unit"], "")
     with pytest.raises(DataError, match="--preset=raw does not fit this model: AUROC on dev"):
         settle_preset(trial, "raw", SPECS, SPECS["raw"], ask="?")
-    assert settle_preset(trial, "raw", SPECS, SPECS["raw"], ask="?", force=True) == SPECS["raw"]
+    spec, against = settle_preset(trial, "raw", SPECS, SPECS["raw"], ask="?", force=True)
+    assert spec == SPECS["raw"]
+    assert "--preset=raw does not fit this model" in against
+    # What layers inside speak against counts less than dev, where dev is clear.
+    assert settle_preset(trial, "unit", SPECS, SPECS["unit"], ask="?", doubt="twice") == (SPECS["unit"], "")
+    for unclear in (None, trial):
+        with pytest.raises(DataError, match=r"twice|does not fit"):
+            settle_preset(unclear, "raw", SPECS, SPECS["raw"], ask="?", doubt="twice")
+    assert settle_preset(None, "raw", SPECS, SPECS["raw"], ask="?", doubt="twice", force=True)[1] == "twice"
     wrong = try_presets(lambda batch: -near(100 / 255)(batch), images, labels[:, :1], patients, SPECS)
     assert wrong.inverted == "unit"
     assert not wrong.refuted("unit")  # it is not the preset that is wrong
     with pytest.raises(DataError, match="as if its outputs stood in another order"):
-        settle_preset(wrong, None, SPECS, None, ask="?")
+        settle_preset(wrong, "", SPECS, None, ask="?")
 
 
 def test_try_presets_that_all_rank_alike_are_asked_about():
@@ -119,10 +152,10 @@ def test_try_presets_that_all_rank_alike_are_asked_about():
     trial = try_presets(brightness(), images, labels[:, :1], patients, SPECS)
     assert not trial.clear
     with pytest.raises(DataError, match=r"please; on dev no preset is clearly the best \(AUROC: "):
-        settle_preset(trial, None, SPECS, None, ask="please")
-    assert settle_preset(trial, "tf", SPECS, SPECS["tf"], ask="?") == SPECS["tf"]
+        settle_preset(trial, "", SPECS, None, ask="please")
+    assert settle_preset(trial, "tf", SPECS, SPECS["tf"], ask="?") == (SPECS["tf"], "")
     with pytest.raises(DataError, match="please"):
-        settle_preset(None, None, SPECS, None, ask="please")
+        settle_preset(None, "", SPECS, None, ask="please")
 
 
 @pytest.mark.parametrize("most", [10, 40])

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models import logits_head
 from cxr_compress.models.keras_file import save_model
 from cxr_compress.models.logits_head import read_head, softmax_classes, to_logits
 from cxr_compress.models.outputs import kind_of_outputs
@@ -351,3 +352,66 @@ def test_to_logits_other_models_and_classes_are_an_error():
         to_logits(nets.two_outputs())
     with pytest.raises(CompressionError, match="positive must be 0 or 1, which of two classes is the finding, got 2"):
         to_logits(nets.chain(), positive=2)
+
+
+def several(outer):
+    """A model in a model that gives two heads, of which the outer one takes what `outer` says."""
+    image = keras.Input((8, 8, 3), name="image")
+    features = layers.GlobalAveragePooling2D()(nets.conv_bn(image, 6, "body"))
+    first = layers.Dense(2, activation="softmax", name="aux")(features)
+    second = layers.Dense(2, activation="sigmoid", name="main")(features)
+    inner = nets.enliven(keras.Model(image, [first, second], name="inner"))
+    fed = keras.Input((8, 8, 3))
+    return keras.Model(fed, outer(*inner(fed)))
+
+
+def test_read_head_of_the_output_that_the_outer_model_takes(tmp_path):
+    model = several(lambda aux, main: main)
+    plain, change = read_head(model)
+    assert (change.activation, change.layer) == ("sigmoid", "inner/main")
+    x = nets.batch(model, 16)
+    np.testing.assert_allclose(sigmoid(plain(x)), model(x).numpy(), rtol=0, atol=SAME)
+    save_model(plain, tmp_path / "plain.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "plain.keras")(x), plain(x))
+
+
+def test_read_head_of_heads_that_are_put_in_another_order():
+    image = keras.Input((8, 8, 3), name="image")
+    features = layers.GlobalAveragePooling2D()(nets.conv_bn(image, 6, "body"))
+    heads = [layers.Dense(1, activation="sigmoid", name=name)(features) for name in ("a", "b")]
+    inner = nets.enliven(keras.Model(image, heads, name="inner"))
+    fed = keras.Input((8, 8, 3))
+    model = keras.Model(fed, layers.Concatenate()(inner(fed)[::-1]))
+    plain, _ = read_head(model)
+    x = nets.batch(model, 16)
+    np.testing.assert_allclose(sigmoid(plain(x)), model(x).numpy(), rtol=0, atol=SAME)
+    # The control: in the order of the inner model they are other findings.
+    assert np.abs(sigmoid(plain(x))[:, ::-1] - model(x).numpy()).max() > 0.01
+
+
+def test_read_head_keeps_one_softmax_for_each_finding():
+    tail = (layers.Dense(6), layers.Reshape((3, 2)), layers.Softmax(name="each"), layers.Flatten())
+    model = net(pooled(*tail))
+    kept, change = read_head(model)
+    assert kept is model
+    assert (change.gives, change.exclusive) == ("probabilities", False)
+    assert "the softmax 'each' is over 2 classes, and the model gives 6 outputs" in change.note
+
+
+def test_read_head_refuses_a_layer_that_is_called_as_in_training():
+    image = keras.Input((8, 8, 3), name="image")
+    features = layers.GlobalAveragePooling2D()(nets.conv_bn(image, 6, "body"))
+    always = layers.Dropout(0.5, name="always")(features, training=True)
+    model = keras.Model(image, layers.Dense(2, activation="sigmoid")(always))
+    with pytest.raises(UnsupportedLayerError, match=r"'always' is called with training=True"):
+        read_head(model)
+    fed = keras.Input((8, 8, 3))
+    with pytest.raises(UnsupportedLayerError, match=r"'always' is called with training=True"):
+        read_head(keras.Model(fed, model(fed)))
+
+
+def test_read_head_compares_what_it_made_with_the_model(monkeypatch):
+    # Faults that nobody thought of: weights of another layer, here of another model.
+    monkeypatch.setattr(logits_head, "_copy_weights", lambda model, plain, *others: nets.enliven(plain, seed=5))
+    with pytest.raises(UnsupportedLayerError, match="without it the model gives other probabilities"):
+        read_head(net(pooled(layers.Dense(3, activation="sigmoid", name="head"))))

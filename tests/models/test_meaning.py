@@ -33,6 +33,13 @@ def unit_normalization(x):
     return layer(x)
 
 
+def normalized(mean, variance, **options):
+    def front(x):
+        return layers.Normalization(mean=[mean] * 3, variance=[variance] * 3, name="norm", **options)(x)
+
+    return front
+
+
 def scale(*arguments):
     def front(x):  # a layer of its own each time, whatever model it is put into
         return layers.Rescaling(*arguments, name="scale")(x)
@@ -59,6 +66,33 @@ FRONTS = {
         "x / 255",
     ),
     "caffe": (lambda x: x - 116.0, "raw", None, "x - 116"),
+    "caffe_reversed": (lambda x: x[..., ::-1] - 116.0, "raw", None, "x - 116"),
+    "in_a_model_of_its_own": (
+        lambda x: layers.Rescaling(1 / 255, name="scale")(keras.Sequential([layers.RandomFlip()])(x)),
+        "raw",
+        ("scale",),
+        "x / 255",
+    ),
+    # What was not trained on 0..255 or 0..1 is not fed with either: [-1, 1] and pixels with mean 0, variance 1.
+    "of_signed": (
+        normalized(-0.05, 0.25),
+        "",
+        ("norm",),
+        "2 x + 0.1",
+    ),
+    "of_standardized": (
+        normalized(0.02, 0.9),
+        "",
+        ("norm",),
+        "1.054 x - 0.02108",
+    ),
+    "halved": (scale(0.5, 0.5), "", ("scale",), "x / 2 + 0.5"),
+    "inverse": (
+        normalized(0.5, 0.25, invert=True),
+        "",
+        ("norm",),
+        "x / 2 + 0.5",
+    ),
     "unclear": (scale(1e6), "", ("scale",), "1e+06 x"),
 }
 
@@ -100,7 +134,14 @@ def about(**changes):
 
 def test_name_outputs_takes_the_users_word_before_the_files():
     assert name_outputs(2, pair=False, about=about()).findings == ("A", "B")
-    assert name_outputs(2, pair=False, labels=["x", "y"], about=about()).findings == ("x", "y")
+    assert name_outputs(2, pair=False, labels=["a", "B"], about=about()).findings == ("a", "B")
+    forced = name_outputs(2, pair=False, labels=["x", "y"], about=about(), force=True)
+    assert forced.findings == ("x", "y")
+    assert forced.source == "from --labels, against the model file"
+    assert forced.doubt == "the model file names its outputs A, B, --labels says x, y"
+    for labels in (["x", "y"], ["B", "A"]):
+        with pytest.raises(CompressionError, match=r"names its outputs A, B, --labels says .*leave --labels out"):
+            name_outputs(2, pair=False, labels=labels, about=about())
     assert name_outputs(2, pair=False).findings is None
 
 
@@ -130,7 +171,7 @@ def test_name_outputs_of_a_pair_is_the_finding_alone(given, findings, positive):
         ({"pair": True, "labels": ["a", "b"], "positive": "c"}, "expected --positive as a or b, got 'c'"),
         ({"pair": True, "labels": ["a"], "positive": "a"}, "expected --positive as 0 or 1"),
         ({"pair": False, "labels": ["a"]}, "expected 2 labels, one for each output of the model in their order, got 1"),
-        ({"pair": False, "labels": ["a", "a"]}, "got 'a' twice"),
+        ({"pair": False, "labels": ["a", "a"]}, "got 'a' and 'a', which are compared"),
         ({"pair": False, "positive": "1"}, "this model gives 2 outputs of another kind: leave it out"),
     ],
 )
@@ -145,11 +186,15 @@ def test_read_pixels_never_normalizes_twice_and_never_guesses():
     assert read_pixels(SHAPE, inside=inside).spec == preset_spec("raw", SHAPE)
     assert read_pixels(SHAPE, preset="raw", inside=inside).source == "from --preset"
     assert read_pixels(SHAPE, about=about(), inside=inside).spec == about().preprocess
-    with pytest.raises(CompressionError, match=r"layer 'scale': x / 255\) and takes --preset=raw; --preset=unit would"):
-        read_pixels(SHAPE, preset="unit", inside=inside)
-    assert read_pixels(SHAPE, preset="unit", inside=inside, force=True).spec == preset_spec("unit", SHAPE)
+    assert read_pixels(SHAPE, preset="raw", inside=inside).doubt == ""
+    twice = read_pixels(SHAPE, preset="unit", inside=inside)
+    assert twice.spec == preset_spec("unit", SHAPE)
+    assert "(layer 'scale': x / 255) and takes --preset=raw; --preset=unit would normalize twice" in twice.doubt
+    assert read_pixels(SHAPE, preset="tf", about=about()).doubt == ""
+    against = read_pixels(SHAPE, preset="unit", about=about())
+    assert against.doubt.startswith("the model file says that its images are prepared by tf, --preset=unit says")
+    assert (against.preset, read_pixels(SHAPE, about=about(), inside=inside).preset) == ("unit", "")
     assert read_pixels(SHAPE, color="rgb", preset="unit").spec.color == "rgb"
-    assert list(possible_presets(SHAPE, inside=inside)) == ["raw"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

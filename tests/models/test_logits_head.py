@@ -413,5 +413,8 @@ def test_read_head_refuses_a_layer_that_is_called_as_in_training():
 def test_read_head_compares_what_it_made_with_the_model(monkeypatch):
     # Faults that nobody thought of: weights of another layer, here of another model.
     monkeypatch.setattr(logits_head, "_copy_weights", lambda model, plain, *others: nets.enliven(plain, seed=5))
-    with pytest.raises(UnsupportedLayerError, match="without it the model gives other probabilities"):
-        read_head(net(pooled(layers.Dense(3, activation="sigmoid", name="head"))))
+    model = net(pooled(layers.Dense(3, activation="sigmoid", name="head")))
+    kept, change = read_head(model)
+    assert kept is model  # whose probabilities are right
+    assert change.gives == "probabilities"
+    assert "without it the model gives other probabilities" in change.note

@@ -115,7 +115,8 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     keras_model = _at_size(original.model, (height, width, shape[2]), path)
     forward = make_forward(keras_model)
     original = dataclasses.replace(original, model=keras_model)
-    spec, where = _settled(original, (height, width, shape[2]), values, dev, say)
+    fed = (height, width, shape[2])
+    spec, where = settle_pixels(original, fed, dev, say, color=values.color, force=values.force)
     count = original.change.outputs
 
     def logits(images: np.ndarray) -> np.ndarray:
@@ -144,14 +145,28 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     return OpenedModel(model, count, facts)
 
 
-def _settled(
+def settle_pixels(
     original: Original,
     shape: tuple[int, int, int],
-    values: flags.FlagValues,
     dev: Callable[[PreprocessSpec], Dev],
     say: Say,
+    *,
+    color: str | None,
+    force: bool | None,
 ) -> tuple[PreprocessSpec, str]:
-    """The preprocessing and where it comes from: what is known, held against dev where only the user said it."""
+    """The preprocessing and where it comes from: what the file says, or what flags or layers say and dev allows.
+
+    Args:
+        original: the model.
+        shape: (height, width, channels) that it is fed.
+        dev: as `open_keras`.
+        say: gets notes for the user.
+        color: of the user.
+        force: as `settle_preset`.
+
+    Raises:
+        DataError: as `settle_preset`.
+    """
     from cxr_compress.models.meaning import ask_for_preset, possible_presets
 
     pixels, own = original.pixels, original.pixels.spec
@@ -159,7 +174,7 @@ def _settled(
         own = dataclasses.replace(own, height=shape[0], width=shape[1])
         if not pixels.preset:
             return own, pixels.source
-    specs = possible_presets(shape, color=values.color)
+    specs = possible_presets(shape, color=color)
     images, labels, patients, pairing = dev(next(iter(specs.values())))
     match = pairing(original)
     trial = try_presets(
@@ -167,8 +182,8 @@ def _settled(
     )
     if trial is not None:
         say(f"AUROC on dev by --preset: {trial.text()}")
-    told = {"ask": ask_for_preset(original.path.name), "doubt": pixels.doubt, "force": values.force}
-    spec, against = settle_preset(trial, pixels.preset, specs, own, **told)
+    ask = ask_for_preset(original.path.name)
+    spec, against = settle_preset(trial, pixels.preset, specs, own, ask=ask, doubt=pixels.doubt, force=force)
     if against:
         say(f"warning: {against}; going on (--force)")
         return spec, f"{pixels.source}, forced: {against}"

@@ -15,12 +15,13 @@ done, 2 wrong flag, data or model or a lost worker, 130 Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from absl import flags
 
@@ -29,10 +30,15 @@ from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_com
 from cxr_compress.cli.meaning_flags import define_meaning_flags
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.quiet import quiet_native_stderr
-from cxr_compress.data import DATASETS
+from cxr_compress.data import DATASETS, decode_split, load_dataset
+from cxr_compress.data.match import match_findings
 from cxr_compress.device.atomic import check_writable
 from cxr_compress.device.first_bytes import check_keras_file
-from cxr_compress.errors import CompressionError
+from cxr_compress.device.spec import PreprocessSpec, preset_name
+from cxr_compress.errors import CompressionError, DataError
+
+if TYPE_CHECKING:
+    from cxr_compress.train.plan import TrainingPlan
 
 NAME = "cxr_train"
 _SECONDS_BETWEEN_LINES = 10
@@ -118,6 +124,8 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
             *(Path(values[name].value) if values[name].value else None for name in _OPTIONAL_FILES),
         )
         listeners = Listeners(progress.tell, progress.decoding, progress.step if terminal else None)
+        if values.keras_model_file:
+            plan = _held_against_dev(values, plan, progress.tell)
         try:
             report = run_training(plan, files, listeners, distribution)
         except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
@@ -186,7 +194,7 @@ def _check_models(values: flags.FlagValues) -> None:
             check_keras_file(values[name].value)
 
 
-def _plan(values: flags.FlagValues) -> Any:
+def _plan(values: flags.FlagValues) -> TrainingPlan:
     """The training that the flags ask for."""
     from cxr_compress.train.augment import AugmentRanges
     from cxr_compress.train.plan import TrainingPlan
@@ -209,6 +217,49 @@ def _plan(values: flags.FlagValues) -> Any:
         ranges=AugmentRanges(**augment_ranges(values)),
         **{name: values[name].value for name in (*direct, *_NUMBERS, *_COUNTS)},
     )
+
+
+def _held_against_dev(values: flags.FlagValues, plan: TrainingPlan, say: Callable[[str], None]) -> TrainingPlan:
+    """The plan, with the preset that dev shows where nobody says how images are prepared for the model to start from.
+
+    Raises:
+        DataError: dev shows that what is said is wrong, or nothing is said and dev cannot tell.
+    """
+    from cxr_compress.cli.open_model import Dev, settle_pixels
+    from cxr_compress.models.original import read_original
+
+    size = plan.sizes[0]
+    path = Path(values.keras_model_file)
+    preset, color = plan.preset or None, plan.color or None
+    original = read_original(
+        path, labels=plan.labels, positive=plan.positive, preset=preset, color=color, input_size=size
+    )
+    if original.about is not None:
+        return plan
+    dataset = load_dataset(
+        plan.dataset,
+        Path(values.data_dir),
+        dev_fraction=plan.dev_fraction,
+        seed=plan.seed,
+        allow_missing=plan.allow_missing,
+        options=plan.options,
+    )
+    count, by_position = original.change.outputs, plan.match == "position"
+    try:
+        match = match_findings(original.names.findings, dataset.findings, logits=count, by_position=by_position)
+    except DataError as error:
+        say(f"note: how images are prepared for {path.name} was not checked on dev: {error}")
+        return plan
+
+    def dev(spec: PreprocessSpec) -> Dev:
+        images = decode_split(dataset.dev, spec, cache_dir=values.cache_dir)
+        return images, dataset.dev.labels, dataset.dev.patients, lambda _: match
+
+    known, (height, width, channels) = original.pixels.spec, original.image_shape
+    shape = (height or size, width or size, channels)
+    spec, where = settle_pixels(original, shape, dev, say, color=values.color, force=None)
+    say(f"note: {original.assumed(original.names.findings or match.findings, spec, where)}")
+    return plan if known is not None else dataclasses.replace(plan, preset=preset_name(spec))
 
 
 def _numbers(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -291,7 +291,7 @@ def settle_preset(
     *,
     ask: str,
     doubt: str = "",
-    force: bool = False,
+    force: bool | None = False,
 ) -> tuple[PreprocessSpec, str]:
     """The preprocessing to go on with, and what speaks against it where `force` overrules that ("" elsewhere).
 
@@ -302,7 +302,7 @@ def settle_preset(
         own: that of `preset`, or None.
         ask: the sentence that asks the user.
         doubt: what speaks against `preset` before dev is looked at; only being the best of all there outweighs it.
-        force: `preset` counts whatever dev shows.
+        force: `preset` counts whatever dev shows; None where the command has no such flag to advise.
 
     Raises:
         DataError: nothing is known and dev cannot tell, or dev shows that the choice is wrong.
@@ -315,7 +315,7 @@ def settle_preset(
                 f"--preset={trial.best} {trial.auroc[trial.best]:.3f} ({trial.text()}): give that, or add --force"
             )
         if against and not force:
-            raise DataError(against)
+            raise DataError(against.partition(", or add --force")[0] if force is None else against)
         return own, against
     if trial is None:
         raise DataError(ask)

@@ -19,8 +19,10 @@ import tensorflow as tf
 from cxr_compress.cli.compress import main as compress
 from cxr_compress.cli.convert import main as convert
 from cxr_compress.cli.evaluate import main as evaluate
-from cxr_compress.device import Classifier, read_model
+from cxr_compress.cli.train import main as train
+from cxr_compress.device import Classifier, PreprocessSpec, read_model
 from cxr_compress.keras2 import keras
+from cxr_compress.models import ModelAbout
 from cxr_compress.models.keras_file import save_model
 from tests.cli.runner import errors_of
 
@@ -272,3 +274,81 @@ def test_compress_refuses_what_it_cannot_build_on(
     assert "ranks below chance on dev" in capsys.readouterr().err
     assert compress([f"--keras_model_file={models / 'unit.keras'}", "--labels=Gray", "--preset=raw", *run]) == 2
     assert "--preset=raw does not fit this model" in capsys.readouterr().err
+
+
+def test_force_of_a_refuted_preset_is_written_down(
+    images: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.tflite"
+    flags = [f"--keras_model_file={models / 'unit.keras'}", "--labels=Gray", f"--output_file={target}", *on(images)]
+    assert convert([*flags, "--preset=raw", "--force"]) == 0
+    assert "does not fit this model" in capsys.readouterr().err
+    assert "--preset=raw does not fit this model" in read_model(target).info.recipe["forced"]
+
+
+@pytest.fixture
+def doubled(models: Path, tmp_path: Path) -> Path:
+    """Trained on x / 255 and divided by 255 once more inside: its first layer says pixels, which would be wrong."""
+    image = keras.Input((SIZE, SIZE, 3))
+    scaled = keras.Sequential([keras.Input((SIZE, SIZE, 3)), layers.Rescaling(1 / 255, name="beginner")])
+    body = keras.models.load_model(models / "unit.keras")
+    lifted = layers.Rescaling(255.0)(
+        layers.Dropout(0.1)(layers.Conv2D(3, 1, weights=[np.eye(3)[None, None], np.zeros(3)])(scaled(image)))
+    )
+    save_model(keras.Model(image, body(lifted)), tmp_path / "doubled.keras")
+    return tmp_path / "doubled.keras"
+
+
+def test_dev_outweighs_layers_inside_that_say_something_else(
+    images: Path, doubled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = [f"--keras_model_file={doubled}", "--labels=Gray", f"--output_file={tmp_path / 'out.tflite'}"]
+    assert convert([*source, *on(images)]) == 2
+    assert "--preset=raw does not fit this model: AUROC on dev" in capsys.readouterr().err
+    assert convert([*source, "--preset=unit"]) == 2  # without labels nothing speaks for it
+    assert "would normalize twice" in capsys.readouterr().err
+    assert convert([*source, *on(images), "--preset=unit"]) == 0
+    assert evaluate([f"--model={doubled}", "--labels=Gray", *on(images), "--bootstrap_samples=20"]) == 2
+    assert "--preset=raw does not fit this model" in capsys.readouterr().err
+
+
+def test_train_holds_what_is_said_of_the_model_to_start_from_against_dev(
+    images: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--keras_model_file={models / 'unit.keras'}", "--labels=Gray", "--sizes=16", "--epochs=1", *on(images)]
+    assert train([*flags, "--preset=raw", f"--output_dir={tmp_path / 'a'}"]) == 2
+    assert "--preset=raw does not fit this model: AUROC on dev" in capsys.readouterr().err
+    assert train([*flags, f"--output_dir={tmp_path / 'b'}"]) == 0
+    assert "preprocessing unit at 16 x 16 px (the clear best on dev)" in capsys.readouterr().err
+
+
+def test_a_file_of_our_own_is_not_contradicted_in_passing(
+    images: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.keras"
+    about = ModelAbout(findings=("Gray",), preprocess=PreprocessSpec.preset("unit", SIZE, SIZE))
+    save_model(keras.models.load_model(models / "unit.keras"), own, about=about)
+    source = [f"--keras_model_file={own}", f"--output_file={tmp_path / 'out.tflite'}"]
+    assert convert([*source, "--preset=raw"]) == 2
+    assert "the model file says that its images are prepared by unit, --preset=raw says" in capsys.readouterr().err
+    assert convert([*source, "--labels=Other"]) == 2
+    assert "the model file names its outputs Gray, --labels says Other" in capsys.readouterr().err
+    assert evaluate([f"--model={own}", "--preset=raw", *on(images), "--bootstrap_samples=20"]) == 2
+    assert "--preset=raw does not fit this model" in capsys.readouterr().err
+    assert convert([*source, "--preset=unit", "--labels=gray"]) == 0
+
+
+def test_logits_of_classes_that_exclude_one_another_are_asked_about(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def logits(z: Any) -> Any:
+        return layers.Dense(2, weights=[np.array([[1.0, -1.0]], np.float32), np.zeros(2, np.float32)])(z)
+
+    network(logits).save(tmp_path / "logits.keras")
+    source = [f"--keras_model_file={tmp_path / 'logits.keras'}", "--labels=Gray,Not gray", "--preset=unit"]
+    source.append(f"--output_file={tmp_path / 'out.tflite'}")
+    both = [flag for flag in on(images) if not flag.startswith("--options")]
+    assert convert([*source, *both]) == 2
+    err = capsys.readouterr().err
+    assert "its 2 outputs are taken as logits of findings, whose sigmoid is the probability" in err
+    assert "has exactly one of Gray, Not gray" in err

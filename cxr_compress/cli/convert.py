@@ -116,7 +116,8 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         if dev is not None and dev.match.by_position and not loaded.names.findings:
             loaded = replace(loaded, names=replace(loaded.names, findings=dev.match.findings, source="by position"))
         spec, forced = _spec(values, source, loaded, dev, say)
-        info = _info(values, source, loaded, replace(spec, input=values.input))
+        spec = replace(spec, input=values.input)
+        info = _info(values, source, loaded, spec)
         if forced:
             say(f"warning: {forced}; going on (--force)")
             info = replace(info, recipe={**info.recipe, "forced": forced})

@@ -75,7 +75,7 @@ def test_convert_writes_a_file_that_the_device_runs(
     assert np.abs(other.logits - findings.logits).max() > 0  # the image reaches the logits
 
 
-def test_convert_follows_what_the_model_file_says_of_itself_and_flags_overrule_it(
+def test_convert_follows_what_the_model_file_says_of_itself_and_force_overrules_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = PreprocessSpec.preset("tf", 16, 16)
@@ -89,9 +89,12 @@ def test_convert_follows_what_the_model_file_says_of_itself_and_flags_overrule_i
     assert info.logit_offset == pytest.approx([-np.log(weight) for weight in (1, 2, 4, 8)])
     assert (info.training_data, info.attribution) == ("somewhere", "someone")
     flags = ("--preset=unit", "--labels=a,b,c,d", f"--output_file={tmp_path / 'b.tflite'}")
-    assert call(folder, capsys, source, *flags)[0] == 0
+    code, printed = call(folder, capsys, source, *flags)
+    assert (code, "--labels says a, b, c, d: leave --labels out, or add --force" in printed.err) == (2, True)
+    assert call(folder, capsys, source, *flags, "--force")[0] == 0
     other = read_model(tmp_path / "b.tflite").info
     assert (other.labels, other.preprocess) == (("a", "b", "c", "d"), PreprocessSpec.preset("unit", 16, 16))
+    assert "--labels says a, b, c, d; the model file says that its images are prepared by tf" in other.recipe["forced"]
 
 
 def test_convert_calibrates_on_a_table_of_films(
@@ -173,7 +176,7 @@ def test_convert_to_uint8_input_gives_the_findings_of_the_float_input(
     for kind in ("float32", "uint8"):
         flags = [f"--output_file={tmp_path / kind}", f"--quant_type={quant_type}", f"--input={kind}", "--format=json"]
         code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}")
-        assert code == 0
+        assert code == 0, printed.err
         made[kind] = Classifier(tmp_path / kind)
         assert made[kind].spec.input == kind
         dtype = json.loads(printed.out)["files"][0]["audit"]["inputs"][0]["dtype"]

@@ -100,7 +100,8 @@ def subject(name: str, size: int, films: int, epochs: int) -> Subject:
     model = MODELS[name](size, len(dataset.findings) + (name == SKIN))
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.9  # so few steps would else leave the statistics at their start
+            # So few steps would else leave the statistics at their start; of the two of a smoke run the last counts.
+            layer.momentum = 0.0 if _SMOKE.value else 0.9
     loss = (
         keras.losses.SparseCategoricalCrossentropy()
         if name == SKIN

@@ -64,7 +64,7 @@ from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.evaluate import judge_loss, score_file
 from cxr_compress.lite import convert, pack_file
 from cxr_compress.metrics import Interval, paired_auroc_difference
-from cxr_compress.models import tiny_chexnet
+from cxr_compress.models import ModelAbout, tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.recipe import Recipe
@@ -284,7 +284,8 @@ def prepare(folder: Path) -> Bench:
         write_phantom(films, n_train=64, n_test=24, size=48)
     dataset = load_dataset("phantom", films)
     model = tiny_chexnet(num_classes=len(dataset.findings), input_shape=(32, 32, 3))
-    save_model(model, folder / "uncut.keras")
+    about = ModelAbout(dataset.findings, PreprocessSpec.preset("imagenet_torch", 32, 32), dataset=dataset.name)
+    save_model(model, folder / "uncut.keras", about=about)
     return Bench(folder / "uncut.keras", dataset, films, folder, results, 64, 5)
 
 

@@ -117,7 +117,6 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
         raise UsageError(f"--{given[0]} is for Keras models, {path.name} is a .tflite")
     if path.suffix.lower() != _TFLITE and values.target:
         raise UsageError(f"--target is for .tflite files, got {path.name}: export it with cxr_convert first")
-    check_keras_file(path)  # of a .tflite this looks at kind and size alone
     for pattern in values.exclude:
         try:
             re.compile(pattern)
@@ -127,13 +126,13 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
         _check_plan_usage(given)
     elif values.plot is not None:
         raise UsageError("--plot draws a plan: give --plan=FILE too")
-    if not values.plot:
-        return
-    # Its absence would else show after the model is loaded.
-    import matplotlib  # noqa: F401
+    if values.plot:
+        # Its absence would else show after the model is loaded.
+        import matplotlib  # noqa: F401
 
-    output = Output("plot", Path(values.plot), ".png", lambda path: "")
-    check_outputs(NAME, [output], inputs=[path, values.plan], overwrite=values.overwrite)
+        output = Output("plot", Path(values.plot), ".png", lambda path: "")
+        check_outputs(NAME, [output], inputs=[path, values.plan], overwrite=values.overwrite)
+    check_keras_file(path)  # of a .tflite this looks at kind and size alone
 
 
 def _check_plan_usage(given: list[str]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from cxr_compress.device.spec import PreprocessSpec, preset_name
+
 _INTENDED_USE = "Research use only; not a medical device."
 _TEMPLATE = """\
 # {name}
@@ -77,7 +79,7 @@ def render_baseline_card(
         findings=", ".join(found["findings"]),
         output=_SOFTMAX if found.get("activation") == "softmax" else _SIGMOIDS,
         size=plan["sizes"][-1],
-        preprocess=test["model"]["preprocess"].get("preset", plan["preprocess"]),
+        preprocess=preset_name(PreprocessSpec.from_dict(test["model"]["preprocess"])),
         dataset=test["dataset"]["name"] if plan["dataset"] != "csv" else "a table of films",
         train=films["train"],
         dev=films["dev"],

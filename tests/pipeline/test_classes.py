@@ -39,6 +39,7 @@ RECIPE = make_recipe(
         "calibration_images": 16,
         "bootstrap_samples": 50,
         "options": {"class_column": "kind"},
+        **{"match": "position", "preset": "imagenet_torch"},  # the file says neither
     },
 )
 

@@ -287,7 +287,9 @@ def test_run_recipe_with_every_choice_of_the_removal_delivers_and_is_kept(phanto
     assert report["rows"][2]["macs"] == plan.after.macs <= 0.5 * plan.before.macs
     assert len(plan.kept.get("stem", range(16))) >= 12, "in two steps, too, no more than a quarter of 16"
     assert run_recipe(recipe, **folders, news=news.append) == report
-    assert all(line.endswith("done before, kept") for line in news)
+    stages = [line for line in news if "original model" not in line]
+    assert stages
+    assert all(line.endswith("done before, kept") for line in stages)
 
 
 def test_thin_manifest_says_what_was_chosen(data, uncut, tmp_path):

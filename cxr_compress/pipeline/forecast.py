@@ -118,9 +118,10 @@ def _forecast(
         before = after = measure_cost(model).to_dict()
         run.claim({"source": "a training", "training": base_inputs(run)["recipe"]})
         if unplanned := [bound for bound in recipe.budget if bound not in {"macs", "params"}]:
+            bounds = " and ".join(_BOUNDS[name] for name in unplanned)
             run.news(
-                f"a budget of {' and '.join(map(_BOUNDS.__getitem__, unplanned))} can only be planned once the original "
-                "model is trained: what is left by it, and the times that follow from that, are not known yet"
+                f"a budget of {bounds} can only be planned once the original model is trained: what is left by "
+                "it, and the times that follow from that, are not known yet"
             )
             after = {}
         elif recipe.removes_filters:

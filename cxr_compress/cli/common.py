@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from absl import flags
 
 from cxr_compress.cli.help import SHARED_FLAGS, HelpKind, asked_help, help_text
 from cxr_compress.cli.signals import Arrived, exit_code, handled, word
+from cxr_compress.device.atomic import special_kind
 from cxr_compress.errors import CompressionError
 
 EXIT_OK = 0
@@ -132,8 +134,37 @@ def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, argu
     if kind is not HelpKind.NONE:
         sys.stdout.write(help_text(name, doc, values, kind))
         return EXIT_OK
-    rest = values([name, *arguments])[1:]
-    return run(values, rest)
+    return run(values, _parse(name, values, arguments))
+
+
+def _parse(name: str, values: flags.FlagValues, arguments: list[str]) -> list[str]:
+    """Set the flags and give the arguments that are none.
+
+    Raises:
+        UsageError: what absl lets through as an error of Python; a flag file that cannot be one.
+    """
+    for path in _flag_files(arguments):
+        # A folder is refused by absl; a pipe would be waited for, perhaps for ever.
+        if kind := special_kind(os.path.expanduser(path)):  # noqa: PTH111 - that of Path fails for an unknown user
+            raise UsageError(f"expected --flagfile to be a text file, got {path}, which is {kind}")
+    try:
+        return values([name, *arguments])[1:]
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            "expected --flagfile to be a text file with one flag a line, got one that is no text"
+        ) from error
+    except ValueError as error:  # of --nodebug=3
+        raise UsageError(f"{error}: leave it out") from error
+
+
+def _flag_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The flag files that a command line names."""
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == "--":
+            return
+        flag, equals, path = argument.partition("=")
+        if flag in ("--flagfile", "-flagfile") and (named := (path if equals else following).strip()):
+            yield named
 
 
 def _report(name: str, error: BaseException, values: flags.FlagValues) -> int:

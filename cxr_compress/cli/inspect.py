@@ -33,7 +33,7 @@ from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.device.atomic import write_bytes
+from cxr_compress.device.atomic import special_kind, write_bytes
 from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.errors import CompressionError
 from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_title
@@ -143,6 +143,8 @@ def _check_plan_usage(given: list[str]) -> None:
 
 
 def _read_plan(path: str) -> str:
+    if kind := special_kind(path):  # a pipe would be waited for
+        raise CompressionError(f"expected --plan to be a plan.json, got {path}, which is {kind}")
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:

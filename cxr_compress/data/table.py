@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ _PARTS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_INTEGER_AS_FLOAT = re.compile(r"(-?\d+)\.0+")  # what pandas makes of a column of integers in which one is missing
+_NO_NAME = ("nan", "<na>", "null")  # what other programs write for an empty cell
 _OWN_PATIENT = "the table has no patient_id: every film counts as a patient, so one person may be in two splits"
 _OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
 
@@ -192,7 +195,8 @@ def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], 
     )
     rows = list(table.rows)
     if class_column:
-        findings = findings or tuple(sorted({row[class_column] for row in rows} - {""}))
+        named = _class_names(rows, class_column)
+        findings = findings or named
     findings = findings or tuple(name for name in table.columns if name not in (path_column, *RESERVED))
     for name in findings:
         alike = [other for other in findings if finding_key(other) == finding_key(name)]
@@ -214,12 +218,38 @@ def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], 
     return list(films.values()), layout
 
 
+def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
+    """The classes that a column names, sorted; refuses what is no class, or one class in two spellings."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        name = row[column]
+        if not name:
+            continue
+        if name.casefold() in _NO_NAME:
+            raise row.error(
+                f"has {name!r} in the column {column!r}, which is what other programs write for nothing; leave the "
+                "cell empty where the class is unknown, or give the class another name"
+            )
+        if (other := first.setdefault(finding_key(name), row)[column]) != name:
+            raise row.error(
+                f"has the class {name!r} in the column {column!r}, line {first[finding_key(name)].line} has {other!r}; "
+                "expected one spelling of each class"
+            )
+    return tuple(sorted(row[column] for row in first.values()))
+
+
+def _patient(text: str) -> str:
+    """Who is meant: 12366.0 is 12366, so that one person is not taken for two."""
+    integer = _INTEGER_AS_FLOAT.fullmatch(text)
+    return integer[1] if integer else text
+
+
 def _read_film(row: Row, layout: _Layout, root: Path) -> _Film:
     """One row, checked."""
     path = row[layout.path]
     if not path:
         raise row.error(f"has nothing in the column {layout.path!r}; expected the path of a film")
-    patient = next((row[name] for name in layout.patient if row[name]), "" if layout.patient else path)
+    patient = next((_patient(row[name]) for name in layout.patient if row[name]), "" if layout.patient else path)
     if not patient:
         raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every film, or no such column")
     part = _PARTS.get(row.get("split").lower().replace("-", "_"))
@@ -267,7 +297,8 @@ def _label(row: Row, finding: str) -> float:
     """A number from 0 to 1, or NaN for nothing."""
     text = row[finding]
     try:
-        value = float(text) if text else math.nan
+        # Python takes 0_1 for 1.
+        value = math.inf if "_" in text else float(text) if text else math.nan
     except ValueError:
         value = math.inf
     if text and not 0 <= value <= 1:

@@ -85,6 +85,8 @@ def read_table(
     wanted = (*needed, *optional)
     others = other_names or {}
     cells = read_cells(path, who=who, fits=lambda header: not _missing(header, needed, others))
+    if not any(cells.header):
+        raise DataError(f"{who}: {path.name} is empty; expected a header with {', '.join(needed) or 'names'}, and rows")
     if missing := _missing(cells.header, needed, others):
         raise DataError(
             f"{who}: expected the column(s) {', '.join(missing)} in {path.name}, the header lacks them (cells are "

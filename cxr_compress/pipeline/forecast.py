@@ -35,6 +35,8 @@ _FIXED_SHARE = 0.12  # of the time of a layer that does not fall with its MACs
 _BATCH = 16
 # Made from the original model alone, whatever becomes of the other stages.
 _OF_THE_ORIGINAL = ("export_uncut",)
+_BOUNDS = {"tflite_bytes": "bytes", "latency_ms": "milliseconds"}
+_LEAST_SECONDS = 0.1  # of a stage that is still to be done: 0 says that it stands
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Forecast:
 
     Attributes:
         before: the cost of the uncut model: params, MACs, activation bytes, and bytes or milliseconds where bounded.
-        after: of the compressed one; exact but for bytes and milliseconds.
+        after: of the compressed one; exact but for bytes and milliseconds. Empty where a budget of these is to be met
+            by a model that is still to be trained: nothing is known of the plan then.
         certain: False where the plan was made on random weights, because the uncut model is still to be trained: with
             ``scope="global"`` the layers then come out with other widths.
         stages: stage -> about how many seconds, in order; stages that stand already count 0.
@@ -114,15 +117,22 @@ def _forecast(
         model = build_untrained(run)
         before = after = measure_cost(model).to_dict()
         run.claim({"source": "a training", "training": base_inputs(run)["recipe"]})
-        if recipe.removes_filters and set(recipe.budget) <= {"macs", "params"}:
+        if unplanned := [bound for bound in recipe.budget if bound not in {"macs", "params"}]:
+            bounds = " and ".join(_BOUNDS[name] for name in unplanned)
+            run.news(
+                f"a budget of {bounds} can only be planned once the original model is trained: what is left by "
+                "it, and the times that follow from that, are not known yet"
+            )
+            after = {}
+        elif recipe.removes_filters:
             plan, _ = Thinning(recipe, run.data, run.store.folder, run.news).choose(model)
             before, after = plan.before.to_dict(), plan.after.to_dict()
     # Parameters stand in where the MACs are not known: they too fall with the square of the widths.
     measure = "macs" if "macs" in before and "macs" in after else "params"
-    stages = _seconds(run, model, after[measure] / before[measure])
+    stages = _seconds(run, model, after[measure] / before[measure] if after else 1.0)
     # What was made just now says how long it takes; what the real folder holds from before takes no time.
     made = {name: run.store.manifest(name) for name in stages}
-    stages |= {name: manifest["seconds"] for name, manifest in made.items() if manifest}
+    stages |= {name: max(_LEAST_SECONDS, manifest["seconds"]) for name, manifest in made.items() if manifest}
     stages |= dict.fromkeys(_kept(stages, recipe, kept, made), 0.0)
     return Forecast(before, after, trained, stages)
 
@@ -185,7 +195,7 @@ def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str,
         "export_compressed": (True, lambda: 2 * len(films.dev.split) * thin),
         "score": (True, lambda: scoring),
     }
-    return {name: round(seconds(), 1) for name, (wanted, seconds) in stages.items() if wanted}
+    return {name: max(_LEAST_SECONDS, round(seconds(), 1)) for name, (wanted, seconds) in stages.items() if wanted}
 
 
 def _seconds_per_image(model: keras.Model) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.errors import CompressionError
+from cxr_compress.pipeline.store import file_hash
 from cxr_compress.recipe import Recipe
 
 MADE_FROM = "made_from.json"
@@ -21,6 +22,9 @@ _MANIFESTS = "manifests"
 _RESULTS = (
     *("recipe.json", "plan.json", "costs.json", "report.json", "search.json", "search.png", "sensitivity.json"),
     *("base.keras", "thin.keras", "repaired.keras", "recovered.keras", "sparse.keras", "finetuned.keras"),
+    *("original.json", "sensitivity_step*.json", "quantised/*.tflite", "candidates/*/*.json"),
+    # Of every stage.
+    f"{_MANIFESTS}/*.json",
     # Of a training by cxr_train, whose folder is no place for a run of another kind.
     *("training.json", "run.json"),
 )
@@ -44,10 +48,9 @@ def refuse_foreign(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
         raise CompressionError(f"--output_dir {folder} is a file: give a folder")
     if overwrite or is_run(folder):
         return
-    taken = [name for name in _RESULTS if (folder / name).exists()]
-    taken += sorted(path.name for path in folder.glob(f"{recipe.model}*.tflite"))
-    if taken:
-        raise CompressionError(f"--output_dir {folder} holds {taken[0]} and is not a run of cxr_compress: {_ELSE}")
+    for taken in _results(folder, f"{recipe.model}*.tflite"):
+        name = taken.relative_to(folder).as_posix()
+        raise CompressionError(f"--output_dir {folder} holds {name} and is not a run of cxr_compress: {_ELSE}")
 
 
 def is_run(folder: Path) -> bool:
@@ -86,8 +89,9 @@ def refuse_own_source(folder: Path, source: Path) -> None:
     Raises:
         CompressionError: the model to start from is one of the results in the folder.
     """
-    for name in _RESULTS:
-        if (folder / name).exists() and (folder / name).samefile(source):
+    for result in _results(folder):
+        if result.samefile(source):
+            name = result.relative_to(folder).as_posix()
             raise CompressionError(
                 f"the model to start from is {name} in --output_dir, which this run would replace: give another "
                 "--output_dir"
@@ -103,12 +107,20 @@ def copy_for_forecast(folder: Path, scratch: Path) -> None:
     for stage in _FOR_A_FORECAST:
         manifest = _load(folder / _MANIFESTS / f"{stage}.json")
         if files := manifest.get("files"):
-            names += [f"{_MANIFESTS}/{stage}.json", *files]
+            names.append(f"{_MANIFESTS}/{stage}.json")
+            # What somebody changed since is made again, in the forecast as in the run.
+            names += [name for name, digest in files.items() if file_hash(folder / name) == digest]
     for name in names:
         # A manifest that somebody changed must not lead out of the two folders.
         if (folder / name).is_file() and ".." not in Path(name).parts and not Path(name).is_absolute():
             make_folder((scratch / name).parent)
             shutil.copyfile(folder / name, scratch / name)
+
+
+def _results(folder: Path, *more: str) -> Iterator[Path]:
+    """What lies in a folder under the name of a result."""
+    for pattern in (*_RESULTS, *more):
+        yield from sorted(path for path in folder.glob(pattern) if path.exists())
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -3,27 +3,36 @@
 A stage's key is the hash of everything that decides its result: its part of the recipe and the hashes of what it
 reads. A stage whose manifest carries the same key and whose files are still the ones it wrote is not run again, so a
 killed run goes on where it was and a changed recipe redoes exactly what depends on the change.
+
+A file that is no longer the one that a stage wrote was changed by somebody: it is put aside before the stage runs
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cxr_compress import __version__
 from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.errors import CompressionError
 from cxr_compress.pipeline.memory import peak_bytes, reset_peak
 
 News = Callable[[str], None]
+
+_DELIVERED = ("plan.json", "report.json")  # beside the .tflite files: what a person may have put to use
 
 
 @dataclass(frozen=True)
@@ -84,16 +93,20 @@ class StageStore:
         manifest = self.folder / "manifests" / f"{stage}.json"
         paths = {name: self.folder / name for name in files}
         if self.stands(stage, inputs, files):
+            self._attempted(stage).unlink(missing_ok=True)  # of a kill just after the manifest
             self._news(f"{stage}: done before, kept")
             return Artefacts(paths, _read(manifest)["files"])
         for folder in {manifest.parent, *(path.parent for path in paths.values())}:
             make_folder(folder)
+        self._keep_edited(stage, files)
+        self._tell_replaced(stage, key, files)
         self._news(f"{stage}: started")
         started = time.monotonic()
         reset_peak()
         work = self.folder / "work" / f"{stage}-{key[:12]}"
-        facts = make(work) or {}
-        hashes = {name: _sha256(path) for name, path in paths.items()}
+        with self._attempt(stage, files):
+            facts = make(work) or {}
+        hashes = {name: file_hash(path) for name, path in paths.items()}
         seconds = round(time.monotonic() - started, 1)
         record = {
             "stage": stage,
@@ -110,6 +123,7 @@ class StageStore:
         write_text(manifest, json.dumps(record, indent=2, default=str) + "\n")
         # Only now: until the manifest stands, a restart needs the checkpoints.
         shutil.rmtree(work, ignore_errors=True)
+        self._attempted(stage).unlink(missing_ok=True)
         self._news(f"{stage}: finished in {seconds:.0f} s")
         return Artefacts(paths, hashes)
 
@@ -117,7 +131,7 @@ class StageStore:
         """Whether a stage was made from just these inputs, and its files are still what it wrote."""
         known = self.manifest(stage)
         return known.get("key") == _key(stage, inputs) and all(
-            _sha256(self.folder / name) == known["files"].get(name) for name in files
+            file_hash(self.folder / name) == known["files"].get(name) for name in files
         )
 
     def facts(self, stage: str) -> dict[str, Any]:
@@ -127,6 +141,54 @@ class StageStore:
     def manifest(self, stage: str) -> dict[str, Any]:
         """All that is on record of a finished stage; nothing of one that is not."""
         return _read(self.folder / "manifests" / f"{stage}.json")
+
+    def _keep_edited(self, stage: str, files: Sequence[str]) -> None:
+        """Put aside what somebody changed after the stage wrote it: to make it again would lose that work."""
+        written = self.manifest(stage).get("files", {})
+        attempt = _load(self._attempted(stage))
+        if attempt and "files" not in attempt:
+            return  # cut short in the middle: what differs is what it had begun to write
+        left = attempt.get("files", {})
+        for name in files:
+            path = self.folder / name
+            if name not in written or not path.is_file() or file_hash(path) in (written[name], left.get(name)):
+                continue
+            kept = next(free for free in _beside(path) if not os.path.lexists(free))
+            try:
+                path.rename(kept)
+            except OSError as error:
+                raise CompressionError(
+                    f"{name} was changed since this run made it, and could not be kept as {kept.name} "
+                    f"({error.strerror or error}): move it away, then run the same command again"
+                ) from error
+            self._news(f"{name} was changed since this run made it: kept as {kept.name}, and made again")
+
+    def _tell_replaced(self, stage: str, key: str, files: Sequence[str]) -> None:
+        """Say which results of an earlier call go, so that nobody takes the new ones for them."""
+        known = self.manifest(stage)
+        gone = [name for name in files if _is_delivered(name) and (self.folder / name).is_file()]
+        if gone and known.get("key", key) != key:
+            how = "other choices" if known.get("version") == __version__ else f"version {known.get('version')}"
+            self._news(f"{stage}: replaces {' and '.join(gone)}, which this run made before with {how}")
+
+    @contextlib.contextmanager
+    def _attempt(self, stage: str, files: Sequence[str]) -> Iterator[None]:
+        """Keep on record that a stage that was made before is being made again, and what it left if it failed."""
+        path = self._attempted(stage)
+        if not self.manifest(stage):
+            yield
+            return
+        make_folder(path.parent)
+        write_text(path, json.dumps({"stage": stage}))
+        try:
+            yield
+        except Exception:
+            left = {name: file_hash(self.folder / name) for name in files}
+            write_text(path, json.dumps({"stage": stage, "files": left}))
+            raise
+
+    def _attempted(self, stage: str) -> Path:
+        return self.folder / "work" / f"{stage}.json"
 
 
 @cache
@@ -148,13 +210,29 @@ def _key(stage: str, inputs: Mapping[str, Any]) -> str:
 
 def _read(manifest: Path) -> dict[str, Any]:
     """A manifest, or nothing where there is none or a kill left half of one: the stage then runs again."""
+    record = _load(manifest)
+    return record if isinstance(record.get("files"), dict) else {}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none."""
     try:
-        record = json.loads(manifest.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) and isinstance(record.get("files"), dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _sha256(path: Path) -> str:
+def _is_delivered(name: str) -> bool:
+    return name in _DELIVERED or (name.endswith(".tflite") and "/" not in name)
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """plan.edited.json, plan.edited2.json, and so on."""
+    yield path.with_name(f"{path.stem}.edited{path.suffix}")
+    yield from (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in count(2))
+
+
+def file_hash(path: Path) -> str:
     """The hash of a file; empty where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

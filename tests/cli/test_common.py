@@ -111,6 +111,7 @@ def test_run_command_undefok_lets_flags_of_other_commands_pass(capsys: pytest.Ca
         ("--size=four", "flag --size=four: invalid literal for int() with base 10: 'four' (see cxr_thing --help)"),
         ("--size=0", "flag --size=0: 0 is not a positive integer (see cxr_thing --help)"),
         ("--name", "Missing value for flag --name (see cxr_thing --help)"),
+        ("--nodebug=3", "--nodebug=3 does not take an argument: leave it out (see cxr_thing --help)"),
         ("--format=xml", "flag --format=xml: value should be one of <table|json|csv> (see cxr_thing --help)"),
     ],
 )
@@ -124,6 +125,24 @@ def test_run_command_wrong_flag_is_one_line_and_exit_2(
 def test_run_command_missing_flagfile_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_thing(echo, "--flagfile=/nowhere/thing.flags") == 2
     assert "Unable to open flagfile" in one_line(capsys)
+
+
+def test_run_command_flagfile_that_is_no_text_is_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "thing.jpg"
+    file.write_bytes(b"\xff\xd8\xff\xe0")
+    assert run_thing(echo, f"--flagfile={file}") == 2
+    assert "expected --flagfile to be a text file with one flag a line" in one_line(capsys)
+
+
+@pytest.mark.parametrize("form", ["--flagfile={}", "-flagfile={}", "--flagfile {}"])
+def test_run_command_flagfile_that_is_a_pipe_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert run_thing(echo, *form.format(tmp_path / "pipe").split()) == 2
+    assert one_line(capsys).endswith("pipe, which is a pipe (see cxr_thing --help)")
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -276,6 +276,17 @@ def test_compress_dry_run_trains_nothing_and_says_what_comes_out(capsys, phantom
     assert "minutes on this machine" in out
 
 
+def test_compress_dry_run_of_bytes_before_the_training_says_what_it_cannot_plan(capsys, phantom, tmp_path):
+    flags = phantom_flags(phantom, tmp_path, "--target_bytes=1KB", "--dry_run", "--format=json")
+    code, out, err = call(capsys, *flags)
+    assert code == 0, err
+    assert "a budget of bytes can only be planned once the original model is trained" in err
+    forecast = json.loads(out)
+    assert forecast["after"] == {}
+    assert all(forecast["stages"].values()), "0 seconds are shown as done"
+    assert forecast["stages"]["export_compressed"] > 0
+
+
 @pytest.fixture(scope="module")
 def base(phantom, tmp_path_factory):
     """A model file of 32 px that says so."""

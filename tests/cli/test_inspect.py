@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,14 @@ def test_inspect_plan_says_what_each_layer_lost(folder, capsys):
     assert rows[-1]["layer"] == TOTAL
     assert int(rows[-1]["macs_after"]) == plan["after"]["macs"]
     assert int(rows[-1]["params_after"]) == plan["after"]["params"]
+
+
+def test_inspect_plan_that_is_a_pipe_is_refused_and_not_waited_for(folder, tmp_path, capsys):
+    os.mkfifo(tmp_path / "plan.json")
+    code, _, err = call(folder, capsys, "FOLDER/residual.keras", f"--plan={tmp_path / 'plan.json'}")
+    assert code == 2
+    assert "expected --plan to be a plan.json, got" in err
+    assert "which is a pipe" in err
 
 
 def test_inspect_plan_that_was_edited_is_counted_anew(folder, capsys):

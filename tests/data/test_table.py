@@ -149,6 +149,7 @@ def test_load_dataset_csv_findings_and_path_column_are_chosen_by_option(tmp_path
         ("b.png,1,0,p9,F,4,PA,,x", "line 3 of films.csv has the split ''"),
         ("b.png,1,0,p9,F,old,PA,train,x", "line 3 of films.csv has the age 'old'"),
         ("b.png,2,0,p9,F,4,PA,train,x", "line 3 of films.csv has '2' in the column 'Cough'; expected 0, 1, a soft"),
+        ("b.png,0_1,0,p9,F,4,PA,train,x", "line 3 of films.csv has '0_1' in the column 'Cough'"),
         ("b.png,-1,0,p9,F,4,PA,train,x", "line 3 of films.csv has '-1' in the column 'Cough'"),
         ("b.png,nan,0,p9,F,4,PA,train,x", "line 3 of films.csv has 'nan' in the column 'Cough'"),
         ("b.png,1,0,p9,F,4,PA,train", "line 3 of films.csv has 8 cells, expected 9 as in the header"),
@@ -171,7 +172,8 @@ def test_load_dataset_csv_bad_row_is_named_with_file_and_line(tmp_path: Path, ro
     [
         (b"path,Cough,Cough\n", "the column 'Cough' is there twice in films.csv"),
         (b"path,patient_id\n", "expected at least one column of labels beside 'path' in films.csv"),
-        (b"", r"expected the column\(s\) path in films.csv"),
+        (b"", "csv: films.csv is empty; expected a header with path, and rows"),
+        (b"\n \n", "csv: films.csv is empty"),
         (b"path,Cough\n\xff\xfe", r"films.csv is not UTF-8 \(byte 0xff in line 2\).*; save it as 'CSV UTF-8'"),
         (b"path,Cough\n", "csv: the train split has no films"),
     ],
@@ -358,3 +360,24 @@ def test_load_dataset_csv_class_names_that_fit_nothing_are_an_error(tmp_path, op
     write_table(tmp_path, *CLASS_ROWS, header="path,kind,patient_id,split")
     with pytest.raises(DataError, match=message):
         read_dataset("csv", tmp_path, options=options)
+
+
+@pytest.mark.parametrize("written", ["12366.0", "12366.00"])
+def test_load_dataset_csv_patient_that_is_an_integer_written_as_a_float_is_the_same(tmp_path, written) -> None:
+    rows = ("x.png,1,0,12366,F,4,PA,train,x", f"y.png,1,0,{written},F,4,PA,test,x")
+    write_table(tmp_path, *make_rows(), *rows)
+    with pytest.raises(DataError, match=r"csv: 1 patient\(s\) with 2 films are in both train and test"):
+        load_dataset("csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("g.png,A,q,test", "line 8 of films.csv has the class 'A' in the column 'kind', line 3 has 'a'; expected one"),
+        ("g.png,NaN,q,test", "line 8 of films.csv has 'NaN' in the column 'kind', which is what other programs write"),
+    ],
+)
+def test_load_dataset_csv_class_in_two_spellings_or_of_nothing_is_refused(tmp_path, row, message) -> None:
+    write_table(tmp_path, *CLASS_ROWS, row, header="path,kind,patient_id,split")
+    with pytest.raises(DataError, match=message):
+        read_dataset("csv", tmp_path, options={"class_column": "kind"})

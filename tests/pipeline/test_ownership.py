@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -74,18 +75,36 @@ def test_copy_for_forecast_takes_what_stands_of_a_run_and_nothing_of_another_fol
     claim(run, RECIPE, FROM_FILE, overwrite=False)
     (run / "manifests").mkdir()
     for stage, name in (("base", "base.keras"), ("recover", "recovered.keras"), ("select", "plan.json")):
-        (run / "manifests" / f"{stage}.json").write_text(json.dumps({"files": {name: "hash", "../up": "hash"}}))
         (run / name).write_text(stage)
-    (tmp_path / "up").write_text("not of the run")
+        (tmp_path / "up").write_text("not of the run")
+        files = {path: hashlib.sha256((run / path).read_bytes()).hexdigest() for path in (name, "../up")}
+        (run / "manifests" / f"{stage}.json").write_text(json.dumps({"files": files}))
     (scratch / "below").mkdir(parents=True)
     copy_for_forecast(run, scratch / "below")
     assert [path.name for path in scratch.iterdir()] == ["below"]
     scratch /= "below"
     found = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
     assert found == ["base.keras", MADE_FROM, "manifests/base.json", "manifests/select.json", "plan.json"]
+    (run / "plan.json").write_text("edited")
+    (tmp_path / "after").mkdir()
+    copy_for_forecast(run, tmp_path / "after")
+    assert not (tmp_path / "after" / "plan.json").exists(), "the run makes it again"
     other = tmp_path / "other"
     other.mkdir()
     (tmp_path / "empty").mkdir()
     (other / "base.keras").write_text("mine")
     copy_for_forecast(other, tmp_path / "empty")
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["original.json", "manifests/base.json", "quantised/float.tflite", "candidates/a/report.json", "plan.json"]
+)
+def test_refuse_foreign_names_whatever_a_run_would_replace(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    refuse_foreign(tmp_path, RECIPE, overwrite=False)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CompressionError, match="is not a run of cxr_compress"):
+        refuse_foreign(tmp_path, RECIPE, overwrite=False)
+    refuse_foreign(tmp_path, RECIPE, overwrite=True)

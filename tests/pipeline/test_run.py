@@ -25,6 +25,7 @@ from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.pipeline.context import OF_TRAINING
+from cxr_compress.pipeline.ownership import MADE_FROM, refuse_foreign
 from cxr_compress.recipe import make_recipe
 from cxr_compress.sparsity import measure_sparsity
 from cxr_compress.structured import ChannelPlan, measure_cost
@@ -179,6 +180,16 @@ def test_run_device_classifier_equals_keras_on_the_float_file(finished, phantom)
     np.testing.assert_allclose(classifier.predict(film).logits, expected, atol=1e-4)
     other = preprocess(load_dataset("phantom", phantom).test.paths[1], classifier.spec)[np.newaxis]
     assert np.abs(model(other).numpy()[0] - expected).max() > 1e-3
+
+
+def test_run_every_file_that_it_writes_is_refused_in_the_folder_of_another(finished, tmp_path):
+    folder, _, _ = finished
+    for number, path in enumerate(path for path in folder.rglob("*") if path.is_file() and path.name != MADE_FROM):
+        copy = tmp_path / str(number) / path.relative_to(folder)
+        copy.parent.mkdir(parents=True)
+        copy.touch()
+        with pytest.raises(CompressionError, match="is not a run of cxr_compress"):
+            refuse_foreign(tmp_path / str(number), RECIPE, overwrite=False)
 
 
 def test_run_again_keeps_every_stage(finished, phantom):

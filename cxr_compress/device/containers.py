@@ -29,10 +29,11 @@ _EXIF = b"Exif\0\0"
 
 # A mark that ends entropy-coded data: not a stuffed zero, not a restart mark, not a fill byte (ITU-T T.81, B.1.1.5).
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_EOI, _APP1 = 0xD9, 0xE1
+_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 # The marks that start a frame: all but lossless (C3, C7, CB, CF; F7 is JPEG-LS) are of the kind that OpenCV reads.
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF, 0xF7})
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Marks without a length field: TEM, RST0 to RST7, SOI (ITU-T T.81, table B.1).
 _BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
 
@@ -121,12 +122,15 @@ def _read_jpeg(data: bytes) -> Container:
     """
     position = len(JPEG_START)
     orientation = 0
+    scans = _Scans()
     while True:
         found = _NEXT_MARK.search(data, position)
         if found is None:
             break
         mark, position = data[found.start() + 1], found.end()
         if mark == _EOI:
+            if scans.incomplete():
+                raise DataError(f"is cut short: scans of the JPEG are missing; {_AGAIN}")
             return Container(orientation or 1)
         if mark in _BARE_MARKS:
             continue
@@ -135,11 +139,40 @@ def _read_jpeg(data: bytes) -> Container:
         if mark in _FRAMES and (mark in _LOSSLESS or data[position + 2 : position + 3] not in (b"", b"\x08")):
             kind = "lossless" if mark in _LOSSLESS else f"{data[position + 2]}-bit"
             raise DataError(f"is a {kind} JPEG, which no installed decoder knows; export it as PNG")
+        scans.note(mark, data[position + 2 : end])
         # The first EXIF segment counts, as for every reader.
         if mark == _APP1 and not orientation and data[position + 2 : position + 8] == _EXIF:
             orientation = _exif_orientation(data[position + 8 : end])
         position = end
     raise DataError(f"is cut short: the JPEG ends after {len(data)} bytes without its end mark (EOI); {_AGAIN}")
+
+
+class _Scans:
+    """Which coefficients of which components the scans of a JPEG bring: decoders take missing ones for zero.
+
+    Source: ITU-T T.81, sections B.2.2 and B.2.3, and G.1.1.1 for progressive ones.
+    """
+
+    def __init__(self) -> None:
+        self._missing: dict[int, set[int]] = {}
+        self._progressive = False
+
+    def note(self, mark: int, segment: bytes) -> None:
+        """Look at a segment, without its length; of others than frame and scan headers nothing is kept."""
+        if mark in _FRAMES and not self._missing and len(segment) > 5:  # noqa: PLR2004 - up to the number of components
+            self._progressive = mark in _PROGRESSIVE
+            self._missing = {component: set(range(64)) for component in segment[6 : 6 + 3 * segment[5] : 3]}
+        elif mark == _SOS and segment:
+            count = segment[0]
+            first, last, bits = (*segment[1 + 2 * count : 4 + 2 * count], 0, 0, 0)[:3]
+            # Only the scan that brings the lowest bit ends a coefficient.
+            brings = set(range(first, last + 1) if bits & 15 == 0 else ()) if self._progressive else set(range(64))
+            for component in segment[1 : 1 + 2 * count : 2]:
+                self._missing.get(component, set()).difference_update(brings)
+
+    def incomplete(self) -> bool:
+        """Whether a component or coefficient came in no scan."""
+        return not self._missing or any(self._missing.values())
 
 
 def _read_bmp(data: bytes) -> Container:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 
+from cxr_compress.device.checked_decoding import decode_checked
 from cxr_compress.device.containers import JPEG_START, PNG_SIGNATURE, read_container, upright
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView, Picture, read_dicom
 from cxr_compress.errors import DataError
@@ -96,13 +96,7 @@ def read_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = 
     if not plain and (is_dicom(data) or (bare_dicom and not data.startswith(_PLAIN))):
         return read_dicom(data, view)
     container = read_container(data)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:  # for instance above OpenCV's limit of 2**30 pixels
-        raise DataError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
-    if image is None:
-        raise DataError(f"is damaged: its pixels cannot be decoded; {_AGAIN}")
-    picture = without_alpha(np.asarray(image), bgr=True)
+    picture = without_alpha(decode_checked(data), bgr=True)
     if data.startswith(_BMP):  # whose fourth channel nobody fills in
         picture = Picture(picture.pixels)
     pixels = np.iinfo(picture.pixels.dtype).max - picture.pixels if container.inverted else picture.pixels

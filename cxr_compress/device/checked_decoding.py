@@ -17,6 +17,7 @@ import numpy as np
 from cxr_compress.device.native_log import stderr_lines
 from cxr_compress.errors import DataError
 
+_COMPLAINED_OF = (b"\xff\xd8", b"II*\0", b"MM\0*")  # JPEG and TIFF
 _AGAIN = "copy or export it again"
 # What libjpeg, libtiff behind OpenCV's log, and the JPEG decoders of DICOM write.
 _COMPLAINT = re.compile(
@@ -28,7 +29,7 @@ _COMPLAINT = re.compile(
 _DAMAGE = re.compile(
     r"Corrupt JPEG|Premature end of|Inconsistent progression|Invalid SOS param|Unsupported marker|Unknown Adobe color|"
     r"Warning: unknown JFIF|.*\bTIFF_(Error|Warning)\b.*(ecode|ncorrect|orrupt|[Rr]ead error|scanline|strip|tile|"
-    r"end of|Bad code|not enough|Not enough)"
+    r"end of|Bad code|[Nn]ot enough|Discarding)"
 )
 _LIBRARY_LINE = re.compile(r"^\[.*?TIFF_\w+ ")
 
@@ -55,7 +56,9 @@ def decode_checked(data: bytes) -> np.ndarray:
         DataError: it cannot be decoded, or not all of it.
     """
     try:
-        with complaints_refused():
+        # The others have checksums or decoders that fail, and can be decoded by several threads at a time.
+        heard = complaints_refused() if data.startswith(_COMPLAINED_OF) else contextlib.nullcontext()
+        with heard:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # for instance above OpenCV's limit of 2**30 pixels
         raise DataError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error

@@ -38,12 +38,15 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 # Tags of TIFF 6.0 and of EXIF, which is a TIFF of its own.
-_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANES, _FORMAT = 254, 258, 262, 274, 284, 339
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _PLANES, _FORMAT = 254, 258, 259, 262, 274, 284, 339
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips or of tiles
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4}  # bytes of a value; the types that these tags have
+_DEFLATE = frozenset({8, 32946})
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _TIFF_COLORS = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, 2, 3, 6}  # gray, RGB, palette, YCbCr
 _ORIENTATIONS = range(1, 9)
+_EXTRA, _GRAY_AND_ALPHA = 338, 2
+_OPAQUE = "save it without transparency"
 
 
 @dataclass(frozen=True)
@@ -226,11 +229,7 @@ def _read_tiff(data: bytes) -> Container:
         following = after
     if pages > 1:
         raise DataError(f"holds {pages} pages, {_ONE}")
-    for offsets, counts in _STRIPS:
-        # Without lengths only the starts are known.
-        lengths = tags.get(counts) or [1] * len(tags.get(offsets, []))
-        if any(start + length > len(data) for start, length in zip(tags.get(offsets, []), lengths, strict=False)):
-            raise DataError(f"is cut short: the TIFF ends after {len(data)} bytes, inside its pixels; {_AGAIN}")
+    _check_strips(data, tags)
     photometric, bits = tags.get(_PHOTOMETRIC, [-1])[0], tags.get(_BITS, [1])
     if photometric not in _TIFF_COLORS:
         raise DataError(f"is a TIFF with photometric interpretation {photometric} (5 is CMYK), expected gray or RGB")
@@ -239,12 +238,42 @@ def _read_tiff(data: bytes) -> Container:
             f"is a TIFF of {bits[0]}-bit {_FORMATS.get(tags.get(_FORMAT, [1])[0], 'unknown')} pixels, expected "
             "unsigned integers of 1, 8 or 16 bits; export it as 8- or 16-bit PNG"
         )
+    if len(bits) == _GRAY_AND_ALPHA and 1 in tags.get(_EXTRA, []):
+        raise DataError(f"is a gray TIFF that is darkened by its transparency; {_OPAQUE}")
     if tags.get(_PLANES, [1])[0] != 1 and len(bits) > 1:
         raise DataError("is a TIFF that keeps its colors in separate planes, which is not read; export it as PNG")
     # Of 8 bits and fewer OpenCV turns the gray scale itself, of 16 it does not.
     return Container(inverted=photometric == _WHITE_IS_ZERO and bits[0] > 8)  # noqa: PLR2004
 
 
+def _check_strips(data: bytes, tags: dict[int, list[int]]) -> None:
+    """Refuse a TIFF whose strips or tiles lie behind its end, or are compressed and damaged."""
+    for offsets, counts in _STRIPS:
+        # Without lengths only the starts are known.
+        lengths = tags.get(counts) or [1] * len(tags.get(offsets, []))
+        if any(start + length > len(data) for start, length in zip(tags.get(offsets, []), lengths, strict=False)):
+            raise DataError(f"is cut short: the TIFF ends after {len(data)} bytes, inside its pixels; {_AGAIN}")
+    if tags.get(_COMPRESSION, [1])[0] in _DEFLATE and not all(
+        _inflates(data[start : start + length])
+        for offsets, counts in _STRIPS
+        for start, length in zip(tags.get(offsets, []), tags.get(counts, []), strict=False)
+    ):
+        raise DataError(f"is damaged: compressed pixels of the TIFF have a wrong checksum; {_AGAIN}")
+
+
+def _inflates(data: bytes) -> bool:
+    """Whether zlib data end where they should and have the checksum that they state; libtiff does not look at it."""
+    stream = zlib.decompressobj()
+    try:
+        while data and not stream.eof:
+            stream.decompress(data, _AT_ONCE)  # a few bytes may hold gigabytes
+            data = stream.unconsumed_tail
+    except zlib.error:
+        return False
+    return stream.eof
+
+
+_AT_ONCE = 1 << 24
 _FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 
 _READERS: dict[bytes, Callable[[bytes], Container]] = {

@@ -7,16 +7,17 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from cxr_compress.device.checked_decoding import complaints_refused
-from cxr_compress.device.decode import decode_bytes, read_bytes
+from cxr_compress.device.decode import decode_bytes, read_bytes, read_image
 from cxr_compress.errors import DataError
 from tests.device.films import draw_film
-from tests.device.images import jpeg
+from tests.device.images import jpeg, tiff
 
 FILM = cv2.resize(draw_film(1), (160, 160), interpolation=cv2.INTER_CUBIC)
 GOOD = jpeg(FILM)
@@ -108,3 +109,55 @@ def test_complaints_refused_passes_on_what_is_no_decoders(capfd: pytest.CaptureF
     with complaints_refused():
         os.write(2, b"a line of somebody else\n[ WARN:0@0.1] global x.cpp:1 f nothing\n")
     assert capfd.readouterr().err == "a line of somebody else\n"
+
+
+def _packed_tiff(scheme: int, damage: bytes) -> bytes:
+    data = bytearray(cv2.imencode(".tif", FILM, [cv2.IMWRITE_TIFF_COMPRESSION, scheme])[1].tobytes())
+    start = 1000
+    data[start : start + len(damage)] = damage
+    return bytes(data)
+
+
+@pytest.mark.parametrize("scheme", [5, 8, 32773], ids=["lzw", "deflate", "packbits"])
+def test_tiff_damaged_compressed_pixels_refused(scheme: int, capfd: pytest.CaptureFixture[str]) -> None:
+    read_bytes(_packed_tiff(scheme, b""))
+    with pytest.raises(DataError, match=r"^is damaged: [^\n]*again"):
+        read_bytes(_packed_tiff(scheme, bytes(100)))
+    assert capfd.readouterr().err == ""
+
+
+def test_tiff_damage_is_heard_though_opencv_is_told_to_be_silent() -> None:
+    log = cv2.utils.logging
+    before = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        with pytest.raises(DataError, match="is damaged"):
+            read_bytes(_packed_tiff(5, bytes(100)))
+        assert log.getLogLevel() == log.LOG_LEVEL_SILENT
+    finally:
+        log.setLogLevel(before)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_transparent_pixels_refused_opaque_ones_read(dtype: type[np.generic]) -> None:
+    top = np.iinfo(dtype).max
+    film = FILM.astype(dtype) * (top // 255)
+    for alpha in (top, top // 2):
+        data = tiff(np.dstack([film] * 3 + [np.full_like(film, alpha)]), t338=2)
+        if alpha == top:
+            np.testing.assert_array_equal(decode_bytes(data)[..., 0], film)
+            continue
+        with pytest.raises(DataError, match=r"is a TIFF that has transparent pixels \(100.0%\).* without transparency"):
+            read_bytes(data)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipe_or_device_or_huge_file_refused_before_it_is_read(tmp_path: Path) -> None:
+    pipe, huge = tmp_path / "film.png", tmp_path / "huge.png"
+    os.mkfifo(pipe)
+    with huge.open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(DataError, match=f"^{path}: is a pipe, socket or device, expected a file"):
+            read_image(path)
+    with pytest.raises(DataError, match="has 1,073,741,825 bytes, expected an image of at most"):
+        read_image(huge)

@@ -33,6 +33,7 @@ _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 # The marks that start a frame: all but lossless (C3, C7, CB, CF; F7 is JPEG-LS) are of the kind that OpenCV reads.
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF, 0xF7})
+_COMPONENTS = 5  # where a frame header, without its length, has their number
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Marks without a length field: TEM, RST0 to RST7, SOI (ITU-T T.81, table B.1).
 _BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -150,6 +151,26 @@ def _read_jpeg(data: bytes) -> Container:
     raise DataError(f"is cut short: the JPEG ends after {len(data)} bytes without its end mark (EOI); {_AGAIN}")
 
 
+def jpeg_frame(data: bytes) -> tuple[int, bytes] | None:
+    """Mark and content of the frame header of a JPEG or JPEG-LS file, which holds bits, size and components.
+
+    None where there is none. Source: ITU-T T.81, section B.2.2.
+    """
+    position = len(JPEG_START)
+    while (found := _NEXT_MARK.search(data, position)) is not None:
+        mark, position = data[found.start() + 1], found.end()
+        if mark in _BARE_MARKS:
+            continue
+        end = position + int.from_bytes(data[position : position + 2], "big")
+        if mark in _FRAMES:
+            segment = data[position + 2 : end]
+            return (mark, segment) if len(segment) > _COMPONENTS else None
+        if mark in (_SOS, _EOI):
+            return None
+        position = end
+    return None
+
+
 class _Scans:
     """Which coefficients of which components the scans of a JPEG bring: decoders take missing ones for zero.
 
@@ -162,7 +183,7 @@ class _Scans:
 
     def note(self, mark: int, segment: bytes) -> None:
         """Look at a segment, without its length; of others than frame and scan headers nothing is kept."""
-        if mark in _FRAMES and not self._missing and len(segment) > 5:  # noqa: PLR2004 - up to the number of components
+        if mark in _FRAMES and not self._missing and len(segment) > _COMPONENTS:
             self._progressive = mark in _PROGRESSIVE
             self._missing = {component: set(range(64)) for component in segment[6 : 6 + 3 * segment[5] : 3]}
         elif mark == _SOS and segment:

@@ -189,6 +189,8 @@ def _list_images(arguments: list[str]) -> tuple[list[str], _Batch]:
     images: list[str] = []
     batch = _Batch()
     for argument in arguments:
+        if not argument:  # which Path takes for the current folder
+            raise UsageError("expected the path of an image or a folder, got an empty argument; check the command")
         if not Path(argument).is_dir():
             images.append(argument)
             continue

@@ -29,20 +29,25 @@ _EXIF = b"Exif\0\0"
 
 # A mark that ends entropy-coded data: not a stuffed zero, not a restart mark, not a fill byte (ITU-T T.81, B.1.1.5).
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_EOI, _APP1 = 0xD9, 0xE1
+_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 # The marks that start a frame: all but lossless (C3, C7, CB, CF; F7 is JPEG-LS) are of the kind that OpenCV reads.
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF, 0xF7})
+_COMPONENTS = 5  # where a frame header, without its length, has their number
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Marks without a length field: TEM, RST0 to RST7, SOI (ITU-T T.81, table B.1).
 _BARE_MARKS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 # Tags of TIFF 6.0 and of EXIF, which is a TIFF of its own.
-_SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANES, _FORMAT = 254, 258, 262, 274, 284, 339
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _PLANES, _FORMAT = 254, 258, 259, 262, 274, 284, 339
 _STRIPS = ((273, 279), (324, 325))  # offsets and byte counts, of strips or of tiles
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4}  # bytes of a value; the types that these tags have
+_DEFLATE = frozenset({8, 32946})
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _TIFF_COLORS = {_WHITE_IS_ZERO, _BLACK_IS_ZERO, 2, 3, 6}  # gray, RGB, palette, YCbCr
 _ORIENTATIONS = range(1, 9)
+_EXTRA, _GRAY_AND_ALPHA = 338, 2
+_OPAQUE = "save it without transparency"
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,15 @@ def _read_jpeg(data: bytes) -> Container:
     """
     position = len(JPEG_START)
     orientation = 0
+    scans = _Scans()
     while True:
         found = _NEXT_MARK.search(data, position)
         if found is None:
             break
         mark, position = data[found.start() + 1], found.end()
         if mark == _EOI:
+            if scans.incomplete():
+                raise DataError(f"is cut short: scans of the JPEG are missing; {_AGAIN}")
             return Container(orientation or 1)
         if mark in _BARE_MARKS:
             continue
@@ -135,11 +143,60 @@ def _read_jpeg(data: bytes) -> Container:
         if mark in _FRAMES and (mark in _LOSSLESS or data[position + 2 : position + 3] not in (b"", b"\x08")):
             kind = "lossless" if mark in _LOSSLESS else f"{data[position + 2]}-bit"
             raise DataError(f"is a {kind} JPEG, which no installed decoder knows; export it as PNG")
+        scans.note(mark, data[position + 2 : end])
         # The first EXIF segment counts, as for every reader.
         if mark == _APP1 and not orientation and data[position + 2 : position + 8] == _EXIF:
             orientation = _exif_orientation(data[position + 8 : end])
         position = end
     raise DataError(f"is cut short: the JPEG ends after {len(data)} bytes without its end mark (EOI); {_AGAIN}")
+
+
+def jpeg_frame(data: bytes) -> tuple[int, bytes] | None:
+    """Mark and content of the frame header of a JPEG or JPEG-LS file, which holds bits, size and components.
+
+    None where there is none. Source: ITU-T T.81, section B.2.2.
+    """
+    position = len(JPEG_START)
+    while (found := _NEXT_MARK.search(data, position)) is not None:
+        mark, position = data[found.start() + 1], found.end()
+        if mark in _BARE_MARKS:
+            continue
+        end = position + int.from_bytes(data[position : position + 2], "big")
+        if mark in _FRAMES:
+            segment = data[position + 2 : end]
+            return (mark, segment) if len(segment) > _COMPONENTS else None
+        if mark in (_SOS, _EOI):
+            return None
+        position = end
+    return None
+
+
+class _Scans:
+    """Which coefficients of which components the scans of a JPEG bring: decoders take missing ones for zero.
+
+    Source: ITU-T T.81, sections B.2.2 and B.2.3, and G.1.1.1 for progressive ones.
+    """
+
+    def __init__(self) -> None:
+        self._missing: dict[int, set[int]] = {}
+        self._progressive = False
+
+    def note(self, mark: int, segment: bytes) -> None:
+        """Look at a segment, without its length; of others than frame and scan headers nothing is kept."""
+        if mark in _FRAMES and not self._missing and len(segment) > _COMPONENTS:
+            self._progressive = mark in _PROGRESSIVE
+            self._missing = {component: set(range(64)) for component in segment[6 : 6 + 3 * segment[5] : 3]}
+        elif mark == _SOS and segment:
+            count = segment[0]
+            first, last, bits = (*segment[1 + 2 * count : 4 + 2 * count], 0, 0, 0)[:3]
+            # Only the scan that brings the lowest bit ends a coefficient.
+            brings = set(range(first, last + 1) if bits & 15 == 0 else ()) if self._progressive else set(range(64))
+            for component in segment[1 : 1 + 2 * count : 2]:
+                self._missing.get(component, set()).difference_update(brings)
+
+    def incomplete(self) -> bool:
+        """Whether a component or coefficient came in no scan."""
+        return not self._missing or any(self._missing.values())
 
 
 def _read_bmp(data: bytes) -> Container:
@@ -193,11 +250,7 @@ def _read_tiff(data: bytes) -> Container:
         following = after
     if pages > 1:
         raise DataError(f"holds {pages} pages, {_ONE}")
-    for offsets, counts in _STRIPS:
-        # Without lengths only the starts are known.
-        lengths = tags.get(counts) or [1] * len(tags.get(offsets, []))
-        if any(start + length > len(data) for start, length in zip(tags.get(offsets, []), lengths, strict=False)):
-            raise DataError(f"is cut short: the TIFF ends after {len(data)} bytes, inside its pixels; {_AGAIN}")
+    _check_strips(data, tags)
     photometric, bits = tags.get(_PHOTOMETRIC, [-1])[0], tags.get(_BITS, [1])
     if photometric not in _TIFF_COLORS:
         raise DataError(f"is a TIFF with photometric interpretation {photometric} (5 is CMYK), expected gray or RGB")
@@ -206,12 +259,42 @@ def _read_tiff(data: bytes) -> Container:
             f"is a TIFF of {bits[0]}-bit {_FORMATS.get(tags.get(_FORMAT, [1])[0], 'unknown')} pixels, expected "
             "unsigned integers of 1, 8 or 16 bits; export it as 8- or 16-bit PNG"
         )
+    if len(bits) == _GRAY_AND_ALPHA and 1 in tags.get(_EXTRA, []):
+        raise DataError(f"is a gray TIFF that is darkened by its transparency; {_OPAQUE}")
     if tags.get(_PLANES, [1])[0] != 1 and len(bits) > 1:
         raise DataError("is a TIFF that keeps its colors in separate planes, which is not read; export it as PNG")
     # Of 8 bits and fewer OpenCV turns the gray scale itself, of 16 it does not.
     return Container(inverted=photometric == _WHITE_IS_ZERO and bits[0] > 8)  # noqa: PLR2004
 
 
+def _check_strips(data: bytes, tags: dict[int, list[int]]) -> None:
+    """Refuse a TIFF whose strips or tiles lie behind its end, or are compressed and damaged."""
+    for offsets, counts in _STRIPS:
+        # Without lengths only the starts are known.
+        lengths = tags.get(counts) or [1] * len(tags.get(offsets, []))
+        if any(start + length > len(data) for start, length in zip(tags.get(offsets, []), lengths, strict=False)):
+            raise DataError(f"is cut short: the TIFF ends after {len(data)} bytes, inside its pixels; {_AGAIN}")
+    if tags.get(_COMPRESSION, [1])[0] in _DEFLATE and not all(
+        _inflates(data[start : start + length])
+        for offsets, counts in _STRIPS
+        for start, length in zip(tags.get(offsets, []), tags.get(counts, []), strict=False)
+    ):
+        raise DataError(f"is damaged: compressed pixels of the TIFF have a wrong checksum; {_AGAIN}")
+
+
+def _inflates(data: bytes) -> bool:
+    """Whether zlib data end where they should and have the checksum that they state; libtiff does not look at it."""
+    stream = zlib.decompressobj()
+    try:
+        while data and not stream.eof:
+            stream.decompress(data, _AT_ONCE)  # a few bytes may hold gigabytes
+            data = stream.unconsumed_tail
+    except zlib.error:
+        return False
+    return stream.eof
+
+
+_AT_ONCE = 1 << 24
 _FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 
 _READERS: dict[bytes, Callable[[bytes], Container]] = {

@@ -6,12 +6,13 @@ because nothing here could tell whether such a file is whole.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 
+from cxr_compress.device.checked_decoding import decode_checked
 from cxr_compress.device.containers import JPEG_START, PNG_SIGNATURE, read_container, upright
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView, Picture, read_dicom
 from cxr_compress.errors import DataError
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = (
 )
 DICOM_HEAD_BYTES = 1024
 
+_MOST_FILE_BYTES = 1 << 30
 _DICOM_PREAMBLE = 128
 _DICOM_MAGIC = b"DICM"
 # What a file without preamble starts with: file meta information or the group that identifies the image. The value
@@ -33,7 +35,8 @@ _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM U
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _MOST_BYTES = 2**16  # of one of the first elements, which are short texts and numbers
 _BMP = b"BM"
-_PLAIN = (PNG_SIGNATURE, JPEG_START, _BMP, b"RIFF", b"II*\0", b"MM\0*")
+_TIFF = (b"II*\0", b"MM\0*")
+_PLAIN = (PNG_SIGNATURE, JPEG_START, _BMP, b"RIFF", *_TIFF)
 _AGAIN = "copy or export it again"
 
 
@@ -64,6 +67,13 @@ def read_image(path: str | Path, view: DicomView = FIRST_VIEW) -> Picture:
         DataError: the file is missing, empty, cut short, damaged or of another kind; the message starts with the path.
     """
     try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # it could keep waiting forever
+            raise DataError(
+                f"{path}: is a pipe, socket or device, expected a file; copy what it gives into a file first"
+            )
+        if status.st_size > _MOST_FILE_BYTES:
+            raise DataError(f"{path}: has {status.st_size:,} bytes, expected an image of at most 1 GiB; check the path")
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found; check the path") from error
@@ -96,13 +106,11 @@ def read_bytes(data: bytes, view: DicomView = FIRST_VIEW, *, bare_dicom: bool = 
     if not plain and (is_dicom(data) or (bare_dicom and not data.startswith(_PLAIN))):
         return read_dicom(data, view)
     container = read_container(data)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:  # for instance above OpenCV's limit of 2**30 pixels
-        raise DataError(f"OpenCV refuses it: {' '.join(str(error).split())}") from error
-    if image is None:
-        raise DataError(f"is damaged: its pixels cannot be decoded; {_AGAIN}")
-    picture = without_alpha(np.asarray(image), bgr=True)
+    picture = without_alpha(decode_checked(data), bgr=True)
+    if picture.notes and data.startswith(_TIFF):  # OpenCV has multiplied colors by it, and they are too dark
+        raise DataError(
+            f"is a TIFF that {picture.notes[0].split(',')[0]}), expected none; save it without transparency"
+        )
     if data.startswith(_BMP):  # whose fourth channel nobody fills in
         picture = Picture(picture.pixels)
     pixels = np.iinfo(picture.pixels.dtype).max - picture.pixels if container.inverted else picture.pixels

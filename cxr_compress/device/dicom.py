@@ -10,6 +10,7 @@ but for transfer syntax, photometric interpretation and geometry.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import re
@@ -20,6 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cxr_compress.device import dicom_header as header
+from cxr_compress.device.checked_decoding import complaints_refused
+from cxr_compress.device.dicom_codestream import check_codestream, check_fragments, stated_bits
 from cxr_compress.device.dicom_silence import silenced
 from cxr_compress.device.grayscale import (
     GrayScale,
@@ -135,7 +138,10 @@ def read_dicom(data: bytes, view: DicomView = FIRST_VIEW) -> Picture:
         raise DataError(f"is a DICOM file, which needs pydicom: {_INSTALL}") from error
     with silenced():
         dataset = _guarded(lambda: _read(data), f"is no DICOM file, or its header is damaged; {_AGAIN}")
-        about = _guarded(lambda: header.read_header(dataset), f"has a DICOM header that is damaged; {_AGAIN}")
+        own = isinstance(view.window, tuple)  # what the file offers is not looked at then, and may be unusable
+        about = _guarded(
+            lambda: header.read_header(dataset, own_window=own), f"has a DICOM header that is damaged; {_AGAIN}"
+        )
         _check_size(about)
         index = _frame_index(about, view)
         pixels, notes = _decode_pixels(dataset, about, index)
@@ -207,7 +213,11 @@ def _decode_pixels(dataset: Any, about: header.Header, index: int) -> tuple[np.n
     )
     notes: tuple[str, ...] = ()
     if packed:
-        failure = _decoding_failure(syntax, name, _check_fragments(dataset, about, index, syntax))
+        frame = _check_fragments(dataset, about, index, syntax)
+        failure = _decoding_failure(syntax, name, frame)
+        if (bits := stated_bits(frame)) > about.bits_stored and not about.scale.signed:
+            # Else decoders cut off the higher bits, which may be in use.
+            dataset.BitsStored, dataset.HighBit = bits, bits - 1
     else:
         notes = _drop_surplus(dataset, about) + _unread_bits(dataset, about, little=dataset.original_encoding[1])
         failure = f"has pixels that cannot be decoded ({name}): they are damaged; {_AGAIN}"
@@ -216,10 +226,15 @@ def _decode_pixels(dataset: Any, about: header.Header, index: int) -> tuple[np.n
         raise DataError(header.bits_text(_BITS, about.bits_stored, about.high_bit))
     if argued:
         dataset.BitsStored, dataset.HighBit = _BITS, _BITS - 1
-    pixels = np.asarray(_guarded(lambda: pixel_array(dataset, index=index), failure))
+    with complaints_refused() if packed else contextlib.nullcontext():
+        pixels = np.asarray(_guarded(lambda: pixel_array(dataset, index=index), failure))
     expected = (about.rows, about.columns) if about.samples == 1 else (about.rows, about.columns, about.samples)
     if pixels.shape != expected:
         raise DataError(f"holds pixels of shape {pixels.shape}, its header says {expected}; {_AGAIN}")
+    if packed and not about.scale.signed and (highest := int(pixels.max())) >= 2**about.bits_stored:
+        raise DataError(
+            f"contradicts itself: BitsStored is {about.bits_stored}, its highest value is {highest}; export it again"
+        )
     if argued:
         pixels, said = _settle_bits(pixels, about)
         notes += said
@@ -317,6 +332,14 @@ def _check_fragments(dataset: Any, about: header.Header, index: int, syntax: Any
     # Every syntax but RLE is of the JPEG family: JPEG, JPEG-LS and JPEG 2000 all end with the same two bytes.
     if "JPEG" in syntax.name and _END_OF_IMAGE not in frame.rstrip(b"\0")[-_JPEG_END_REACH:]:
         raise DataError(failure)
+    _guarded(lambda: check_fragments(dataset.PixelData, about.frames), failure)
+    check_codestream(
+        frame,
+        samples=about.samples,
+        allocated=int(dataset.BitsAllocated),
+        stored=about.bits_stored,
+        signed=dataset.PixelRepresentation == 1,
+    )
     return frame
 
 

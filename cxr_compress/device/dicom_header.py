@@ -56,6 +56,7 @@ _BYTE = 8
 _SIGN = 2**15
 _RGB = 3
 _DESCRIPTOR = 3
+_SHAPES = ("IDENTITY", "INVERSE")
 _PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 
 
@@ -93,8 +94,12 @@ class Header:
     notes: tuple[str, ...] = ()
 
 
-def read_header(dataset: Any) -> Header:
+def read_header(dataset: Any, *, own_window: bool = False) -> Header:
     """Read and check what a dataset of pydicom says about its pixels; fills in what pydicom needs and a file left out.
+
+    Args:
+        dataset: of pydicom.
+        own_window: the windows and VOI LUTs of the file are not wanted, and need not be sound.
 
     Raises:
         DataError: no image, or one of a kind no film has; names tags, not what they hold.
@@ -126,7 +131,9 @@ def read_header(dataset: Any) -> Header:
         bits_stored=stored,
         expected_bytes=values * allocated // _BYTE,
         pixel_bytes=len(dataset.PixelData),
-        scale=_gray_scale(dataset, photometric, stored) if photometric in _GRAY else GrayScale(stored),
+        scale=_gray_scale(dataset, photometric, stored, views=not own_window)
+        if photometric in _GRAY
+        else GrayScale(stored),
         high_bit=high,
         unsigned_by_default=unsigned,
         notes=notes,
@@ -167,13 +174,18 @@ def _check_is_image(dataset: Any) -> None:
 
 def _photometric(dataset: Any) -> str:
     """The photometric interpretation; one that is not known is not repeated, it could be anything."""
-    value = str(dataset.get("PhotometricInterpretation") or "").strip(" \0").upper()
+    value = _term(dataset, "PhotometricInterpretation")
     if value not in (*_ONE_SAMPLE, *_COLOUR):
         raise DataError(
             f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOUR))}"
         )
     dataset.PhotometricInterpretation = value  # as pydicom expects it
     return value
+
+
+def _term(dataset: Any, name: str, default: str = "") -> str:
+    """A word of the standard, however a file writes it."""
+    return str(dataset.get(name) or "").strip(" \0").upper() or default
 
 
 def _bits(dataset: Any) -> tuple[int, int, int]:
@@ -207,14 +219,20 @@ def _fill(dataset: Any, **values: int) -> None:
             setattr(dataset, name, value)
 
 
-def _gray_scale(dataset: Any, photometric: str, stored: int) -> GrayScale:
+def _gray_scale(dataset: Any, photometric: str, stored: int, *, views: bool) -> GrayScale:
     signed = _integer(dataset, "PixelRepresentation", 0, default=0) == 1
     sequence = dataset.get("ModalityLUTSequence")
     modality = _lut(sequence[0], signed=signed) if sequence else None
     slope, intercept = (_numbers(dataset, name) for name in ("RescaleSlope", "RescaleIntercept"))
     if slope and slope[0] == 0:
         raise DataError("has a RescaleSlope of 0, which makes every pixel the same; export it again")
-    inverse = str(dataset.get("PresentationLUTShape") or "") == "INVERSE"
+    if modality is not None and (slope[:1] not in ([], [1.0]) or intercept[:1] not in ([], [0.0])):
+        raise DataError("has a modality LUT and a RescaleSlope, which exclude one another; export it again")
+    shape = _term(dataset, "PresentationLUTShape", "IDENTITY")
+    if shape not in _SHAPES:
+        raise DataError(
+            f"has a PresentationLUTShape that is not read, expected {' or '.join(_SHAPES)}; export it again"
+        )
     return GrayScale(
         bits=stored,
         signed=signed,
@@ -222,8 +240,10 @@ def _gray_scale(dataset: Any, photometric: str, stored: int) -> GrayScale:
         intercept=intercept[0] if intercept else 0.0,
         modality=modality,
         # What the VOI step looks up is signed where the rescale can have made it negative.
-        views=_views(dataset, signed=modality is None and (signed or bool(intercept and intercept[0] < 0))),
-        inverted=photometric == "MONOCHROME1" or inverse,
+        views=_views(dataset, signed=modality is None and (signed or bool(intercept and intercept[0] < 0)))
+        if views
+        else (),
+        inverted=photometric == "MONOCHROME1" or shape == "INVERSE",
         padding=_padding(dataset, stored, signed=signed),
     )
 
@@ -258,7 +278,7 @@ def _views(dataset: Any, *, signed: bool) -> tuple[Window | Lut, ...]:
     centers, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
     if len(centers) != len(widths):
         raise DataError(f"has {len(centers)} WindowCenter but {len(widths)} WindowWidth; choose --window=CENTER,WIDTH")
-    function = str(dataset.get("VOILUTFunction") or "LINEAR")
+    function = _term(dataset, "VOILUTFunction", "LINEAR")
     return (*luts, *(Window(center, width, function) for center, width in zip(centers, widths, strict=True)))
 
 
@@ -282,7 +302,11 @@ def _lut(item: Any, *, signed: bool) -> Lut:
 def _entries(data: Any, count: int) -> np.ndarray:
     """LUT data as integers: a list, or bytes of 8 or 16 bits each."""
     if isinstance(data, bytes):
-        return np.frombuffer(data, "<u2" if len(data) >= 2 * count else np.uint8)[:count].astype(np.int64)
+        if len(data) < 2 * count:  # bytes, padded to an even number
+            return np.frombuffer(data[:-1] if len(data) == count + count % 2 > count else data, np.uint8).astype(
+                np.int64
+            )
+        return np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(np.int64)
     return np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
 
 

@@ -118,6 +118,9 @@ def _content_of(file: Any) -> bytes:
 def _read_pil(image: Any) -> Picture:
     """The pixels of a Pillow image, known by what it can do, because Pillow may not be installed."""
     try:
+        # A phone's JPEG may hold a second picture (MPO): the first is the one, as in the file.
+        many = getattr(image, "is_animated", False) and getattr(image, "format", None) != "MPO"
+        frames = int(getattr(image, "n_frames", 1)) if many else 1
         image.load()  # a TIFF is turned, and a truncated file noticed, only now
         exif = image.getexif().get(_ORIENTATION, 1) if hasattr(image, "getexif") else 1
         mode = image.mode
@@ -129,6 +132,8 @@ def _read_pil(image: Any) -> Picture:
         raise DataError(
             f"the image: Pillow cannot read it ({type(error).__name__}); copy or export it again"
         ) from error
+    if frames > 1:
+        raise DataError(f"the image: holds {frames} images, expected one; give image.copy() of the one that is meant")
     if not width or not height:
         raise DataError(f"expected an image with pixels, got one of {width} x {height}")
     pixels = _pil_pixels(image.mode, content, (height, width))

@@ -427,3 +427,13 @@ def test_predict_frame_and_window_choose_what_is_seen(tmp_path: Path, capsys: py
     ):
         assert main([MODEL, str(path), *flags]) == 2
         assert text in capsys.readouterr().err
+
+
+def test_predict_empty_argument_is_refused_not_taken_for_the_current_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main([MODEL, ""]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "got an empty argument" in err

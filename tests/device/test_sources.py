@@ -204,3 +204,13 @@ def test_bit_depth_of_the_spec_and_of_the_call_come_before_the_guess() -> None:
     assert "of the pixels are cut to white" in note
     with pytest.raises(DataError, match="expected a bit_depth from 8 to 16, got 7"):
         DicomView(bit_depth=7)
+
+
+def test_pillow_image_of_several_frames_refused_its_copy_read() -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    film, content = pillow.fromarray(FILM), io.BytesIO()
+    film.save(content, "TIFF", save_all=True, append_images=[pillow.fromarray(FILM[::-1])])
+    opened = pillow.open(content)
+    with pytest.raises(DataError, match="holds 2 images, expected one"):
+        read_source(opened)
+    np.testing.assert_array_equal(read_source(opened.copy()).pixels, FILM)

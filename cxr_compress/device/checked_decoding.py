@@ -23,15 +23,17 @@ _AGAIN = "copy or export it again"
 _COMPLAINT = re.compile(
     rb"Corrupt JPEG|Premature end of|Inconsistent progression|Invalid SOS param|Unsupported (marker|JPEG)|"
     rb"Unknown Adobe color|Warning: unknown JFIF|Tile part length|Expected a SOC|\[ (WARN|INFO)|\[(ERROR|FATAL|DEBUG)|"
-    rb"\[ *(WARN|ERROR|FATAL|INFO|DEBUG):"
+    rb"\[ *(WARN|ERROR|FATAL|INFO|DEBUG):|OpenCV TIFF: "
 )
 # libjpeg prints the first complaint of an image alone, so one about its header may hide one about its pixels.
 _DAMAGE = re.compile(
     r"Corrupt JPEG|Premature end of|Inconsistent progression|Invalid SOS param|Unsupported marker|Unknown Adobe color|"
-    r"Warning: unknown JFIF|.*\bTIFF_(Error|Warning)\b.*(ecode|ncorrect|orrupt|[Rr]ead error|scanline|strip|tile|"
-    r"end of|Bad code|[Nn]ot enough|Discarding)"
+    r"Warning: unknown JFIF|.*(\bTIFF_(Error|Warning)\b|OpenCV TIFF: ).*(ecode|ncorrect|orrupt|[Rr]ead error|scanline|"
+    r"strip|tile|end of|Bad code|[Nn]ot enough|Discarding)"
 )
-_LIBRARY_LINE = re.compile(r"^\[.*?TIFF_\w+ ")
+_LIBRARY_LINE = re.compile(r"^(\[.*?TIFF_\w+ |OpenCV TIFF: )")
+# OpenCV 5 gives libtiff's complaints as warnings and errors, OpenCV 4 at its level of debugging.
+_LOG, _HEARD = (cv2, 5) if hasattr(cv2, "setLogLevel") else (cv2.utils.logging, 3)
 
 
 @contextlib.contextmanager
@@ -69,13 +71,13 @@ def decode_checked(data: bytes) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opencv_heard() -> Iterator[None]:
-    """Have OpenCV log warnings and errors while inside, whatever OPENCV_LOG_LEVEL says."""
-    log = cv2.utils.logging
+    """Have OpenCV log what libtiff complains of while inside, whatever OPENCV_LOG_LEVEL says."""
+    log = _LOG
     before = log.getLogLevel()
-    if before >= log.LOG_LEVEL_WARNING:
+    if before >= _HEARD:
         yield
         return
-    log.setLogLevel(log.LOG_LEVEL_WARNING)
+    log.setLogLevel(_HEARD)
     try:
         yield
     finally:

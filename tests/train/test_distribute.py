@@ -176,6 +176,7 @@ def cli(folder, start):
     flags = {
         "keras_model_file": start / "start.keras",
         "dataset": PLAN.dataset,
+        "preset": PLAN.preset,
         "data_dir": start / "films",
         "output_dir": folder,
         "sizes": PLAN.sizes[0],

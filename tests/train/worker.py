@@ -27,7 +27,8 @@ from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
 
 # Fixed order, no augmentation; decay and average as well, since each needs variables on every replica.
 CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=5e-3, augment=False, weight_decay=0.1, ema_decay=0.9)
-PLAN = TrainingPlan("start", "phantom", sizes=(32,), epochs=(6,), batch_sizes=(4,))
+# The model to start from is a plain file, which does not say how images become its input.
+PLAN = TrainingPlan("start", "phantom", sizes=(32,), epochs=(6,), batch_sizes=(4,), preset="imagenet_torch")
 SMALL = 0.05  # weights below it are the zeros of the job "held", about a third
 TRAIN, DEV = drawn_films(160, seed=20), drawn_films(41, seed=21)  # 41: the last dev batch is no multiple of two
 

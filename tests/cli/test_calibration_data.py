@@ -189,5 +189,5 @@ def test_calibration_images_unlike_the_training_images_are_warned_of_with_number
     assert "the training images had 0.939 and 0.873" in line  # (0.7 - 0.485) / 0.229 and 0.2 / 0.229
     _, said = convert(tmp_path, capsys, tmp_path / "b", data, model="fitting.keras")
     assert "warning" not in said
-    _, said = convert(tmp_path, capsys, tmp_path / "c", data, "--preset=raw", model="fitting.keras")
+    _, said = convert(tmp_path, capsys, tmp_path / "c", data, "--preset=raw", "--force", model="fitting.keras")
     assert "the preprocessing gives -2.118 to 2.64 only" in said

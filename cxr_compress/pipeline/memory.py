@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 from pathlib import Path
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from cxr_compress.device.benchmark import peak_memory_bytes
+
+_CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what Linux wants to hear in clear_refs
-_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
 def reset_peak() -> None:
@@ -20,8 +19,4 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """The most memory that this process had at a time since `reset_peak`, in bytes."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in _STATUS.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+    return peak_memory_bytes() or 0

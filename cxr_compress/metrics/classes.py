@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cxr_compress.device.modelinfo import probabilities_of
 from cxr_compress.errors import DataError
 from cxr_compress.metrics.checks import Array, row_means
 
@@ -44,9 +45,7 @@ def check_exclusive(labels: ArrayLike, *, where: str, names: tuple[str, ...] = (
 
 def softmax(logits: ArrayLike) -> Array:
     """Probabilities (n, k) of logits (n, k), each row adding up to 1; no overflow at extreme logits."""
-    z = np.asarray(logits, np.float64)
-    shares = np.exp(z - z.max(axis=-1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
+    return probabilities_of(np.asarray(logits, np.float64), "softmax")
 
 
 def class_log_odds(logits: ArrayLike) -> Array:

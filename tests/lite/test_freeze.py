@@ -121,7 +121,6 @@ def test_freeze_of_a_layer_that_draws_numbers_says_so_in_one_line() -> None:
         ((None, 10), "takes a vector"),
         ((None, 8, 8), "images without a channel axis"),
         ((None, 8, 8, None), "its channels are left open"),
-        ((None, 8, 8, 2), "images have 1 channel (gray) or 3 (color), not 2"),
         ((None, 4, 8, 8, 1), "several images or a volume"),
         ((None, 3, 224, 224), "the model is channels-first: put keras.layers.Permute((3, 1, 2))"),
         ((1, 1, 28, 28), "the model is channels-first"),

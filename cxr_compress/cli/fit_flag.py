@@ -17,7 +17,7 @@ from cxr_compress.data import Dataset, decode_split
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate import Match, file_logits, fit_info, fittable, match_findings
-from cxr_compress.evaluate.first_look import FirstLook, settle_preset, take_first_look, try_presets
+from cxr_compress.evaluate.first_look import FirstLook, settle_on_dev, take_first_look
 
 if TYPE_CHECKING:
     from cxr_compress.device.modelinfo import ModelInfo
@@ -79,12 +79,20 @@ class DevImages:
             return pixels.spec, ""
         specs = possible_presets(source.image_shape, color=values.color)
         answer, columns = answers(source.frozen, source.activation), list(self.match.logits)
-        trial = try_presets(answer, self.images, self.labels, self.patients, specs, columns=columns)
-        if trial is not None:
-            say(f"AUROC on dev by --preset: {trial.text()}")
-        file = Path(values.keras_model_file or values.saved_model_dir).name
-        told = {"ask": ask_for_preset(file), "doubt": pixels.doubt, "force": values.force}
-        return settle_preset(trial, pixels.preset, specs, pixels.spec, **told)
+        return settle_on_dev(
+            answer,
+            self.images,
+            self.labels,
+            self.patients,
+            specs,
+            preset=pixels.preset,
+            own=pixels.spec,
+            ask=ask_for_preset(Path(values.keras_model_file or values.saved_model_dir).name),
+            tell=say,
+            doubt=pixels.doubt,
+            force=values.force,
+            columns=columns,
+        )
 
     def look(self, source: Source, spec: PreprocessSpec, assumed: str) -> FirstLook:
         """The original model on dev."""

@@ -19,7 +19,7 @@ from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
 from cxr_compress.evaluate import BATCH, Match, ScorableModel, from_classifier, undo_class_weights
-from cxr_compress.evaluate.first_look import settle_preset, try_presets
+from cxr_compress.evaluate.first_look import settle_on_dev
 
 if TYPE_CHECKING:
     from cxr_compress.models.original import Original
@@ -177,13 +177,20 @@ def settle_pixels(
     specs = possible_presets(shape, color=color)
     images, labels, patients, pairing = dev(next(iter(specs.values())))
     match = pairing(original)
-    trial = try_presets(
-        original.answer(), images, labels[:, list(match.labels)], patients, specs, columns=list(match.logits)
+    spec, against = settle_on_dev(
+        original.answer(),
+        images,
+        labels[:, list(match.labels)],
+        patients,
+        specs,
+        preset=pixels.preset,
+        own=own,
+        ask=ask_for_preset(original.path.name),
+        tell=say,
+        doubt=pixels.doubt,
+        force=force,
+        columns=list(match.logits),
     )
-    if trial is not None:
-        say(f"AUROC on dev by --preset: {trial.text()}")
-    ask = ask_for_preset(original.path.name)
-    spec, against = settle_preset(trial, pixels.preset, specs, own, ask=ask, doubt=pixels.doubt, force=force)
     if against:
         say(f"warning: {against}; going on (--force)")
         return spec, f"{pixels.source}, forced: {against}"

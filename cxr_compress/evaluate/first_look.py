@@ -283,6 +283,29 @@ def pick_images(labels: Floats, seed: int, most: int = MOST_IMAGES) -> NDArray[n
     return np.sort(order[list(wanted)[:most]])
 
 
+def settle_on_dev(
+    answer: Answer,
+    images: Images,
+    labels: Floats,
+    patients: Sequence[str],
+    specs: Mapping[str, PreprocessSpec],
+    *,
+    preset: str,
+    own: PreprocessSpec | None,
+    ask: str,
+    tell: Progress,
+    doubt: str = "",
+    force: bool | None = False,
+    columns: Sequence[int] | None = None,
+    seed: int = 0,
+) -> tuple[PreprocessSpec, str]:
+    """Try the presets on dev, tell what each gives, and settle: see `try_presets` and `settle_preset`."""
+    trial = try_presets(answer, images, labels, patients, specs, columns=columns, seed=seed)
+    if trial is not None:
+        tell(f"AUROC on dev by --preset: {trial.text()}")
+    return settle_preset(trial, preset, specs, own, ask=ask, doubt=doubt, force=force)
+
+
 def settle_preset(
     trial: PresetTrial | None,
     preset: str,

@@ -12,7 +12,7 @@ from cxr_compress.device.atomic import write_text
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.evaluate import match_findings
-from cxr_compress.evaluate.first_look import Answer, FirstLook, settle_preset, take_first_look, try_presets
+from cxr_compress.evaluate.first_look import Answer, FirstLook, settle_on_dev, take_first_look
 from cxr_compress.models import load_model
 from cxr_compress.models.meaning import ask_for_preset, possible_presets
 from cxr_compress.models.original import Original, read_original, rising_scores
@@ -105,11 +105,20 @@ def settle_data(
             return dataclasses.replace(data, spec=own), original
     specs = possible_presets((*size, data.spec.channels), color=recipe.color or None)
     images, labels = data.dev.pair
-    trial = try_presets(original.answer(), images, labels, data.dev.split.patients, specs, seed=recipe.seed)
-    if trial is not None:
-        news(f"original model: AUROC on dev by --preset: {trial.text()}")
-    ask = ask_for_preset(original.path.name)
-    spec, against = settle_preset(trial, pixels.preset, specs, own, ask=ask, doubt=pixels.doubt, force=recipe.force)
+    spec, against = settle_on_dev(
+        original.answer(),
+        images,
+        labels,
+        data.dev.split.patients,
+        specs,
+        preset=pixels.preset,
+        own=own,
+        ask=ask_for_preset(original.path.name),
+        tell=lambda line: news(f"original model: {line}"),
+        doubt=pixels.doubt,
+        force=recipe.force,
+        seed=recipe.seed,
+    )
     if against:
         news(f"warning: {against}; going on (--force)")
         pixels = dataclasses.replace(pixels, source=f"{pixels.source}, forced: {against}")

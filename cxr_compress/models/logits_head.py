@@ -6,8 +6,8 @@ logits: so everything here ends in logits, and what turns them into probabilitie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,23 @@ import numpy as np
 from cxr_compress.device.modelinfo import probabilities_of
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.ends import (
+    MEANS,
+    End,
+    Place,
+    activation_of,
+    changes_no_number,
+    check_graph,
+    find_ends,
+    operation_of,
+    require_one_call,
+    upwards,
+)
 from cxr_compress.models.keras_file import application_layers
 from cxr_compress.models.masked import named_layers
 from cxr_compress.models.outputs import LOGITS, PROBABILITIES, PROBES, SHARES, kind_of_outputs, probe_images
 
 _layers = keras.layers
-# TensorFlow's own operations in a graph, by the names that their layers keep.
-_OPERATIONS = {
-    "math.sigmoid": "sigmoid",
-    "nn.softmax": "softmax",
-    **dict.fromkeys(("math.reduce_mean", "__operators__.add", "math.add", "math.subtract", "math.multiply"), ""),
-    **dict.fromkeys(("concat", "nn.bias_add", "linalg.matmul"), ""),
-    **dict.fromkeys(("reshape", "squeeze", "identity", "cast"), ""),
-}
-_SQUASHING = frozenset(("sigmoid", "softmax", "hard_sigmoid"))
-_MOVES = frozenset(("reshape", "squeeze", "identity", "cast"))
-_OTHER_ACTIVATIONS = (_layers.ReLU, _layers.LeakyReLU, _layers.PReLU, _layers.ELU, _layers.ThresholdedReLU)
-_MEANS = (_layers.GlobalAveragePooling2D, _layers.AveragePooling2D)  # a difference of channels goes through them
-_POOLS = (*_MEANS, _layers.GlobalMaxPooling2D, _layers.MaxPooling2D)
 _KERNELS = {_layers.Dense: "units", _layers.Conv2D: "filters"}
 _PAIR = 2
 _IMAGE_RANK, _FLAT_RANK = 3, 2
@@ -124,10 +123,10 @@ def read_head(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChan
     """
     if positive not in (None, 0, 1) or isinstance(positive, bool):
         raise CompressionError(f"positive must be 0 or 1, which of two classes is the finding, got {positive}")
-    _check_graph(model)
+    check_graph(model)
     _check_calls(model)
     try:
-        ends = _find_ends((model,), model.outputs[0])
+        ends = find_ends((model,), model.outputs[0])
         if ends[0].activation:
             plain, change = _taken_off(model, ends, positive)
             _check_same(model, plain, change, positive)
@@ -144,8 +143,8 @@ def read_head(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChan
 def softmax_classes(model: Any) -> int:
     """The classes of the softmax that ends a model; 0 where none does, or where its end cannot be read."""
     try:
-        _check_graph(model)
-        ends = _find_ends((model,), model.outputs[0])
+        check_graph(model)
+        ends = find_ends((model,), model.outputs[0])
         if ends[0].activation == "softmax":
             _require_all_classes(ends[0], int(model.output_shape[-1]))
             return int(model.output_shape[-1])
@@ -154,7 +153,7 @@ def softmax_classes(model: Any) -> int:
     return 0
 
 
-def _taken_off(model: Any, ends: Sequence[_End], positive: int | None) -> tuple[Any, HeadChange]:
+def _taken_off(model: Any, ends: Sequence[End], positive: int | None) -> tuple[Any, HeadChange]:
     end, classes = ends[0], int(model.output_shape[-1])
     softmax = end.activation == "softmax"
     if softmax:
@@ -172,7 +171,7 @@ def _taken_off(model: Any, ends: Sequence[_End], positive: int | None) -> tuple[
     return plain, _change(ends, plain, positive if pair else None)
 
 
-def _require_all_classes(end: _End, classes: int) -> None:
+def _require_all_classes(end: End, classes: int) -> None:
     over = int(end.node.outputs.shape[-1])
     if over != classes:
         raise UnsupportedLayerError(
@@ -237,205 +236,17 @@ def _kept(model: Any, reason: str) -> HeadChange | None:
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A call of a layer.
-
-    Attributes:
-        models: The model, the model within it that is its last layer, and so on, down to the one that makes the call.
-        node: The call.
-    """
-
-    models: tuple[Any, ...]
-    node: Any
-
-    @property
-    def layer(self) -> Any:
-        """What is called."""
-        return self.node.layer
-
-    @property
-    def path(self) -> str:
-        """The layer with the models around it in front."""
-        return "/".join([*(model.name for model in self.models[1:]), self.layer.name])
-
-
-@dataclass(frozen=True)
-class _End(_Place):
-    """Where an output gets its activation.
-
-    Attributes:
-        activation: "sigmoid", "softmax" or "" for none.
-        behind: The calls from there to the output, which change no number.
-    """
-
-    activation: str = ""
-    behind: tuple[_Place, ...] = ()
-
-
-def _check_graph(model: Any) -> None:
-    if not getattr(model, "_is_graph_network", False):
-        raise UnsupportedLayerError(
-            f"expected a functional or built Sequential model, got {type(model).__name__} "
-            f"{getattr(model, 'name', '')!r}, whose end cannot be read: rebuild it with keras.Model(inputs, outputs)"
-        )
-    if len(model.outputs) != 1:
-        raise UnsupportedLayerError(
-            f"expected a model with one output, {model.name} has {len(model.outputs)}: cut it to the one with the "
-            "findings, keras.Model(model.inputs, model.outputs[i])"
-        )
-
-
-def _upwards(models: tuple[Any, ...], tensor: Any) -> Iterator[_Place]:
-    """The calls from a tensor up, as long as each has one input, into models but not out of them again."""
-    while True:
-        node = tensor.node
-        if isinstance(node.layer, keras.Model) and getattr(node.layer, "_is_graph_network", False):
-            # A model of several outputs gives more than one tensor: the one that is used here.
-            inner = node.layer.outputs[tensor._keras_history.tensor_index]
-            yield from _upwards((*models, node.layer), inner)
-            return
-        yield _Place(models, node)
-        if node.is_input or len(node.keras_inputs) != 1:
-            return
-        tensor = node.keras_inputs[0]
-
-
-def _find_ends(models: tuple[Any, ...], tensor: Any) -> list[_End]:
-    """Find the activation of an output, or of each of the heads that a Concatenate joins to it.
-
-    One end without an activation stands for an output of logits.
-    """
-    behind: list[_Place] = []
-    pooled = ""
-    for place in _upwards(models, tensor):
-        activation = _activation(place)
-        if activation in ("sigmoid", "softmax"):
-            if pooled:
-                raise UnsupportedLayerError(
-                    f"{place.path!r} gives probabilities that {pooled!r} pools, and pooled logits are another number: "
-                    "build the model with the activation behind the pooling, and train that"
-                )
-            return [_checked(_End(place.models, place.node, activation, tuple(behind)))]
-        if activation:
-            raise UnsupportedLayerError(
-                f"expected a model that ends in logits, sigmoid or softmax, {place.path!r} ends it with {activation}: "
-                "give it a Dense layer of logits as its head"
-            )
-        if isinstance(place.layer, _POOLS):
-            pooled = place.path
-        elif _changes_no_number(place.layer):
-            behind.append(place)
-        elif _joins_classes(place) and not pooled:
-            return _joined(place, behind)
-        else:
-            break
-    near = _probabilities_near(place.models, place.node.outputs, set())
-    if near:
-        raise UnsupportedLayerError(
-            f"{place.path!r} computes something else from the probabilities that {near!r} gives: give the model a "
-            "Dense layer of logits as its head"
-        )
-    return [_End(place.models, place.node)]
-
-
-def _joins_classes(place: _Place) -> bool:
-    """Whether a call puts the classes of several heads in a row."""
-    if not isinstance(place.layer, _layers.Concatenate):
-        return False
-    return place.layer.axis in (-1, len(place.node.outputs.shape) - 1)
-
-
-def _joined(join: _Place, behind: list[_Place]) -> list[_End]:
-    ends = [end for tensor in join.node.keras_inputs for end in _find_ends(join.models, tensor)]
-    kinds = {end.activation for end in ends}
-    if kinds == {""}:
-        return [_End(join.models, join.node)]
-    if kinds != {"sigmoid"}:
-        raise UnsupportedLayerError(
-            f"{join.path!r} joins heads that end in {', '.join(sorted(kind or 'logits' for kind in kinds))}: give all "
-            "of them a sigmoid, or one softmax behind it"
-        )
-    joined = [replace(end, behind=(*behind, join, *end.behind)) for end in ends]
-    return [_checked(end) for end in joined]
-
-
-def _probabilities_near(models: tuple[Any, ...], tensor: Any, seen: set[int]) -> str:
-    """The sigmoid or softmax that a tensor is computed from without weights in between; "" for none."""
-    for place in _upwards(models, tensor):
-        if id(place.node) in seen:
-            return ""
-        seen.add(id(place.node))
-        if _activation(place) in _SQUASHING:
-            return place.path
-        if any(len(weight.shape) > 1 for weight in place.layer.weights):
-            return ""  # what its kernel makes of them is a number of its own
-        if not place.node.is_input and len(place.node.keras_inputs) != 1:
-            found = (_probabilities_near(place.models, one, seen) for one in place.node.keras_inputs)
-            return next(filter(None, found), "")
-    return ""
-
-
-def _activation(place: _Place) -> str:
-    """The name of a layer's activation; "" for none."""
-    layer = place.layer
-    if isinstance(layer, _layers.Softmax):
-        return "softmax"
-    operation = _operation(layer)
-    if operation:
-        return _OPERATIONS.get(operation, f"TensorFlow's {operation}")
-    if isinstance(layer, _OTHER_ACTIVATIONS):
-        return type(layer).__name__
-    function = getattr(layer, "activation", keras.activations.linear)
-    return "" if function is keras.activations.linear else str(getattr(function, "__name__", function))
-
-
-def _operation(layer: Any) -> str:
-    """The operation of a layer that stands for one of TensorFlow's; "" for any other layer."""
-    return str(layer.get_config()["function"]) if type(layer).__name__ == "TFOpLambda" else ""
-
-
-def _changes_no_number(layer: Any) -> bool:
-    passing = isinstance(layer, _layers.Flatten | _layers.Reshape | _layers.Dropout | _layers.Activation)
-    return passing or _operation(layer) in _MOVES
-
-
-def _checked(end: _End) -> _End:
-    """Refuse ends that cannot be edited without changing something else."""
-    for model, layer in zip(end.models, (*end.models[1:], end.layer), strict=True):
-        _require_one_call(model, layer)
-    options = end.node.call_kwargs if _operation(end.layer) else {"axis": getattr(end.layer, "axis", None)}
-    if options.get("axis") not in (None, -1, len(end.node.outputs.shape) - 1):
-        raise UnsupportedLayerError(
-            f"expected a softmax over the last axis, that of {end.path!r} is over axis {options['axis']}: reorder it"
-        )
-    if end.behind and _operation(end.layer):
-        raise UnsupportedLayerError(
-            f"{end.behind[0].path!r} follows the TensorFlow operation {end.path!r}, which is no layer of Keras: use "
-            f"keras.layers.Activation({end.activation!r}) as the last layer of the model"
-        )
-    return end
-
-
-def _require_one_call(model: Any, layer: Any) -> None:
-    calls = sum(node.layer is layer for nodes in model._nodes_by_depth.values() for node in nodes)
-    if calls != 1:
-        raise UnsupportedLayerError(
-            f"{layer.name!r}, which ends {model.name}, is called {calls} times in it: give the end a layer of its own"
-        )
-
-
-def _producer(end: _End) -> _Place:
+def _producer(end: End) -> Place:
     """The Dense layer or convolution that makes the two channels of a softmax; what lies between keeps them apart."""
-    for place in (*end.behind, *_upwards(end.models, end.node.outputs)):
+    for place in (*end.behind, *upwards(end.models, end.node.outputs)):
         layer, is_end = place.layer, place.node is end.node
-        linear = is_end or not _activation(place)
+        linear = is_end or not activation_of(place)
         if type(layer) in _KERNELS and linear and place.node.outputs.shape[-1] == _PAIR:
             for model, called in zip(place.models, (*place.models[1:], layer), strict=True):
-                _require_one_call(model, called)
+                require_one_call(model, called)
             return place
-        fixed = isinstance(layer, _layers.Reshape) or _operation(layer) == "reshape"  # to a shape that holds the 2
-        passes = is_end or (linear and (isinstance(layer, _MEANS) or _changes_no_number(layer)))
+        fixed = isinstance(layer, _layers.Reshape) or operation_of(layer) == "reshape"  # to a shape that holds the 2
+        passes = is_end or (linear and (isinstance(layer, MEANS) or changes_no_number(layer)))
         if fixed or not passes:
             break
     raise UnsupportedLayerError(
@@ -444,7 +255,7 @@ def _producer(end: _End) -> _Place:
     )
 
 
-def _rebuilt(model: Any, ends: Sequence[_End], pair: _Place | None) -> Any:
+def _rebuilt(model: Any, ends: Sequence[End], pair: Place | None) -> Any:
     """A model of the same layers without the activations, and with one output where there were two."""
     config = model.get_config()
     if pair is not None:
@@ -452,7 +263,7 @@ def _rebuilt(model: Any, ends: Sequence[_End], pair: _Place | None) -> Any:
         entry["config"][_KERNELS[type(pair.layer)]] = 1
     for end in ends:
         inner = _inner(config, end.models)
-        if isinstance(end.layer, _layers.Softmax | _layers.Activation) or _operation(end.layer):
+        if isinstance(end.layer, _layers.Softmax | _layers.Activation) or operation_of(end.layer):
             _take_off(inner, end)
         else:
             _entry(inner, end.layer.name)["config"]["activation"] = "linear"
@@ -473,7 +284,7 @@ def _entry(config: dict[str, Any], name: str) -> dict[str, Any]:
     return next(entry for entry in config["layers"] if entry["config"]["name"] == name)
 
 
-def _take_off(config: dict[str, Any], end: _End) -> None:
+def _take_off(config: dict[str, Any], end: End) -> None:
     """Remove the layer that is nothing but the activation; where others follow, or it casts, nothing is put there."""
     entry = _entry(config, end.layer.name)
     several = len(config.get("output_layers", ())) > 1
@@ -490,7 +301,7 @@ def _take_off(config: dict[str, Any], end: _End) -> None:
         config["output_layers"] = [list(source[:3])]
 
 
-def _copy_weights(model: Any, plain: Any, pair: _Place | None, positive: int) -> None:
+def _copy_weights(model: Any, plain: Any, pair: Place | None, positive: int) -> None:
     own = dict(named_layers(model))
     for name, layer in named_layers(plain):
         weights = own[name].get_weights()
@@ -501,7 +312,7 @@ def _copy_weights(model: Any, plain: Any, pair: _Place | None, positive: int) ->
         layer.set_weights(weights)
 
 
-def _change(ends: Sequence[_End], plain: Any, positive: int | None) -> HeadChange:
+def _change(ends: Sequence[End], plain: Any, positive: int | None) -> HeadChange:
     end, count = ends[0], int(plain.output_shape[-1])
     if positive is not None:
         note = (

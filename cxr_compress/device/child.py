@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 _CHUNK = 1 << 20
 _STDERR = 2
 _LONGEST_REASON = 200
+# Not a reason: the runtime's own log lines, and what an emulator of another processor says of the signal itself.
+_NO_REASON = ("INFO", "qemu: uncaught target signal")
 # Of a child that lost its result on the way: no code that a signal or a command gives.
 _EXIT_LOST = 99
 
@@ -194,5 +196,5 @@ def _last_line(said: IO[bytes] | None) -> str:
         return ""
     said.seek(0)
     lines = [" ".join(line.split()) for line in said.read().decode("utf-8", "replace").splitlines()]
-    kept = [line for line in lines if line and not line.startswith("INFO")]
+    kept = [line for line in lines if line and not line.startswith(_NO_REASON)]
     return kept[-1][:_LONGEST_REASON] if kept else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def _class_margins(info: ModelInfo, logits: np.ndarray) -> np.ndarray:
     scores = logits * slope + offset
     best = scores.argmax(axis=1)
     ahead = scores.max(axis=1, keepdims=True) - scores
-    steepness = np.maximum(np.abs(slope)[best][:, None] + np.abs(slope), np.finfo(np.float64).tiny)
+    steepness = np.maximum(np.abs(slope)[best][:, None] + np.abs(slope), sys.float_info.min)
     margins = ahead / steepness
     margins[np.arange(len(logits)), best] = np.inf
     return np.asarray(margins.min(axis=1))

@@ -56,6 +56,15 @@ def test_run_in_child_crash_is_an_error_with_the_signal_and_the_last_words(name)
         run_in_child(step, seconds=30)
 
 
+def test_run_in_child_words_of_an_emulator_about_the_signal_are_no_reason():
+    def step():
+        os.write(2, b"in kernel X\nqemu: uncaught target signal 6 (Aborted) - core dumped\n")
+        os._exit(3)
+
+    with pytest.raises(NativeCrashError, match=r"^exit code 3: in kernel X$"):
+        run_in_child(step, seconds=30)
+
+
 def test_run_in_child_that_takes_too_long_is_ended():
     started = time.monotonic()
     with pytest.raises(NativeCrashError, match="no answer within 0 s"):

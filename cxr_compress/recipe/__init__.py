@@ -14,8 +14,8 @@ from cxr_compress.recipe.choices import (
     SCOPES,
     THRESHOLD_UNITS,
 )
+from cxr_compress.recipe.flat import DEFAULT_THREADS, Recipe
 from cxr_compress.recipe.presets import PRESETS, make_recipe
-from cxr_compress.recipe.recipe import DEFAULT_THREADS, Recipe
 
 __all__ = [
     "ALLOCATIONS",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cxr_compress.recipe.recipe import Recipe
+from cxr_compress.recipe.flat import Recipe
 
 # What suits each architecture on two cores. Narrow layers cannot be thinned in steps of 8.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -19,16 +19,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
-from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
-from cxr_compress.cli.output_files import Output, check_outputs
+from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.cli.recipe_flags import define_recipe_flags, make_recipe_of
 from cxr_compress.device.atomic import check_writable
 from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.device.probe_pack import read_pack
@@ -43,6 +42,18 @@ SEARCHED = "search.json"
 _SECONDS_BETWEEN_LINES = 10
 _GO_ON = "finished epochs and stages are kept; the same command goes on from there"
 
+_FILES = {
+    "keras_model_file": "Original model of yours to start from: .keras, .h5 or a SavedModel folder.",
+    "data_dir": "Folder of the data set; it is only read.",
+    "output_dir": "Folder of the run: models, reports, and what it needs to go on.",
+    "recipe": "Recipe file to start from, as the recipe.json of a run; other flags change it.",
+    "latency_table": "Layer times that cxr_benchmark --layers measured on a device; without it they are measured here.",
+    "probe_pack": "ZIP to write, with which a device makes --latency_table; the command then stops.",
+}
+_SWITCHES = {
+    "dry_run": "Make the plan, say what it will give and take, and stop; nothing is written.",
+    "search": "Search for the smallest model that keeps --max_auroc_drop, or the best one of --target_bytes.",
+}
 _AFTER_PROBES = (
     "wrote {pack}: on the device run  cxr_benchmark --layers={name} --output_file=table.json  and give this command "
     "--latency_table=table.json instead of --probe_pack"
@@ -52,6 +63,22 @@ _AFTER_PROBES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program name."""
     return run_command(NAME, __doc__, define_flags, _run, argv)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of the recipe, which have no default here (the recipe has), and the command's own."""
+    define_recipe_flags(values)
+    for name, text in _FILES.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    for name, text in _SWITCHES.items():
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
+    text = "Shares of the MACs that --search tries; by default seven from 0.5."
+    flags.DEFINE_list("search_macs", None, text, flag_values=values)
+    text = "Epochs of each training while --search tries budgets."
+    flags.DEFINE_integer("search_epochs", 1, text, flag_values=values)
+    text = "Number of candidates that --search recovers in full."
+    flags.DEFINE_integer("search_finalists", 3, text, flag_values=values)
+    define_overwrite_flag(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -83,9 +110,10 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
     _check_outputs(values)
     if values.search and values.dry_run:
         raise UsageError("--dry_run forecasts one run, not a search: leave one of the two out")
-    if values.search and isinstance(recipe.target_bytes, float):
+    budget = recipe.removal.budget
+    if values.search and isinstance(budget.tflite_bytes, float):
         raise UsageError("--search wants --target_bytes as a number of bytes such as 1MB, got a fraction")
-    if values.latency_table and recipe.target_latency_ms is None:
+    if values.latency_table and budget.latency_ms is None:
         raise UsageError("--latency_table is for a bound on latency: give --target_latency_ms too")
 
 
@@ -143,7 +171,7 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         report = run_recipe(recipe, **shared)
     _print(values.format, report)
     gate = report["facts"]["gate"]
-    if gate["reason"] and not recipe.force:
+    if gate["reason"] and not recipe.run.force:
         say(f"nothing was shown: {gate['reason']}; --force accepts that")
         return EXIT_GATE
     return EXIT_GATE if values.max_auroc_drop is not None and not gate["holds"] else EXIT_OK
@@ -157,26 +185,28 @@ def _at_model_size(values: flags.FlagValues, recipe: Recipe) -> Recipe:
     if size is None:
         return recipe
     told = "--input_size" if values.input_size is not None else "the input_size of --recipe"
-    if (values.input_size is not None or values.recipe) and recipe.input_size != size:
+    given = recipe.model.input_size
+    if (values.input_size is not None or values.recipe) and given != size:
         raise UsageError(
-            f"{told} is {recipe.input_size}, {Path(values.keras_model_file).name} takes images of {size} x {size}: "
+            f"{told} is {given}, {Path(values.keras_model_file).name} takes images of {size} x {size}: "
             f"leave --input_size out, or give --input_size={size} beside --recipe"
         )
-    return replace(recipe, input_size=size)
+    return recipe.with_values(input_size=size)
 
 
 def _search_spec(values: flags.FlagValues, recipe: Recipe) -> SearchSpec:
     """The smallest model that keeps a tolerance, where one is given; else the best one of a size."""
     from cxr_compress.pipeline import SearchSpec
 
-    sized = recipe.target_bytes is not None or recipe.target_latency_ms is not None
+    budget = recipe.removal.budget
+    sized = budget.tflite_bytes is not None or budget.latency_ms is not None
     return SearchSpec(
         goal="smallest" if values.max_auroc_drop is not None or not sized else "best_auroc",
         macs=tuple(map(_share, values.search_macs)) if values.search_macs else None,
-        max_auroc_drop=recipe.max_auroc_drop,
-        margin=recipe.margin,
-        max_bytes=None if recipe.target_bytes is None else int(recipe.target_bytes),
-        max_latency_ms=recipe.target_latency_ms,
+        max_auroc_drop=recipe.gate.max_auroc_drop,
+        margin=recipe.gate.margin,
+        max_bytes=None if budget.tflite_bytes is None else int(budget.tflite_bytes),
+        max_latency_ms=budget.latency_ms,
         cheap_epochs=values.search_epochs,
         finalists=values.search_finalists,
     )

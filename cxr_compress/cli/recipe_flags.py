@@ -13,8 +13,8 @@ from absl import flags
 
 from cxr_compress.cli.common import UsageError
 from cxr_compress.errors import CompressionError
+from cxr_compress.recipe import PRESETS, Recipe, make_recipe
 from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, find_entry
-from cxr_compress.recipe.recipe import Recipe, make_recipe
 
 _BUDGET = ("target_macs", "target_params", "target_bytes", "target_latency_ms")
 
@@ -203,8 +203,8 @@ def _check_start(values: flags.FlagValues) -> None:
     """What a recipe without a file cannot do without."""
     if values.model is None and values.keras_model_file is None:
         raise UsageError("expected --model=NAME to train one or --keras_model_file=FILE to start from; got neither")
-    known = find_entry("model").option.names
-    if values.model is not None and values.keras_model_file is None and known and values.model not in known:
+    known = find_entry("model").option.names or PRESETS
+    if values.model is not None and values.keras_model_file is None and values.model not in known:
         raise UsageError(
             f"expected a --model of {', '.join(sorted(known))}, got {values.model!r}; any other Keras model comes in "
             "as --keras_model_file"

@@ -13,6 +13,7 @@ import numpy as np
 
 from cxr_compress.data import Dataset
 from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.film_statistics import FilmStatistics
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
@@ -21,13 +22,17 @@ from cxr_compress.models.original import Original
 from cxr_compress.pipeline.films import RunData
 from cxr_compress.pipeline.ownership import claim
 from cxr_compress.pipeline.store import Artefacts, StageStore
-from cxr_compress.recipe import DEFAULT_THREADS, Recipe
+from cxr_compress.recipe import DEFAULT_THREADS, AugmentRanges, Recipe
+from cxr_compress.recipe.fields import entries_of
 from cxr_compress.structured import measure_cost
-from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, balanced_weights, fit
+from cxr_compress.train import FeatureMatch, FitConfig, balanced_weights, fit
 
 Masks = Mapping[str, np.ndarray]
 # What no training of a run differs in: every stage that trains depends on them.
-OF_TRAINING = ("batch_size", "augment", "weight_decay", "label_smoothing", "seed")
+OF_TRAINING = (
+    *("batch_size", "weight_decay", "label_smoothing", "seed"),
+    *(entry.flag for entry in entries_of(AugmentRanges)),
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class RunContext:
         store: where artefacts go.
         news: is told of progress, one line each.
         original: that model, brought to logits, and what it means; None where one is trained here.
+        latency_table: layer times that a device measured, for a bound on latency; None measures them here.
         overwrite: begin anew in a folder with another run.
         preflight: what the network was found not to do.
         preflight_record: the manifest of that, which is written once the folder is taken.
@@ -65,6 +71,7 @@ class RunContext:
     store: StageStore
     news: Callable[[str], None]
     original: Original | None = None
+    latency_table: CostTable | None = None
     overwrite: bool = False
     preflight: Preflight = Preflight()
     preflight_record: str = ""
@@ -97,31 +104,34 @@ class RunContext:
         Raises:
             CompressionError: it holds another run.
         """
-        whole = {**made_from, "dataset": self.recipe.dataset, "images": self.digest}
+        whole = {**made_from, "dataset": self.recipe.data.dataset, "images": self.digest}
         claim(self.store.folder, self.recipe, whole, overwrite=self.overwrite)
         if self.preflight_record:
             make_folder(self.store.folder / "manifests")
             write_text(self.store.folder / "manifests" / "preflight.json", self.preflight_record)
 
-    def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
-        """What decides a stage: its fields of the recipe, the films, what the logits are, and what it reads."""
-        values = {name: getattr(self.recipe, name) for name in fields}
+    def inputs(self, flags: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
+        """What decides a stage: fields of the recipe by flag, the films, what the logits are, and what it reads."""
+        values = {flag: self.recipe.value(flag) for flag in flags}
         # Sums are cut up among threads, and so rounded otherwise; folders from before the field hold runs with two.
-        if self.recipe.threads != DEFAULT_THREADS:
-            values["threads"] = self.recipe.threads
+        if self.recipe.run.num_threads != DEFAULT_THREADS:
+            values["num_threads"] = self.recipe.run.num_threads
         # Left out at its usual value, so that stages made before there was another still stand.
         kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
         return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
         """A training of this run."""
-        recipe = self.recipe
+        training = self.recipe.training
         plain = FitConfig(
             epochs=epochs,
             learning_rate=learning_rate,
-            ranges=_ranges(recipe),
+            ranges=training.augment,
             activation=self.activation,
-            **{name: getattr(recipe, name) for name in ("batch_size", "weight_decay", "label_smoothing", "seed")},
+            batch_size=training.batch_size,
+            weight_decay=training.weight_decay,
+            label_smoothing=training.label_smoothing,
+            seed=self.recipe.run.seed,
         )
         return dataclasses.replace(plain, **changes)
 
@@ -154,7 +164,7 @@ class RunContext:
 
     def teacher(self, base: Artefacts) -> keras.Model | None:
         """The uncut model, where the recipe lets it teach."""
-        wanted = self.recipe.distill_weight or self.recipe.feature_weight
+        wanted = self.recipe.recovery.distill_weight or self.recipe.recovery.feature_weight
         return load_model(base.keras_file) if wanted else None
 
     def save(self, model: keras.Model, name: str) -> dict[str, Any]:
@@ -198,9 +208,3 @@ def check_classes(dataset: Dataset, activation: str) -> None:
     if activation == "softmax" and len(dataset.findings) > 1:
         for split in dataset.splits:
             check_exclusive(split.labels, where=split.name, names=dataset.findings)
-
-
-def _ranges(recipe: Recipe) -> AugmentRanges:
-    """How far this run changes its training films."""
-    mirror = bool(recipe.augment.get("mirror"))
-    return AugmentRanges(**{**recipe.augment, "mirror": mirror})  # type: ignore[arg-type]

@@ -123,15 +123,15 @@ def load_run_data(
     """
     dataset = select(
         load_dataset(
-            recipe.dataset,
+            recipe.data.dataset,
             data_dir,
-            dev_fraction=recipe.dev_fraction,
-            seed=recipe.seed,
-            allow_missing=recipe.allow_missing,
-            options=recipe.options,
+            dev_fraction=recipe.data.dev_fraction,
+            seed=recipe.run.seed,
+            allow_missing=recipe.data.allow_missing,
+            options=recipe.data.options,
         )
     )
-    size = recipe.input_size
+    size = recipe.model.input_size
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
     before_decoding(dataset, spec)
 

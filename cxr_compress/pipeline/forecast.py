@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,21 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.base import BASE_FILES, base_inputs, build_untrained, make_base
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.delivery import export_uncut
 from cxr_compress.pipeline.films import Decoding
 from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
-from cxr_compress.pipeline.removal import choose
-from cxr_compress.pipeline.run import open_run, price
+from cxr_compress.pipeline.preflight import PREFLIGHT
+from cxr_compress.pipeline.run import open_run, results, run_stages, take_folder
+from cxr_compress.pipeline.stage import Pace, Stage, State
+from cxr_compress.pipeline.stages import STAGES
+from cxr_compress.pipeline.stages.base import MakeOriginal, build_untrained
 from cxr_compress.pipeline.store import News, StageStore
 from cxr_compress.pipeline.thinning import Thinning
 from cxr_compress.recipe import Recipe
-from cxr_compress.structured import measure_cost
+from cxr_compress.structured import ChannelPlan, measure_cost
 
-# Measured with DenseNet121 at 64 to 224 px on two cores; other networks and machines are near enough for a forecast.
-_TRAINING_PER_INFERENCE = 3.5
-_SECONDS_PER_TRAINED_LAYER = 0.2  # to trace and compile a training step
-_SECONDS_PER_CONVERTED_LAYER = 0.03
 _FIXED_SHARE = 0.12  # of the time of a layer that does not fall with its MACs
 _BATCH = 16
-# Made from the original model alone, whatever becomes of the other stages.
-_OF_THE_ORIGINAL = ("export_uncut",)
 _BOUNDS = {"tflite_bytes": "bytes", "latency_ms": "milliseconds"}
 _LEAST_SECONDS = 0.1  # of a stage that is still to be done: 0 says that it stands
 
@@ -93,40 +89,29 @@ def forecast_run(
         BudgetError: the budget cannot be reached.
         CompressionError: and its other subclasses, also where the run itself would be refused.
     """
-    refuse_foreign(output_dir, recipe, overwrite=overwrite)
+    refuse_foreign(output_dir, recipe, results(), overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="cxr_dry_run_") as scratch:
-        copy_for_forecast(output_dir, Path(scratch))
+        copy_for_forecast(output_dir, Path(scratch), (PREFLIGHT, *(stage.name for stage in _planning(recipe))))
         run = open_run(recipe, data_dir, Path(scratch), keras_model_file, news, decoding, overwrite=overwrite)
-        return _forecast(run, keras_model_file, latency_table, StageStore(output_dir, news))
+        return _forecast(dataclasses.replace(run, latency_table=latency_table), StageStore(output_dir, news))
 
 
-def _forecast(
-    run: RunContext, keras_model_file: Path | None, latency_table: CostTable | None, kept: StageStore
-) -> Forecast:
+def _forecast(run: RunContext, kept: StageStore) -> Forecast:
     """The forecast, in a run of its own that may be written to; `kept` is the folder of the real one."""
-    recipe = run.recipe
-    trained = keras_model_file is not None or run.store.stands("base", base_inputs(run), BASE_FILES)
+    recipe, state = run.recipe, State()
+    trained = run.original is not None or _is_trained(run)
+    take_folder(run)
     if trained:
-        base = make_base(run, keras_model_file)
-        model = load_model(base.keras_file)
-        before = after = measure_cost(model).to_dict()
-        if recipe.removes_filters:
-            _, plan = choose(run, base, price(run, base, lambda: export_uncut(run, base), latency_table))
-            before, after = plan.before.to_dict(), plan.after.to_dict()
+        state = run_stages(run, _planning(recipe))
+        model, plan = load_model(state.original.keras_file), state.plan
     else:
         model = build_untrained(run)
-        before = after = measure_cost(model).to_dict()
-        run.claim({"source": "a training", "training": base_inputs(run)["recipe"]})
-        if unplanned := [bound for bound in recipe.budget if bound not in {"macs", "params"}]:
-            bounds = " and ".join(_BOUNDS[name] for name in unplanned)
-            run.news(
-                f"a budget of {bounds} can only be planned once the original model is trained: what is left by "
-                "it, and the times that follow from that, are not known yet"
-            )
-            after = {}
-        elif recipe.removes_filters:
-            plan, _ = Thinning(recipe, run.data, run.store.folder, run.news).choose(model)
-            before, after = plan.before.to_dict(), plan.after.to_dict()
+        plan = _plan_untrained(run, model)
+    before = after = measure_cost(model).to_dict()
+    if plan is not None:
+        before, after = plan.before.to_dict(), plan.after.to_dict()
+    elif recipe.removal.removes_filters:
+        after = {}
     # Parameters stand in where the MACs are not known: they too fall with the square of the widths.
     measure = "macs" if "macs" in before and "macs" in after else "params"
     stages = _seconds(run, model, after[measure] / before[measure] if after else 1.0)
@@ -137,12 +122,37 @@ def _forecast(
     return Forecast(before, after, trained, stages)
 
 
+def _planning(recipe: Recipe) -> Iterator[Stage]:
+    """The stages that the plan of a run comes from."""
+    return (stage for stage in STAGES if stage.plans(recipe))
+
+
+def _is_trained(run: RunContext) -> bool:
+    """Whether the run has trained its original model before."""
+    stage = next(stage for stage in STAGES if isinstance(stage, MakeOriginal))
+    return run.store.stands(stage.name, stage.inputs(run, State()), stage.results)
+
+
+def _plan_untrained(run: RunContext, model: keras.Model) -> ChannelPlan | None:
+    """The plan on random weights, where it follows from the network alone; None where nothing is planned."""
+    bounds = run.recipe.removal.budget.bounds
+    if unplanned := [bound for bound in bounds if bound not in {"macs", "params"}]:
+        words = " and ".join(_BOUNDS[name] for name in unplanned)
+        run.news(
+            f"a budget of {words} can only be planned once the original model is trained: what is left by it, and the "
+            "times that follow from that, are not known yet"
+        )
+        return None
+    return Thinning(run.recipe, run.data, run.store.folder, run.news).choose(model)[0] if bounds else None
+
+
 def _kept(
     stages: Iterable[str], recipe: Recipe, kept: StageStore, made: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     """The stages of the real folder that still hold: made by this recipe, and from what still holds."""
-    now, changed = json.loads(recipe.to_json()), False
+    now, changed = json.loads(json.dumps(recipe.by_flag())), False
     del now["options"]  # of reading: other ones give other images, and a run of other images is refused
+    of_original = {stage.name for stage in STAGES if stage.of_original}
     for stage in stages:
         known = kept.manifest(stage)
         inputs = known.get("inputs", {})
@@ -151,51 +161,26 @@ def _kept(
             holds = made[stage]["key"] == known.get("key")
         else:
             holds = bool(known) and all(now.get(name, value) == value for name, value in decided.items())
-        if stage in _OF_THE_ORIGINAL:
-            if holds:
-                yield stage
-            continue
-        changed = changed or not holds
-        if not changed:
+        # What is made of the original model alone holds whatever becomes of the other stages.
+        changed = changed or (not holds and stage not in of_original)
+        if holds and (not changed or stage in of_original):
             yield stage
 
 
 def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str, float]:
     """Stage -> seconds, each as if nothing stood."""
-    recipe, films = run.recipe, run.data
-    image = _seconds_per_image(model)
-    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left)
-    layers = len(list(model._flatten_layers(include_self=False)))
-    teacher = image if recipe.distill_weight or recipe.feature_weight else 0.0
-
-    def training(epochs: int, per_image: float, taught: float = teacher) -> float:
-        step = per_image * _TRAINING_PER_INFERENCE + taught
-        per_epoch = len(films.train.split) * step + len(films.dev.split) * per_image
-        return epochs * per_epoch + _SECONDS_PER_TRAINED_LAYER * layers if epochs else 0.0
-
-    conversion = _SECONDS_PER_CONVERTED_LAYER * layers + recipe.calibration_images * image
-    scoring = (2 * image + thin) * (len(films.dataset.test) + len(films.dev.split))
-    stages: Mapping[str, tuple[bool, Callable[[], float]]] = {
-        "base": (True, lambda: training(recipe.epochs, image, 0.0)),
-        "select": (recipe.removes_filters, lambda: 1.0),
-        "remove": (recipe.removes_filters, lambda: 0.05 * layers),
-        "repair": (recipe.removes_filters, lambda: recipe.reconstruction_images * 4 * image + 0.2 * layers),
-        "recover": (
-            recipe.removes_filters and recipe.recovery_epochs > 0,
-            lambda: training(recipe.recovery_epochs, thin),
-        ),
-        "sparsify": (recipe.zeroes_weights, lambda: training(recipe.sparsity_epochs, thin)),
-        "finetune": (
-            recipe.zeroes_weights and recipe.finetune_epochs > 0,
-            lambda: training(recipe.finetune_epochs, thin),
-        ),
-        "quantise": (True, lambda: conversion),
-        "qat": (recipe.qat == "always", lambda: training(recipe.qat_epochs, 2 * thin)),
-        "export_uncut": (True, lambda: 2 * conversion),
-        "export_compressed": (True, lambda: 2 * len(films.dev.split) * thin),
-        "score": (True, lambda: scoring),
-    }
-    return {name: max(_LEAST_SECONDS, round(seconds(), 1)) for name, (wanted, seconds) in stages.items() if wanted}
+    original, data = _seconds_per_image(model), run.data
+    pace = Pace(
+        recipe=run.recipe,
+        layers=len(list(model._flatten_layers(include_self=False))),
+        original=original,
+        pruned=original * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left),
+        train=len(data.train.split),
+        dev=len(data.dev.split),
+        test=len(data.dataset.test),
+    )
+    expected = {stage.name: stage.seconds(pace) for stage in STAGES if stage.when(run.recipe)}
+    return {name: max(_LEAST_SECONDS, round(seconds, 1)) for name, seconds in expected.items() if seconds}
 
 
 def _seconds_per_image(model: keras.Model) -> float:

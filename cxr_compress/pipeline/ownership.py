@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,13 @@ from cxr_compress.recipe import Recipe
 
 MADE_FROM = "made_from.json"
 _MANIFESTS = "manifests"
+# What lies in the folder of a run or a search besides the results of its stages.
 _RESULTS = (
-    *("recipe.json", "plan.json", "costs.json", "report.json", "search.json", "search.png", "sensitivity.json"),
-    *("base.keras", "thin.keras", "repaired.keras", "recovered.keras", "sparse.keras", "finetuned.keras"),
-    *("original.json", "sensitivity_step*.json", "quantised/*.tflite", "candidates/*/*.json"),
-    # Of every stage.
-    f"{_MANIFESTS}/*.json",
+    *("recipe.json", "search.json", "search.png", "candidates/*/*.json", f"{_MANIFESTS}/*.json"),
     # Of a training by cxr_train, whose folder is no place for a run of another kind.
     *("training.json", "run.json"),
 )
 _ELSE = "give another --output_dir, or --overwrite to begin anew in this one"
-# What a forecast needs of what a run has done before.
-_FOR_A_FORECAST = ("preflight", "base", "export_uncut", "price", "select")
 _WORDS = {
     "source": "what it starts from",
     "weights": "the weights of the model to start from",
@@ -38,8 +33,14 @@ _WORDS = {
 }
 
 
-def refuse_foreign(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+def refuse_foreign(folder: Path, recipe: Recipe, results: Iterable[str], *, overwrite: bool) -> None:
     """Refuse a folder that holds no run, if something there has the name of a result; writes nothing.
+
+    Args:
+        folder: where a run is to go.
+        recipe: of the run; it names the model.
+        results: names of what the stages of a run leave, as globs in which {model} is the model's name.
+        overwrite: allow it.
 
     Raises:
         CompressionError: names it.
@@ -48,7 +49,7 @@ def refuse_foreign(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
         raise CompressionError(f"--output_dir {folder} is a file: give a folder")
     if overwrite or is_run(folder):
         return
-    for taken in _results(folder, f"{recipe.model}*.tflite"):
+    for taken in _present(folder, (name.format(model=recipe.model.name) for name in results)):
         name = taken.relative_to(folder).as_posix()
         raise CompressionError(f"--output_dir {folder} holds {name} and is not a run of cxr_compress: {_ELSE}")
 
@@ -83,13 +84,13 @@ def claim(folder: Path, recipe: Recipe, made_from: Mapping[str, Any], *, overwri
     write_text(folder / "recipe.json", recipe.to_json())
 
 
-def refuse_own_source(folder: Path, source: Path) -> None:
+def refuse_own_source(folder: Path, source: Path, results: Iterable[str]) -> None:
     """Refuse to start from a file that the run would write over.
 
     Raises:
         CompressionError: the model to start from is one of the results in the folder.
     """
-    for result in _results(folder):
+    for result in _present(folder, results):
         if result.samefile(source):
             name = result.relative_to(folder).as_posix()
             raise CompressionError(
@@ -98,13 +99,13 @@ def refuse_own_source(folder: Path, source: Path) -> None:
             )
 
 
-def copy_for_forecast(folder: Path, scratch: Path) -> None:
-    """Put into an empty folder what a forecast can use of a run, so that it is not done again; the run is only read."""
+def copy_for_forecast(folder: Path, scratch: Path, stages: Iterable[str]) -> None:
+    """Put into an empty folder what some stages of a run have made, for a forecast; the run is only read."""
     if not is_run(folder):
         return
     make_folder(scratch / _MANIFESTS)
     names = [MADE_FROM]
-    for stage in _FOR_A_FORECAST:
+    for stage in stages:
         manifest = _load(folder / _MANIFESTS / f"{stage}.json")
         if files := manifest.get("files"):
             names.append(f"{_MANIFESTS}/{stage}.json")
@@ -117,9 +118,9 @@ def copy_for_forecast(folder: Path, scratch: Path) -> None:
             shutil.copyfile(folder / name, scratch / name)
 
 
-def _results(folder: Path, *more: str) -> Iterator[Path]:
+def _present(folder: Path, results: Iterable[str]) -> Iterator[Path]:
     """What lies in a folder under the name of a result."""
-    for pattern in (*_RESULTS, *more):
+    for pattern in (*_RESULTS, *results):
         yield from sorted(path for path in folder.glob(pattern) if path.exists())
 
 

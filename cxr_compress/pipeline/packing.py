@@ -46,7 +46,7 @@ def pack(
         return pack_file(lite.content, plain)
     dev = run.data.dev
     logits = file_logits(lite.content, plain, dev.images)
-    films, force = _dev_films(run), run.recipe.force
+    films, force = _dev_films(run), run.recipe.run.force
     info = fit_info(plain, dev.split.labels, logits, run.pos_weight, films=films, force=force)
     return pack_file(lite.content, info)
 
@@ -63,7 +63,7 @@ def _dev_films(run: RunContext) -> str:
 def recipe_in_file(recipe: Recipe) -> dict[str, Any]:
     """The recipe as a delivered file carries it: a reader's options may name folders, so their names alone."""
     values = recipe.to_dict()
-    return {**values, "options": sorted(values["options"])}
+    return {**values, "data": {**values["data"], "options": sorted(recipe.data.options)}}
 
 
 def _info(

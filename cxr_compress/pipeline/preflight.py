@@ -17,13 +17,14 @@ import numpy as np
 from cxr_compress.device.child import NativeCrashError, run_in_child
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.lite import convert, equalize
+from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import MIN_IMAGES
 from cxr_compress.models import load_model
 from cxr_compress.models.logits_head import to_logits
-from cxr_compress.pipeline.base import architecture
 from cxr_compress.pipeline.context import Preflight
-from cxr_compress.pipeline.recovery import feature_match, sparsity_target
+from cxr_compress.pipeline.stages.base import architecture
+from cxr_compress.pipeline.stages.prune_weights import sparsity_target
+from cxr_compress.pipeline.stages.train import feature_match
 from cxr_compress.pipeline.store import News, StageStore, versions
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import allocate
@@ -32,9 +33,10 @@ from cxr_compress.structured import Budget, ChannelPlan, remove_iteratively, sco
 # A DenseNet121 at 224 px takes about a minute and a half on two cores, with quantisation-aware training.
 _SECONDS = 1800.0
 _REFERENCE = "int8"
+PREFLIGHT = "preflight"
 _NOTHING = "nothing was trained: "
 _FIELDS = (
-    *("model", "input_size", "quant_type", "qat", "auto_fallback", "equalize", "bias_correction"),
+    *("model", "input_size", "quant_type", "qat", "auto_fallback"),
     *("round_to", "min_channels", "max_removed_fraction", "exclude", "allow_inexact", "removal_steps"),
     *("weight_sparsity", "weight_threshold", "sparsity_allocation", "sparsity_pattern", "feature_weight"),
 )
@@ -69,9 +71,10 @@ def check_network(
         CompressionError: a stage of the run would refuse the network, or crash on it; the message names the layer or
             operator, the quant type and what to do.
     """
-    overrides = list(map(list, recipe.overrides.items()))
+    removal = recipe.removal
+    overrides = {"overrides": list(map(list, removal.overrides.items())), "budget": removal.budget.bounds}
     inputs = {
-        "recipe": {name: getattr(recipe, name) for name in _FIELDS} | {"overrides": overrides, "budget": recipe.budget},
+        "recipe": {name: recipe.value(name) for name in _FIELDS} | overrides,
         "shape": shape,
         "findings": findings,
         "positive": positive,
@@ -89,12 +92,11 @@ def check_network(
             return dataclasses.asdict(run_in_child(step, seconds=_SECONDS))
         except NativeCrashError as crash:
             raise UnsupportedLayerError(
-                f"{_NOTHING}converting the untrained network to {recipe.quant_type} ended its process with "
+                f"{_NOTHING}converting the untrained network to {recipe.export.quant_type} ended its process with "
                 f"{crash}: choose another --quant_type, or build the network of other layers"
             ) from crash
 
-    store.run("preflight", inputs, [], make)
-    return Preflight(**store.facts("preflight"))
+    return Preflight(**store.run(PREFLIGHT, inputs, [], make).facts)
 
 
 def tell(found: Preflight, news: News) -> None:
@@ -118,21 +120,19 @@ def _try(
 ) -> Preflight:
     """All that may refuse a network, cheapest first."""
     if keras_model_file is None:
-        keras.utils.set_random_seed(recipe.seed)
-        model = architecture(recipe.model)(num_classes=findings, input_shape=shape)
+        keras.utils.set_random_seed(recipe.run.seed)
+        model = architecture(recipe.model.name)(num_classes=findings, input_shape=shape)
     else:
         model, _ = to_logits(load_model(keras_model_file), positive=positive)
     if tuple(model.input_shape[1:]) != shape:
         return Preflight()  # which the stage that takes the model says better
     pruned, plan = _prune(model, recipe)
-    if recipe.feature_weight and recipe.recovery_epochs:
+    if recipe.recovery.feature_weight and recipe.recovery.epochs:
         feature_match(pruned, model, plan)
-    if recipe.zeroes_weights:
+    if recipe.sparsity.zeroes_weights:
         allocate(pruned, sparsity_target(recipe))
-    if recipe.equalize and recipe.quantizes:
-        pruned, _ = equalize(pruned)
-    options = {"auto_fallback": recipe.auto_fallback, "bias_correction": recipe.bias_correction}
-    _convert(pruned, recipe.quant_type, shape, **(options if recipe.quantizes else {}))
+    options = {"auto_fallback": recipe.export.auto_fallback} if recipe.export.quantizes else {}
+    _convert(pruned, recipe.export.quant_type, shape, **options)
     return Preflight(_try_qat(recipe, pruned, shape), _try_reference(recipe, model, shape))
 
 
@@ -142,7 +142,7 @@ def _prune(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, ChannelPlan
     Raises:
         BudgetError: the bounds on MACs and parameters cannot be reached.
     """
-    bounds = recipe.budget
+    removal, bounds = recipe.removal, recipe.removal.budget.bounds
     budget = Budget(bounds.get("macs"), bounds.get("params"))
     if not ({"macs", "params"} & set(bounds)):
         return model, None
@@ -150,14 +150,14 @@ def _prune(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, ChannelPlan
         model,
         budget,
         lambda network, analysis: score_channels(network, analysis, criterion="l1"),
-        steps=recipe.removal_steps,
-        exclude=recipe.exclude,
-        allow_inexact=recipe.allow_inexact,
-        scope="local" if recipe.scope == "local" else "global",
-        round_to=recipe.round_to,
-        min_channels=recipe.min_channels,
-        max_removed_fraction=recipe.max_removed_fraction,
-        overrides=recipe.overrides,
+        steps=removal.steps,
+        exclude=removal.exclude,
+        allow_inexact=removal.allow_inexact,
+        scope="local" if removal.scope == "local" else "global",
+        round_to=removal.round_to,
+        min_channels=removal.min_channels,
+        max_removed_fraction=removal.max_removed_fraction,
+        overrides=removal.overrides,
     )
     return pruned, plan
 
@@ -168,14 +168,15 @@ def _try_qat(recipe: Recipe, model: keras.Model, shape: tuple[int, int, int]) ->
     Raises:
         CompressionError: it is wanted in any case and will not work.
     """
-    if not recipe.quantizes or recipe.qat == "never":
+    export = recipe.export
+    if not export.quantizes or export.qat.when == "never":
         return ""
     from cxr_compress.lite.qat import convert_qat, prepare_qat
 
     try:
-        convert_qat(prepare_qat(model, _noise(shape)), recipe.quant_type)
+        convert_qat(prepare_qat(model, _noise(shape)), export.quant_type)
     except CompressionError as error:
-        if recipe.qat == "auto":
+        if export.qat.when == "auto":
             return str(error)
         raise type(error)(f"{_NOTHING}{error}; or give --qat=auto or --qat=never") from error
     return ""
@@ -183,7 +184,7 @@ def _try_qat(recipe: Recipe, model: keras.Model, shape: tuple[int, int, int]) ->
 
 def _try_reference(recipe: Recipe, model: keras.Model, shape: tuple[int, int, int]) -> str:
     """Why the original model has no int8 file; where the run makes one of the same layers, it is known that it has."""
-    if recipe.quant_type == _REFERENCE:
+    if recipe.export.quant_type == _REFERENCE:
         return ""
     try:
         _convert(model, _REFERENCE, shape)

@@ -1,4 +1,4 @@
-"""The stages in their order."""
+"""A run: opened, then taken through the stages of the table, each kept with what decided it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,19 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
-from cxr_compress.pipeline.base import make_base, price_layers, write_probes
 from cxr_compress.pipeline.context import Preflight, RunContext, activation_of, check_classes
-from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
 from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
-from cxr_compress.pipeline.ownership import refuse_foreign
-from cxr_compress.pipeline.preflight import check_network, tell
-from cxr_compress.pipeline.quantising import quantise
-from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
-from cxr_compress.pipeline.removal import choose, remove, repair
-from cxr_compress.pipeline.scoring import score
-from cxr_compress.pipeline.store import Artefacts, News, StageStore
+from cxr_compress.pipeline.ownership import refuse_foreign, refuse_own_source
+from cxr_compress.pipeline.preflight import PREFLIGHT, check_network, tell
+from cxr_compress.pipeline.stage import Stage, State
+from cxr_compress.pipeline.stages import STAGES, stages_before
+from cxr_compress.pipeline.stages.base import MakeOriginal, write_probes
+from cxr_compress.pipeline.stages.deliver import DeliverOriginal
+from cxr_compress.pipeline.stages.prune_weights import sparsity_target
+from cxr_compress.pipeline.store import News, StageStore
 from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import Recipe
-from cxr_compress.structured import ChannelPlan
 
 Check = Callable[[Dataset, PreprocessSpec], None]
 
@@ -73,8 +70,8 @@ def run_recipe(
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
     run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
-    base = make_base(run, keras_model_file)
-    return finish(run, base, compress(run, base, latency_table))
+    take_folder(run)
+    return run_stages(dataclasses.replace(run, latency_table=latency_table), STAGES).report
 
 
 def write_probe_pack(
@@ -104,24 +101,8 @@ def write_probe_pack(
         CompressionError: and its subclasses.
     """
     run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
-    write_probes(run, make_base(run, keras_model_file), path)
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A compressed Keras model on its way.
-
-    Attributes:
-        final: it.
-        line: the Keras files that it came from, the uncut model first and itself last -> sha256.
-        plan: which filters stayed; None where all did.
-        uncut: makes the uncut model's own files, or gives them where they stand.
-    """
-
-    final: Artefacts
-    line: dict[str, str]
-    plan: ChannelPlan | None
-    uncut: Callable[[], Artefacts]
+    take_folder(run)
+    write_probes(run, run_stages(run, stages_before(DeliverOriginal)).original, path)
 
 
 def open_run(  # noqa: PLR0917 - what a run is made of
@@ -134,18 +115,18 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     *,
     overwrite: bool = False,
 ) -> RunContext:
-    """A run with its films read; its folder is not written to before its original model is known (`make_base`).
+    """A run with its films read; its folder is not written to before it is known to be the run's (`take_folder`).
 
     Raises:
         CompressionError: a recipe that contradicts itself, data that cannot be read, or a folder of something else.
     """
     import tensorflow as tf
 
-    threads = use_threads(recipe.threads, news)
-    if recipe.zeroes_weights:
+    threads = use_threads(recipe.run.num_threads, news)
+    if recipe.sparsity.zeroes_weights:
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
-    refuse_foreign(output_dir, recipe, overwrite=overwrite)
+    refuse_foreign(output_dir, recipe, results(), overwrite=overwrite)
     original = open_original(recipe, keras_model_file, news) if keras_model_file is not None else None
     found, record = Preflight(), ""
 
@@ -155,13 +136,23 @@ def open_run(  # noqa: PLR0917 - what a run is made of
         tell(found, news)
 
     data, original = _read_data(recipe, data_dir, decoding, original, news, check)
-    keras.utils.set_random_seed(recipe.seed)
+    keras.utils.set_random_seed(recipe.run.seed)
     for note in data.dataset.notes:
         news(f"note: {note}")
     tell_threads(output_dir / "recipe.json", recipe, news)
     digest = data.train.digest() + data.dev.digest()
     store = StageStore(output_dir, news, threads)
-    return RunContext(recipe, data, digest, store, news, original, overwrite, found, record)
+    return RunContext(
+        recipe,
+        data,
+        digest,
+        store,
+        news,
+        original,
+        overwrite=overwrite,
+        preflight=found,
+        preflight_record=record,
+    )
 
 
 def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
@@ -174,7 +165,7 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
     news: News,
 ) -> tuple[Preflight, str]:
     """What the network was found not to do, and its manifest: nothing is written to the folder before it is taken."""
-    manifest = Path("manifests") / "preflight.json"
+    manifest = Path("manifests") / f"{PREFLIGHT}.json"
     with tempfile.TemporaryDirectory(prefix="cxr_preflight_") as scratch:
         if (output_dir / manifest).is_file():
             make_folder((Path(scratch) / manifest).parent)
@@ -204,58 +195,50 @@ def _read_data(  # noqa: PLR0917 - what `open_run` was given
     return settle_data(recipe, data, original, news)
 
 
-def compress(
-    run: RunContext, base: Artefacts, latency_table: CostTable | None = None, shared: StageStore | None = None
-) -> Compressed:
-    """The compressed Keras model, through every stage that the recipe asks for.
+def take_folder(run: RunContext) -> None:
+    """Begin the run in its folder, or go on with it there.
+
+    Raises:
+        CompressionError: the folder holds another run, or the model to start from is one of its results.
+    """
+    stage, inputs = next((stage, stage.inputs(run, State())) for stage in STAGES if isinstance(stage, MakeOriginal))
+    if run.original is None:
+        run.claim({"source": "a training", "training": inputs["recipe"]})
+        return
+    if not run.store.stands(stage.name, inputs, stage.results):
+        refuse_own_source(run.store.folder, run.original.path, results())
+    run.claim({"source": "a model file", **inputs})
+
+
+def run_stages(
+    run: RunContext, stages: Iterable[Stage], state: State | None = None, *, shared: StageStore | None = None
+) -> State:
+    """Run those of some stages that the recipe asks for and that stand in no state yet, each from what is before it.
 
     Args:
         run: the run.
-        base: the uncut model.
-        latency_table: see `run_recipe`.
-        shared: where what depends on the uncut model alone is kept, for several runs from one; None: in the run's.
+        stages: in their order.
+        state: what stands; None for nothing.
+        shared: where what depends on the original model alone is kept, for several runs from one; None: in the run's.
+
+    Raises:
+        CompressionError: and its subclasses; whatever was finished stays in the folder.
     """
-    recipe, final, plan, line = run.recipe, base, None, dict(base.keras_hash)
-    of_uncut = run if shared is None else dataclasses.replace(run, store=shared)
-    # When asked for: a budget that cannot be reached should not wait for it.
-    uncut = functools.cache(lambda: export_uncut(of_uncut, base))
-    if recipe.removes_filters:
-        chosen, plan = choose(run, base, price(of_uncut, base, uncut, latency_table))
-        final = repair(run, base, chosen, plan, remove(run, base, chosen, plan))
-        line |= final.keras_hash
-        if recipe.recovery_epochs:
-            final = recover(run, final, base, plan)
-            line |= final.keras_hash
-    if recipe.zeroes_weights:
-        final = sparsify(run, final, base)
-        line |= final.keras_hash
-        if recipe.finetune_epochs:
-            final = finetune(run, final, base, plan)
-            line |= final.keras_hash
-    return Compressed(final, line, plan, uncut)
+    state = State() if state is None else state
+    for stage in stages:
+        if stage.name in state.made or not stage.when(run.recipe) or not stage.needed(run, state):
+            continue
+        here = run if shared is None or not stage.of_original else dataclasses.replace(run, store=shared)
+        make = functools.partial(stage.make, here, state)
+        made = here.store.run(stage.name, stage.inputs(here, state), stage.files(here, state), make)
+        state = dataclasses.replace(
+            stage.after(here, state, made),
+            made={**state.made, stage.name: made},
+            seconds={**state.seconds, stage.name: here.store.manifest(stage.name)["seconds"]},
+        )
+    return state
 
 
-def price(
-    run: RunContext, base: Artefacts, uncut: Callable[[], Artefacts], latency_table: CostTable | None
-) -> CostTable | None:
-    """What bytes and milliseconds cost in layers of the uncut model, where the recipe bounds them.
-
-    Args:
-        run: the run.
-        base: the uncut model.
-        uncut: makes its files; called where bytes are bounded.
-        latency_table: see `run_recipe`.
-    """
-    int8_name = f"{uncut_names(run.recipe)['int8']}.tflite"
-    return price_layers(run, base, lambda: uncut().paths[int8_name], latency_table)
-
-
-def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]:
-    """Quantise, deliver, and score once on test: the report."""
-    quantised = quantise(run, made.final, base)
-    delivered = deliver(run, made.final, quantised, made.line)
-    uncut, names = made.uncut(), uncut_names(run.recipe, with_int8=not run.preflight.int8)
-    shown = {"none": "fp32", "int8": "int8"}
-    files = {shown[kind]: (uncut.paths[f"{name}.tflite"], base.keras_file) for kind, name in names.items()}
-    files["compressed"] = (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file)
-    return score(run, files, quantised.facts)
+def results() -> tuple[str, ...]:
+    """The names of all that a run may leave in its folder, as globs in which {model} is the model's name."""
+    return tuple(name for stage in STAGES for name in stage.results)

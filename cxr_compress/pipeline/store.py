@@ -42,10 +42,12 @@ class Artefacts:
     Attributes:
         paths: by name.
         sha256: by name.
+        facts: what the stage noted about itself.
     """
 
-    paths: dict[str, Path]
-    sha256: dict[str, str]
+    paths: Mapping[str, Path]
+    sha256: Mapping[str, str]
+    facts: Mapping[str, Any]
 
     @property
     def keras_file(self) -> Path:
@@ -95,7 +97,8 @@ class StageStore:
         if self.stands(stage, inputs, files):
             self._attempted(stage).unlink(missing_ok=True)  # of a kill just after the manifest
             self._news(f"{stage}: done before, kept")
-            return Artefacts(paths, _read(manifest)["files"])
+            known = _read(manifest)
+            return Artefacts(paths, known["files"], known.get("facts", {}))
         for folder in {manifest.parent, *(path.parent for path in paths.values())}:
             make_folder(folder)
         self._keep_edited(stage, files)
@@ -125,7 +128,8 @@ class StageStore:
         shutil.rmtree(work, ignore_errors=True)
         self._attempted(stage).unlink(missing_ok=True)
         self._news(f"{stage}: finished in {seconds:.0f} s")
-        return Artefacts(paths, hashes)
+        # As a later call reads them: tuples are lists there.
+        return Artefacts(paths, hashes, self.facts(stage))
 
     def stands(self, stage: str, inputs: Mapping[str, Any], files: Sequence[str]) -> bool:
         """Whether a stage was made from just these inputs, and its files are still what it wrote."""

@@ -28,6 +28,7 @@ from cxr_compress.structured import (
 
 FloatArray = npt.NDArray[np.float32]
 Scores = dict[str, npt.NDArray[np.float64]]
+_CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,24 @@ class Thinning:
             BudgetError: the budget cannot be reached.
             CompressionError: options that do not fit the model.
         """
-        recipe, budget = self.recipe, _budget(self.recipe)
+        removal = self.recipe.removal
+        bounds: dict[str, Any] = removal.budget.bounds
+        budget = Budget(**bounds)
         _, plan, plans = remove_iteratively(
             model,
             budget,
             self._score,
-            steps=recipe.removal_steps,
-            exclude=recipe.exclude,
-            allow_inexact=recipe.allow_inexact,
-            measure=self._measure if recipe.scope == "sensitivity" else None,
+            steps=removal.steps,
+            exclude=removal.exclude,
+            allow_inexact=removal.allow_inexact,
+            measure=self._measure if removal.scope == "sensitivity" else None,
             between=self._between,
             cost_table=self.cost_table,
-            scope=recipe.scope,
-            round_to=recipe.round_to,
-            min_channels=recipe.min_channels,
-            max_removed_fraction=recipe.max_removed_fraction,
-            overrides=recipe.overrides,
+            scope=removal.scope,
+            round_to=removal.round_to,
+            min_channels=removal.min_channels,
+            max_removed_fraction=removal.max_removed_fraction,
+            overrides=removal.overrides,
         )
         return plan, {
             "before": plan.before.to_dict(),
@@ -85,23 +88,25 @@ class Thinning:
 
     def repair(self, thin: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
         """Repair what `plan` made of `model`, in place and without labels; facts."""
-        if self.recipe.reconstruct:
+        if self.recipe.recovery.reconstruct:
             return {"reconstruction": self._reconstruct(thin, model, plan)}
         # Not after a reconstruction: what it fitted holds under the statistics that it was fitted with.
         self._recalibrate(thin, uncut=model, plan=plan)
-        return {"recalibration": {"images": min(self.recipe.recalibration_images, len(self.data.train.images))}}
+        return {
+            "recalibration": {"images": min(self.recipe.recovery.recalibration_images, len(self.data.train.images))}
+        }
 
     def _score(self, model: keras.Model, analysis: ChannelAnalysis) -> Scores:
-        recipe = self.recipe
+        removal = self.recipe.removal
         return score_channels(
             model,
             analysis,
-            criterion=recipe.criterion,
-            batches=self._labelled(recipe.scoring_images) if recipe.scores_on_images else None,
+            criterion=removal.criterion,
+            batches=self._labelled(removal.scoring_images) if scores_on_images(self.recipe) else None,
             loss=self.loss,
-            group_reduction=recipe.group_reduction,
-            normalizer=recipe.normalizer,
-            seed=recipe.seed,
+            group_reduction=removal.group_reduction,
+            normalizer=removal.normalizer,
+            seed=self.recipe.run.seed,
         )
 
     def _measure(self, model: keras.Model, analysis: ChannelAnalysis, scores: Any, step: int) -> Sensitivity:
@@ -109,22 +114,21 @@ class Thinning:
             model,
             analysis,
             scores,
-            self._images(self.recipe.sensitivity_images),
+            self._images(self.recipe.removal.sensitivity_images),
             cache=self.folder / sensitivity_files(self.recipe)[step - 1],
             progress=self.news,
         )
 
     def _between(self, thin: keras.Model, step: int) -> None:
-        if step < self.recipe.removal_steps:
+        if step < self.recipe.removal.steps:
             self._recalibrate(thin)
 
     def _recalibrate(self, thin: keras.Model, **reference: Any) -> None:
-        recalibrate_batch_norm(thin, self._images(self.recipe.recalibration_images), **reference)
+        recalibrate_batch_norm(thin, self._images(self.recipe.recovery.recalibration_images), **reference)
 
     def _reconstruct(self, thin: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
-        recipe = self.recipe
-        batches = self._images(recipe.reconstruction_images)
-        report = reconstruct_consumers(thin, model, plan, batches, seed=recipe.seed)
+        batches = self._images(self.recipe.recovery.reconstruction_images)
+        report = reconstruct_consumers(thin, model, plan, batches, seed=self.recipe.run.seed)
         before, after = (sum(errors[place] for errors in report.errors.values()) for place in range(2))
         return {
             "images": report.images,
@@ -135,26 +139,26 @@ class Thinning:
         }
 
     def _images(self, count: int) -> Iterator[FloatArray]:
-        return self.data.batches(self.data.sample(count, self.recipe.seed))
+        return self.data.batches(self.data.sample(count, self.recipe.run.seed))
 
     def _labelled(self, count: int) -> Iterator[tuple[FloatArray, FloatArray]]:
-        images, labels = self.data.sample_labelled(count, self.recipe.seed)
+        images, labels = self.data.sample_labelled(count, self.recipe.run.seed)
         start = 0
         for batch in self.data.batches(images):
             yield batch, labels[start : start + len(batch)]
             start += len(batch)
 
 
-def _budget(recipe: Recipe) -> Budget:
-    bounds = recipe.budget
-    return Budget(bounds.get("macs"), bounds.get("params"), bounds.get("tflite_bytes"), bounds.get("latency_ms"))
+def scores_on_images(recipe: Recipe) -> bool:
+    """Whether the criterion looks at images, and not at weights alone."""
+    return recipe.removal.criterion in _CRITERIA_ON_IMAGES
 
 
 def sensitivity_files(recipe: Recipe) -> tuple[str, ...]:
     """The files that measured sensitivity is kept in, one per step; none where the recipe does not ask for it."""
-    if recipe.scope != "sensitivity":
+    if recipe.removal.scope != "sensitivity":
         return ()
-    later = (f"sensitivity_step{step}.json" for step in range(2, recipe.removal_steps + 1))
+    later = (f"sensitivity_step{step}.json" for step in range(2, recipe.removal.steps + 1))
     return ("sensitivity.json", *later)
 
 
@@ -164,20 +168,21 @@ def choosing_fields(recipe: Recipe) -> dict[str, Any]:
         *("criterion", "group_reduction", "normalizer", "scope", "round_to", "min_channels"),
         *("max_removed_fraction", "exclude", "allow_inexact", "removal_steps", "seed"),
     ]
-    if recipe.removal_steps > 1:
+    if recipe.removal.steps > 1:
         names.append("recalibration_images")
-    if recipe.scores_on_images:
+    if scores_on_images(recipe):
         names.append("scoring_images")
-    if recipe.scope == "sensitivity":
+    if recipe.removal.scope == "sensitivity":
         names.append("sensitivity_images")
     # As pairs: the last match counts, and keys of a mapping are sorted before they are hashed.
-    overrides = list(map(list, recipe.overrides.items()))
-    return {name: getattr(recipe, name) for name in names} | {"overrides": overrides, "budget": recipe.budget}
+    overrides = list(map(list, recipe.removal.overrides.items()))
+    budget = recipe.removal.budget.bounds
+    return {name: recipe.value(name) for name in names} | {"overrides": overrides, "budget": budget}
 
 
 def repair_fields(recipe: Recipe) -> dict[str, Any]:
     """What decides the repair."""
     names = ["from_scratch", "seed"]
-    if not recipe.from_scratch:
-        names += ["reconstruct", "reconstruction_images" if recipe.reconstruct else "recalibration_images"]
-    return {name: getattr(recipe, name) for name in names}
+    if not recipe.recovery.from_scratch:
+        names += ["reconstruct", "reconstruction_images" if recipe.recovery.reconstruct else "recalibration_images"]
+    return {name: recipe.value(name) for name in names}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
+from cxr_compress.errors import CompressionError
 from cxr_compress.pipeline.store import News
-from cxr_compress.recipe import DEFAULT_THREADS, Recipe
+from cxr_compress.recipe import Recipe
 
 
 def use_threads(count: int, news: News) -> int:
@@ -48,13 +48,13 @@ def tell_threads(kept: Path, recipe: Recipe, news: News) -> None:
         news: is told.
     """
     try:
-        had = json.loads(kept.read_text(encoding="utf-8")).get("threads", DEFAULT_THREADS)
-    except (OSError, ValueError, AttributeError):  # a new folder, or half a file that is written again now
+        had = Recipe.from_json(kept.read_text(encoding="utf-8")).run.num_threads
+    except (OSError, CompressionError):  # a new folder, or half a file that is written again now
         return
-    if had != recipe.threads:
+    if had != recipe.run.num_threads:
         news(
-            f"threads: this folder's run had {had}, this one has {recipe.threads}, which gives other bytes: stages are "
-            f"done again (--threads={had} keeps them)"
+            f"threads: this folder's run had {had}, this one has {recipe.run.num_threads}, which gives other bytes: "
+            f"stages are done again (--num_threads={had} keeps them)"
         )
 
 

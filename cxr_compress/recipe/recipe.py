@@ -119,6 +119,10 @@ class Recipe:
             found = getattr(found, key)
         return found
 
+    def by_flag(self) -> dict[str, Any]:
+        """All values, by the names of their flags."""
+        return {entry.flag: self.value(entry.flag) for entry in all_entries()}
+
     def with_values(self, **changes: Any) -> Recipe:
         """A copy with other values, by the names of their flags: `recipe.with_values(target_macs=0.25)`.
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cxr_compress.device.spec import PRESETS as PIXEL_PRESETS
-from cxr_compress.recipe.choices import QUANT_TYPES
 from cxr_compress.recipe.fields import Section, option, provided, register_section
 
 DEFAULT_THREADS = 2
+QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8")
 
 _TWO_OF_FOUR = 0.5
 
@@ -87,8 +87,12 @@ class DataSection(Section):
 
 
 @dataclass(frozen=True)
-class AugmentSection(Section):
-    """How far training images are changed at random, by at most these ranges, either way."""
+class AugmentRanges(Section):
+    """How far training images are changed: every amount is drawn evenly from plus or minus its range.
+
+    Unless asked for there is no mirror image among them: a mirrored chest has its heart on the wrong side, which is a
+    finding.
+    """
 
     shift: float = option(
         0.06, "Shift of training images, as a fraction of the side.", flag="augment_shift", at_least=0
@@ -123,7 +127,7 @@ class TrainingSection(Section):
     label_smoothing: float = option(
         0.0, "Share by which labels move towards 0.5 in every training.", at_least=0, below=1
     )
-    augment: AugmentSection = field(default_factory=AugmentSection)
+    augment: AugmentRanges = field(default_factory=AugmentRanges)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Eager on purpose: a lazy `fit` would turn into the submodule of that name as soon as anyone imported the latter.
-from cxr_compress.train.augment import AugmentRanges
+from cxr_compress.recipe import AugmentRanges
 from cxr_compress.train.batches import Batches
 from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.features import FeatureMatch, last_feature_map

@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
-
-@dataclass(frozen=True)
-class AugmentRanges:
-    """How far a film may be changed; every amount is drawn evenly from plus or minus its range.
-
-    Unless asked for there is no mirror image among them: a mirrored chest has its heart on the wrong side, which is a
-    finding.
-
-    Attributes:
-        shift: Fraction of the side, both directions.
-        rotation: Degrees.
-        scale: Fraction of the size.
-        contrast: Fraction of the distance of each gray value from the film's mean.
-        brightness: Gray levels out of 255.
-        gamma: Of the exponent's natural logarithm: 0.2 bends gray values by exponents from 0.82 to 1.22.
-        mirror: Mirror every other image; for images without a left and a right (skin), never for chests.
-    """
-
-    shift: float = 0.06
-    rotation: float = 7.0
-    scale: float = 0.08
-    contrast: float = 0.15
-    brightness: float = 15.0
-    gamma: float = 0.0
-    mirror: bool = False
-
+from cxr_compress.recipe import AugmentRanges
 
 DEFAULT_RANGES = AugmentRanges()
 

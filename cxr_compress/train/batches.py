@@ -13,7 +13,8 @@ import numpy as np
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges, augment
+from cxr_compress.recipe import AugmentRanges
+from cxr_compress.train.augment import DEFAULT_RANGES, augment
 
 _BATCHES_AHEAD = 3
 _MIXUP_STREAM = 1  # parts the random numbers of blending from those of the changes to a film

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
+from cxr_compress.recipe import AugmentRanges
+from cxr_compress.train.augment import DEFAULT_RANGES
 
 LOSSES = ("bce", "focal")
 ACTIVATIONS = ("sigmoid", "softmax")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
+from cxr_compress.recipe import AugmentRanges
+from cxr_compress.train.augment import DEFAULT_RANGES
 from cxr_compress.train.config import ACTIVATIONS, FitConfig
 from cxr_compress.train.transfer import PRECISIONS
 

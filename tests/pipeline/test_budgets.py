@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from cxr_compress.data.phantom import PHANTOM_FINDINGS, write_phantom
@@ -50,12 +48,12 @@ def folders(tmp_path_factory):
 def latency_table(folders, tmp_path_factory):
     """What a user brings back from a device: layer times of the uncut model, here of float files."""
     folder = tmp_path_factory.mktemp("probes")
-    write_probe_pack(replace(RECIPE, quant_type="none"), folder / "probes.zip", output_dir=folder / "run", **folders)
+    write_probe_pack(RECIPE.with_values(quant_type="none"), folder / "probes.zip", output_dir=folder / "run", **folders)
     return measure_layers(read_pack(folder / "probes.zip"), runs=5)
 
 
 def test_run_holds_a_budget_of_bytes_within_2_percent_and_keeps_what_it_measured(folders, tmp_path):
-    recipe, news = replace(RECIPE, target_bytes=0.6), []
+    recipe, news = RECIPE.with_values(target_bytes=0.6), []
     report = run_recipe(recipe, output_dir=tmp_path, news=news.append, **folders)
     budget = report["facts"]["budgets"]["tflite_bytes"]
     assert budget["measured"] == (tmp_path / "tiny_chexnet_b60_int8.tflite").stat().st_size
@@ -64,14 +62,14 @@ def test_run_holds_a_budget_of_bytes_within_2_percent_and_keeps_what_it_measured
     # Control: the uncut file is nowhere near.
     assert report["rows"][1]["tflite_bytes"] > 1.3 * budget["predicted"]
     assert f"came out {budget['measured']:,}" in render_report(report)
-    assert news.index("export_uncut: started") < news.index("price: started") < news.index("select: started")
+    assert news.index("export_original: started") < news.index("price: started") < news.index("select: started")
     again: list[str] = []
     assert run_recipe(recipe, output_dir=tmp_path, news=again.append, **folders) == report
     assert "price: done before, kept" in again
 
 
 def test_run_combines_a_latency_of_a_device_with_macs(folders, latency_table, tmp_path):
-    recipe = replace(RECIPE, quant_type="none", target_macs=0.9, target_latency_ms=0.7)
+    recipe = RECIPE.with_values(quant_type="none", target_macs=0.9, target_latency_ms=0.7)
     report = run_recipe(recipe, output_dir=tmp_path, latency_table=latency_table, **folders)
     budgets = report["facts"]["budgets"]
     assert set(budgets) == {"macs", "latency_ms"}
@@ -83,17 +81,17 @@ def test_run_combines_a_latency_of_a_device_with_macs(folders, latency_table, tm
 
 
 def test_run_without_a_table_measures_layer_times_here(folders, tmp_path):
-    report = run_recipe(replace(RECIPE, target_latency_ms=0.8), output_dir=tmp_path, **folders)
+    report = run_recipe(RECIPE.with_values(target_latency_ms=0.8), output_dir=tmp_path, **folders)
     assert report["facts"]["budgets"]["latency_ms"]["predicted"] > 0
     assert (tmp_path / "costs.json").is_file()
 
 
 def test_run_with_a_table_of_another_quant_type_is_one_line(folders, latency_table, tmp_path):
-    recipe = replace(RECIPE, target_latency_ms=0.7)
+    recipe = RECIPE.with_values(target_latency_ms=0.7)
     with pytest.raises(CompressionError, match="was measured for quant type 'none', the model is to be 'int8'"):
         run_recipe(recipe, output_dir=tmp_path, latency_table=latency_table, **folders)
 
 
 def test_run_with_bytes_that_cannot_be_reached_says_the_minimum(folders, tmp_path):
     with pytest.raises(BudgetError, match=r"at most 5,000 tflite_bytes, reachable are [\d,]+ "):
-        run_recipe(replace(RECIPE, target_bytes=5000), output_dir=tmp_path, **folders)
+        run_recipe(RECIPE.with_values(target_bytes=5000), output_dir=tmp_path, **folders)

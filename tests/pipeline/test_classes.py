@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def user_model(images, tmp_path_factory) -> Path:
     image = keras.Input((16, 16, 3))
     x = keras.layers.GlobalAveragePooling2D()(conv_bn(conv_bn(image, 16, "a"), 16, "b"))
     model = enliven(keras.Model(image, keras.layers.Dense(3, activation="softmax", name="classes")(x), name="user"))
-    data = load_dataset("csv", images, options=RECIPE.options).train
+    data = load_dataset("csv", images, options=RECIPE.data.options).train
     model.compile(keras.optimizers.Adam(1e-2), "categorical_crossentropy")
     model.fit(normalize(decode_split(data, SPEC), SPEC), data.labels, epochs=8, verbose=0)
     path = tmp_path_factory.mktemp("user") / "user.keras"
@@ -85,7 +84,7 @@ def finished(images, user_model, tmp_path_factory):
 
 def test_original_row_is_the_model_that_was_given(finished, images, user_model):
     folder, report = finished
-    test = load_dataset("csv", images, options=RECIPE.options).test
+    test = load_dataset("csv", images, options=RECIPE.data.options).test
     pixels = decode_split(test, SPEC)
     given = load_model(user_model)
     shares = given.predict(normalize(pixels, SPEC), verbose=0)
@@ -109,7 +108,7 @@ def test_original_row_is_the_model_that_was_given(finished, images, user_model):
 
 def test_every_file_gives_every_image_exactly_one_class(finished, images):
     folder, report = finished
-    test = load_dataset("csv", images, options=RECIPE.options).test
+    test = load_dataset("csv", images, options=RECIPE.data.options).test
     for row in report["rows"]:
         path = folder / row["file"]
         classifier = Classifier(path)
@@ -156,7 +155,7 @@ def test_images_of_several_classes_are_refused_before_any_is_read(images, user_m
     table.write_text("\n".join(["path,bacteria,normal,virus,split", *rows]) + "\n")
     options = {"table": str(table), "findings": "bacteria|normal|virus"}
     told: list[str] = []
-    recipe = dataclasses.replace(RECIPE, options=options)
+    recipe = RECIPE.with_values(options=options)
     with pytest.raises(
         DataError, match=r"\(bacteria, normal, virus\) need exactly one .* 0 have none and \d+ have several"
     ):

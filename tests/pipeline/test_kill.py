@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +145,7 @@ def test_run_killed_at_random_moments_of_every_stage_ends_in_the_bytes_of_an_und
 
 def test_run_killed_while_it_trains_with_rounding_ends_in_the_bytes_of_an_undisturbed_one(undisturbed, films, tmp_path):
     """The stage that a recipe needs rarely, after all the others, which are taken over."""
-    recipe = replace(RECIPE, qat="always", qat_epochs=2)
+    recipe = RECIPE.with_values(qat="always", qat_epochs=2)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for output in (calm, killed):
         shutil.copytree(undisturbed.output, output)
@@ -168,13 +168,13 @@ def test_run_killed_while_it_trains_with_rounding_ends_in_the_bytes_of_an_undist
 
 def test_run_twice_gives_the_same_plan_and_bytes_and_another_seed_does_not(undisturbed, films, tmp_path):
     """Without training, which the test above repeats in other processes: the seed decides which filters go."""
-    quick = replace(RECIPE, criterion="random", recovery_epochs=0, weight_sparsity=0.0)
+    quick = RECIPE.with_values(criterion="random", recovery_epochs=0, weight_sparsity=0.0)
     base = f"--keras_model_file={undisturbed.output / 'base.keras'}"
     seeds = (SEED, SEED, SEED + 1)
     outputs = [tmp_path / str(number) for number in range(len(seeds))]
     with Server() as server:
         runs = [
-            server.start(arguments(replace(quick, seed=seed), films, output, base), output.with_suffix(".log"))
+            server.start(arguments(quick.with_values(seed=seed), films, output, base), output.with_suffix(".log"))
             for seed, output in zip(seeds, outputs, strict=True)
         ]
         assert [run.wait() for run in runs] == [0, 0, 0]

@@ -10,10 +10,12 @@ import pytest
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.pipeline.ownership import MADE_FROM, claim, copy_for_forecast, is_run, refuse_foreign
-from cxr_compress.recipe import Recipe
+from cxr_compress.pipeline.run import results
+from cxr_compress.recipe import Recipe, make_recipe
 
-RECIPE = Recipe(dataset="phantom")
+RECIPE = make_recipe("tiny_chexnet", {"dataset": "phantom"})
 TRAINED = {"source": "a training", "training": {"epochs": 2, "seed": 0}, "dataset": "phantom", "images": "i1"}
+PLANNING = ("base", "select")
 FROM_FILE = {"source": "a model file", "weights": "w1", "dataset": "phantom", "images": "i1"}
 
 
@@ -48,13 +50,13 @@ def test_claim_goes_on_with_the_same_and_refuses_what_started_from_another(
     if of_before:
         older(run, first)
     assert is_run(run)
-    refuse_foreign(run, RECIPE, overwrite=False)
+    refuse_foreign(run, RECIPE, results(), overwrite=False)
     claim(run, RECIPE, first, overwrite=False)
     if of_before:
         (run / MADE_FROM).unlink()
     before = {path: path.read_bytes() for path in run.rglob("*.json")}
     with pytest.raises(CompressionError) as caught:
-        claim(run, Recipe(dataset="nih"), then, overwrite=False)
+        claim(run, RECIPE.with_values(dataset="nih"), then, overwrite=False)
     assert str(caught.value).startswith("--output_dir holds another run; it ")
     assert text in str(caught.value)
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == before
@@ -80,31 +82,31 @@ def test_copy_for_forecast_takes_what_stands_of_a_run_and_nothing_of_another_fol
         files = {path: hashlib.sha256((run / path).read_bytes()).hexdigest() for path in (name, "../up")}
         (run / "manifests" / f"{stage}.json").write_text(json.dumps({"files": files}))
     (scratch / "below").mkdir(parents=True)
-    copy_for_forecast(run, scratch / "below")
+    copy_for_forecast(run, scratch / "below", PLANNING)
     assert [path.name for path in scratch.iterdir()] == ["below"]
     scratch /= "below"
     found = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
     assert found == ["base.keras", MADE_FROM, "manifests/base.json", "manifests/select.json", "plan.json"]
     (run / "plan.json").write_text("edited")
     (tmp_path / "after").mkdir()
-    copy_for_forecast(run, tmp_path / "after")
+    copy_for_forecast(run, tmp_path / "after", PLANNING)
     assert not (tmp_path / "after" / "plan.json").exists(), "the run makes it again"
     other = tmp_path / "other"
     other.mkdir()
     (tmp_path / "empty").mkdir()
     (other / "base.keras").write_text("mine")
-    copy_for_forecast(other, tmp_path / "empty")
+    copy_for_forecast(other, tmp_path / "empty", PLANNING)
     assert list((tmp_path / "empty").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "name", ["original.json", "manifests/base.json", "quantised/float.tflite", "candidates/a/report.json", "plan.json"]
+    "name", ["original.json", "manifests/base.json", "quantized/float.tflite", "candidates/a/report.json", "plan.json"]
 )
 def test_refuse_foreign_names_whatever_a_run_would_replace(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "notes.txt").write_text("mine")
-    refuse_foreign(tmp_path, RECIPE, overwrite=False)
+    refuse_foreign(tmp_path, RECIPE, results(), overwrite=False)
     (tmp_path / name).write_text("mine")
     with pytest.raises(CompressionError, match="is not a run of cxr_compress"):
-        refuse_foreign(tmp_path, RECIPE, overwrite=False)
-    refuse_foreign(tmp_path, RECIPE, overwrite=True)
+        refuse_foreign(tmp_path, RECIPE, results(), overwrite=False)
+    refuse_foreign(tmp_path, RECIPE, results(), overwrite=True)

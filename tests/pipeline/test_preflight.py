@@ -185,20 +185,20 @@ def test_command_catches_a_crash_in_a_process_of_its_own(phantom, tmp_path):
 
 
 def test_threads_are_part_of_the_recipe_and_of_what_stages_depend_on(tmp_path):
-    assert Recipe().threads == DEFAULT_THREADS == 2
-    kept = {name: value for name, value in Recipe().to_dict().items() if name != "threads"}
+    assert Recipe().run.num_threads == DEFAULT_THREADS == 2
+    kept = {"format": 1, "seed": 0}
     assert Recipe.from_json(json.dumps(kept)) == Recipe()  # a recipe from before the field
-    with pytest.raises(CompressionError, match="expected threads to be 1 or more; got 0"):
-        Recipe(threads=0)
+    with pytest.raises(CompressionError, match=r"run.num_threads \(--num_threads\) to be 1 or more; got 0"):
+        Recipe().with_values(num_threads=0)
     news: list[str] = []
     tell_threads(tmp_path / "recipe.json", Recipe(), news.append)
     (tmp_path / "recipe.json").write_text(json.dumps(kept))
     tell_threads(tmp_path / "recipe.json", Recipe(), news.append)
     assert news == []
-    tell_threads(tmp_path / "recipe.json", Recipe(threads=3), news.append)
+    tell_threads(tmp_path / "recipe.json", Recipe().with_values(num_threads=3), news.append)
     assert news == [
-        "threads: this folder's run had 2, this one has 3, which gives other bytes: stages are done again (--threads=2 "
-        "keeps them)"
+        "threads: this folder's run had 2, this one has 3, which gives other bytes: stages are done again "
+        "(--num_threads=2 keeps them)"
     ]
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cxr_compress.pipeline.recovery import sparsity_target
+from cxr_compress.pipeline.stages.prune_weights import sparsity_target
 from cxr_compress.recipe import make_recipe
 
 

@@ -26,6 +26,7 @@ from cxr_compress.models.keras_file import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.pipeline.context import OF_TRAINING
 from cxr_compress.pipeline.ownership import MADE_FROM, refuse_foreign
+from cxr_compress.pipeline.run import results
 from cxr_compress.recipe import make_recipe
 from cxr_compress.sparsity import measure_sparsity
 from cxr_compress.structured import ChannelPlan, measure_cost
@@ -83,10 +84,10 @@ def test_run_keras_files_say_what_they_are_and_a_run_from_one_follows_it(finishe
     folder, _, _ = finished
     about = read_about(folder / "base.keras")
     assert (about.findings, about.dataset) == (tuple(PHANTOM_FINDINGS), "phantom")
-    spec = PreprocessSpec.preset("tf", RECIPE.input_size, RECIPE.input_size)
+    spec = PreprocessSpec.preset("tf", RECIPE.model.input_size, RECIPE.model.input_size)
     said = replace(about, preprocess=spec, pos_weight=(2.0,) * len(about.findings))
     save_model(load_model(folder / "base.keras"), tmp_path / "said.keras", about=said)
-    recipe = replace(RECIPE, target_macs=None, weight_sparsity=0.0, sparsity_epochs=0)
+    recipe = RECIPE.with_values(target_macs=None, weight_sparsity=0.0, sparsity_epochs=0)
     run_recipe(recipe, data_dir=phantom, output_dir=tmp_path / "run", keras_model_file=tmp_path / "said.keras")
     kept = read_about(tmp_path / "run" / "base.keras")
     assert (kept.preprocess, kept.pos_weight) == (spec, said.pos_weight)
@@ -111,17 +112,17 @@ def test_run_every_stage_that_trains_depends_on_what_trainings_share(finished):
 def test_run_to_int16x8_makes_only_the_files_again_and_they_err_less(finished, phantom, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     news: list[str] = []
-    wide = replace(RECIPE, quant_type="int16x8")
+    wide = RECIPE.with_values(quant_type="int16x8")
     report = run_recipe(wide, data_dir=phantom, output_dir=folder, news=news.append)
     assert {line.split(":")[0] for line in news if line.endswith(": started")} == {
         "preflight",
-        "quantise",
+        "quantize",
         "export_compressed",
         "score",
     }
     assert report["rows"][2]["name"] == "tiny_chexnet_m50_w50_int16x8"
     test = load_dataset("phantom", phantom).test
-    spec = PreprocessSpec(RECIPE.input_size, RECIPE.input_size)
+    spec = PreprocessSpec(RECIPE.model.input_size, RECIPE.model.input_size)
     images = normalize(decode_split(test, spec), spec)
     exact, narrow, found = (
         Classifier(folder / f"tiny_chexnet_m50_w50_{name}.tflite").logits(images)
@@ -162,7 +163,7 @@ def test_run_files_describe_themselves(finished):
     assert found.passed, found.to_text()
     assert info.labels == PHANTOM_FINDINGS
     assert "dev films" in info.threshold_source
-    assert info.recipe["target_macs"] == 0.5
+    assert info.recipe["removal"]["budget"]["macs"] == 0.5
     assert str(folder) not in json.dumps(info.to_dict())
 
 
@@ -189,7 +190,7 @@ def test_run_every_file_that_it_writes_is_refused_in_the_folder_of_another(finis
         copy.parent.mkdir(parents=True)
         copy.touch()
         with pytest.raises(CompressionError, match="is not a run of cxr_compress"):
-            refuse_foreign(tmp_path / str(number), RECIPE, overwrite=False)
+            refuse_foreign(tmp_path / str(number), RECIPE, results(), overwrite=False)
 
 
 def test_run_again_keeps_every_stage(finished, phantom):
@@ -216,7 +217,7 @@ def test_run_from_a_file_of_the_wrong_shape_says_what_was_expected(phantom, tmp_
     save_model(tiny_chexnet(5, (64, 64, 3)), tmp_path / "large.keras")
 
     def run(name, **changes):
-        recipe = replace(RECIPE, **changes)
+        recipe = RECIPE.with_values(**changes)
         run_recipe(recipe, data_dir=phantom, output_dir=tmp_path / "out", keras_model_file=tmp_path / name)
 
     with pytest.raises(CompressionError, match="does not name its 3 outputs"):
@@ -233,7 +234,7 @@ def test_run_from_a_file_of_the_wrong_shape_says_what_was_expected(phantom, tmp_
 
 def test_run_unreachable_budget_says_the_minimum_and_keeps_the_trained_model(finished, phantom):
     folder, _, _ = finished
-    recipe = replace(RECIPE, target_macs=0.001)
+    recipe = RECIPE.with_values(target_macs=0.001)
     before = (folder / "base.keras").read_bytes()
     with pytest.raises(BudgetError, match="reachable are"):
         run_recipe(recipe, data_dir=phantom, output_dir=folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +13,13 @@ from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.keras_file import load_model, save_model
 from cxr_compress.models.original import read_original
 from cxr_compress.pipeline import run_recipe, thinning
-from cxr_compress.pipeline.base import make_base
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.films import load_run_data
-from cxr_compress.pipeline.removal import choose, remove, repair
+from cxr_compress.pipeline.run import run_stages, take_folder
+from cxr_compress.pipeline.stages import stages_before
+from cxr_compress.pipeline.stages.train import Recover
 from cxr_compress.pipeline.store import StageStore
-from cxr_compress.recipe import CRITERIA, make_recipe
+from cxr_compress.recipe import make_recipe
 from cxr_compress.structured import (
     ChannelPlan,
     Sensitivity,
@@ -28,6 +28,7 @@ from cxr_compress.structured import (
     remove_channels,
     score_channels,
 )
+from cxr_compress.structured.importance import CRITERIA
 from cxr_compress.structured.sensitivity_cache import Notes
 from cxr_compress.train import weighted_bce
 from tests.nets import conv_bn, enliven
@@ -86,11 +87,11 @@ def run(folder, data, uncut, **changes):
     news: list[str] = []
     store = StageStore(folder, news.append)
     original = read_original(uncut, preset="imagenet_torch")
-    made = RunContext(replace(RECIPE, **changes), data, "digest", store, news.append, original=original)
-    base = make_base(made, uncut)
-    chosen, plan = choose(made, base, None)
-    thin = repair(made, base, chosen, plan, remove(made, base, chosen, plan))
-    return store.facts("select") | store.facts("repair"), plan, load_model(thin.keras_file), news
+    made = RunContext(RECIPE.with_values(**changes), data, "digest", store, news.append, original=original)
+    take_folder(made)
+    state = run_stages(made, stages_before(Recover))
+    facts = {**state.made["select"].facts, **state.made["repair"].facts}
+    return facts, state.plan, load_model(state.model.keras_file), news
 
 
 def test_thin_by_taylor_scores_with_labels_and_meets_the_budget(data, chexnet, tmp_path):
@@ -104,7 +105,7 @@ def test_thin_by_taylor_scores_with_labels_and_meets_the_budget(data, chexnet, t
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_thin_by_every_criterion_keeps_the_filters_that_it_scores_highest(criterion, data, uncut, tmp_path):
     _, plan, _, _ = run(tmp_path, data, uncut, criterion=criterion)
-    images, labels = data.sample_labelled(32, RECIPE.seed)
+    images, labels = data.sample_labelled(32, RECIPE.run.seed)
     model = load_model(uncut)
     scores = score_channels(
         model,
@@ -112,7 +113,7 @@ def test_thin_by_every_criterion_keeps_the_filters_that_it_scores_highest(criter
         criterion=criterion,
         batches=[(next(data.batches(images)), labels)],
         loss=weighted_bce(np.ones(len(PHANTOM_FINDINGS))),  # its file names no weights, so it is taken to have had none
-        seed=RECIPE.seed,
+        seed=RECIPE.run.seed,
     )
     assert len(plan.kept) == 4
     for name, kept in plan.kept.items():
@@ -219,13 +220,13 @@ def test_thin_is_done_again_exactly_when_a_field_decides_it(data, uncut, tmp_pat
     ],
 )
 def test_choosing_fields_change_with_every_choice(changes):
-    assert thinning.choosing_fields(replace(RECIPE, **changes)) != thinning.choosing_fields(RECIPE)
+    assert thinning.choosing_fields(RECIPE.with_values(**changes)) != thinning.choosing_fields(RECIPE)
 
 
 @pytest.mark.parametrize("changes", [{"reconstruct": True}, {"from_scratch": True}, {"recalibration_images": 17}])
 def test_repair_fields_change_with_every_choice(changes):
-    assert thinning.repair_fields(replace(RECIPE, **changes)) != thinning.repair_fields(RECIPE)
-    assert thinning.choosing_fields(replace(RECIPE, **changes)) == thinning.choosing_fields(RECIPE)
+    assert thinning.repair_fields(RECIPE.with_values(**changes)) != thinning.repair_fields(RECIPE)
+    assert thinning.choosing_fields(RECIPE.with_values(**changes)) == thinning.choosing_fields(RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -238,15 +239,15 @@ def test_repair_fields_change_with_every_choice(changes):
 )
 def test_choosing_fields_count_images_where_they_are_looked_at(where, field):
     def differ(recipe) -> bool:
-        return thinning.choosing_fields(replace(recipe, **{field: 17})) != thinning.choosing_fields(recipe)
+        return thinning.choosing_fields(recipe.with_values(**{field: 17})) != thinning.choosing_fields(recipe)
 
-    assert differ(replace(RECIPE, **where))
+    assert differ(RECIPE.with_values(**where))
     assert not differ(RECIPE)
 
 
 def test_repair_fields_count_the_images_of_the_repair_that_is_made():
     def fields(**changes) -> dict:
-        return thinning.repair_fields(replace(RECIPE, **changes))
+        return thinning.repair_fields(RECIPE.with_values(**changes))
 
     assert fields(reconstruct=True, recalibration_images=17) == fields(reconstruct=True)
     assert fields(reconstruct=True, reconstruction_images=17) != fields(reconstruct=True)
@@ -258,7 +259,7 @@ def test_choosing_fields_know_the_order_of_overrides():
     """The last match counts; the store sorts the keys of a mapping before it hashes them."""
     first, second = ({"a": 0.5, ".*": 0.7}, {".*": 0.7, "a": 0.5})
     texts = {
-        json.dumps(thinning.choosing_fields(replace(RECIPE, overrides=o)), sort_keys=True) for o in (first, second)
+        json.dumps(thinning.choosing_fields(RECIPE.with_values(overrides=o)), sort_keys=True) for o in (first, second)
     }
     assert len(texts) == 2
 
@@ -280,7 +281,7 @@ def test_run_recipe_with_every_choice_of_the_removal_delivers_and_is_kept(phanto
         **{"overrides": {"stem": 0.25}, "min_channels": 4, "group_reduction": "mean", "normalizer": "max"},
         **{"recovery_epochs": 0, "weight_sparsity": 0.0, "calibration_images": 16, "bootstrap_samples": 20},
     }
-    recipe, news = replace(RECIPE, **choices), []
+    recipe, news = RECIPE.with_values(**choices), []
     folders = {"data_dir": phantom, "output_dir": tmp_path, "keras_model_file": uncut}
     report = run_recipe(recipe, **folders)
     plan = ChannelPlan.from_json((tmp_path / "plan.json").read_text())

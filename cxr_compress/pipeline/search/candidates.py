@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,16 +49,7 @@ def candidate(base: Recipe, spec: SearchSpec, column: int, macs: float | None) -
         changes["target_bytes"] = spec.max_bytes
     if spec.max_latency_ms is not None:
         changes["target_latency_ms"] = spec.max_latency_ms
-    return Candidate(changed(base, changes), changes, macs, column)
-
-
-def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with some fields changed, checked as one that comes from a file.
-
-    Raises:
-        CompressionError: an unknown field, or a value outside its range.
-    """
-    return Recipe.from_json(json.dumps({**recipe.to_dict(), **changes}))
+    return Candidate(base.with_values(**changes), changes, macs, column)
 
 
 def _columns(spec: SearchSpec) -> list[dict[str, Any]]:

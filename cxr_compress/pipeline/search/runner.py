@@ -67,13 +67,13 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
 
     Where the recipe zeroes weights or draws them anew, that training keeps one epoch: it cannot do without.
     """
-    changes: dict[str, Any] = {name: min(getattr(recipe, name), epochs) for name in _TRAININGS}
-    if recipe.zeroes_weights:
+    changes = {flag: min(recipe.value(flag), epochs) for flag in _TRAININGS}
+    if recipe.sparsity.zeroes_weights:
         changes["sparsity_epochs"] = max(changes["sparsity_epochs"], 1)
-    if recipe.from_scratch:
+    if recipe.recovery.from_scratch:
         changes["recovery_epochs"] = max(changes["recovery_epochs"], 1)
     changes["qat_epochs"] = max(changes["qat_epochs"], 1)
-    return dataclasses.replace(recipe, **changes, qat="never")
+    return recipe.with_values(**changes, qat="never")
 
 
 def folder_name(recipe: Recipe) -> str:

@@ -53,9 +53,9 @@ def search_recipe(
         CompressionError: and its other subclasses; all points so far are kept.
     """
     if spec.goal == "smallest":
-        recipe = dataclasses.replace(recipe, target_macs=None)  # the search sets it, point by point
+        recipe = recipe.with_values(target_macs=None)  # the search sets it, point by point
     run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
-    runs = CandidateRuns(run, keras_model_file, latency_table)
+    runs = CandidateRuns(dataclasses.replace(run, latency_table=latency_table))
     try:
         return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, news=news)
     finally:

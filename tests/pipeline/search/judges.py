@@ -39,19 +39,19 @@ class FormulaRunner:
         return {"fp32": UNCUT, "int8": replace(UNCUT, tflite_bytes=UNCUT_BYTES)}
 
     def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
-        self._note("cheap", recipe.target_macs)
+        self._note("cheap", recipe.removal.budget.macs)
         return self.score(recipe, self.cheap_costs)
 
     def recover_full(self, recipe: Recipe) -> CandidateScore:
-        self._note("full", recipe.target_macs)
+        self._note("full", recipe.removal.budget.macs)
         return self.score(recipe)
 
     def score_test(self, recipe: Recipe) -> dict[str, Any]:
-        self._note("test", recipe.target_macs)
-        return {"rows": [], "of": recipe.target_macs}
+        self._note("test", recipe.removal.budget.macs)
+        return {"rows": [], "of": recipe.removal.budget.macs}
 
     def score(self, recipe: Recipe, times: float = 1.0) -> CandidateScore:
-        macs = recipe.target_macs if recipe.target_macs is not None else 0.6
+        macs = recipe.removal.budget.macs if recipe.removal.budget.macs is not None else 0.6
         if macs < self.smallest:
             raise BudgetError(f"reachable are {self.smallest}, asked for {macs}")
         drop = self.lost(macs) * times
@@ -64,7 +64,7 @@ class FormulaRunner:
             loss=UNCUT.loss + drop,
             logit_distance=10 * drop,
             tflite_bytes=round(UNCUT_BYTES * macs),
-            deflated_bytes=round(UNCUT_BYTES * macs * (1 - recipe.weight_sparsity)),
+            deflated_bytes=round(UNCUT_BYTES * macs * (1 - recipe.sparsity.fraction)),
             macs=round(UNCUT_MACS * macs),
             seconds=1.0,
         )

@@ -239,21 +239,22 @@ def test_weighted_cross_entropy_equals_the_training_loss(films):
 
 
 def test_shortened_recipe_is_the_same_but_for_its_epochs():
-    recipe = Recipe(recovery_epochs=6, sparsity_epochs=4, finetune_epochs=3, qat="always")
+    recipe = Recipe().with_values(recovery_epochs=6, sparsity_epochs=4, finetune_epochs=3, qat="always")
     short = shortened(recipe, 1)
-    assert (short.recovery_epochs, short.sparsity_epochs, short.finetune_epochs, short.qat) == (1, 1, 1, "never")
+    assert (short.recovery.epochs, short.sparsity.epochs, short.sparsity.finetune_epochs) == (1, 1, 1)
+    assert short.export.qat.when == "never"
     same = {"recovery_epochs": 6, "sparsity_epochs": 4, "finetune_epochs": 3, "qat": "always"}
-    assert replace(short, **same) == recipe
+    assert short.with_values(**same) == recipe
 
 
 def test_shortened_recipe_to_nothing_keeps_what_it_cannot_do_without():
-    short = shortened(Recipe(weight_sparsity=0.5), 0)
-    assert (short.recovery_epochs, short.sparsity_epochs) == (0, 1)
-    assert shortened(Recipe(from_scratch=True, weight_sparsity=0.0), 0).recovery_epochs == 1
+    short = shortened(Recipe(), 0)
+    assert (short.recovery.epochs, short.sparsity.epochs) == (0, 1)
+    assert shortened(Recipe().with_values(from_scratch=True, weight_sparsity=0.0), 0).recovery.epochs == 1
 
 
 def test_folder_name_differs_for_recipes_that_differ_in_anything():
     base = Recipe()
-    names = {folder_name(recipe) for recipe in (base, replace(base, seed=1), replace(base, recovery_epochs=5))}
+    names = {folder_name(recipe) for recipe in (base, base.with_values(seed=1), base.with_values(recovery_epochs=5))}
     assert len(names) == 3
     assert all(name.startswith("tiny_chexnet_m50_w50_int8-") for name in names)

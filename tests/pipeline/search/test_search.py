@@ -17,7 +17,7 @@ from cxr_compress.pipeline.search.runner import DevOnly
 from cxr_compress.recipe import Recipe
 from tests.pipeline.search.judges import UNCUT, FormulaRunner, steep
 
-BASE = Recipe(dataset="phantom")
+BASE = Recipe().with_values(dataset="phantom")
 GRID = (0.5, 0.25, 0.125, 0.0625)
 SPEC = SearchSpec(macs=GRID, refinements=2)
 
@@ -34,14 +34,14 @@ def test_search_smallest_tries_the_grid_refines_and_takes_the_smallest_that_keep
     assert runner.of("cheap") == [*GRID, 0.0884, 0.105]
     # The three smallest that passed; in full, 0.005 may go: 0.105 and 0.125 lose more.
     assert runner.of("full") == [0.105, 0.125, 0.25]
-    assert (found.recipe.target_macs, found.name) == (0.25, "tiny_chexnet_m25_w50_int8")
+    assert (found.recipe.removal.budget.macs, found.name) == (0.25, "tiny_chexnet_m25_w50_int8")
     assert found.report == {"rows": [], "of": 0.25}
 
 
 def test_search_looks_at_test_once_at_the_end_and_for_the_winner_alone(tmp_path):
     runner = FormulaRunner()
     found = run(runner, tmp_path)
-    assert runner.of("test") == [found.recipe.target_macs]
+    assert runner.of("test") == [found.recipe.removal.budget.macs]
     assert runner.calls[-1][0] == "test"
     assert found.test_looks == 1
 
@@ -79,7 +79,7 @@ def test_search_where_full_recovery_fails_goes_on_with_larger_candidates_one_by_
     runner = FormulaRunner(cheap_costs=0.1)  # a cheap judgement that lets everything pass
     found = run(runner, tmp_path, replace(SPEC, finalists=1))
     assert runner.of("full") == sorted(runner.of("full"))
-    assert runner.of("full")[-1] == found.recipe.target_macs == 0.25
+    assert runner.of("full")[-1] == found.recipe.removal.budget.macs == 0.25
     assert len(runner.of("full")) > 1
 
 
@@ -87,15 +87,15 @@ def test_search_that_is_not_monotone_tries_all_and_finds_the_small_one_below_a_h
     runner = FormulaRunner(lost=lambda macs: 0.05 if 0.2 < macs < 0.4 else steep(macs + 0.1))
     found = run(runner, tmp_path)
     assert set(GRID) <= set(runner.of("cheap"))
-    assert found.recipe.target_macs is not None
-    assert found.recipe.target_macs < 0.125
+    assert found.recipe.removal.budget.macs is not None
+    assert found.recipe.removal.budget.macs < 0.125
 
 
 def test_search_unreachable_budget_is_noted_with_its_reason_and_the_search_goes_on(tmp_path):
     runner = FormulaRunner(lost=lambda macs: 0.0, smallest=0.1)
     news: list[str] = []
     found = run(runner, tmp_path, news=news.append)
-    assert found.recipe.target_macs == min(share for share in runner.of("cheap") if share >= 0.1)
+    assert found.recipe.removal.budget.macs == min(share for share in runner.of("cheap") if share >= 0.1)
     kept = json.loads((tmp_path / RECORD_NAME).read_text())["points"]
     (refused,) = (point for point in kept if point["changes"]["target_macs"] == 0.0625)
     assert (refused["score"], refused["refused"]) == (None, "reachable are 0.1, asked for 0.0625")
@@ -136,7 +136,7 @@ def test_search_killed_anywhere_and_started_again_finds_the_same_and_repeats_not
     [
         ({}, False),
         ({"fingerprint": "other films"}, True),
-        ({"base": replace(BASE, criterion="l2")}, True),
+        ({"base": BASE.with_values(criterion="l2")}, True),
         ({"spec": replace(SPEC, cheap_epochs=2)}, True),
         ({"spec": replace(SPEC, max_auroc_drop=0.004, margin=None)}, False),
     ],
@@ -153,10 +153,10 @@ def test_search_with_another_winner_on_the_same_films_says_that_test_was_looked_
     run(FormulaRunner(), tmp_path)
     news: list[str] = []
     found = run(FormulaRunner(), tmp_path, replace(SPEC, max_auroc_drop=0.0049), news=news.append)
-    assert found.recipe.target_macs == 0.25, "the same winner, the same look"
+    assert found.recipe.removal.budget.macs == 0.25, "the same winner, the same look"
     assert found.test_looks == 1
     found = run(FormulaRunner(), tmp_path, replace(SPEC, max_auroc_drop=0.02, margin=None), news=news.append)
-    assert found.recipe.target_macs != 0.25
+    assert found.recipe.removal.budget.macs != 0.25
     assert found.test_looks == 2
     assert any("no longer untouched" in line for line in news)
     other = search(BASE, SPEC, FormulaRunner(), folder=tmp_path, fingerprint="other films")
@@ -166,35 +166,35 @@ def test_search_with_another_winner_on_the_same_films_says_that_test_was_looked_
 def test_search_best_auroc_tries_all_ways_to_cut_within_the_bytes(tmp_path):
     class Scopes(FormulaRunner):
         def score(self, recipe: Recipe, times: float = 1.0):
-            assert recipe.target_bytes == 2_000_000
-            lost = {"global": 0.01, "local": 0.002, "sensitivity": 0.0021}[recipe.scope]
+            assert recipe.removal.budget.tflite_bytes == 2_000_000
+            lost = {"global": 0.01, "local": 0.002, "sensitivity": 0.0021}[recipe.removal.scope]
             # Equal to three digits: the loss decides.
-            loss = {"global": 0.1, "local": 0.3, "sensitivity": 0.25}[recipe.scope]
+            loss = {"global": 0.1, "local": 0.3, "sensitivity": 0.25}[recipe.removal.scope]
             return replace(UNCUT, auroc=UNCUT.auroc - lost, auroc_drop=lost, loss=loss, tflite_bytes=1_990_000)
 
     runner = Scopes()
     found = run(runner, tmp_path, SearchSpec(goal="best_auroc", max_bytes=2_000_000))
     assert runner.of("cheap") == [None] * 3
-    assert found.recipe.scope == "sensitivity"
-    assert found.recipe.target_bytes == 2_000_000
+    assert found.recipe.removal.scope == "sensitivity"
+    assert found.recipe.removal.budget.tflite_bytes == 2_000_000
 
 
 def test_search_best_auroc_never_takes_a_file_above_its_bytes(tmp_path):
     spec = SearchSpec(goal="best_auroc", max_bytes=1_000_000, macs=GRID, variants=({},))
     found = run(FormulaRunner(), tmp_path, spec)
     assert found.dev.tflite_bytes <= 1_000_000
-    assert found.recipe.target_macs == 0.125
+    assert found.recipe.removal.budget.macs == 0.125
 
 
 def test_search_over_zeros_takes_the_file_that_deflates_better_at_equal_bytes(tmp_path):
     found = run(FormulaRunner(), tmp_path, replace(SPEC, weight_sparsity=(0.0, 0.75), refinements=0))
-    assert (found.recipe.target_macs, found.recipe.weight_sparsity) == (0.25, 0.75)
+    assert (found.recipe.removal.budget.macs, found.recipe.sparsity.fraction) == (0.25, 0.75)
 
 
 def test_search_error_of_a_candidate_that_is_no_budget_stops_and_keeps_the_points(tmp_path):
     class Broken(FormulaRunner):
         def judge_cheap(self, recipe: Recipe, *, epochs: int):
-            if recipe.target_macs == 0.125:
+            if recipe.removal.budget.macs == 0.125:
                 raise DataError("the disk is full")
             return super().judge_cheap(recipe, epochs=epochs)
 

@@ -47,10 +47,10 @@ def searched(phantom, tmp_path_factory):
 
 def test_search_finds_the_smallest_and_reports_it_on_test(searched):
     folder, found = searched
-    assert found.recipe.target_macs == 0.3
+    assert found.recipe.removal.budget.macs == 0.3
     row = found.report["rows"][-1]
     (delivered,) = folder.glob(f"candidates/*/{row['file']}")
-    assert read_model(delivered).info.recipe["target_macs"] == 0.3
+    assert read_model(delivered).info.recipe["removal"]["budget"]["macs"] == 0.3
     plan = ChannelPlan.from_json((delivered.parent / "plan.json").read_text())
     assert row["macs"] == plan.after.macs <= 0.3 * plan.before.macs
     assert found.test_looks == 1
@@ -87,7 +87,7 @@ def test_search_that_finds_nothing_never_reads_a_test_film(phantom, searched, tm
     one = replace(LOOSE, macs=(0.5,))
     with pytest.raises(AssertionError, match="test films were read"):  # control: whoever scores does read them
         search_recipe(
-            replace(RECIPE, recovery_epochs=0),
+            RECIPE.with_values(recovery_epochs=0),
             one,
             data_dir=phantom,
             output_dir=tmp_path,

@@ -1,0 +1,180 @@
+"""From the compressed float model to integers: after training where that is enough, in training where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_compress.device.atomic import write_bytes
+from cxr_compress.errors import CompressionError
+from cxr_compress.lite import convert
+from cxr_compress.lite.qat import convert_qat, prepare_qat
+from cxr_compress.models import load_model
+from cxr_compress.models.masked import zero_masks
+from cxr_compress.pipeline.context import OF_TRAINING, RunContext
+from cxr_compress.pipeline.harm import measure_harm
+from cxr_compress.pipeline.packing import dev_logits
+from cxr_compress.pipeline.stage import Pace, Stage, State
+from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.recipe import Recipe
+
+_FLOAT = "quantized/float.tflite"
+_AFTER_TRAINING = "quantized/after_training.tflite"
+_IN_TRAINING = "quantized/in_training.tflite"
+_LARGEST_LABELS = 16_000  # bytes that findings, thresholds, recipe and reference outputs add to a file
+_FLAGS = ("quant_type", "calibration_images", "calibration_method", "percentile", "auto_fallback")
+
+
+class Quantize(Stage):
+    """Convert; of an int8 file say what it did on dev."""
+
+    name, section, results = "quantize", "export", (_FLOAT, _AFTER_TRAINING)
+
+    def files(self, run: RunContext, state: State) -> Sequence[str]:
+        """The float file and, where the recipe asks for one, its twin."""
+        return list(_names(run.recipe).values())
+
+    def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
+        """Of the section, what the quant type uses."""
+        export = run.recipe.export
+        flags: tuple[str, ...] = ("quant_type", *(("calibration_images", "seed") if export.calibrates else ()))
+        if export.quantizes:
+            flags = (*_FLAGS, "max_auroc_drop", "seed")
+        return run.inputs(flags, state.model)
+
+    def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
+        """Convert and judge."""
+        export, names = run.recipe.export, _names(run.recipe)
+        made = convert(
+            load_model(state.model.keras_file),
+            list(names),
+            calibration=_calibration(run),
+            calibration_steps=export.calibration_images,
+            calibration_method=export.calibration_method,
+            percentile=export.percentile,
+            auto_fallback=export.auto_fallback,
+            compare=False,  # a file that rounding has made dumb is judged on dev, where training may still mend it
+            progress=run.news,
+        )
+        for quant_type, lite in made.items():
+            write_bytes(run.store.folder / names[quant_type], lite.content)
+        facts: dict[str, Any] = {"audit": made[export.quant_type].audit.to_dict()}
+        if not export.quantizes:
+            return facts
+        return facts | _judged(run, made[export.quant_type].content, made["none"].content)
+
+    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+        """Both files, and why no training will follow where it would have to."""
+        export = run.recipe.export
+        files = {quant_type: made.paths[name] for quant_type, name in _names(run.recipe).items()}
+        facts = dict(made.facts) if export.quant_type != "none" else {}
+        if export.quantizes:
+            facts["used"] = "after training"
+            if run.preflight.qat and _wants_training(run, facts):
+                facts["qat_not_taken"] = run.preflight.qat
+                run.news(f"qat: {run.preflight.qat}; int8 after training is kept")
+        return replace(state, flatbuffers=files, quantization=facts)
+
+    def seconds(self, pace: Pace) -> float:
+        """A conversion."""
+        return pace.conversion()
+
+
+class TrainQuantized(Stage):
+    """Train on with the rounding of int8 in the loop, then convert."""
+
+    name, section, results = "qat", "export", (_IN_TRAINING,)
+
+    def when(self, recipe: Recipe) -> bool:
+        """Where the file computes in int8 and the recipe leaves it open or asks for it."""
+        return recipe.export.quantizes and recipe.export.qat.when != "never"
+
+    def needed(self, run: RunContext, state: State) -> bool:
+        """Where int8 after training misses what it must keep, or the recipe asks for it in any case."""
+        return not run.preflight.qat and _wants_training(run, state.quantization)
+
+    def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
+        """Of the section, what trains; both models."""
+        flags = (
+            *("quant_type", "calibration_images", "qat", "qat_epochs", "qat_learning_rate", "max_auroc_drop"),
+            *("distill_weight", *OF_TRAINING),
+        )
+        return run.inputs(flags, state.model, state.original)
+
+    def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
+        """Train; with qat=auto a network that cannot be trained so is a fact, not the end of the run."""
+        try:
+            return self._train(run, state, work)
+        except CompressionError as error:
+            if run.recipe.export.qat.when != "auto":
+                raise
+            (run.store.folder / _IN_TRAINING).unlink(missing_ok=True)
+            return {"refused": str(error)}
+
+    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+        """The file that ships, of the two."""
+        if why := made.facts.get("refused"):
+            run.news(f"qat: {why}; int8 after training is kept")
+            return replace(state, quantization={**state.quantization, "qat_not_taken": why})
+        facts = {**state.quantization, "qat": dict(made.facts)}
+        if why := _not_taken(run, state, made):
+            return replace(state, quantization={**facts, "qat_not_taken": why})
+        files = {**state.flatbuffers, run.recipe.export.quant_type: made.paths[_IN_TRAINING]}
+        return replace(state, flatbuffers=files, quantization={**facts, "used": "in training"})
+
+    def seconds(self, pace: Pace) -> float:
+        """A training of a network of twice as many layers; only where it is sure to come."""
+        qat = pace.recipe.export.qat
+        return pace.training(qat.epochs, 2 * pace.pruned, taught=True) if qat.when == "always" else 0.0
+
+    def _train(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
+        export, distill_weight = run.recipe.export, run.recipe.recovery.distill_weight
+        if missed := state.quantization["broken"]:
+            run.news(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
+        plain = load_model(state.model.keras_file)
+        qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.news)
+        teacher = load_model(state.original.keras_file) if distill_weight else None
+        config = run.config(export.qat.epochs, export.qat.learning_rate, distill_weight=distill_weight)
+        facts = run.train(qat.model, config, work, teacher=teacher)
+        lite = convert_qat(qat, export.quant_type)
+        write_bytes(run.store.folder / _IN_TRAINING, lite.content)
+        exact = state.flatbuffers["none"].read_bytes()
+        return {**facts, **_judged(run, lite.content, exact), "audit": lite.audit.to_dict()}
+
+
+def _names(recipe: Recipe) -> dict[str, str]:
+    """Quant type -> file."""
+    quant_type = recipe.export.quant_type
+    return {"none": _FLOAT, **({quant_type: _AFTER_TRAINING} if quant_type != "none" else {})}
+
+
+def _not_taken(run: RunContext, state: State, made: Artefacts) -> str:
+    """Why the file that trained with rounding is not the one to ship; empty where it is."""
+    export, limit = run.recipe.export, state.limits.get("tflite_bytes")
+    trained, plain = (path.stat().st_size for path in (made.paths[_IN_TRAINING], state.flatbuffers[export.quant_type]))
+    if limit is not None and trained > plain and trained + _LARGEST_LABELS > limit:
+        return f"its {trained:,} bytes do not fit into {limit:,}"
+    if export.qat.when == "auto" and made.facts["harm"]["loss"] > state.quantization["harm"]["loss"]:
+        return "its loss on dev is no lower"
+    return ""
+
+
+def _wants_training(run: RunContext, facts: Mapping[str, Any]) -> bool:
+    when = run.recipe.export.qat.when
+    return bool(facts["broken"]) if when == "auto" else when == "always"
+
+
+def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]:
+    """What rounding did on dev, against the float file of the same network."""
+    labels = run.data.dev.split.labels
+    found, before = dev_logits(run, content), dev_logits(run, reference)
+    harm = measure_harm(labels, found, before, run.pos_weight, run.activation)
+    return {"harm": harm.to_dict(), "broken": harm.broken(run.recipe.gate.max_auroc_drop)}
+
+
+def _calibration(run: RunContext) -> Iterator[np.ndarray]:
+    return run.data.batches(run.data.sample(run.recipe.export.calibration_images, run.recipe.run.seed + 1))

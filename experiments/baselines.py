@@ -35,9 +35,9 @@ from absl import app, flags
 
 from cxr_compress.data import NIH_FINDINGS, write_phantom
 from cxr_compress.data.splits import choose_patients
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.report.baseline_card import render_baseline_card
+from cxr_compress.files import make_folder, write_text
+from cxr_compress.report.cards import render_baseline_card
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "experiments" / "results"

@@ -42,14 +42,14 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.device.runner import Runner
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
 from cxr_compress.lite.convert import quantize
 from cxr_compress.lite.lowering import quantize_int16
 from cxr_compress.models import chexnet, load_model
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 
 TYPES = ("none", "fp16", "dynamic", "int8", "int16x8")
 SIDES = ("ours", "stock")

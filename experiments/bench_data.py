@@ -38,11 +38,11 @@ import cv2
 import numpy as np
 from absl import app, flags
 
+from cxr_compress.data.cache import decode_split
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.images import decode_split
-from cxr_compress.data.phantom_film import render_film
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.data.readers.phantom_film import render_film
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, normalize
+from cxr_compress.files import write_bytes, write_text
 
 RESULTS = Path(__file__).parent / "results"
 TWICE, NEARLY = 2.0, 0.9

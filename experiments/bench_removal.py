@@ -48,7 +48,7 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_text
+from cxr_compress.files import write_text
 
 # The measuring process loads no TensorFlow: a new process would start with its parent's memory as its own peak.
 

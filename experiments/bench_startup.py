@@ -22,8 +22,8 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.data.phantom_film import render_film
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.data.readers.phantom_film import render_film
+from cxr_compress.files import write_bytes, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"

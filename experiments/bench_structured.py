@@ -20,8 +20,8 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_text
 from cxr_compress.device.benchmark import measure_together
+from cxr_compress.files import write_text
 from cxr_compress.lite import convert
 from cxr_compress.models import chexnet, tiny_chexnet
 from cxr_compress.structured import (

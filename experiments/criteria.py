@@ -33,10 +33,10 @@ import tensorflow as tf
 from absl import app, flags
 
 from cxr_compress.data import decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import make_folder, write_bytes
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import make_folder, write_bytes
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.models import tiny_chexnet

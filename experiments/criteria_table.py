@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.errors import DataError
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.metrics import auroc_per_finding, auroc_samples, bootstrap_mean
 
 MEASURES = ("raw", "reestimated", "recalibrated", "reconstructed", "reconstructed_recalibrated")

@@ -32,15 +32,15 @@ from absl import app, flags
 from other_runtime import answers_there
 
 from cxr_compress.data import decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import write_text
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import QUANT_TYPES, LiteModel, convert
-from cxr_compress.models.backbones import build
+from cxr_compress.models.architectures import build
 from cxr_compress.models.logits_head import to_logits
 
 SKIN = "skin_softmax"

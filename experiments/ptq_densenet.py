@@ -39,24 +39,22 @@ import numpy.typing as npt
 from absl import app, flags
 
 from cxr_compress.data import Dataset, decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import RuntimeUnavailableError
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.lite import audit, equalize, freeze
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.int8.aeq import AEQ, check_quantizer, quantize_aeq
 from cxr_compress.lite.int8.bias_correction import correct_bias
-from cxr_compress.lite.int8.clipping import clipped_ranges, joined_ranges
-from cxr_compress.lite.int8.fold_choice import choose_folds
-from cxr_compress.lite.int8.fold_scale import fold_scales
-from cxr_compress.lite.int8.ranges import Ranges, measure_ranges, write_ranges
+from cxr_compress.lite.int8.fold import choose_folds, fold_scales
+from cxr_compress.lite.int8.ranges import Ranges, clipped_ranges, joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import load_model
+from cxr_compress.models.files import load_model
 
 THREADS = 2
 RUNS = 40

@@ -20,12 +20,12 @@ from absl import app, flags
 from other_runtime import answers_there
 
 from cxr_compress.data import decode_split, load_dataset
-from cxr_compress.device.atomic import write_text
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "runtimes.json"
 STEPS = 3

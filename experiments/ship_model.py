@@ -17,11 +17,11 @@ from pathlib import Path
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import make_folder, write_bytes, write_text
 from cxr_compress.report import read_report
-from cxr_compress.report.card import render_card
+from cxr_compress.report.cards import render_card
 
 SHELF = Path(__file__).resolve().parent.parent / "tflite_models"
 

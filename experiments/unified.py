@@ -55,17 +55,17 @@ from unified_rows import (
 )
 
 from cxr_compress.data import Dataset, decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.evaluate import judge_loss, score_file
+from cxr_compress.files import make_folder, write_bytes, write_text
 from cxr_compress.lite import convert, pack_file
 from cxr_compress.metrics import Interval, paired_auroc_difference
 from cxr_compress.models import ModelAbout, tiny_chexnet
-from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.models.files import load_model, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost

@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.modelinfo import INTENDED_USE
-from cxr_compress.report.pareto import TRIED, ParetoPoint, draw_pareto
+from cxr_compress.files import write_bytes
+from cxr_compress.report.plots import TRIED, ParetoPoint, draw_pareto
 
 HEADERS = (
     *("row", "`.tflite` bytes", "deflated", "MACs", "params", "faster", "AUROC [95 % CI]", "change [95 % CI]"),

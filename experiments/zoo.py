@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_text
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import (
     Budget,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxr_compress import quant_types
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite import quant_types
 from cxr_compress.recipe import (
     AUGMENT,
     CRITERIA,

@@ -22,11 +22,9 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, print_error, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.device.atomic import write_text
+from cxr_compress.cli.app import EXIT_OK, UsageError, print_error, run_command
+from cxr_compress.cli.device_flags import define_delegate_flag
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.device.benchmark import (
     Latency,
     describe_machine,
@@ -39,6 +37,7 @@ from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.layer_times import LayerReport, time_layers
 from cxr_compress.device.modelfile import INTENDED_USE, ModelFile, read_model
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 
 NAME = "cxr_benchmark"
 _COLUMNS = (

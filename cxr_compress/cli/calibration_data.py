@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError, reader_options
-from cxr_compress.cli.quiet import Say
+from cxr_compress.cli.app import Say, UsageError, reader_options
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
-from cxr_compress.data.cache_reading import open_cache_file
-from cxr_compress.data.load import read_dataset
-from cxr_compress.data.split import Split
-from cxr_compress.data.table import OTHER_NAMES, RESERVED
+from cxr_compress.data.cache import open_cache_file
+from cxr_compress.data.readers.csv_table import OTHER_NAMES, RESERVED
+from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES
-from cxr_compress.device.folder import look_into
 from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.sources import look_into
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
-from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, image_batches, pick_evenly
-from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput
+from cxr_compress.lite.calibration import (
+    DEFAULT_STEPS,
+    MIN_IMAGES,
+    CalibrationWarning,
+    ExpectedInput,
+    image_batches,
+    pick_evenly,
+)
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout

@@ -25,14 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
+from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, UsageError, quiet_native_stderr, run_command
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
-from cxr_compress.cli.output_files import Output, check_outputs
-from cxr_compress.cli.quiet import quiet_native_stderr
-from cxr_compress.device.atomic import check_writable
-from cxr_compress.device.first_bytes import check_keras_file
+from cxr_compress.cli.output import Output, check_outputs
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import check_keras_file, check_writable
 from cxr_compress.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
-from cxr_compress.cli.common import UsageError, reader_options
-from cxr_compress.cli.meaning_flags import NAMES, define_meaning_flags
-from cxr_compress.cli.output_files import define_overwrite_flag
+from cxr_compress.cli.app import UsageError, reader_options
+from cxr_compress.cli.flags import NAMES, augment_ranges, define_augment_flags, define_meaning_flags
+from cxr_compress.cli.output import define_overwrite_flag
 from cxr_compress.data import DATASETS
 from cxr_compress.recipe import (
     ALLOCATIONS,

@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli import data_cache, data_fetch
-from cxr_compress.cli.common import (
+from cxr_compress.cli.app import (
     EXIT_OK,
     EXIT_SOME_INPUTS_BAD,
     EXIT_WRONG_INPUT,
@@ -40,18 +40,16 @@ from cxr_compress.cli.common import (
     print_error,
     run_command,
 )
-from cxr_compress.cli.data_choice import chosen_set, define_dataset, load
-from cxr_compress.cli.meter import Meter
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
+from cxr_compress.cli.data_cache import chosen_set, define_dataset, load
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data.checks import count_films, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
-from cxr_compress.data.load import read_dataset
-from cxr_compress.data.reading import Missing
-from cxr_compress.data.split import join_splits
-from cxr_compress.data.splits import divide
-from cxr_compress.data.write_table import table_bytes
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.data.readers.base import Missing
+from cxr_compress.data.readers.csv_table import table_bytes
+from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.splits import divide, join_splits
+from cxr_compress.files import write_bytes, write_text
 
 NAME = "cxr_data"
 _COLUMNS = ("split", "finding", "films", "patients", "positives", "unknown")

@@ -15,14 +15,50 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, print_error
-from cxr_compress.cli.data_choice import load
-from cxr_compress.cli.meter import Meter
+from cxr_compress.cli.app import EXIT_OK, UsageError, print_error, reader_options
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data.cache import build_cache, verify_cache
-from cxr_compress.data.dataset import Split
-from cxr_compress.device.atomic import check_writable
+from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.readers.load import DATASETS, load_dataset
 from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.files import check_writable
+
+
+def define_dataset(values: flags.FlagValues) -> None:
+    """Define the flags that choose a set, the same for every verb."""
+    flags.DEFINE_string("dataset", None, f"Which set: {', '.join(DATASETS)}.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Where it lies.", flag_values=values)
+    flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of the choice of patients.", lower_bound=0, flag_values=values)
+    text = "Use what is there of a set whose list names more images."
+    flags.DEFINE_boolean("allow_missing", False, text, flag_values=values)
+    flags.DEFINE_list("options", [], "Of the set's reader, as name=value.", flag_values=values)
+
+
+def load(values: flags.FlagValues) -> Dataset:
+    """The checked set that the flags choose.
+
+    Raises:
+        UsageError: A flag is missing or an option has no value.
+        DataError: As `load_dataset`.
+    """
+    return load_dataset(**chosen_set(values), allow_missing=values.allow_missing)
+
+
+def chosen_set(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags that choose a set, as arguments."""
+    for flag_name in ("dataset", "data_dir"):
+        if not values[flag_name].value:
+            raise UsageError(f"--{flag_name} is missing")
+    return {
+        "name": values.dataset,
+        "data_dir": values.data_dir,
+        "dev_fraction": values.dev_fraction,
+        "seed": values.seed,
+        "options": reader_options(values.options),
+    }
+
 
 _COLUMNS = ("split", "size", "films", "decoded", "bytes", "seconds", "films_per_second", "sha256")
 

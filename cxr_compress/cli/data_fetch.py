@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError
-from cxr_compress.cli.meter import Meter
+from cxr_compress.cli.app import EXIT_OK, UsageError
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data.fetch import ATTRIBUTION, FETCHABLE, SIZES, fetch, medmnist_archive
 
 _COLUMNS = ("file", "bytes", "md5", "seconds")

@@ -29,17 +29,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
-from cxr_compress.cli.meaning_flags import define_meaning_flags
+from cxr_compress.cli.app import EXIT_OK, Say, UsageError, quiet_native_stderr, reader_options, run_command
+from cxr_compress.cli.device_flags import define_delegate_flag
+from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import Say, quiet_native_stderr
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
-from cxr_compress.data.split import join_splits
-from cxr_compress.device.atomic import write_bytes
-from cxr_compress.device.first_bytes import check_keras_file
+from cxr_compress.data.splits import join_splits
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
@@ -58,6 +54,7 @@ from cxr_compress.evaluate import (
     score_groups,
     score_model,
 )
+from cxr_compress.files import check_keras_file, write_bytes
 from cxr_compress.metrics import count_comparable_films, count_films
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.cli.convert_source import Source, answers
-from cxr_compress.cli.quiet import Say
 from cxr_compress.data import Dataset, decode_split
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
-from cxr_compress.cli.quiet import Say
+from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.spec import PreprocessSpec

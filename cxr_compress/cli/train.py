@@ -25,20 +25,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from absl import flags
 
-from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
-from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.meaning_flags import define_meaning_flags
+from cxr_compress.cli.app import EXIT_OK, UsageError, quiet_native_stderr, reader_options, run_command
+from cxr_compress.cli.flags import augment_ranges, define_augment_flags, define_meaning_flags
 from cxr_compress.cli.output import write_results
-from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS, decode_split, load_dataset
-from cxr_compress.data.match import match_findings
-from cxr_compress.device.atomic import check_writable
-from cxr_compress.device.first_bytes import check_keras_file
+from cxr_compress.data.dataset import match_findings
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.files import check_keras_file, check_writable
 
 if TYPE_CHECKING:
-    from cxr_compress.train.plan import TrainingPlan
+    from cxr_compress.train.transfer import TrainingPlan
 
 NAME = "cxr_train"
 _SECONDS_BETWEEN_LINES = 10
@@ -197,7 +194,7 @@ def _check_models(values: flags.FlagValues) -> None:
 def _plan(values: flags.FlagValues) -> TrainingPlan:
     """The training that the flags ask for."""
     from cxr_compress.train.augment import AugmentRanges
-    from cxr_compress.train.plan import TrainingPlan
+    from cxr_compress.train.transfer import TrainingPlan
 
     direct = (
         *("dataset", "match", "allow_missing", "activation", "loss", "pos_weight", "augment"),

@@ -18,8 +18,8 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
+from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
+from cxr_compress.cli.device_flags import define_delegate_flag
 from cxr_compress.cli.output import write_results
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelinfo import INTENDED_USE

@@ -25,12 +25,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.data.cache_file import exclusive, file_sha256, open_partial, read_chunk_digest
-from cxr_compress.data.cache_plan import CachePlan, Manifest, changed_chunks, plan_cache, same_contents
+from cxr_compress.data.cache_plan import (
+    FORMAT,
+    PREPROCESS_VERSION,
+    CachePlan,
+    Manifest,
+    changed_chunks,
+    pixel_fields,
+    plan_cache,
+    same_contents,
+)
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import Progress, decode_chunks, refuse_bad, source_digests, warn_of_notes
-from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.data.decoding import Progress, decode_chunks, film_shape, refuse_bad, source_digests, warn_of_notes
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -206,3 +215,103 @@ def _entry(plan: CachePlan, manifest: Manifest, decoded: int) -> CacheEntry:
 def _films(plan: CachePlan, index: int) -> str:
     films = plan.chunks[index]
     return f"films {films.start} to {films.stop - 1}"
+
+
+_CHUNK = 256  # films; here only the unit in which finished work is handed on
+
+
+def decode_split(
+    split: Split,
+    spec: PreprocessSpec,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cache_dir: str | Path | None = None,
+) -> NDArray[np.uint8]:
+    """All films of a split, decoded and resized, in the split's order.
+
+    ``device.preprocess.normalize`` of a row is bit-equal to ``device.preprocess.preprocess`` of its file, or of its
+    array where the split holds pixels. What is held is the array that is returned (11 KB a film at 112 px), plus one
+    full-size image per worker. With a cache folder nearly nothing is held: the films are read from disk as they are
+    used, and later calls decode nothing; see ``data.cache`` for what that trusts.
+
+    Args:
+        split: Which films.
+        spec: Size and colour; the normalisation in it is not applied here.
+        workers: Threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
+        progress: Called as (films done, films in all) from the calling thread.
+        cache_dir: Folder of memory-mapped caches; made if missing. None decodes into memory.
+
+    Returns:
+        uint8 (n, height, width), or (n, height, width, 3) where ``spec.color`` is "rgb"; a read-only memory map with a
+        cache folder.
+
+    Raises:
+        DataError: Films that cannot be used: up to five are named, each with its reason, all are counted. With a cache
+            folder also as ``build_cache``.
+    """
+    if cache_dir is not None and len(split):
+        return map_cache(build_cache(split, spec, cache_dir, workers=workers, progress=progress))
+    images = np.empty((len(split), *film_shape(spec)), np.uint8)
+    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
+    bad: list[tuple[int, str]] = []
+    notes: list[tuple[int, str]] = []
+    for chunk in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
+        bad += chunk.bad
+        notes += chunk.notes
+    refuse_bad(split, bad)
+    warn_of_notes(split, notes)
+    return images
+
+
+_TEST = "test"
+
+
+def open_cache_file(path: str | Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """The decoded films of a cache, as a read-only memory map.
+
+    Its manifest has to lie beside it, as ``cxr_data cache`` leaves it. Whether the films have changed since cannot be
+    seen without them; where the data set is at hand, ``open_cache`` looks.
+
+    Args:
+        path: the .npy file.
+        spec: size and colour that the films have to have.
+
+    Returns:
+        uint8 (films, height, width), or (films, height, width, 3) where ``spec.color`` is "rgb".
+
+    Raises:
+        DataError: no cache, an unfinished or damaged one, of other films than ``spec`` asks for, or of the test part,
+            which nothing but a score may be taken from.
+    """
+    path = Path(path)
+    if path.name.startswith(f"{_TEST}_"):
+        raise DataError(f"{path.name} is a cache of the test part, which is for scoring alone: give that of train")
+    manifest, films = _read(path)
+    if (manifest.format, manifest.preprocess_version) != (FORMAT, PREPROCESS_VERSION):
+        raise DataError(f"{path.name} was made by another version of cxr_data: build it again with cxr_data cache")
+    if manifest.preprocessing != pixel_fields(spec) or films.shape[1:] != film_shape(spec):
+        size, color = (films.shape[1:3], manifest.preprocessing.get("color"))
+        raise DataError(
+            f"expected films of {spec.height} x {spec.width} ({spec.color}) as the model takes them, {path.name} holds "
+            f"{' x '.join(map(str, size))} ({color}): build one with cxr_data cache --size={spec.height}"
+        )
+    return films
+
+
+def _read(path: Path) -> tuple[Manifest, NDArray[np.uint8]]:
+    """Manifest and films, of which the one describes the other."""
+    try:
+        manifest = Manifest.from_json(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path.name} has no manifest of cxr_data cache beside it ({path.with_suffix('.json').name}): give a cache "
+            "that is finished, with both of its files"
+        ) from error
+    try:
+        films: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path.name} cannot be read as a cache ({error}): build it again with cxr_data") from error
+    if films.dtype != np.uint8 or films.shape != manifest.shape:
+        raise DataError(f"{path.name} does not hold what its manifest says: build it again with cxr_data cache")
+    return manifest, films

@@ -17,8 +17,8 @@ import cv2
 
 from cxr_compress.data.cache_plan import FORMAT, PREPROCESS_VERSION, CachePlan, ChunkRecord, Manifest
 from cxr_compress.data.decoding import DIGEST_BYTES, Pixels
-from cxr_compress.device.atomic import write_text
 from cxr_compress.errors import DataError
+from cxr_compress.files import write_text
 
 try:
     import fcntl

@@ -1,15 +1,162 @@
-"""Splitting patient by patient, the same on every machine."""
+"""One part of a set: which films, what is known of them, and whose they are."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.split import POSITIVE, Split
 from cxr_compress.errors import DataError
+
+POSITIVE = 0.5  # a soft label above it counts as "has the finding" wherever films are counted or stratified
+_PIXEL_AXES = (3, 4)  # (n, h, w) or (n, h, w, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The films of one part of a set, in a fixed order.
+
+    The optional fields are None where a set does not say, else one value per film.
+
+    Attributes:
+        name: "train", "dev" or "test".
+        paths: (n,) image files; () for a set that holds ``pixels`` instead.
+        labels: (n, k) float32: 1 where the film has the finding, 0 where not, between them a soft target, NaN where
+            nobody knows (masked in losses, ignored in metrics); read-only.
+        patients: (n,) the patient of each film; equal text means the same person.
+        ages: (n,) float32 years, NaN where unknown.
+        sexes: (n,) "F", "M" or "".
+        views: (n,) "PA", "AP", "L" (lateral) or "".
+        sources: (n,) where a film comes from, for results by source.
+        pixels: uint8 (n, h, w) or (n, h, w, 3), for sets of arrays without files.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    labels: NDArray[np.float32]
+    patients: tuple[str, ...]
+    ages: NDArray[np.float32] | None = None
+    sexes: tuple[str, ...] | None = None
+    views: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
+    pixels: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        labels = np.array(self.labels, np.float32)
+        films = len(labels) if self._holds_arrays else len(self.paths)
+        if labels.ndim != 2 or not films == len(labels) == len(self.patients):  # noqa: PLR2004 - films x findings
+            raise DataError(
+                f"expected one row of labels and one patient per film in {self.name}, got {films} films, "
+                f"labels of shape {labels.shape} and {len(self.patients)} patients"
+            )
+        _check_labels(self.name, labels)
+        labels.setflags(write=False)
+        object.__setattr__(self, "labels", labels)
+        self._check_optional()
+
+    @property
+    def _holds_arrays(self) -> bool:
+        return self.pixels is not None and not self.paths
+
+    def _check_optional(self) -> None:
+        """Every optional field that is there has one value per film; arrays become read-only."""
+        if self.ages is not None:
+            object.__setattr__(self, "ages", np.array(self.ages, np.float32))
+        for field in _OPTIONAL:
+            values = getattr(self, field)
+            if values is not None and len(values) != len(self.labels):
+                raise DataError(
+                    f"expected one of {field} per film in {self.name}, got {len(values)} for {len(self.labels)} films"
+                )
+            if isinstance(values, np.ndarray) and values.flags.writeable:
+                # A view, so that the caller's own array stays as it is and gigabytes are not copied.
+                frozen = values.view()
+                frozen.setflags(write=False)
+                object.__setattr__(self, field, frozen)
+        pixels = self.pixels
+        if pixels is not None and (pixels.dtype != np.uint8 or pixels.ndim not in _PIXEL_AXES):
+            raise DataError(
+                f"expected pixels as uint8 (n, h, w) or (n, h, w, 3) in {self.name}, got {pixels.dtype} {pixels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """(n, k): the film is known to have the finding (a soft label above one half counts)."""
+        return np.asarray(self.labels > POSITIVE)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(n, k): the film has a label of the finding at all."""
+        return np.asarray(~np.isnan(self.labels))
+
+    def take(self, films: Sequence[int] | NDArray[np.int64], name: str | None = None) -> Split:
+        """A new split of some of these films, in the order given; every field comes along.
+
+        Args:
+            films: Positions in this split.
+            name: Of the new split; this one's if None.
+        """
+        chosen = np.asarray(films, np.int64)
+        return Split(
+            name=self.name if name is None else name,
+            paths=tuple(self.paths[i] for i in chosen) if self.paths else (),
+            labels=self.labels[chosen],
+            patients=tuple(self.patients[i] for i in chosen),
+            **{field: _take(getattr(self, field), chosen) for field in _OPTIONAL},
+        )
+
+
+_OPTIONAL = tuple(field.name for field in fields(Split) if field.default is None)
+
+
+def join_splits(splits: Sequence[Split], name: str) -> Split:
+    """All films of several splits of one set, one split after the other; a field that one lacks is dropped.
+
+    Args:
+        splits: At least one; with the same findings.
+        name: Of the new split.
+    """
+    optional: dict[str, Any] = {}
+    for field in _OPTIONAL:
+        parts = [getattr(split, field) for split in splits]
+        if any(part is None for part in parts):
+            continue
+        is_array = isinstance(parts[0], np.ndarray)
+        optional[field] = np.concatenate(parts) if is_array else tuple(value for part in parts for value in part)
+    return Split(
+        name,
+        tuple(path for split in splits for path in split.paths),
+        np.concatenate([split.labels for split in splits]),
+        tuple(patient for split in splits for patient in split.patients),
+        **optional,
+    )
+
+
+def _check_labels(name: str, labels: NDArray[np.float32]) -> None:
+    """0, 1, a soft target between them, or NaN."""
+    bad = np.argwhere(~(np.isnan(labels) | ((labels >= 0) & (labels <= 1))))
+    if len(bad):
+        row, column = bad[0]
+        raise DataError(
+            f"expected labels of 0, 1, a soft target between them or NaN (unknown) in {name}, got "
+            f"{labels[row, column]:g} for film {row}, finding {column} ({len(bad)} such labels)"
+        )
+
+
+def _take(values: Any, chosen: NDArray[np.int64]) -> Any:
+    """Some of the values of an optional field."""
+    if values is None or isinstance(values, np.ndarray):
+        return None if values is None else values[chosen]
+    return tuple(values[i] for i in chosen)
+
 
 _HEALTHY = -1
 

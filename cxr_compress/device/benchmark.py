@@ -17,10 +17,9 @@ import numpy as np
 
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.decode import decode_bytes
-from cxr_compress.device.interpreter import load_interpreter
+from cxr_compress.device.interpreter import load_interpreter, try_model
 from cxr_compress.device.modelfile import ModelFile
-from cxr_compress.device.quantisation import TensorFormat
-from cxr_compress.device.trial import try_model
+from cxr_compress.device.runner import TensorFormat
 from cxr_compress.errors import DataError
 
 _INPUT_SEED = 0

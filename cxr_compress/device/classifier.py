@@ -12,11 +12,11 @@ import numpy as np
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView
 from cxr_compress.device.heatmap import no_map, pick_map
 from cxr_compress.device.image_checks import blank_text, image_warnings
+from cxr_compress.device.interpreter import try_model
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import normalize, prepare
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
-from cxr_compress.device.trial import try_model
 from cxr_compress.errors import DataError, ModelFileError
 
 

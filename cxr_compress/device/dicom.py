@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cxr_compress.device import dicom_header as header
-from cxr_compress.device.checked_decoding import complaints_refused
-from cxr_compress.device.dicom_codestream import check_codestream, check_fragments, stated_bits
-from cxr_compress.device.dicom_silence import silenced
+from cxr_compress.device.checked_decoding import check_codestream, check_fragments, complaints_refused, stated_bits
+from cxr_compress.device.dicom_header import silenced
 from cxr_compress.device.grayscale import (
     GrayScale,
     Lut,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.golden_vectors import GoldenVectors
+from cxr_compress.device.reference_outputs import GoldenVectors
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.first_bytes import first_bytes
+from cxr_compress.device.cost_table import LayerUse
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
-from cxr_compress.device.kernel_kind import LayerUse
 from cxr_compress.errors import ModelFileError
+from cxr_compress.files import first_bytes
 
 PACK_FORMAT = 1
 MAX_PACK_BYTES = 1 << 30

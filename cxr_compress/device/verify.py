@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.golden_vectors import GOLDEN_FILMS, GoldenVectors, draw_golden_films
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.reference_outputs import GOLDEN_FILMS, GoldenVectors, draw_golden_films
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import ModelFileError
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.data import Split
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate.finding_score import NOT_ENOUGH_DATA, UNDEFINED, interval_dict
+from cxr_compress.evaluate.finding import NOT_ENOUGH_DATA, UNDEFINED, interval_dict
 from cxr_compress.evaluate.score import Evaluation
 from cxr_compress.metrics import (
     ENOUGH_FILMS,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 
-from cxr_compress.evaluate.class_score import WORDS, ClassScore
-from cxr_compress.evaluate.finding_score import NOT_ENOUGH_DATA, FindingScore
+from cxr_compress.evaluate.finding import NOT_ENOUGH_DATA, WORDS, ClassScore, FindingScore
 from cxr_compress.evaluate.groups import Group, GroupFinding, Grouping
 from cxr_compress.evaluate.score import Evaluation
 from cxr_compress.metrics import ENOUGH_FILMS, Interval

@@ -11,21 +11,25 @@ import numpy as np
 
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, collect_images
-from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput, calibration_warnings
-from cxr_compress.lite.ends import check_ends
-from cxr_compress.lite.exporter import Exporter, Stage
+from cxr_compress.lite.calibration import (
+    DEFAULT_STEPS,
+    MIN_IMAGES,
+    CalibrationWarning,
+    ExpectedInput,
+    calibration_warnings,
+    collect_images,
+)
+from cxr_compress.lite.exporter import Exporter, LiteModel, Stage
 from cxr_compress.lite.freeze import FrozenFunction, freeze
 from cxr_compress.lite.graph.op_versions import check_target
 from cxr_compress.lite.head import LOGITS, examine, headed
+from cxr_compress.lite.inputs_outputs import check_ends, take_pixels
 from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
-from cxr_compress.lite.int8.clipping import DEFAULT_PERCENTILE
 from cxr_compress.lite.int8.ptq import PtqOptions
-from cxr_compress.lite.lite_model import LiteModel
+from cxr_compress.lite.int8.ranges import DEFAULT_PERCENTILE
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.lite.quant_types import CALIBRATED, QUANT_TYPES
 from cxr_compress.lite.targets.edgetpu import check_edgetpu_batch, check_edgetpu_types, edgetpu_report, require_edgetpu
-from cxr_compress.lite.uint8_input import take_pixels
+from cxr_compress.quant_types import CALIBRATED, QUANT_TYPES
 
 __all__ = ["QUANT_TYPES", "LiteModel", "check_quant_types", "convert", "lower", "quantize"]
 

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from cxr_compress.device.child import NativeCrashError, run_in_child
-from cxr_compress.device.trial import SECONDS, crash_of
+from cxr_compress.device.interpreter import SECONDS, crash_of
+from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.lite.ends import INT8_ENDS, INT16_ENDS, Ends
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.graph.layer_names import layer_in, layer_of
-from cxr_compress.lite.pixel_codes import widen_pixels
+from cxr_compress.lite.graph.names import layer_in, layer_of
+from cxr_compress.lite.inputs_outputs import INT8_ENDS, INT16_ENDS, Ends, widen_pixels
 
 _NAMED = 3  # layers in an error
 

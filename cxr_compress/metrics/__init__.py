@@ -13,34 +13,31 @@ from cxr_compress.metrics.bootstrap import (
     average_precision_samples,
     bootstrap_auroc,
     bootstrap_mean,
+    count_comparable_films,
     interval,
     mean_samples,
     paired_auroc_difference,
-)
-from cxr_compress.metrics.classes import (
-    categorical_cross_entropy,
-    check_exclusive,
-    class_hits,
-    class_log_odds,
-    confusion_matrix,
-    predicted_classes,
-    softmax,
-)
-from cxr_compress.metrics.decisions import (
-    ENOUGH_FILMS,
-    choose_threshold,
-    count_films,
-    has_enough_data,
-    sensitivity_specificity,
-)
-from cxr_compress.metrics.probabilities import brier_score, expected_calibration_error
-from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc
-from cxr_compress.metrics.strata import (
-    count_comparable_films,
     stratified_auroc,
     stratified_auroc_per_finding,
     stratified_auroc_samples,
 )
+from cxr_compress.metrics.decisions import (
+    ENOUGH_FILMS,
+    brier_score,
+    categorical_cross_entropy,
+    check_exclusive,
+    choose_threshold,
+    class_hits,
+    class_log_odds,
+    confusion_matrix,
+    count_films,
+    expected_calibration_error,
+    has_enough_data,
+    predicted_classes,
+    sensitivity_specificity,
+    softmax,
+)
+from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc
 
 __all__ = [
     "ENOUGH_FILMS",

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import FilmStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 

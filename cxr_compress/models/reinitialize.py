@@ -9,8 +9,8 @@ import numpy as np
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import application_layers
-from cxr_compress.models.masked import named_layers
+from cxr_compress.models.files import application_layers
+from cxr_compress.models.zeros import named_layers
 
 
 def reinitialize(model: Any, seed: int) -> Any:

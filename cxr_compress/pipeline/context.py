@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.atomic import make_folder, write_text
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import FilmStatistics
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.models.original import Original
-from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.data import RunData
 from cxr_compress.pipeline.ownership import claim
 from cxr_compress.pipeline.store import Artefacts, StageStore
 from cxr_compress.recipe import DEFAULT_THREADS, Recipe

@@ -15,15 +15,14 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.base import BASE_FILES, base_inputs, build_untrained, make_base
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.delivery import export_uncut
-from cxr_compress.pipeline.films import Decoding
+from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
-from cxr_compress.pipeline.removal import choose
 from cxr_compress.pipeline.run import open_run, price
+from cxr_compress.pipeline.stages.base import BASE_FILES, base_inputs, build_untrained, make_base
+from cxr_compress.pipeline.stages.deliver import export_uncut
+from cxr_compress.pipeline.stages.remove_filters import Thinning, choose
 from cxr_compress.pipeline.store import News, StageStore
-from cxr_compress.pipeline.thinning import Thinning
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.pipeline.store import file_hash
 from cxr_compress.recipe import Recipe
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.child import NativeCrashError, run_in_child
+from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, equalize
 from cxr_compress.lite.calibration import MIN_IMAGES
 from cxr_compress.models import load_model
 from cxr_compress.models.logits_head import to_logits
-from cxr_compress.pipeline.base import architecture
 from cxr_compress.pipeline.context import Preflight
-from cxr_compress.pipeline.recovery import feature_match, sparsity_target
+from cxr_compress.pipeline.stages.base import architecture
+from cxr_compress.pipeline.stages.train import feature_match, sparsity_target
 from cxr_compress.pipeline.store import News, StageStore, versions
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import allocate

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.atomic import make_folder
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.files import make_folder
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
-from cxr_compress.pipeline.base import make_base, price_layers, write_probes
 from cxr_compress.pipeline.context import Preflight, RunContext, activation_of, check_classes
-from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
-from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
-from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
+from cxr_compress.pipeline.data import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.ownership import refuse_foreign
 from cxr_compress.pipeline.preflight import check_network, tell
-from cxr_compress.pipeline.quantising import quantise
-from cxr_compress.pipeline.recovery import finetune, recover, sparsify, sparsity_target
-from cxr_compress.pipeline.removal import choose, remove, repair
-from cxr_compress.pipeline.scoring import score
+from cxr_compress.pipeline.stages.base import make_base, price_layers, write_probes
+from cxr_compress.pipeline.stages.deliver import deliver, export_uncut, uncut_names
+from cxr_compress.pipeline.stages.original import any_preset, match_data, open_original, settle_data
+from cxr_compress.pipeline.stages.quantize import quantise
+from cxr_compress.pipeline.stages.remove_filters import choose, remove, repair
+from cxr_compress.pipeline.stages.score import score
+from cxr_compress.pipeline.stages.train import finetune, recover, sparsify, sparsity_target
 from cxr_compress.pipeline.store import Artefacts, News, StageStore
 from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import Recipe

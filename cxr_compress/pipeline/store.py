@@ -26,9 +26,24 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress import __version__
-from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.device.benchmark import peak_memory_bytes
 from cxr_compress.errors import CompressionError
-from cxr_compress.pipeline.memory import peak_bytes, reset_peak
+from cxr_compress.files import make_folder, write_text
+
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # what Linux wants to hear in clear_refs
+
+
+def reset_peak() -> None:
+    """Start counting anew where the system can (Linux); elsewhere the peak stays that of the whole process."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had at a time since `reset_peak`, in bytes."""
+    return peak_memory_bytes() or 0
+
 
 News = Callable[[str], None]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.atomic import write_text
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
+from cxr_compress.files import write_text
 
 SCHEMA_VERSION = 1
 

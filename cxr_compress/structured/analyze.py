@@ -12,13 +12,19 @@ import numpy as np
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.structured.channels import AxisSlice, ChannelAnalysis, ChannelGroup, LayerSlices, SizeSlice
+from cxr_compress.structured.analysis import (
+    AxisSlice,
+    ChannelAnalysis,
+    ChannelGroup,
+    LayerSlices,
+    SizeSlice,
+    path_matcher,
+)
 from cxr_compress.structured.cost import CostModel, IntArray, ModelCost, Product
 from cxr_compress.structured.flow import LayerFlow
 from cxr_compress.structured.keras_graph import layers_by_path
 from cxr_compress.structured.layout import ChannelLayout, Partition
 from cxr_compress.structured.measured_parts import collect_parts
-from cxr_compress.structured.patterns import path_matcher
 from cxr_compress.structured.walk import TracedLayer, Walk
 
 __all__ = ["analyze_channels", "layers_by_path", "measure_cost"]

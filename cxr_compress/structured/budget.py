@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from cxr_compress.errors import BudgetError
-from cxr_compress.structured.channels import ChannelAnalysis
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
 _NEEDED = {

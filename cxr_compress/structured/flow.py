@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from cxr_compress.device.kernel_kind import KernelKind
+from cxr_compress.device.cost_table import KernelKind
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
 
 Shape = tuple[int, ...]

@@ -10,7 +10,8 @@ import numpy as np
 
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.analyze import analyze_channels
-from cxr_compress.structured.consumers import (
+from cxr_compress.structured.plan import ChannelPlan
+from cxr_compress.structured.repair.consumers import (
     DEFAULT_MEMORY,
     ConstantSink,
     Consumer,
@@ -19,7 +20,6 @@ from cxr_compress.structured.consumers import (
     losing,
     once,
 )
-from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.stepwise import FloatArray, take_images, unroll, walk
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.analyze import analyze_channels
 from cxr_compress.structured.budget import Budget
-from cxr_compress.structured.channels import ChannelAnalysis
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.structured.channels import ChannelAnalysis
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
 # Format 1 had no members, no frozen groups and no allow_inexact; it is still read.

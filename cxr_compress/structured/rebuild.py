@@ -12,8 +12,8 @@ import numpy.typing as npt
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.precision import own_layers
+from cxr_compress.structured.analysis import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.analyze import analyze_channels, layers_by_path
-from cxr_compress.structured.channels import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.keras_graph import shared_layer
 from cxr_compress.structured.plan import ChannelPlan

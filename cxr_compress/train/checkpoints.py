@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.files import make_folder, write_bytes, write_text
 
 _ADVICE = "give the run another folder, or delete this one to start again"
 

@@ -18,19 +18,16 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
-from cxr_compress.models.masked import check_zeros
-from cxr_compress.train.average import WeightAverage
+from cxr_compress.models.zeros import check_zeros, zeros_held
 from cxr_compress.train.batches import Batches, ahead, checked_films
 from cxr_compress.train.checkpoints import Progress, RunFolder
 from cxr_compress.train.config import FitConfig, FitResult
-from cxr_compress.train.dev_score import DevScore, best_epoch
+from cxr_compress.train.dev_score import DevScore, EpochLog, best_epoch
+from cxr_compress.train.distill import FeatureMatch, FeatureTerm, check_match
 from cxr_compress.train.distribute import Distribution
-from cxr_compress.train.features import FeatureMatch, FeatureTerm, check_match
-from cxr_compress.train.logs import EpochLog
 from cxr_compress.train.losses import balanced_weights, make_loss
 from cxr_compress.train.replicas import Engine, make_engine
-from cxr_compress.train.step import Forward, Step, make_optimizer, predict_logits
-from cxr_compress.train.zeros import zeros_held
+from cxr_compress.train.step import Forward, Step, WeightAverage, make_optimizer, predict_logits
 
 Films = tuple[np.ndarray, np.ndarray]
 OnStep = Callable[[int, int, int, float], None]

@@ -14,11 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.checkpoints import RunFolder
+from cxr_compress.train.distill import FeatureTerm
 from cxr_compress.train.distribute import Distribution
-from cxr_compress.train.features import FeatureTerm
-from cxr_compress.train.step import Forward, Step, make_forward, make_terms, make_train_step, training_step
+from cxr_compress.train.step import (
+    Forward,
+    Step,
+    WeightAverage,
+    make_forward,
+    make_terms,
+    make_train_step,
+    training_step,
+)
 
 _T = TypeVar("_T")
 

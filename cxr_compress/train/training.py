@@ -17,12 +17,11 @@ import tensorflow as tf
 
 from cxr_compress import __version__
 from cxr_compress.data import Dataset, Split, decode_split, load_dataset
-from cxr_compress.data.dataset import finding_key
-from cxr_compress.data.match import match_findings
-from cxr_compress.device.atomic import write_text
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.data.dataset import finding_key, match_findings
+from cxr_compress.device.image_checks import FilmStatistics
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import DataError, UnsupportedLayerError
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, build, read_about, save_model
@@ -32,9 +31,8 @@ from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
 from cxr_compress.train.losses import balanced_weights
-from cxr_compress.train.plan import AUTO, TrainingPlan
 from cxr_compress.train.replicas import make_engine
-from cxr_compress.train.transfer import at_size, in_precision, with_head
+from cxr_compress.train.transfer import AUTO, TrainingPlan, at_size, in_precision, with_head
 
 Decoding = Callable[[str, int, int], None]
 

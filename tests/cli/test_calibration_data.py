@@ -13,10 +13,10 @@ from cxr_compress.cli.convert import main
 from cxr_compress.cli.data import main as data_main
 from cxr_compress.data import write_phantom
 from cxr_compress.device import read_model
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import FilmStatistics
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.models import ModelAbout
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 

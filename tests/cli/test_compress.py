@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from cxr_compress.cli import compress
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import UsageError
 from cxr_compress.cli.compress_flags import define_flags, make_recipe_of
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
@@ -328,9 +328,9 @@ def run(phantom, base, tmp_path_factory):
 
 def begin(recipe, phantom, folder, base, **options) -> None:
     """The first two stages of a run."""
-    from cxr_compress.pipeline.base import make_base
-    from cxr_compress.pipeline.removal import choose
     from cxr_compress.pipeline.run import open_run
+    from cxr_compress.pipeline.stages.base import make_base
+    from cxr_compress.pipeline.stages.remove_filters import choose
 
     opened = open_run(recipe, phantom, folder, base, lambda _: None, lambda *_: None, **options)
     original = make_base(opened, base)

@@ -18,7 +18,7 @@ from cxr_compress.device import INTENDED_USE, Classifier, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
 from cxr_compress.device.runner import Runner
 from cxr_compress.models import ModelAbout
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 

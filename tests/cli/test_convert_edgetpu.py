@@ -16,7 +16,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
 from cxr_compress.lite.targets.edgetpu import edgetpu_report
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 from tests.lite.targets import target_nets

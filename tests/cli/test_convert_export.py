@@ -12,7 +12,7 @@ import pytest
 from cxr_compress.cli.convert import main
 from cxr_compress.device import Classifier, read_model
 from cxr_compress.lite import TARGETS
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 

@@ -17,7 +17,7 @@ from cxr_compress.cli.convert import main
 from cxr_compress.device import Classifier
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 

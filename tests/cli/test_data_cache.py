@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.cli.data import main
-from cxr_compress.cli.meter import Meter
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data import decode_split, load_kermany
 from cxr_compress.device.preprocess import PreprocessSpec
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module

@@ -13,7 +13,7 @@ from cxr_compress.data import decode_split, load_dataset, write_phantom
 from cxr_compress.device import read_model
 from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.evaluate import choose_calibration, file_logits
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.lite import nets
 
 PRESET = "--preset=imagenet_torch"  # of models whose file does not say it

@@ -15,7 +15,7 @@ import pytest
 from cxr_compress.cli.convert import main as convert
 from cxr_compress.cli.predict import main as predict
 from cxr_compress.device import Classifier, read_model
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.device.golden import INT8_MODEL
 from tests.lite import nets
 

@@ -31,7 +31,7 @@ def error_line(capsys) -> str:
 @pytest.mark.densenet
 def test_import_weights_matching_archive_writes_the_model_and_reports_what_matched(tmp_path, capsys):
     from cxr_compress.models import chexnet
-    from cxr_compress.models.keras_file import load_model
+    from cxr_compress.models.files import load_model
 
     model = chexnet(2)
     names = [variable.name.replace("logits/", "predictions/") for variable in model.weights]
@@ -91,7 +91,7 @@ def test_import_weights_films_too_small_for_the_network_end_with_one_line_and_2(
 def lite0_state() -> dict[str, np.ndarray]:
     """Zeros with the names and shapes of ImageNet's EfficientNet-Lite0, and ones where zeros would be no network."""
     from cxr_compress.models import efficientnet_lite0
-    from tests.models.test_foreign import lite_name, torch_state
+    from tests.models.imports.test_foreign import lite_name, torch_state
 
     return torch_state(efficientnet_lite0(1000, (32, 32, 3)), lite_name)
 

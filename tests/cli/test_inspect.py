@@ -15,8 +15,8 @@ import pytest
 from cxr_compress.cli.inspect import main
 from cxr_compress.device import INTENDED_USE, read_model
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import save_model
-from cxr_compress.report.plan_view import HEADERS, TOTAL
+from cxr_compress.models.files import save_model
+from cxr_compress.report.plots import HEADERS, TOTAL
 from cxr_compress.structured import (
     Budget,
     analyze_channels,

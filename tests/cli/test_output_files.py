@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import UsageError
 from cxr_compress.cli.convert import main as convert
-from cxr_compress.cli.output_files import Output, check_outputs
+from cxr_compress.cli.output import Output, check_outputs
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.device.golden import INT8_MODEL, PROBE_PACK
 from tests.lite import nets
 

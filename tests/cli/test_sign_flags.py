@@ -11,7 +11,7 @@ from cxr_compress.cli.predict import main as predict_main
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.signature import sign_file, verify_signature
 from cxr_compress.device.verify import verify_model
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.device.films import draw_film
 from tests.device.golden import INT8_MODEL
 from tests.device.images import png

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import cache_file, cache_plan
-from cxr_compress.data.cache import build_cache, open_cache, verify_cache
+from cxr_compress.data.cache import build_cache, decode_split, open_cache, verify_cache
 from cxr_compress.data.cache_plan import PREPROCESS_VERSION, plan_cache
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.images import decode_split
 from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import CompressionError, DataError
 from tests.data.cache_films import FILM, SPEC, films_of, names_in, split_of

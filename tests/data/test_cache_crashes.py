@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import cache_plan
-from cxr_compress.data.cache import build_cache, open_cache, verify_cache
-from cxr_compress.data.images import decode_split
+from cxr_compress.data.cache import build_cache, decode_split, open_cache, verify_cache
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
 from tests.data.cache_films import FILM, SPEC, films_of, names_in, replace_film

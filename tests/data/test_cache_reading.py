@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr_compress.data.cache import build_cache
-from cxr_compress.data.cache_reading import open_cache_file
-from cxr_compress.data.split import Split
+from cxr_compress.data.cache import build_cache, open_cache_file
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8
 from cxr_compress.errors import DataError
 

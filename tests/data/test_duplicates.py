@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.data.duplicates import (
+from cxr_compress.data.checks import (
     MAX_DISTANCE,
     _bit_counts,
     _candidates,

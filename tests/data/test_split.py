@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_compress.data.split import Split, join_splits
+from cxr_compress.data.splits import Split, join_splits
 from cxr_compress.errors import DataError
 
 NAN = float("nan")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cxr_compress.data.load import read_dataset
-from cxr_compress.data.reading import Missing
+from cxr_compress.data.readers.base import Missing
+from cxr_compress.data.readers.load import read_dataset
 from cxr_compress.data.table_file import column_key, read_table
 from cxr_compress.errors import DataError
 

@@ -17,7 +17,7 @@ pydicom = pytest.importorskip("pydicom")
 
 from cxr_compress.device.decode import decode_image, is_dicom  # noqa: E402
 from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
-from cxr_compress.device.folder import look_into  # noqa: E402
+from cxr_compress.device.sources import look_into  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import make_dataset, make_dicom  # noqa: E402
 from tests.device.films import draw_film  # noqa: E402

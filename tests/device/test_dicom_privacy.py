@@ -14,7 +14,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 
 from cxr_compress.device.dicom import decode_dicom  # noqa: E402
-from cxr_compress.device.dicom_silence import silenced  # noqa: E402
+from cxr_compress.device.dicom_header import silenced  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import PATIENT, SECRET, make_dataset, make_dicom, to_bytes  # noqa: E402
 from tests.device.films import draw_film  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import FilmStatistics
 from cxr_compress.errors import DataError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cxr_compress.device.decode import IMAGE_SUFFIXES
-from cxr_compress.device.folder import look_into
+from cxr_compress.device.sources import look_into
 from cxr_compress.errors import DataError
 from tests.device.films import draw_film
 from tests.device.images import png

@@ -14,17 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.cost_table import LayerTimes
-from cxr_compress.device.kernel_kind import LayerUse
-from cxr_compress.device.layer_fit import (
+from cxr_compress.device.cost_table import LayerTimes, LayerUse
+from cxr_compress.device.layer_times import (
     KindTimes,
+    account,
     design,
     fit_kinds,
     fit_slope,
+    measure_layers,
     non_negative_least_squares,
+    time_layers,
     whole_blocks,
 )
-from cxr_compress.device.layer_times import account, measure_layers, time_layers
 from cxr_compress.device.probe_pack import MoveProbe, Probe, ProbePack, read_pack
 from cxr_compress.errors import DataError, ModelFileError
 from tests.device.golden import INT8_MODEL, PROBE_PACK

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.golden_vectors import GoldenVectors
 from cxr_compress.device.modelfile import (
     INTENDED_USE,
     MAX_METADATA_BYTES,
@@ -24,6 +23,7 @@ from cxr_compress.device.modelfile import (
     pack_model,
     read_model,
 )
+from cxr_compress.device.reference_outputs import GoldenVectors
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
 from tests.device.golden import INT8_MODEL

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.quantisation import TensorFormat, dequantise, quantise
+from cxr_compress.device.runner import TensorFormat, dequantise, quantise
 from cxr_compress.errors import ModelFileError
 
 DTYPES = [np.int8, np.uint8, np.int16]

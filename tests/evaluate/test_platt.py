@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.evaluate import choose_calibration
-from cxr_compress.evaluate.platt import fit_platt
+from cxr_compress.evaluate.calibrate import fit_platt
 from cxr_compress.metrics import ENOUGH_FILMS
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import FilmStatistics
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.spec import PRESETS, PreprocessSpec
 from cxr_compress.lite import convert
-from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput, calibration_warnings
+from cxr_compress.lite.calibration import CalibrationWarning, ExpectedInput, calibration_warnings
 from tests.lite import nets
 
 

@@ -14,7 +14,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import LiteModel, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, OUTPUT_NAME
-from cxr_compress.models.cam import with_cam
+from cxr_compress.models.ends import with_cam
 from tests.lite import nets
 from tests.lite.conftest import run
 

@@ -13,8 +13,7 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, ModelFileError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
-from cxr_compress.lite.float_graph import other_precisions
-from cxr_compress.lite.load import fingerprint, load_saved_model
+from cxr_compress.lite.freeze import fingerprint, load_saved_model, other_precisions
 from tests.lite import nets
 from tests.lite.conftest import run
 

@@ -20,7 +20,7 @@ from cxr_compress.keras2 import keras
 from cxr_compress.lite import QUANT_TYPES, LiteModel, convert
 from cxr_compress.lite.freeze import freeze
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.uint8_input import normalisation, take_pixels
+from cxr_compress.lite.inputs_outputs import normalisation, take_pixels
 from tests.lite import nets
 
 SPEC = PreprocessSpec(16, 16)

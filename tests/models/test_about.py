@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import FilmStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet
 from cxr_compress.models.about import ABOUT_ENTRY, ModelAbout
-from cxr_compress.models.keras_file import load_model, read_about, save_model
-from tests.models.test_keras_file import edited, save_h5
+from cxr_compress.models.files import load_model, read_about, save_model
+from tests.models.test_files import edited, save_h5
 
 ABOUT = ModelAbout(
     findings=("Mass", "Nodule"),

@@ -12,9 +12,9 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import logits_head
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.ends import kind_of_outputs
+from cxr_compress.models.files import save_model
 from cxr_compress.models.logits_head import read_head, softmax_classes, to_logits
-from cxr_compress.models.outputs import kind_of_outputs
 from tests import nets
 
 layers = keras.layers

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.masked import check_zeros, hold_zeros, kernel_of, prunable_layers, zero_masks
+from cxr_compress.models.zeros import check_zeros, hold_zeros, kernel_of, prunable_layers, zero_masks
 from cxr_compress.train import FitConfig, fit
 from tests.nets import nested
 from tests.train.films import FINDINGS, SPEC, drawn_films, small_net

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from cxr_compress.data.phantom import PHANTOM_FINDINGS, write_phantom
+from cxr_compress.data.readers.phantom import PHANTOM_FINDINGS, write_phantom
 from cxr_compress.device.layer_times import measure_layers
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from cxr_compress.pipeline import run_recipe, write_probe_pack
 from cxr_compress.recipe import make_recipe
 from cxr_compress.report import render_report

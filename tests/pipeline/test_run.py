@@ -22,7 +22,7 @@ from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import load_model, read_about, save_model
+from cxr_compress.models.files import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.pipeline.context import OF_TRAINING
 from cxr_compress.pipeline.ownership import MADE_FROM, refuse_foreign

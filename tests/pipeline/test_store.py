@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_compress.device.atomic import write_text
+from cxr_compress.files import write_text
 from cxr_compress.pipeline.store import StageStore
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
-from cxr_compress.report.pareto import ParetoPoint, draw_pareto, pareto_front
+from cxr_compress.report.plots import ParetoPoint, draw_pareto, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(1, 6), st.one_of(st.integers(0, 6).map(float), st.just(math.nan))), max_size=12)
 
@@ -145,7 +145,7 @@ def test_draw_pareto_wide_intervals_do_not_flatten_the_picture():
 
 def test_pareto_loads_no_framework_and_no_matplotlib_before_it_is_asked_to():
     code = (
-        "import sys, cxr_compress.report.pareto\n"
+        "import sys, cxr_compress.report.plots\n"
         "assert not {'matplotlib', 'tensorflow', 'tf_keras', 'cxr_compress.pipeline'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,9 @@ import pytest
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import load_model, save_model
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.files import load_model, save_model
+from cxr_compress.models.tfmot import sparsity_api
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.sparsity import (
     PruningSteps,
     SparsityTarget,
@@ -17,9 +18,8 @@ from cxr_compress.sparsity import (
     measure_sparsity,
     prune_weights,
 )
-from cxr_compress.sparsity.allocation import zeros_wanted
-from cxr_compress.sparsity.tfmot import sparsity_api
-from cxr_compress.sparsity.wrap import ExactMasks, strip_model, wrap_model
+from cxr_compress.sparsity.allocate import zeros_wanted
+from cxr_compress.sparsity.prune import ExactMasks, strip_model, wrap_model
 from cxr_compress.train import FitConfig, fit
 from tests.sparsity.test_measure import mixed_net
 from tests.train.films import FINDINGS, SPEC, drawn_films

@@ -7,7 +7,7 @@ import pytest
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.masked import kernel_of, prunable_layers, zero_masks
+from cxr_compress.models.zeros import kernel_of, prunable_layers, zero_masks
 from cxr_compress.sparsity import (
     PruningSteps,
     SparsityTarget,

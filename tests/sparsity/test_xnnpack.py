@@ -8,8 +8,8 @@ import pytest
 
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
+from cxr_compress.models.tfmot import sparsity_api
 from cxr_compress.sparsity import XnnpackSparse, xnnpack_sparse
-from cxr_compress.sparsity.tfmot import sparsity_api
 from tests import nets
 
 layers = keras.layers

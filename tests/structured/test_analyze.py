@@ -13,7 +13,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import LayerFlow, WeightAxis, analyze_channels, measure_cost, register_rule
 from cxr_compress.structured.flow import _RULES
-from cxr_compress.structured.probes import survey_kernels
+from cxr_compress.structured.measured_parts import survey_kernels
 from cxr_compress.structured.walk import Walk
 from tests import nets
 

@@ -25,7 +25,7 @@ from cxr_compress.structured import (
     select_channels,
     sensitivity,
 )
-from cxr_compress.structured.sensitivity_cache import model_hash
+from cxr_compress.structured.sensitivity import model_hash
 from tests import nets, nets_families
 
 

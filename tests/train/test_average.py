@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.train import FitConfig, fit, predict_logits
-from cxr_compress.train.average import WeightAverage
+from cxr_compress.train.step import WeightAverage
 from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
 
 TRAIN, DEV = drawn_films(48, seed=1), drawn_films(32, seed=2)

@@ -21,8 +21,7 @@ from cxr_compress.data import write_phantom
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.train import fit
-from cxr_compress.train.cluster import read_cluster
-from cxr_compress.train.distribute import Distribution, start_distribution
+from cxr_compress.train.distribute import Distribution, read_cluster, start_distribution
 from tests.train.films import FINDINGS, SPEC, small_net
 from tests.train.worker import CONFIG, DEV, PLAN, TRAIN, train
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import load_dataset
-from cxr_compress.data.phantom import PHANTOM_FINDINGS, write_phantom
+from cxr_compress.data.readers.phantom import PHANTOM_FINDINGS, write_phantom
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, load_model, save_model
-from cxr_compress.train.plan import TrainingPlan
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
+from cxr_compress.train.transfer import TrainingPlan
 
 layers = keras.layers
 PLAN = TrainingPlan(

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FeatureMatch, replicas
 from cxr_compress.train.config import FitConfig
 from cxr_compress.train.distribute import start_distribution
 from cxr_compress.train.fit import fit
-from cxr_compress.train.plan import TrainingPlan
 from cxr_compress.train.training import TrainingFiles, run_training
+from cxr_compress.train.transfer import TrainingPlan
 from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
 
 # Fixed order, no augmentation; decay and average as well, since each needs variables on every replica.

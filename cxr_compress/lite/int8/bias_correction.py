@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.quantisation import TensorFormat
+from cxr_compress.device.runner import TensorFormat
 from cxr_compress.lite.graph.flatbuffer import Graph, graphs_of, schema, to_bytes, to_object
-from cxr_compress.lite.graph.observe import Observer
-from cxr_compress.lite.graph.segments import SegmentRunner, segments_of
+from cxr_compress.lite.graph.run import Observer, SegmentRunner, segments_of
 from cxr_compress.lite.int8.kernels import BIAS, INPUT, Kernel, read_kernel
 from cxr_compress.lite.int8.layer_snr import match_operators
 from cxr_compress.lite.int8.tap_means import Floats

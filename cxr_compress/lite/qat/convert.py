@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
+import flatbuffers
 import numpy as np
 import tensorflow as tf
 
@@ -15,16 +16,40 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.audit import audit, require_integer
 from cxr_compress.lite.convert import LiteModel
-from cxr_compress.lite.ends import ends_of
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
-from cxr_compress.lite.graph.flatbuffer import Graph, name_signature, read_graphs
+from cxr_compress.lite.graph.flatbuffer import FILE_IDENTIFIER, Graph, name_signature, read_graphs, to_object
+from cxr_compress.lite.inputs_outputs import PIXEL_RANGE, ends_of, normalisation, require_pixels_of
 from cxr_compress.lite.lowering import frozen_converter, run_converter
 from cxr_compress.lite.parity import require_runs
-from cxr_compress.lite.qat.pack import share_vectors
-from cxr_compress.lite.qat.prepare import QatModel
+from cxr_compress.lite.qat.prepare import PREFIX, QatModel
 from cxr_compress.lite.qat.quantizers import export, fake_quant, quantize_kernel
-from cxr_compress.lite.qat.wrap import PREFIX
-from cxr_compress.lite.uint8_input import PIXEL_RANGE, normalisation, require_pixels_of
+
+
+def share_vectors(content: bytes) -> bytes:
+    """Store every distinct vector of a flatbuffer once; what reads it sees no difference.
+
+    A kernel with a scale per channel carries a zero point of eight bytes for each, all of them zero, and so does its
+    bias: with 62 depthwise layers in a DenseNet121 that is 0.6 of 8.3 MB. The format lets tables point to one vector.
+    """
+    builder = _SharingBuilder(len(content))
+    builder.Finish(to_object(content).Pack(builder), FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Remembers where it has put which numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._places: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, values: np.ndarray) -> Any:  # noqa: N802 - the name that the generated schema calls
+        """The place of a vector of these numbers, a new one only where there is none."""
+        key = (values.dtype.str, values.tobytes())
+        if key not in self._places:
+            self._places[key] = super().CreateNumpyVector(values)
+        return self._places[key]
+
 
 _TYPES = ("int8", "int8_float_io")
 _FLOAT_ENDS = "int8_float_io"

@@ -18,7 +18,7 @@ from typing import Any
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.graph.flatbuffer import Graph
-from cxr_compress.lite.graph.nodes import Node, read_nodes, tensor_bytes
+from cxr_compress.lite.graph.names import Node, read_nodes, tensor_bytes
 from cxr_compress.lite.targets.edgetpu_compiler import CompilerLog
 from cxr_compress.lite.targets.edgetpu_ops import caution, is_too_new, why_not
 

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from cxr_compress.errors import BudgetError
-from cxr_compress.pipeline.search.bounds import Bound, bounds_of, keeps, rank, worst_of
-from cxr_compress.pipeline.search.candidates import Candidate, candidate, grid
-from cxr_compress.pipeline.search.record import CHEAP, FULL, Point, SearchRecord, point_key
-from cxr_compress.pipeline.search.runner import UNCUT, DevJudge
+from cxr_compress.pipeline.search.record import (
+    CHEAP,
+    FULL,
+    UNCUT,
+    DevJudge,
+    DevOnly,
+    Point,
+    Runner,
+    SearchRecord,
+    point_key,
+)
 from cxr_compress.pipeline.search.score import CandidateScore
-from cxr_compress.pipeline.search.spec import SearchSpec, next_budget
+from cxr_compress.pipeline.search.spec import (
+    Bound,
+    Candidate,
+    SearchSpec,
+    bounds_of,
+    candidate,
+    grid,
+    keeps,
+    next_budget,
+    rank,
+    worst_of,
+)
 from cxr_compress.recipe import Recipe
 
 News = Callable[[str], None]
@@ -159,3 +180,71 @@ def _told(judged: Judged) -> str:
         f"{judged.point.name} after the {'short' if judged.point.stage == CHEAP else 'full'} recovery: dev AUROC "
         f"{score.auroc:.4f} ({-score.auroc_drop:+.4f}), {score.tflite_bytes:,} bytes: {verdict}"
     )
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        recipe: of the winner.
+        name: as the winner is called.
+        dev: its score after the full recovery, on the films that chose it: a little too good, as of any choice.
+        report: of the winner on test, as a run without a search gives it.
+        test_looks: how many winners of searches with this base and these films were scored on test, this one
+            included; above 1, the last of them is no longer untouched by test.
+    """
+
+    recipe: Recipe
+    name: str
+    dev: CandidateScore
+    report: dict[str, Any]
+    test_looks: int
+
+
+def search(
+    base: Recipe,
+    spec: SearchSpec,
+    runner: Runner,
+    *,
+    folder: Path,
+    fingerprint: str,
+    news: News = lambda line: None,
+) -> SearchResult:
+    """Find the model that `spec` asks for, and score it on test.
+
+    Every point tried is kept in search.json at once: the same call after a kill or Ctrl-C goes on from there, and a
+    call with other bounds judges anew what is known already.
+
+    Args:
+        base: the recipe whose budgets are searched; its other targets hold for every candidate.
+        spec: goal, grid and bounds.
+        runner: makes and judges candidates.
+        folder: where search.json goes.
+        fingerprint: a hash of the uncut model and of the films of train and dev: what a score depends on besides the
+            recipe.
+        news: is told of every point, one line each.
+
+    Raises:
+        BudgetError: nothing keeps what it must; the line names the nearest point.
+        CompressionError: and its subclasses, from the runner; all points so far are kept.
+    """
+    record = SearchRecord(folder, fingerprint)
+    # What chooses is not given the runner: it could not look at test if it wanted to.
+    winner = Chooser(base, spec, DevOnly.of(runner), record, news).choose()
+    record.choose({"spec": dataclasses.asdict(spec), "winner": winner.point.key, "recipe": base.to_dict()})
+    return _score_winner(winner, runner, record, news)
+
+
+def _score_winner(winner: Judged, runner: Runner, record: SearchRecord, news: News) -> SearchResult:
+    """The only place that looks at test films."""
+    looks = record.look_at_test(winner.point)
+    if looks > 1:
+        news(f"search: test films were scored for {looks - 1} earlier winner(s) too: this score is no longer untouched")
+    report = record.report_of(winner.point)
+    if report is None:
+        report = runner.score_test(winner.candidate.recipe)
+        record.keep_report(winner.point, report)
+    score = winner.point.score
+    assert score is not None
+    return SearchResult(winner.candidate.recipe, winner.point.name, score, report, looks)

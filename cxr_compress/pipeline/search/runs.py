@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,17 +16,21 @@ import numpy as np
 
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import read_model
+from cxr_compress.files import write_bytes
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.base import make_base
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.delivery import deliver, export_uncut, uncut_names
+from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.packing import dev_logits
-from cxr_compress.pipeline.quantising import quantise
-from cxr_compress.pipeline.run import compress, finish
-from cxr_compress.pipeline.search.runner import UNCUT, folder_name, shortened
+from cxr_compress.pipeline.run import compress, finish, open_run
+from cxr_compress.pipeline.search.choose import SearchResult, search
+from cxr_compress.pipeline.search.record import UNCUT, draw_search, folder_name, shortened
 from cxr_compress.pipeline.search.score import CandidateScore, score_on_dev
-from cxr_compress.pipeline.store import StageStore
+from cxr_compress.pipeline.search.spec import SearchSpec
+from cxr_compress.pipeline.stages.base import make_base
+from cxr_compress.pipeline.stages.deliver import deliver, export_uncut, uncut_names
+from cxr_compress.pipeline.stages.quantize import quantise
+from cxr_compress.pipeline.store import News, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 
@@ -118,3 +123,56 @@ class CandidateRuns:
             path = export_uncut(self._run, self._base).paths[f"{name}.tflite"]
             self._uncut_logits = dev_logits(self._run, read_model(path).content)
         return self._uncut_logits
+
+
+PICTURE = "search.png"
+
+
+def search_recipe(
+    recipe: Recipe,
+    spec: SearchSpec,
+    *,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None = None,
+    latency_table: CostTable | None = None,
+    news: News = lambda line: None,
+    decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
+) -> SearchResult:
+    """Find the smallest model that keeps a tolerance, or the best one of a size, and score it on test once.
+
+    Every point is kept in search.json, every candidate in a folder of its own; the same call again goes on from there.
+    search.png shows all points where matplotlib is installed.
+
+    Args:
+        recipe: everything but the budgets that are searched.
+        spec: goal, grid and bounds.
+        data_dir: as `run_recipe`, like all below.
+        output_dir: see there.
+        keras_model_file: see there.
+        latency_table: see there.
+        news: see there.
+        decoding: see there.
+        overwrite: see there.
+
+    Raises:
+        BudgetError: nothing keeps what it must; the line names the nearest point.
+        CompressionError: and its other subclasses; all points so far are kept.
+    """
+    if spec.goal == "smallest":
+        recipe = dataclasses.replace(recipe, target_macs=None)  # the search sets it, point by point
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
+    runs = CandidateRuns(run, keras_model_file, latency_table)
+    try:
+        return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, news=news)
+    finally:
+        _draw(output_dir, runs.fingerprint, spec)
+
+
+def _draw(folder: Path, fingerprint: str, spec: SearchSpec) -> None:
+    """The points so far, also of a search that found nothing or was stopped; without matplotlib there is no picture."""
+    tolerance = spec.max_auroc_drop if spec.goal == "smallest" else None
+    with contextlib.suppress(ModuleNotFoundError):
+        picture = draw_search(folder, fingerprint, title="Points of the search", tolerance=tolerance)
+        write_bytes(folder / PICTURE, picture)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.evaluate.degradation import logit_distance, ranking, training_loss
 from cxr_compress.metrics import bootstrap_auroc, paired_auroc_difference
-from cxr_compress.pipeline.harm import logit_distance, ranking, training_loss
 
 Array = npt.NDArray[np.float64]
 _MEASURED = ("auroc", "auroc_drop", "loss", "logit_distance")

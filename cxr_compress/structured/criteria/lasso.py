@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import DataError
-from cxr_compress.structured.channels import ChannelGroup
-from cxr_compress.structured.consumers import DEFAULT_MEMORY, Consumer, find_consumers, fitting_images
+from cxr_compress.structured.analysis import ChannelGroup
 from cxr_compress.structured.cost import IntArray
-from cxr_compress.structured.criteria.scoring import FloatVector, Member, ScoringInput
+from cxr_compress.structured.criteria.weights import FloatVector, Member, ScoringInput
+from cxr_compress.structured.repair.consumers import DEFAULT_MEMORY, Consumer, find_consumers, fitting_images
 from cxr_compress.structured.stepwise import take_images, unroll, walk
 
 Matrix = npt.NDArray[np.float64]

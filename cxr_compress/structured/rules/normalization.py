@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, WeightAxis, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.guard import keras_rule
+from cxr_compress.structured.rules.base import keras_rule
 
 
 def _following(node: LayerNode, layout: ChannelLayout) -> tuple[WeightAxis, ...]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelInfo, pack_model
+from cxr_compress.files import write_bytes, write_text
 from tests.device.films import draw_film
 from tests.device.golden import CAM_EXPECTED, CAM_MODEL
 from tests.device.golden.make_golden import LABELS, SPEC, build_network, calibration_batch

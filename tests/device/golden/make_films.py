@@ -12,10 +12,10 @@ import json
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.device.golden import GOLDEN_SIZE, fingerprint_array, golden_film
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, normalize
 from cxr_compress.device.spec import PRESETS
+from cxr_compress.files import write_bytes, write_text
 from tests.device.dicoms import make_dicom
 from tests.device.golden import FILMS
 from tests.device.images import jpeg, png

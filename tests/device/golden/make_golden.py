@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.lite import pack_file
 from tests.device.films import draw_film
 from tests.device.golden import EXPECTED, FLOAT_MODEL, INT8_MODEL, NEWER_OP_FLATBUFFER

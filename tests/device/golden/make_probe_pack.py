@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cxr_compress.device.atomic import write_bytes
+from cxr_compress.files import write_bytes
 from cxr_compress.keras2 import keras
-from cxr_compress.pipeline.costing import make_probe_pack
+from cxr_compress.pipeline.stages.base import make_probe_pack
 from tests.device.golden import PROBE_PACK
 from tests.nets import enliven
 

@@ -17,8 +17,13 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import audit, pack_file
-from cxr_compress.lite.describe.metadata import metadata_flatbuffer, pixel_normalisation, read_metadata, with_metadata
-from cxr_compress.lite.describe.metadata_schema import FILE_IDENTIFIER
+from cxr_compress.lite.describe.metadata import (
+    FILE_IDENTIFIER,
+    metadata_flatbuffer,
+    pixel_normalisation,
+    read_metadata,
+    with_metadata,
+)
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
 from tests.device.films import draw_film
 from tests.device.golden import CAM_MODEL, FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL

@@ -14,12 +14,12 @@ import pytest
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError, RuntimeUnavailableError
 from cxr_compress.lite import audit, convert, freeze, require_integer
-from cxr_compress.lite.ends import ends_of
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, OUTPUT_NAME
+from cxr_compress.lite.inputs_outputs import ends_of
 from cxr_compress.lite.int8.aeq import check_quantizer
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.models.cam import with_cam
+from cxr_compress.models.ends import with_cam
 from tests.conftest import REPOSITORY
 from tests.lite import nets
 

@@ -11,20 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cxr_compress.device.quantisation import dequantise, quantise
+from cxr_compress.device.runner import dequantise, quantise
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.int8.clipping import (
+from cxr_compress.lite.int8.ranges import (
+    BINS,
+    Histogram,
     check_method,
     clipped_ranges,
+    count_values,
+    measure_ranges,
     mse_range,
     percentile_range,
     quantisation_error,
     shared_scales,
 )
-from cxr_compress.lite.int8.histogram import BINS, Histogram, count_values
-from cxr_compress.lite.int8.ranges import measure_ranges
 from tests.lite import nets
 from tests.lite.conftest import run
 

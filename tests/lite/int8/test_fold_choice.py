@@ -9,10 +9,8 @@ import pytest
 
 from cxr_compress.device.runner import Runner
 from cxr_compress.lite import convert, freeze
-from cxr_compress.lite.int8.clipping import joined_ranges
-from cxr_compress.lite.int8.fold_choice import choose_folds
-from cxr_compress.lite.int8.fold_scale import find_foldable, fold_scales
-from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.int8.fold import choose_folds, find_foldable, fold_scales
+from cxr_compress.lite.int8.ranges import joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from tests.lite import nets
 from tests.lite.int8.test_fold_scale import block_with, kinds

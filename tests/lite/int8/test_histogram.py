@@ -10,10 +10,15 @@ from hypothesis.extra.numpy import arrays
 
 from cxr_compress.lite import LiteModel
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.graph.observe import Observer
-from cxr_compress.lite.int8.clipping import shared_scales
-from cxr_compress.lite.int8.histogram import BINS, Histogram, count_values, measure_histograms
-from cxr_compress.lite.int8.ranges import measure_ranges
+from cxr_compress.lite.graph.run import Observer
+from cxr_compress.lite.int8.ranges import (
+    BINS,
+    Histogram,
+    count_values,
+    measure_histograms,
+    measure_ranges,
+    shared_scales,
+)
 from tests.lite import nets
 
 finite = st.floats(-1e6, 1e6, width=32)

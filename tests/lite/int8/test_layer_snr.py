@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr_compress.device.quantisation import dequantise, quantise
+from cxr_compress.device.runner import dequantise, quantise
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LayerSnr, LiteModel, convert, layer_snr
-from cxr_compress.lite.ends import Ends
 from cxr_compress.lite.graph.flatbuffer import Graph, read_graphs
-from cxr_compress.lite.graph.layer_names import computing
+from cxr_compress.lite.graph.names import computing
+from cxr_compress.lite.inputs_outputs import Ends
 from cxr_compress.lite.int8.layer_snr import COLUMNS, curable_share, decibels
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import quantize

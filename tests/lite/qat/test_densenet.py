@@ -10,7 +10,7 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat import convert_qat, fold_batch_norms, prepare_qat, strip_qat
 from cxr_compress.models import chexnet, tiny_chexnet
-from cxr_compress.models.masked import check_zeros, zero_masks
+from cxr_compress.models.zeros import check_zeros, zero_masks
 from cxr_compress.structured import Budget, analyze_channels, remove_channels, score_channels, select_channels
 from tests.lite import nets
 

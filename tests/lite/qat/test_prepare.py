@@ -10,7 +10,7 @@ from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError, DataError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat import prepare_qat
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FitConfig, fit
 from tests.lite.qat import nets
 from tests.train.films import FINDINGS, SPEC, drawn_films

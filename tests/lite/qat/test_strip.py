@@ -8,7 +8,7 @@ import pytest
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat import fold_batch_norms, prepare_qat, strip_qat
-from cxr_compress.models.masked import check_zeros
+from cxr_compress.models.zeros import check_zeros
 from tests.lite.qat import nets
 
 layers = keras.layers

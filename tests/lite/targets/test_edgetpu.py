@@ -12,7 +12,7 @@ import pytest
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import convert
 from cxr_compress.lite.graph.flatbuffer import Tensor, to_bytes, to_object
-from cxr_compress.lite.graph.nodes import Node
+from cxr_compress.lite.graph.names import Node
 from cxr_compress.lite.targets.edgetpu import CACHE_BYTES, EdgeTpuReport, edgetpu_report, require_edgetpu
 from cxr_compress.lite.targets.edgetpu_ops import OPERATIONS, why_not
 from tests.lite import nets

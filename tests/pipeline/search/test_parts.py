@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.evaluate.degradation import logit_distance, weighted_cross_entropy
 from cxr_compress.metrics import mean_auroc, paired_auroc_difference
-from cxr_compress.pipeline.harm import logit_distance, weighted_cross_entropy
 from cxr_compress.pipeline.search import CandidateScore, SearchSpec, bounds_of, folder_name, score_on_dev, shortened
-from cxr_compress.pipeline.search.bounds import keeps, rank, worst_of
-from cxr_compress.pipeline.search.spec import next_budget
+from cxr_compress.pipeline.search.spec import keeps, next_budget, rank, worst_of
 from cxr_compress.recipe import Recipe
 from tests.pipeline.search.judges import UNCUT
 

@@ -12,8 +12,7 @@ import pytest
 from cxr_compress.errors import BudgetError, CompressionError, DataError
 from cxr_compress.pipeline.search import RECORD_NAME, SearchSpec, draw_search, search
 from cxr_compress.pipeline.search.choose import Chooser
-from cxr_compress.pipeline.search.record import SearchRecord
-from cxr_compress.pipeline.search.runner import DevOnly
+from cxr_compress.pipeline.search.record import DevOnly, SearchRecord
 from cxr_compress.recipe import Recipe
 from tests.pipeline.search.judges import UNCUT, FormulaRunner, steep
 

@@ -11,7 +11,7 @@ from cxr_compress.data import write_phantom
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import BudgetError
 from cxr_compress.pipeline import SearchSpec, search_recipe
-from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.data import RunData
 from cxr_compress.recipe import make_recipe
 from cxr_compress.structured import ChannelPlan
 

@@ -1,14 +1,14 @@
 """Time .tflite models on this machine: the model alone, and from a PNG in memory to findings.
 
     cxr_benchmark --model=model.tflite
-    cxr_benchmark --model=uncut.tflite,compressed.tflite --runs=100
+    cxr_benchmark --model=original.tflite,compressed.tflite --runs=100
     cxr_benchmark --layers=pack.zip --output_file=table.json
 
 Several models are run turn by turn, so their ratios (to the first one) are fair even on a busy machine; the absolute
 numbers hold for this machine only. The peak memory is that of this process with all the models loaded.
 
 --layers times single layers at several widths, from a probe pack that was made where the model is trained, and writes a
-table with which a model can be thinned to a latency on this machine. With one thread it takes the processor's time,
+table with which a model can be pruned to a latency on this machine. With one thread it takes the processor's time,
 which other programs do not add to.
 
 Exit code 2: wrong flag, model or probe pack.

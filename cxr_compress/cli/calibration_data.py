@@ -156,7 +156,7 @@ def expected_input(spec: PreprocessSpec, about: ModelAbout | None) -> ExpectedIn
         return ExpectedInput.of(spec)
     trained = replace(about.preprocess, height=spec.height, width=spec.width, input=spec.input)
     # Flags that change what is fed cannot be held against the file's own; they are compared where they can be.
-    return ExpectedInput.of(trained if trained.input_shape == spec.input_shape else spec, about.films)
+    return ExpectedInput.of(trained if trained.input_shape == spec.input_shape else spec, about.images)
 
 
 def _kind(path: Path) -> str:
@@ -167,8 +167,8 @@ def _kind(path: Path) -> str:
     return _CACHE if name.endswith(_CACHE) else ".csv" if name.endswith(_TABLES) else ""
 
 
-def _of_split(films: Split, spec: PreprocessSpec, steps: int) -> Batches:
-    chosen = films.take(pick_evenly(range(len(films)), steps))
+def _of_split(images: Split, spec: PreprocessSpec, steps: int) -> Batches:
+    chosen = images.take(pick_evenly(range(len(images)), steps))
     return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
 
 

@@ -5,12 +5,12 @@
     cxr_compress --keras_model_file=base.keras ... --search --max_auroc_drop=0.005
 
 Trains the model (or loads yours), removes filters down to the budget, refits what is left without labels, fine-tunes,
-zeroes weights, quantises, converts, and scores the uncut float file, its int8 twin and the compressed file once on the
-test split, through the code that runs on the device. Budgets on MACs, parameters, bytes and milliseconds may be
+zeroes weights, quantizes, converts, and scores the original float file, its int8 twin and the compressed file once on
+the test split, through the code that runs on the device. Budgets on MACs, parameters, bytes and milliseconds may be
 combined: all hold. --search looks for the smallest model that keeps --max_auroc_drop, or for the best one within
---target_bytes or --target_latency_ms, judging on dev films alone. Every stage leaves its artefact in the output folder;
-the same command again goes on where it was stopped. Exit codes: 0 done, 2 wrong flag, data or model, 3 done but worse
-than --max_auroc_drop allows, 130 Ctrl-C.
+--target_bytes or --target_latency_ms, judging on dev images alone. Every stage leaves its artifact in the output
+folder; the same command again goes on where it was stopped. Exit codes: 0 done, 2 wrong flag, data or model, 3 done but
+worse than --max_auroc_drop allows, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         "data_dir": Path(values.data_dir),
         "output_dir": Path(values.output_dir),
         "keras_model_file": Path(values.keras_model_file) if values.keras_model_file else None,
-        "news": progress.tell,
+        "log": progress.tell,
         "decoding": progress.decoding,
         "overwrite": values.overwrite,
     }
@@ -176,7 +176,7 @@ def _search_spec(values: flags.FlagValues, recipe: Recipe) -> SearchSpec:
         max_bytes=None if recipe.target_bytes is None else int(recipe.target_bytes),
         max_latency_ms=recipe.target_latency_ms,
         cheap_epochs=values.search_epochs,
-        finalists=values.search_finalists,
+        finalizts=values.search_finalizts,
     )
 
 
@@ -202,7 +202,7 @@ class _Progress:
     def decoding(self, split: str, done: int, total: int) -> None:
         """Write a line when a split is read, and every few seconds before."""
         if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self.tell(f"read {done} of {total} {split} films")
+            self.tell(f"read {done} of {total} {split} images")
 
 
 def _print(form: str, report: dict[str, Any]) -> None:

@@ -31,30 +31,30 @@ from cxr_compress.recipe import (
 
 _TEXTS = {
     "input_size": "Height and width of the model's input, pixels; that of --keras_model_file where one is given.",
-    "epochs": "Training epochs of the uncut model.",
+    "epochs": "Training epochs of the original model.",
     "learning_rate": "Of that training.",
-    "batch_size": "Films per training step.",
+    "batch_size": "Images per training step.",
     "weight_decay": "Of every training, decoupled (AdamW).",
     "label_smoothing": "Of every training: share by which labels move towards 0.5.",
-    "criterion": f"How filters are scored: {', '.join(CRITERIA)}. Taylor looks at training films and labels, apoz and "
-    "lasso at films, the others at weights; lasso is meant for --scope=local, random is the baseline.",
-    "scoring_images": "Training films that taylor, apoz and lasso look at.",
+    "criterion": f"How filters are scored: {', '.join(CRITERIA)}. Taylor looks at training images and labels, apoz and "
+    "lasso at images, the others at weights; lasso is meant for --scope=local, random is the baseline.",
+    "scoring_images": "Training images that taylor, apoz and lasso look at.",
     "group_reduction": f"How the layers of a group combine: {', '.join(REDUCTIONS)}.",
     "normalizer": f"What a group's scores are divided by, so that groups compare: {', '.join(NORMALIZERS)}.",
     "scope": f"{SCOPES[0]} ranks all filters together, {SCOPES[1]} takes the same share of every layer, {SCOPES[2]} "
     "measures what each layer does to the outputs (minutes) and takes first what hurts least for what it saves.",
-    "sensitivity_images": "Training films on which that is measured.",
-    "round_to": "Thinned layers keep a multiple of this many filters.",
+    "sensitivity_images": "Training images on which that is measured.",
+    "round_to": "Pruned layers keep a multiple of this many filters.",
     "min_channels": "No layer keeps fewer filters.",
     "max_removed_fraction": "No layer loses more than this share of its filters.",
     "removal_steps": "In how many steps filters go, scored anew after each.",
-    "reconstruction_images": "Training films for --reconstruct.",
-    "recalibration_images": "Training films that re-estimate batch norms: between steps, and with --noreconstruct.",
-    "recovery_epochs": "Fine-tuning epochs of the thinned model.",
+    "reconstruction_images": "Training images for --reconstruct.",
+    "recalibration_images": "Training images that re-estimate batch norms: between steps, and with --noreconstruct.",
+    "recovery_epochs": "Fine-tuning epochs of the pruned model.",
     "recovery_learning_rate": "Of that fine-tuning.",
     "schedule_epochs": "Learning-rate rewinding: the rate follows the end of a schedule of so many epochs; 0: one of "
     "its own.",
-    "distill_weight": "Share of every fine-tuning loss that follows the uncut model instead of the labels.",
+    "distill_weight": "Share of every fine-tuning loss that follows the original model instead of the labels.",
     "feature_weight": "Weight of the distance between the last feature maps of the two, 0 for none.",
     "ema_decay": "Of a running average of the weights in fine-tuning, for example 0.99; 0 for none.",
     "weight_sparsity": "Share of the remaining weights to zero, from 0 up to but not 1.",
@@ -68,7 +68,7 @@ _TEXTS = {
     "sparsity_learning_rate": "Of those epochs.",
     "finetune_epochs": "Fine-tuning epochs after that, zeros held.",
     "finetune_learning_rate": "Of those.",
-    "calibration_images": "Training films that fix the ranges of an int8 file.",
+    "calibration_images": "Training images that fix the ranges of an int8 file.",
     "calibration_method": f"How they fix them: {', '.join(CALIBRATION_METHODS)}.",
     "percentile": "Of the values that stay inside a range at either end, for --calibration_method=percentile.",
     "auto_fallback": "Leave so many layers in float, those that int8 hurts most (int8_float_io).",
@@ -86,7 +86,7 @@ _SWITCHES = {
     "allow_inexact": "Also remove channels that a LayerNormalization takes statistics over.",
     "reconstruct": "Refit the layers that lost inputs by least squares, so that they give again what they gave (on "
     "unless --noreconstruct).",
-    "from_scratch": "Baseline: draw the weights of the thinned model anew instead of keeping them.",
+    "from_scratch": "Baseline: draw the weights of the pruned model anew instead of keeping them.",
     "bias_correction": "Take the mean error that rounding the weights makes out of the biases.",
     "equalize": "Before int8, even out the ranges of the channels of consecutive layers, where that is exact.",
 }
@@ -106,10 +106,10 @@ _UNITS = {"KB": 1_000, "MB": 1_000_000}
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags; those of the recipe have no default here, the recipe has."""
     flags.DEFINE_string("model", None, f"Architecture to build: {', '.join(sorted(PRESETS))}.", flag_values=values)
-    flags.DEFINE_string("keras_model_file", None, "An uncut model of yours to start from.", flag_values=values)
+    flags.DEFINE_string("keras_model_file", None, "An original model of yours to start from.", flag_values=values)
     flags.DEFINE_string("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
-    flags.DEFINE_string("output_dir", None, "Where artefacts and report go.", flag_values=values)
+    flags.DEFINE_string("output_dir", None, "Where artifacts and report go.", flag_values=values)
     flags.DEFINE_string("recipe", None, "A recipe.json to start from; flags change it.", flag_values=values)
     text = "Of the compressed file; int16x8 is nearly as exact as float and about 30 times slower."
     flags.DEFINE_enum("quant_type", None, QUANT_TYPES, text, flag_values=values)
@@ -119,7 +119,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("search", False, "Search budgets instead of running one recipe.", flag_values=values)
     flags.DEFINE_list("search_macs", None, "Shares of the MACs to try; by default seven from 0.5.", flag_values=values)
     flags.DEFINE_integer("search_epochs", 1, "Epochs per training while searching.", flag_values=values)
-    flags.DEFINE_integer("search_finalists", 3, "Candidates that are recovered in full.", flag_values=values)
+    flags.DEFINE_integer("search_finalizts", 3, "Candidates that are recovered in full.", flag_values=values)
     for name, text in _SWITCHES.items():
         flags.DEFINE_boolean(name, None, text, flag_values=values)
     flags.DEFINE_float(

@@ -1,7 +1,7 @@
 """Export a Keras classifier to .tflite files that carry their labels and preprocessing.
 
     cxr_convert --keras_model_file=model.keras --output_file=model.tflite
-    cxr_convert --saved_model_dir=saved/ --output_file=model.tflite --quant_type=none,int8 --calibration_data=films/
+    cxr_convert --saved_model_dir=saved/ --output_file=model.tflite --quant_type=none,int8 --calibration_data=images/
 
 A sigmoid or softmax at the end of a Keras file is taken off, and said so: files give logits, and the device computes
 the probabilities; a SavedModel has to give logits by itself. The int8 types need calibration images: training images
@@ -144,7 +144,7 @@ def _print_extras(
         numbers = ["left", "left", "left", "right", "right", "right", "left"]
         sys.stdout.write(tabulate(rows, headers, disable_numparse=True, colalign=numbers) + "\n\n")
     if equalized is not None:
-        sys.stdout.write(f"{len(equalized.pairs)} pairs of layers equalised, {len(equalized.left)} layers left alone\n")
+        sys.stdout.write(f"{len(equalized.pairs)} pairs of layers equalized, {len(equalized.left)} layers left alone\n")
         sys.stdout.writelines(f"  {layer}: {reason}\n" for layer, reason in equalized.left.items())
     for one in made.values():
         if one.fallback is not None:
@@ -179,7 +179,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     define_overwrite_flag(values)
     text = "Height and width in pixels, where the model leaves them open."
     flags.DEFINE_integer("input_size", None, text, lower_bound=1, flag_values=values)
-    text = "What the device feeds: float32, normalised, or uint8 pixels, which the file then normalises itself."
+    text = "What the device feeds: float32, normalized, or uint8 pixels, which the file then normalizes itself."
     flags.DEFINE_enum("input", "float32", INPUTS, text, flag_values=values)
 
 

@@ -133,7 +133,7 @@ class DevImages:
             logits[:, columns],
             # What the offsets undo: the class weights of the loss.
             np.exp(-np.asarray(info.logit_offset)[columns]),
-            films=f"{len(self.dataset.dev)} dev images of {self.dataset.name}",
+            images=f"{len(self.dataset.dev)} dev images of {self.dataset.name}",
             held_out=_HELD_OUT,
             columns=columns,
             force=force,

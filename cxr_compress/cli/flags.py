@@ -95,7 +95,7 @@ def check_int8_flags(values: flags.FlagValues) -> None:
     Raises:
         UsageError: a flag of the int8 types without such a type, or --equalize of a SavedModel.
         CompressionError: as `PtqOptions.check`.
-        RuntimeUnavailableError: a quantiser that is not installed.
+        RuntimeUnavailableError: a quantizer that is not installed.
     """
     PtqOptions(**int8_options(values)).check(values.quant_type)
     given = next((name for name in _NEED_INT8 if values[name].value), None)

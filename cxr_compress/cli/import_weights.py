@@ -70,7 +70,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "input_size",
         None,
-        "Height and width of the films in pixels; the weights fit any. Left out: what the file says, or 224.",
+        "Height and width of the images in pixels; the weights fit any. Left out: what the file says, or 224.",
         flag_values=values,
     )
     flags.DEFINE_list("findings", [], "Name of each logit, in order; else the usual ones.", flag_values=values)

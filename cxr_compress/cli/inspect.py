@@ -153,7 +153,7 @@ def _read_plan(path: str) -> str:
 
 
 def _describe(values: flags.FlagValues, path: Path, plan_text: str | None, say: Say) -> dict[str, Any]:
-    """Load and analyse the model; its description, or that of what the plan does to it."""
+    """Load and analyze the model; its description, or that of what the plan does to it."""
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.files import load_model
     from cxr_compress.structured import ChannelPlan, analyze_channels
@@ -318,7 +318,7 @@ def _own_lines(info: ModelInfo | None) -> list[str]:
     spec: dict[str, Any] = info.preprocess.to_dict()
     shape = f"{spec['height']} x {spec['width']} x {spec['channels']} {spec['color']}"
     return [
-        f"about   {info.model_name}, quantisation {info.quant_type}, images {shape}",
+        f"about   {info.model_name}, quantization {info.quant_type}, images {shape}",
         f"labels  {', '.join(info.labels)}",
         _decision_line(info),
         *_origin_lines(info),
@@ -335,12 +335,14 @@ def _decision_line(info: ModelInfo) -> str:
 
 def _origin_lines(info: ModelInfo) -> list[str]:
     """Where its numbers come from and what it can be checked by; what a file of version 1 does not say is left out."""
-    films = f"golden  {info.golden.shape[0]} films, answered by {info.golden.runtime}" if info.golden else ""
+    images = (
+        f"reference  {info.reference.shape[0]} images, answered by {info.reference.runtime}" if info.reference else ""
+    )
     lines = [
         f"scaled  {info.calibration_source}",
         f"weights canonical sha256 {info.canonical_hash}" if info.canonical_hash else "",
         *(f"from    {name} sha256 {digest}" for name, digest in info.parents.items()),
-        films,
+        images,
     ]
     return [line for line in lines if line]
 

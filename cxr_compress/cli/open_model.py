@@ -63,7 +63,7 @@ def open_tflite(
     classifier = Classifier(file, num_threads=threads, delegate=delegate)
     spec = classifier.spec
     if input_size not in (None, spec.height):
-        raise UsageError(f"{path.name} takes films of {spec.height} px only: leave --input_size out")
+        raise UsageError(f"{path.name} takes images of {spec.height} px only: leave --input_size out")
     model = from_classifier(classifier)
     facts = {**_facts(path, model), "name": file.info.model_name, "quant_type": file.info.quant_type}
     if file.info.synthetic:

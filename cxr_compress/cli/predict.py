@@ -13,7 +13,7 @@ diagnosis.
 A model of classes that exclude one another (normal, bacteria, virus) gives each image exactly one: "predicted", the
 likeliest, in every format; its row alone is positive, its probabilities add up to 1, and it has no thresholds.
 
-With --heatmap_dir each positive finding gets a picture of where in the film its score came from: evidence, not an
+With --heatmap_dir each positive finding gets a picture of where in the image its score came from: evidence, not an
 outline of disease. Pictures are named by the number of the image, whose file name is often a patient's.
 
 What looks odd about an image (inverted, nearly black or white, few gray levels, noise, a few pixels large, or read in
@@ -103,15 +103,15 @@ class HeatmapWriter:
         if not chosen:
             return {}
         with warnings.catch_warnings():
-            # The check for colour was passed, or its warning given, when the image was classified.
+            # The check for color was passed, or its warning given, when the image was classified.
             warnings.simplefilter("ignore", ImageGateWarning)
-            film = prepare(image, self._spec, "off", self._view).image
+            pixels = prepare(image, self._spec, "off", self._view).image
         written = {}
         for label in chosen:
             name = f"image_{number:04d}_{findings.labels.index(label) + 1:02d}_{_file_part(label)}.png"
             path = self._folder / name
             title = f"{label}: {findings.probabilities[findings.labels.index(label)]:.2f}. {self._use}"
-            write_bytes(path, to_png(overlay(film, findings.heatmap(label), title=title)))
+            write_bytes(path, to_png(overlay(pixels, findings.heatmap(label), title=title)))
             written[label] = str(path)
         return written
 
@@ -184,7 +184,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         "gate",
         "error",
         GATES,
-        "What to do with an image the model was not made for, a blank one or a colour photograph: refuse it (error), "
+        "What to do with an image the model was not made for, a blank one or a color photograph: refuse it (error), "
         "or warn and go on at your own risk (off).",
         flag_values=values,
     )

@@ -29,7 +29,7 @@ class Meter:
 
         Args:
             what: Is done, e.g. "cached train at 224x224".
-            unit: Of the numbers, e.g. "films".
+            unit: Of the numbers, e.g. "images".
         """
 
         def count(done: int, total: int) -> None:

@@ -1,7 +1,7 @@
 """Decode with OpenCV and refuse what its libraries only complain about.
 
 libjpeg and libtiff fill what they cannot decode with gray or with what came before, write one line to stderr, and
-OpenCV gives the image as if nothing had been: a finding for half a film. OpenCV hands that line to nobody, so it is
+OpenCV gives the image as if nothing had been: a finding for half an image. OpenCV hands that line to nobody, so it is
 read where it is written.
 """
 

@@ -26,7 +26,7 @@ class FileBytes:
     Attributes:
         kernel_element: bytes per weight of a convolution or dense kernel.
         filter: bytes per filter: its int32 bias and the scales and zero points of both.
-        norm_channel: bytes per channel of a normalisation that stays in the graph.
+        norm_channel: bytes per channel of a normalization that stays in the graph.
         fixed: bytes of everything else: graph tables, operators, names and the appended metadata.
     """
 
@@ -260,7 +260,7 @@ class ProbeSpec:
 
 @dataclass(frozen=True)
 class LayerUse:
-    """One use of a kernel in the uncut model: the name of its kind and the lengths of its two channel axes."""
+    """One use of a kernel in the original model: the name of its kind and the lengths of its two channel axes."""
 
     kind: str
     inputs: int

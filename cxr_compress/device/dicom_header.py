@@ -55,7 +55,7 @@ TAGS = (
 )
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _ONE_SAMPLE = (*_GRAY, "PALETTE COLOR")
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _MAX_BITS = 16
 _BYTE = 8
 _SIGN = 2**15
@@ -78,7 +78,7 @@ class Header:
         bits_stored: meaningful bits of a sample, up to 16.
         expected_bytes: what the pixels take uncompressed.
         pixel_bytes: what they take in the file.
-        scale: the gray-scale steps; without meaning for colour.
+        scale: the gray-scale steps; without meaning for color.
         high_bit: where the highest meaningful bit of a sample lies; `bits_stored` - 1 but in files that contradict
             themselves.
         unsigned_by_default: the file does not say whether its values are signed.
@@ -107,7 +107,7 @@ def read_header(dataset: Any, *, own_window: bool = False) -> Header:
         own_window: the windows and VOI LUTs of the file are not wanted, and need not be sound.
 
     Raises:
-        DataError: no image, or one of a kind no film has; names tags, not what they hold.
+        DataError: no image, or one of a kind no image has; names tags, not what they hold.
     """
     _check_is_image(dataset)
     photometric = _photometric(dataset)
@@ -126,7 +126,7 @@ def read_header(dataset: Any, *, own_window: bool = False) -> Header:
         notes = ("does not say how its colors are ordered (PlanarConfiguration), read pixel by pixel; look at it",)
     values = rows * columns * frames * samples
     if photometric == "YBR_FULL_422":
-        values = values * 2 // 3  # two pixels share their colour
+        values = values * 2 // 3  # two pixels share their color
     return Header(
         rows=rows,
         columns=columns,
@@ -168,7 +168,7 @@ def describe(syntax: Any) -> str:
 def _check_is_image(dataset: Any) -> None:
     """Raise a DataError unless there are integer pixels."""
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise DataError("holds floating-point pixels, expected the integers of a film; export it as an image")
+        raise DataError("holds floating-point pixels, expected the integers of an image; export it as an image")
     if "PixelData" not in dataset:
         raise DataError(
             "is cut short: its pixels are missing or incomplete; copy or export it again"
@@ -180,9 +180,9 @@ def _check_is_image(dataset: Any) -> None:
 def _photometric(dataset: Any) -> str:
     """The photometric interpretation; one that is not known is not repeated, it could be anything."""
     value = _term(dataset, "PhotometricInterpretation")
-    if value not in (*_ONE_SAMPLE, *_COLOUR):
+    if value not in (*_ONE_SAMPLE, *_COLOR):
         raise DataError(
-            f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOUR))}"
+            f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOR))}"
         )
     dataset.PhotometricInterpretation = value  # as pydicom expects it
     return value
@@ -351,7 +351,7 @@ _undo = contextlib.ExitStack()
 
 
 class _DropWhileReading(logging.Filter):
-    """Drops what a thread logs while it reads a film; what pydicom logs for anybody else passes."""
+    """Drops what a thread logs while it reads an image; what pydicom logs for anybody else passes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not getattr(_reading, "active", False)

@@ -1,6 +1,6 @@
 """Signs that an image is not what a model was trained on: sentences for a person to judge.
 
-Color is checked where an image becomes gray (`preprocess.coloured_share`). Here it is what would get a finding like
+Color is checked where an image becomes gray (`preprocess.colored_share`). Here it is what would get a finding like
 any other image: a blank one, one that is nearly black or white, of a few gray levels, of noise, a few pixels large, and
 one stored with dark bones, which no number in a file tells.
 
@@ -178,14 +178,14 @@ def _pixels(shares: slice) -> slice:
     return slice(int(shares.start * _SIZE), int(shares.stop * _SIZE))
 
 
-_FILMS = 1024  # at most; a mean over so many films is good to 1 % of their spread
+_IMAGES = 1024  # at most; a mean over so many images is good to 1 % of their spread
 _LEVELS = 256
 _IMAGE_RANK = 3
 
 
 @dataclass(frozen=True)
-class FilmStatistics:
-    """Mean and standard deviation of pixel / 255 over films, one of each per channel: one for gray, three for RGB."""
+class ImageStatistics:
+    """Mean and standard deviation of pixel / 255 over images, one of each per channel: one for gray, three for RGB."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -196,22 +196,22 @@ class FilmStatistics:
             raise DataError(f"expected mean and std of 1 or 3 channels in [0, 1], got {self.mean} and {self.std}")
 
     @classmethod
-    def of(cls, films: np.ndarray) -> FilmStatistics:
-        """Those of uint8 films (n, height, width[, 3]), of 1024 spread evenly where there are more.
+    def of(cls, images: np.ndarray) -> ImageStatistics:
+        """Those of uint8 images (n, height, width[, 3]), of 1024 spread evenly where there are more.
 
-        Counted, not summed: the same films give the same bits in any order.
+        Counted, not summed: the same images give the same bits in any order.
 
         Raises:
-            DataError: no films, or another dtype or shape.
+            DataError: no images, or another dtype or shape.
         """
-        if films.dtype != np.uint8 or not len(films) or films.ndim not in (_IMAGE_RANK, _IMAGE_RANK + 1):
-            raise DataError(f"expected uint8 films (n, height, width[, 3]), got {films.dtype} {films.shape}")
-        count = min(_FILMS, len(films))
-        counts = np.zeros((films.shape[3] if films.ndim > _IMAGE_RANK else 1, _LEVELS), np.int64)
+        if images.dtype != np.uint8 or not len(images) or images.ndim not in (_IMAGE_RANK, _IMAGE_RANK + 1):
+            raise DataError(f"expected uint8 images (n, height, width[, 3]), got {images.dtype} {images.shape}")
+        count = min(_IMAGES, len(images))
+        counts = np.zeros((images.shape[3] if images.ndim > _IMAGE_RANK else 1, _LEVELS), np.int64)
         for place in range(count):
-            film = films[place * len(films) // count].reshape(-1, len(counts))
+            image = images[place * len(images) // count].reshape(-1, len(counts))
             for channel in range(len(counts)):
-                counts[channel] += np.bincount(film[:, channel], minlength=_LEVELS)
+                counts[channel] += np.bincount(image[:, channel], minlength=_LEVELS)
         levels = np.arange(_LEVELS) / 255.0
         shares = counts / counts.sum(axis=1, keepdims=True)
         mean = shares @ levels
@@ -223,7 +223,7 @@ class FilmStatistics:
         return {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, fields: Any) -> FilmStatistics:
+    def from_dict(cls, fields: Any) -> ImageStatistics:
         """Build what `to_dict` gave.
 
         Raises:
@@ -232,4 +232,4 @@ class FilmStatistics:
         try:
             return cls(*(tuple(float(value) for value in fields[name]) for name in ("mean", "std")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"expected mean and std of films, got {fields!r}") from error
+            raise DataError(f"expected mean and std of images, got {fields!r}") from error

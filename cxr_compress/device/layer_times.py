@@ -22,7 +22,7 @@ Terms = tuple[float, float, float, float]
 
 # What the kernels of today's runtimes compute at once: 4 or 8 channels on ARM, up to 32 on x86.
 _BLOCKS = (1, 4, 8, 16, 32)
-# A coarser block must explain the times clearly better: noise alone may favour any.
+# A coarser block must explain the times clearly better: noise alone may favor any.
 _CLEARLY = 0.9
 
 
@@ -74,7 +74,7 @@ def whole_blocks(outputs: Sequence[int], block: int) -> list[int]:
 def fit_kind(inputs: Sequence[int], outputs: Sequence[int], times: FloatArray) -> Terms:
     """Non-negative (fixed, per input, per output, per pair) that give the times of one kind of kernel.
 
-    Relative errors are minimised: a layer of 20 us counts as much as one of 2 ms, since a model has many small ones.
+    Relative errors are minimized: a layer of 20 us counts as much as one of 2 ms, since a model has many small ones.
 
     Args:
         inputs: (probes,) input channels.
@@ -144,8 +144,8 @@ class LayerReport:
     """Layer times and how far they can be trusted.
 
     Attributes:
-        times: what budgets are held against; they price the uncut model at exactly what was measured.
-        model_ms: median of the uncut model, without what other programs took; see `time_layers`.
+        times: what budgets are held against; they price the original model at exactly what was measured.
+        model_ms: median of the original model, without what other programs took; see `time_layers`.
         kernels_ms: how much of it the fitted times of its kernels add up to.
         moves_ms: how much of it goes to elements that other layers move.
         scale: what the fitted times were multiplied with; below 1 where the layers one by one took longer than the
@@ -192,7 +192,7 @@ def time_layers(
 ) -> LayerReport:
     """Time the layers of a probe pack and its whole model turn by turn, and fit how widths cost.
 
-    What kernels and moved elements do not explain of the whole model's time is fixed: it stays however thin the model
+    What kernels and moved elements do not explain of the whole model's time is fixed: it stays however pruned the model
     gets. Needs all flatbuffers in memory at once (DenseNet121: about 150 MB).
 
     With one thread the processor time of that thread is taken, which other programs do not add to: what a run takes on
@@ -221,7 +221,7 @@ def time_layers(
 
 
 def account(pack: ProbePack, medians: Sequence[float], *, runtime: str, num_threads: int) -> LayerReport:
-    """Spread the uncut model's time over the run itself, its kernels and what all else moves.
+    """Spread the original model's time over the run itself, its kernels and what all else moves.
 
     Args:
         pack: what was timed.

@@ -59,11 +59,11 @@ class ProbePack:
     """What is needed to find out where a model's time goes.
 
     Attributes:
-        model: flatbuffer of the uncut model.
+        model: flatbuffer of the original model.
         idle: flatbuffer that computes next to nothing: what a run costs in any case.
         probes: single layers at several widths.
         moves: element-wise layers of several sizes.
-        uses: every use of a kernel in the uncut model.
+        uses: every use of a kernel in the original model.
         moved: elements that its layers without a kernel read or write.
         quant_type: of all the flatbuffers.
     """

@@ -11,7 +11,7 @@ from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.errors import ModelFileError
 
 
-def quantise(values: np.ndarray, scale: float, zero_point: int, dtype: np.dtype[Any] | type) -> np.ndarray:
+def quantize(values: np.ndarray, scale: float, zero_point: int, dtype: np.dtype[Any] | type) -> np.ndarray:
     """Give the nearest codes of float values; what lies outside the range of codes is clipped to its ends.
 
     Halves round to even, computed in float32, as TFLite's own QUANTIZE operator sees float32 inputs.
@@ -22,14 +22,14 @@ def quantise(values: np.ndarray, scale: float, zero_point: int, dtype: np.dtype[
         zero_point: the code of 0.0.
         dtype: an integer type.
 
-    Source: TFLite 8-bit quantisation specification, real = (code - zero_point) * scale.
+    Source: TFLite 8-bit quantization specification, real = (code - zero_point) * scale.
     """
     limits = np.iinfo(dtype)
     codes = np.rint(values / np.float32(scale)) + np.float32(zero_point)
     return np.clip(codes, limits.min, limits.max).astype(dtype)
 
 
-def dequantise(codes: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+def dequantize(codes: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
     """Give the float32 values that integer codes stand for: (code - zero_point) * scale."""
     return (codes.astype(np.int32) - np.int32(zero_point)).astype(np.float32) * np.float32(scale)
 
@@ -69,7 +69,7 @@ class TensorFormat:
         if dtype == np.uint8 and len(scales) == 0:
             return cls(index, dtype, 1.0, 0)
         if len(scales) != 1 or not scales[0] > 0:
-            raise ModelFileError(f"expected one quantisation scale above 0 for an {dtype} tensor, got {list(scales)}")
+            raise ModelFileError(f"expected one quantization scale above 0 for an {dtype} tensor, got {list(scales)}")
         return cls(index, dtype, float(scales[0]), int(points[0]))
 
     @property
@@ -83,13 +83,13 @@ class TensorFormat:
             return values
         if self.takes_pixels and values.dtype == np.uint8:
             return values
-        return quantise(values, self.scale, self.zero_point, self.dtype)
+        return quantize(values, self.scale, self.zero_point, self.dtype)
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Turn what the tensor stores into float32 values."""
         if self.scale is None:
             return stored
-        return dequantise(stored, self.scale, self.zero_point)
+        return dequantize(stored, self.scale, self.zero_point)
 
 
 # What files call the class activation map, their second output where they have one.

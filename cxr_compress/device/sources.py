@@ -89,14 +89,14 @@ def _about(image: np.ndarray) -> str:
     """What to do about pixels of another dtype."""
     if image.dtype.kind == "f":
         if not np.isfinite(image).all():
-            return " with NaN or infinity; do not normalise beforehand"
+            return " with NaN or infinity; do not normalize beforehand"
         if image.size and image.min() >= 0 and image.max() <= 1:
-            return " from 0 to 1; do not normalise beforehand, or give (255 * image).round().astype(np.uint8)"
+            return " from 0 to 1; do not normalize beforehand, or give (255 * image).round().astype(np.uint8)"
     if image.dtype.kind == "b":
-        return "; do not normalise beforehand: give 0 and 255 as uint8"
+        return "; do not normalize beforehand: give 0 and 255 as uint8"
     if image.dtype.kind == "O":
-        return "; do not normalise beforehand, and give numbers, all rows of one length"
-    return "; do not normalise beforehand"
+        return "; do not normalize beforehand, and give numbers, all rows of one length"
+    return "; do not normalize beforehand"
 
 
 def _read_content(data: bytes, view: DicomView) -> Picture:

@@ -1,4 +1,4 @@
-"""Scoring what ships: the device's own classifier on a labelled set, and the harm between two files."""
+"""Scoring what ships: the device's own classifier on a labeled set, and the degradation between two files."""
 
 from cxr_compress.data.dataset import Match, match_findings
 from cxr_compress.evaluate.calibrate import (

@@ -27,14 +27,14 @@ from cxr_compress.metrics import (
 
 @dataclass(frozen=True)
 class Difference:
-    """AUROC of a candidate minus that of its reference; below 0 is harm.
+    """AUROC of a candidate minus that of its reference; below 0 is degradation.
 
     Attributes:
         mean_auroc: Of the means over findings, with the paired interval.
         per_finding: Finding -> difference with its paired interval.
-        decisions_changed: Share of the decisions (film and finding) that differ; None where a model decides nothing.
-            Of classes that exclude one another the share of films whose predicted class differs.
-        accuracy: Likewise of the share of films whose predicted class is right, where classes exclude one another.
+        decisions_changed: Share of the decisions (image and finding) that differ; None where a model decides nothing.
+            Of classes that exclude one another the share of images whose predicted class differs.
+        accuracy: Likewise of the share of images whose predicted class is right, where classes exclude one another.
         balanced_accuracy: Likewise of its mean over classes.
     """
 
@@ -62,17 +62,17 @@ def auroc_difference(candidate: Evaluation, reference: Evaluation) -> Difference
 
     Args:
         candidate: The compressed file, say.
-        reference: The uncut one, scored on the same films.
+        reference: The original one, scored on the same images.
 
     Raises:
-        DataError: The two were not scored on the same films and findings, or give classes that exclude one another
+        DataError: The two were not scored on the same images and findings, or give classes that exclude one another
             and findings of their own.
     """
     same = candidate.findings == reference.findings and candidate.patients == reference.patients
     if not same or not np.array_equal(candidate.labels, reference.labels, equal_nan=True):
         raise DataError(
-            f"a difference needs two files scored on the same films, got {len(candidate.labels)} and "
-            f"{len(reference.labels)} films that differ in findings, patients or labels; score both on one set"
+            f"a difference needs two files scored on the same images, got {len(candidate.labels)} and "
+            f"{len(reference.labels)} images that differ in findings, patients or labels; score both on one set"
         )
     if candidate.activation != reference.activation:
         raise DataError(
@@ -114,7 +114,7 @@ class Gate:
         max_loss: what `loss` may be at most.
         margin: what `upper_bound` must stay below.
         power: how often a candidate that is truly as good as its reference passes on a test set like this one; a low
-            value says that the films are too few to tell.
+            value says that the images are too few to tell.
     """
 
     loss: float
@@ -157,7 +157,7 @@ def judge_difference(
     AUROC ("balanced_accuracy"), and the gate "holds" where both do: an AUROC does not see which class is predicted.
 
     Args:
-        difference: candidate minus reference, on the same films.
+        difference: candidate minus reference, on the same images.
         max_loss: as `judge_loss`, like `margin`.
         margin: see there.
         reference: the mean AUROC of the reference. Where its interval reaches down to 0.5 nothing can be lost, so
@@ -182,7 +182,7 @@ def _no_reference(reference: Interval | None) -> str:
 
 
 def judge_loss(difference: Interval, *, max_loss: float, margin: float) -> Gate:
-    """Judge the difference of two AUROCs, or of two balanced accuracies, measured on the same films.
+    """Judge the difference of two AUROCs, or of two balanced accuracies, measured on the same images.
 
     Args:
         difference: candidate minus reference with its paired 95 % interval, whose lower end is the one-sided 97.5 %
@@ -205,16 +205,16 @@ def judge_loss(difference: Interval, *, max_loss: float, margin: float) -> Gate:
 
 FloatArray = npt.NDArray[np.float32]
 
-# AUROC on a few hundred films moves by steps and may stay where it was while the outputs fall apart; these two see
-# that. Rounding to int8 a DenseNet121 thinned to 0.8 M parameters moved its loss by 4 % and its logits by 0.05 of their
+# AUROC on a few hundred images moves by steps and may stay where it was while the outputs fall apart; these two see
+# that. Rounding to int8 a DenseNet121 pruned to 0.8 M parameters moved its loss by 4 % and its logits by 0.05 of their
 # spread, and its AUROC by 0.0002.
 LARGEST_LOSS_RISE = 0.1
 LARGEST_LOGIT_DISTANCE = 0.2
 
 
 @dataclass(frozen=True)
-class Harm:
-    """A candidate against its reference on the same films.
+class Degradation:
+    """A candidate against its reference on the same images.
 
     Attributes:
         auroc: of the candidate, mean over findings, or over classes that exclude one another, each against the others.
@@ -245,17 +245,17 @@ class Harm:
         return asdict(self)
 
 
-def measure_harm(
+def measure_degradation(
     labels: FloatArray,
     logits: FloatArray,
     reference: FloatArray,
     pos_weight: FloatArray,
     activation: str = "sigmoid",
-) -> Harm:
+) -> Degradation:
     """Compare two models' logits.
 
     Args:
-        labels: (films, findings), 0 to 1, NaN for unknown.
+        labels: (images, findings), 0 to 1, NaN for unknown.
         logits: of the candidate, likewise.
         reference: of the model it came from.
         pos_weight: (findings,) of the training loss.
@@ -264,11 +264,11 @@ def measure_harm(
     hard = np.where((labels == 0) | (labels == 1), labels, np.nan)
     auroc, before = (mean_auroc(hard, ranking(found, activation, pos_weight)) for found in (logits, reference))
     now, then = (training_loss(labels, found, pos_weight, activation) for found in (logits, reference))
-    return Harm(auroc, before - auroc, now, (now - then) / then, logit_distance(logits, reference, activation))
+    return Degradation(auroc, before - auroc, now, (now - then) / then, logit_distance(logits, reference, activation))
 
 
 def ranking(logits: npt.ArrayLike, activation: str, class_weight: npt.ArrayLike = 1.0) -> npt.NDArray[np.float64]:
-    """What films are ordered by: (films, findings) logits as they are, or how likely a class is against the others.
+    """What images are ordered by: (images, findings) logits as they are, or how likely a class is against the others.
 
     The weights of the loss move the latter, since it depends on all classes; they are undone, as in the delivered file.
     """
@@ -279,14 +279,14 @@ def ranking(logits: npt.ArrayLike, activation: str, class_weight: npt.ArrayLike 
 def training_loss(
     labels: npt.ArrayLike, logits: npt.ArrayLike, pos_weight: npt.ArrayLike = 1.0, activation: str = "sigmoid"
 ) -> float:
-    """The loss that training minimises, in numpy: categorical where classes exclude one another."""
+    """The loss that training minimizes, in numpy: categorical where classes exclude one another."""
     if activation == "softmax":
         return categorical_cross_entropy(labels, logits, pos_weight)
     return weighted_cross_entropy(labels, logits, pos_weight)
 
 
 def weighted_cross_entropy(labels: npt.ArrayLike, logits: npt.ArrayLike, pos_weight: npt.ArrayLike = 1.0) -> float:
-    """Mean over the known labels of the loss that training minimises, (films, findings) each.
+    """Mean over the known labels of the loss that training minimizes, (images, findings) each.
 
     Source: as `train.losses.WeightedBce`, in numpy.
     """
@@ -296,13 +296,13 @@ def weighted_cross_entropy(labels: npt.ArrayLike, logits: npt.ArrayLike, pos_wei
 
 
 def logit_distance(logits: npt.ArrayLike, reference: npt.ArrayLike, activation: str = "sigmoid") -> float:
-    """Root mean square distance of (films, findings) logits, in standard deviations of the reference's, per finding.
+    """Root mean square distance of (images, findings) logits, in standard deviations of the reference's, per finding.
 
-    A softmax does not see what all logits of a film have in common: then it is taken off first.
+    A softmax does not see what all logits of an image have in common: then it is taken off first.
     """
-    found, uncut = np.asarray(logits, np.float64), np.asarray(reference, np.float64)
+    found, original = np.asarray(logits, np.float64), np.asarray(reference, np.float64)
     if activation == "softmax":
-        found, uncut = (values - values.mean(axis=1, keepdims=True) for values in (found, uncut))
-    spread = uncut.std(axis=0)
+        found, original = (values - values.mean(axis=1, keepdims=True) for values in (found, original))
+    spread = original.std(axis=0)
     spread[spread == 0] = 1.0  # a finding that the reference says the same of everywhere: its distance as it is
-    return float(np.sqrt(np.mean(((found - uncut) / spread) ** 2)))
+    return float(np.sqrt(np.mean(((found - original) / spread) ** 2)))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.metrics import (
-    ENOUGH_FILMS,
+    ENOUGH_IMAGES,
     Interval,
     auroc_per_finding,
     auroc_samples,
@@ -21,7 +21,7 @@ from cxr_compress.metrics import (
     check_exclusive,
     class_hits,
     confusion_matrix,
-    count_films,
+    count_images,
     expected_calibration_error,
     interval,
     mean_samples,
@@ -37,18 +37,18 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FindingScore:
-    """How well one finding is told apart; films whose label is unknown count nowhere but in ``unknown``.
+    """How well one finding is told apart; images whose label is unknown count nowhere but in ``unknown``.
 
     Attributes:
         finding: Its name.
-        positives: Films that have it.
-        negatives: Films that do not.
+        positives: Images that have it.
+        negatives: Images that do not.
         auroc: With its interval; nan where undefined.
         threshold: On the probability, from the model file; nan where it has none.
         sensitivity: Share of the positives at or above the threshold; nan without positives or threshold.
         specificity: Share of the negatives below it; nan without negatives or threshold.
         distinct_codes: Number of different outputs on this set: few mean ties, and thresholds that cannot be met.
-        unknown: Films of which nobody knows.
+        unknown: Images of which nobody knows.
         average_precision: With its interval; nan without positives.
         sensitivity_interval: ``sensitivity`` with its interval.
         specificity_interval: ``specificity`` with its interval.
@@ -72,28 +72,28 @@ class FindingScore:
     ece: float = float("nan")
 
     @property
-    def films(self) -> int:
-        """Films with a known label."""
+    def images(self) -> int:
+        """Images with a known label."""
         return self.positives + self.negatives
 
     @property
     def enough_data(self) -> bool:
-        """Whether both classes have the 20 films below which one film more or less changes the picture."""
-        return min(self.positives, self.negatives) >= ENOUGH_FILMS
+        """Whether both classes have the 20 images below which one image more or less changes the picture."""
+        return min(self.positives, self.negatives) >= ENOUGH_IMAGES
 
     @property
     def reason(self) -> str | None:
         """Why the AUROC or its interval is undefined; None if both are defined."""
         if not self.positives or not self.negatives:
-            return f"no film {'without' if self.positives else 'with'} the finding"
+            return f"no image {'without' if self.positives else 'with'} the finding"
         if np.isnan(self.auroc.low):
             return "too few patients with the rarer class for an interval"
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives JSON-ready values; what is undefined is null, with a reason, and what rests on few films is marked."""
+        """Gives JSON-ready values; what is undefined is null, with a reason, and what rests on few images is marked."""
         fields: dict[str, Any] = {
-            "films": self.films,
+            "images": self.images,
             "positives": self.positives,
             "negatives": self.negatives,
             "unknown": self.unknown,
@@ -110,7 +110,7 @@ class FindingScore:
             "distinct_codes": self.distinct_codes,
         }
         if not self.enough_data:
-            fields["mark"] = f"{NOT_ENOUGH_DATA}: fewer than {ENOUGH_FILMS} films with or without the finding"
+            fields["mark"] = f"{NOT_ENOUGH_DATA}: fewer than {ENOUGH_IMAGES} images with or without the finding"
         return {**fields, "reason": self.reason} if self.reason else fields
 
 
@@ -162,13 +162,13 @@ def score_findings(
     probabilities: Floats | None,
     codes: Floats | None = None,
 ) -> tuple[FindingScore, ...]:
-    """One score per column; ``codes`` are the outputs to count where films are not ranked by them but by a softmax.
+    """One score per column; ``codes`` are the outputs to count where images are not ranked by them but by a softmax.
 
     Raises:
         DataError: A label is soft, a logit is nan, or a probability is outside [0, 1].
     """
     values = auroc_per_finding(labels, logits)
-    positives, negatives = count_films(labels)
+    positives, negatives = count_images(labels)
 
     def score(k: int) -> FindingScore:
         truth, nan = labels[:, k], float("nan")

@@ -235,5 +235,5 @@ def _info(tensor: Tensor) -> TensorInfo:
 
 def _describe(tensor: TensorInfo) -> str:
     shape = " x ".join(str(size) for size in tensor.shape)
-    quantised = "" if tensor.scale is None else f", scale {tensor.scale:.6g}, zero point {tensor.zero_point}"
-    return f"{tensor.name}: {shape} {tensor.dtype}{quantised}"
+    quantized = "" if tensor.scale is None else f", scale {tensor.scale:.6g}, zero point {tensor.zero_point}"
+    return f"{tensor.name}: {shape} {tensor.dtype}{quantized}"

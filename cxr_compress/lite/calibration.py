@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cxr_compress.device.image_checks import FilmStatistics
+from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.device.preprocess import pixel_table, preprocess
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 
 DEFAULT_STEPS = 128
-# Fewer films than this leave the activation ranges to chance.
+# Fewer images than this leave the activation ranges to chance.
 MIN_IMAGES = 16
 
 _Item = TypeVar("_Item")
@@ -101,7 +101,7 @@ def _checked(batch: Any, shape: tuple[int, int, int], number: int, dtype: np.dty
             "(device.preprocess.preprocess)"
         )
     _refuse(~np.isfinite(array).all(axis=(1, 2, 3)), number, "holds NaN or infinite values")
-    # Per channel: normalising a blank film gives each channel its own value.
+    # Per channel: normalizing a blank image gives each channel its own value.
     _refuse((array.min(axis=(1, 2)) == array.max(axis=(1, 2))).all(axis=1), number, "is blank")
     return array
 
@@ -112,9 +112,9 @@ def _refuse(bad: np.ndarray, number: int, what: str) -> None:
 
 
 _PIXEL_TOP = 255.0
-# Of the possible range. Chest films spread over 0.2 to 0.3 of it; pixels divided by 255 twice over 0.001.
+# Of the possible range. Chest images spread over 0.2 to 0.3 of it; pixels divided by 255 twice over 0.001.
 _LEAST_SPREAD = 0.02
-# Against the training images: sets of chest films differ by up to 0.3 deviations and by a factor of 1.2 in the
+# Against the training images: sets of chest images differ by up to 0.3 deviations and by a factor of 1.2 in the
 # deviation; a wrong mean and deviation in the preprocessing by more.
 _SHIFT = 0.5
 _RATIO = 1.5
@@ -132,7 +132,7 @@ class ExpectedInput:
     Attributes:
         low: least value that the preprocessing gives.
         high: largest value.
-        scale: deviation of the normalisation, by which a value would be divided if it were normalised again.
+        scale: deviation of the normalization, by which a value would be divided if it were normalized again.
         offset: its mean.
         mean: of the training images; () where it is not known.
         std: likewise.
@@ -146,12 +146,12 @@ class ExpectedInput:
     std: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, spec: PreprocessSpec, films: FilmStatistics | None = None) -> ExpectedInput:
+    def of(cls, spec: PreprocessSpec, images: ImageStatistics | None = None) -> ExpectedInput:
         """What a preprocessing makes.
 
         Args:
             spec: as the model was trained.
-            films: the training images, as the model file tells them.
+            images: the training images, as the model file tells them.
         """
         channels = spec.input_shape[2]
         if spec.input == "uint8":
@@ -163,8 +163,8 @@ class ExpectedInput:
         low, high = (tuple(float(end) for end in ends) for ends in (table.min(axis=0), table.max(axis=0)))
         mean: tuple[float, ...] = ()
         std: tuple[float, ...] = ()
-        if films is not None and len(films.mean) == (1 if spec.color == "gray" else channels):
-            picked = [(films.mean[source], films.std[source]) for source in sources]
+        if images is not None and len(images.mean) == (1 if spec.color == "gray" else channels):
+            picked = [(images.mean[source], images.std[source]) for source in sources]
             mean = tuple((m - o) / s for (m, _), o, s in zip(picked, offset, scale, strict=True))
             std = tuple(d / s for (_, d), s in zip(picked, scale, strict=True))
         return cls(low, high, tuple(scale), tuple(offset), mean, std)
@@ -200,10 +200,10 @@ def _guess(values: np.ndarray, expected: ExpectedInput) -> str:
     """What may have happened, where the values tell."""
     low, high = np.asarray(expected.low), np.asarray(expected.high)
     if values.min() >= 0 and values.max() <= _PIXEL_TOP and np.all(values == np.round(values)):
-        return "; they look like pixels of 0 to 255 that were not normalised"
+        return "; they look like pixels of 0 to 255 that were not normalized"
     once = values * np.asarray(expected.scale) + np.asarray(expected.offset)
     inside = (once >= low - 1e-3) & (once <= high + 1e-3)
-    return "; they look normalised twice" if inside.all() else ""
+    return "; they look normalized twice" if inside.all() else ""
 
 
 def _flat(values: np.ndarray, expected: ExpectedInput) -> str:
@@ -213,7 +213,7 @@ def _flat(values: np.ndarray, expected: ExpectedInput) -> str:
         return ""
     return (
         f"the calibration images hardly vary: their standard deviation is {spread:.3g}, the preprocessing gives a "
-        f"range of {width:.4g} (films spread over 20 to 30 % of it): {_TO_DO}"
+        f"range of {width:.4g} (images spread over 20 to 30 % of it): {_TO_DO}"
     )
 
 

@@ -145,9 +145,9 @@ def convert(
         calibration_steps: images taken from `calibration` at most.
         calibration_method: how the ranges of the int8 types follow from the images. "minmax": all that occurred.
             "percentile": all but the outermost; one wild value then no longer coarsens all others. "mse": what errs
-            least, squared; takes four times as long to calibrate. On DenseNets thinned for X-rays mse is 6 to 21 %
-            nearer to the float model than minmax, which is what TensorFlow's own converter does; on uncut ones either
-            may be.
+            least, squared; takes four times as long to calibrate. On DenseNets pruned for X-rays mse is 6 to 21 %
+            nearer to the float model than minmax, which is what TensorFlow's own converter does; on original ones
+            either may be.
             Input and output keep what occurred in any case, and so does all of "int16x8".
         percentile: of the values that stay inside a range at either end, for "percentile".
         bias_correction: take back, in the biases, the shift that int8 brings into each channel's mean on the images;
@@ -178,9 +178,9 @@ def convert(
         edgetpu: fail where Coral's Edge TPU would not run the whole file (`edgetpu.edgetpu_report`); "int8" alone.
         expected_input: what calibration images should look like; others are warned of (`CalibrationWarning`).
         input_size: where the model leaves its height and width open.
-        pixels: the preprocessing the model was trained with; its normalisation becomes the first layer and the files
+        pixels: the preprocessing the model was trained with; its normalization becomes the first layer and the files
             take uint8 pixels, in all types ("int8_float_io" then is float at its output only). fp16 rounds the
-            normalisation as all else, to 0.05 %.
+            normalization as all else, to 0.05 %.
         num_threads: for the calibration; all cores up to four by default. It does not change the result.
         progress: is told each stage and its seconds.
 
@@ -219,7 +219,7 @@ def convert(
     if edgetpu:
         check_edgetpu_batch(frozen.input_shape)
     if pixels is not None:
-        with Stage("normalisation", report):
+        with Stage("normalization", report):
             frozen = take_pixels(frozen, pixels)
     images = None
     if calibration is not None:

@@ -85,7 +85,7 @@ class Exporter:
     """Makes one file after the other of a frozen function.
 
     Attributes:
-        frozen: with the normalisation in front where it takes pixels.
+        frozen: with the normalization in front where it takes pixels.
         images: for the integer types, and to compare on; float32, or uint8 for pixels.
         num_threads: for what runs the images.
         report: is told each stage.
@@ -164,11 +164,11 @@ class Exporter:
         if not self.options.fold_scales:
             return content
         with Stage("scales folded", self.report):
-            chosen = choose_folds(content, self._films, num_threads=self.num_threads, progress=self.report)
+            chosen = choose_folds(content, self._images, num_threads=self.num_threads, progress=self.report)
             return fold_scales(content, only=chosen)[0]
 
     @property
-    def _films(self) -> np.ndarray:
+    def _images(self) -> np.ndarray:
         if self.images is None:
             raise AssertionError("an int8 type reached the exporter without images")
         return self.images
@@ -176,7 +176,7 @@ class Exporter:
     @cached_property
     def _ranges(self) -> Ranges:
         """All that occurred."""
-        content, images = self._integer_graph, self._films.astype(np.float32, copy=False)
+        content, images = self._integer_graph, self._images.astype(np.float32, copy=False)
         with Stage(f"calibration on {len(images)} images", self.report):
             ranges = measure_ranges(content, images, num_threads=self.num_threads, progress=self.report)
             return widen_map(content, ranges)
@@ -186,7 +186,7 @@ class Exporter:
         """For int8: the ranges as the method has them."""
         content, options, ranges = self._integer_graph, self.options, self._ranges
         if options.calibration_method != "minmax":
-            images, method = self._films.astype(np.float32, copy=False), options.calibration_method
+            images, method = self._images.astype(np.float32, copy=False), options.calibration_method
             with Stage(f"ranges by {method}", self.report):
                 common: dict[str, Any] = {"num_threads": self.num_threads, "progress": self.report}
                 ranges = clipped_ranges(content, images, ranges, method, options.percentile, **common)
@@ -241,7 +241,7 @@ class Exporter:
 
     @cached_property
     def _few(self) -> np.ndarray:
-        return self._films[pick_evenly(range(len(self._films)), _COMPARED)]
+        return self._images[pick_evenly(range(len(self._images)), _COMPARED)]
 
     def _quantized(self, quant_type: str, left: tuple[str, ...]) -> bytes:
         """The int8 graph with some layers left in float, its biases corrected if that is wanted."""
@@ -252,7 +252,7 @@ class Exporter:
             return content
         with Stage("bias correction", self.report):
             threads, report = self.num_threads, self.report
-            return correct_bias(self._integer_graph, content, self._films, num_threads=threads, progress=report)
+            return correct_bias(self._integer_graph, content, self._images, num_threads=threads, progress=report)
 
     def _rounded(self, calibrated: bytes, quant_type: str, left: tuple[str, ...]) -> bytes:
         if self.options.quantizer == AEQ:

@@ -29,8 +29,8 @@ LOGITS, LOGITS_AND_CAM = HEADS = ("logits", "logits+cam")
 def widen_map(content: bytes, ranges: Ranges) -> Ranges:
     """The same ranges with room around that of the map, where the file has one.
 
-    One strong cell of a film that is stronger than all in the calibration films would be clipped, and the mean of the
-    map no longer the logit. A step that is a quarter wider costs little: the mean averages it out.
+    One strong cell of an image that is stronger than all in the calibration images would be clipped, and the mean of
+    the map no longer the logit. A step that is a quarter wider costs little: the mean averages it out.
 
     Args:
         content: float flatbuffer, logits first.

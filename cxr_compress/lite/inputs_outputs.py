@@ -53,7 +53,7 @@ def ends_of(
 
     Args:
         quant_type: one of QUANT_TYPES.
-        pixels: the file normalises pixels itself, so its input is uint8 in any type.
+        pixels: the file normalizes pixels itself, so its input is uint8 in any type.
         input_type: as asked for; None for the type's own.
         output_type: likewise.
 
@@ -63,7 +63,7 @@ def ends_of(
     if pixels and input_type not in (None, "uint8"):
         raise CompressionError(
             f"a file that takes pixels has a uint8 input, got inference_input_type {input_type}: leave that out, or "
-            "let the device normalise (input=float32)"
+            "let the device normalize (input=float32)"
         )
     start = "uint8" if pixels else _chosen(quant_type, "inference_input_type", input_type)
     end = _chosen(quant_type, "inference_output_type", output_type)
@@ -94,7 +94,7 @@ def _chosen(quant_type: str, option: str, wanted: str | None) -> str:
 PIXEL_RANGE = (0.0, 255.0)
 
 
-def normalisation(spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
+def normalization(spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
     """What `device.preprocess.normalize` does to pixels as a 1x1 convolution.
 
     Returns:
@@ -109,7 +109,7 @@ def normalisation(spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def take_pixels(frozen: FrozenFunction, spec: PreprocessSpec) -> FrozenFunction:
-    """Put the normalisation of `spec` in front of a frozen function, which is left as it is.
+    """Put the normalization of `spec` in front of a frozen function, which is left as it is.
 
     Returns:
         A function of pixel values as float32 (0 to 255): (batch, height, width, 1) for gray, else 3 channels.
@@ -121,7 +121,7 @@ def take_pixels(frozen: FrozenFunction, spec: PreprocessSpec) -> FrozenFunction:
 
     batch, *network = frozen.input_shape
     require_pixels_of(tuple(network), spec)
-    kernel, bias = normalisation(spec)
+    kernel, bias = normalization(spec)
 
     def call(pixels: Any) -> Any:
         return _results(frozen.function(tf.nn.bias_add(tf.nn.conv2d(pixels, kernel, 1, "VALID"), bias)))
@@ -148,7 +148,7 @@ def require_pixels_of(network: tuple[int, ...], spec: PreprocessSpec) -> None:
 
 
 def pin_pixel_range(content: bytes, ranges: Ranges) -> Ranges:
-    """The same ranges with 0 to 255 for the input, whatever the calibration films held: one code a pixel value."""
+    """The same ranges with 0 to 255 for the input, whatever the calibration images held: one code a pixel value."""
     return {**ranges, read_graphs(content)[0].inputs[0]: PIXEL_RANGE}
 
 

@@ -18,7 +18,7 @@ _NAMED = 3  # layers in an error
 
 
 def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collection[str] = ()) -> bytes:
-    """Quantise a float flatbuffer whose tensors carry their ranges to int8.
+    """Quantize a float flatbuffer whose tensors carry their ranges to int8.
 
     Weights get a scale per output channel (zero point 0, so an exact zero stays code 0), activations one per tensor.
 
@@ -43,7 +43,7 @@ def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collectio
 
 
 def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
-    """Quantise a float flatbuffer whose tensors carry their ranges to int16 activations and int8 weights.
+    """Quantize a float flatbuffer whose tensors carry their ranges to int16 activations and int8 weights.
 
     Activations are symmetric: zero is code 0, the larger end of the range is code 32767 of either sign. Weights are
     those of `quantize`, biases int64: a step of the sum is so fine that int32 would clip large ones. There are no fast
@@ -77,7 +77,7 @@ def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
 
 
 def _without_int16(content: bytes, text: str) -> str:
-    """What the quantiser said, with the layer that it means."""
+    """What the quantizer said, with the layer that it means."""
     kind = re.search(r"for op: '(\w+)'", text)
     if kind is None:
         return text
@@ -121,7 +121,7 @@ def frozen_converter(frozen: FrozenFunction) -> Any:
         frozen.function.outputs,
         frozen.function,
     )
-    # Metadata holds the converter's version and the wrong mode for what is quantised afterwards.
+    # Metadata holds the converter's version and the wrong mode for what is quantized afterwards.
     converter.exclude_conversion_metadata = True
     return converter
 

@@ -44,7 +44,7 @@ def build_probe_pack(
     """Build the probes of a model and pack them with it; about 0.1 s a probe, up to nine for each kind of kernel.
 
     Args:
-        content: flatbuffer of the uncut model, of this quant type.
+        content: flatbuffer of the original model, of this quant type.
         specs: kinds of kernel and their widths.
         uses: every use of a kernel in the model.
         moved: elements that the model's other layers read or write.

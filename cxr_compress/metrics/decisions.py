@@ -1,4 +1,4 @@
-"""From scores to decisions: thresholds, what they catch and miss, and how many films that rests on."""
+"""From scores to decisions: thresholds, what they catch and miss, and how many images that rests on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cxr_compress.device.modelinfo import probabilities_of
 from cxr_compress.errors import DataError
 from cxr_compress.metrics.ranking import Array, checked, checked_labels, mean_defined, rank, row_means
 
-# Below this many films of the rarer class an AUROC moves by several hundredths when one film is read differently
+# Below this many images of the rarer class an AUROC moves by several hundredths when one image is read differently
 # (its standard error is near 0.06 at 20 positives and an AUROC of 0.8: Hanley and McNeil 1982).
-ENOUGH_FILMS = 20
+ENOUGH_IMAGES = 20
 
 
-def count_films(labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many films have each finding and how many do not; films of unknown label are in neither.
+def count_images(labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many images have each finding and how many do not; images of unknown label are in neither.
 
     Args:
         labels: (n, k), 0, 1 or nan.
@@ -31,23 +31,23 @@ def count_films(labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def has_enough_data(labels: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each finding has at least ``ENOUGH_FILMS`` films with and as many without it, (k,).
+    """Whether each finding has at least ``ENOUGH_IMAGES`` images with and as many without it, (k,).
 
     Raises:
-        DataError: As ``count_films``.
+        DataError: As ``count_images``.
     """
-    return np.minimum(*count_films(labels)) >= ENOUGH_FILMS
+    return np.minimum(*count_images(labels)) >= ENOUGH_IMAGES
 
 
 def sensitivity_specificity(labels: ArrayLike, decisions: ArrayLike) -> tuple[float, float]:
-    """The share of the films with a finding that were called positive, and of those without it that were not.
+    """The share of the images with a finding that were called positive, and of those without it that were not.
 
     Args:
-        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
-        decisions: (n,) bool, True for a film that was called positive.
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
+        decisions: (n,) bool, True for an image that was called positive.
 
     Returns:
-        Both in [0, 1]; nan where no film of that class is there.
+        Both in [0, 1]; nan where no image of that class is there.
 
     Raises:
         DataError: Lengths differ, or a label is neither 0, 1 nor nan.
@@ -57,20 +57,20 @@ def sensitivity_specificity(labels: ArrayLike, decisions: ArrayLike) -> tuple[fl
 
 
 def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: str = "youden") -> float:
-    """The probability from which on a film is called positive.
+    """The probability from which on an image is called positive.
 
-    ``youden`` maximises sensitivity + specificity - 1, as if a missed finding and a false alarm cost the same and
+    ``youden`` maximizes sensitivity + specificity - 1, as if a missed finding and a false alarm cost the same and
     both classes were equally common; a clinic that screens will want a lower threshold. Of equally good thresholds
     the lowest (most sensitive) is taken. It lies half-way between two probabilities that occur, so that rounding on
     another machine does not flip a decision.
 
     Args:
-        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         probabilities: (n,) in [0, 1].
         rule: ``youden``.
 
     Returns:
-        A probability; 0 where calling every film positive is best (scores worse than chance).
+        A probability; 0 where calling every image positive is best (scores worse than chance).
 
     Raises:
         DataError: The labels hold one class only, or as in ``auroc``.
@@ -81,10 +81,10 @@ def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: str = "y
     if rule != "youden":
         raise ValueError(f"expected the rule 'youden', got {rule!r}")
     truth, values = checked(labels, probabilities)
-    positives, negatives = count_films(truth[:, :1])
+    positives, negatives = count_images(truth[:, :1])
     if not positives[0] or not negatives[0]:
         raise DataError(
-            f"a threshold needs films with and without the finding, got {positives[0]} with and {negatives[0]} "
+            f"a threshold needs images with and without the finding, got {positives[0]} with and {negatives[0]} "
             "without; use a larger set"
         )
     ranked = rank(truth[:, 0], values[:, 0])
@@ -195,10 +195,10 @@ def brier_score(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The mean squared distance between probability and truth; lower is better, 0 is perfect.
 
     It mixes calibration with separation and falls with the prevalence: p (1 - p) is what a constant guess of the
-    prevalence p scores, so compare it with that and only on the same films.
+    prevalence p scores, so compare it with that and only on the same images.
 
     Args:
-        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         probabilities: (n,) in [0, 1].
 
     Returns:
@@ -214,15 +214,15 @@ def brier_score(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 
 def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 15) -> float:
-    """How far, on average, the mean probability of like films is from the share of them that has the finding.
+    """How far, on average, the mean probability of like images is from the share of them that has the finding.
 
-    The bins are of equal *mass*: each holds about the same number of films. Bins of equal width would put nearly all
-    films of a rare finding into the first one and hide what happens there. Films of equal probability (int8 outputs
-    repeat) stay in one bin, that of the middle of their ranks, so the order of the films cannot matter. It is biased
-    upwards on small sets: 15 bins of 20 films find about 0.05 in a perfectly calibrated model at 10 % prevalence.
+    The bins are of equal *mass*: each holds about the same number of images. Bins of equal width would put nearly all
+    images of a rare finding into the first one and hide what happens there. Images of equal probability (int8 outputs
+    repeat) stay in one bin, that of the middle of their ranks, so the order of the images cannot matter. It is biased
+    upwards on small sets: 15 bins of 20 images find about 0.05 in a perfectly calibrated model at 10 % prevalence.
 
     Args:
-        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         probabilities: (n,) in [0, 1].
         bins: How many.
 
@@ -237,13 +237,13 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, b
     """
     truth, values = _checked_probabilities(labels, probabilities)
     ranked = rank(truth[:, 0], values[:, 0])
-    films = len(ranked.order)
-    if not films:
+    images = len(ranked.order)
+    if not images:
         return float("nan")
-    sizes = np.diff(ranked.starts, append=films)
-    block_bin = ((ranked.starts + sizes / 2) / films * bins).astype(np.int64)
+    sizes = np.diff(ranked.starts, append=images)
+    block_bin = ((ranked.starts + sizes / 2) / images * bins).astype(np.int64)
     gaps = values[ranked.order, 0] - ranked.positive
-    return float(np.abs(np.bincount(np.repeat(block_bin, sizes), weights=gaps, minlength=bins)).sum() / films)
+    return float(np.abs(np.bincount(np.repeat(block_bin, sizes), weights=gaps, minlength=bins)).sum() / images)
 
 
 def _checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""CheXNet: DenseNet121 over a chest film, ending in one logit per finding, and small variants of the same network.
+"""CheXNet: DenseNet121 over a chest image, ending in one logit per finding, and small variants of the same network.
 
 The graph is that of Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), with the layer names
 of ``tf_keras.applications.DenseNet121``, so that weights move between the two by name or by order. It ends in logits
@@ -38,15 +38,15 @@ def chexnet(
     blocks: Sequence[int] = (6, 12, 24, 16),
     name: str = "chexnet",
 ) -> Any:
-    """Build a randomly initialised CheXNet whose output are the logits of ``num_classes`` findings.
+    """Build a randomly initialized CheXNet whose output are the logits of ``num_classes`` findings.
 
     With default arguments it is DenseNet121 with a Dense head: 7,051,854 parameters, 2.83 G multiply-accumulates at
     224 px. A smaller ``width`` costs accuracy and saves about its square in parameters and time; fewer ``blocks``
     layers save less and keep more.
 
     Args:
-        num_classes: Findings, each with a logit of its own (films may show several at once).
-        input_shape: (height, width, channels) of the float32 film after ``device.preprocess``; height and width may be
+        num_classes: Findings, each with a logit of its own (images may show several at once).
+        input_shape: (height, width, channels) of the float32 image after ``device.preprocess``; height and width may be
             None (any size from 32 px up), since the network is fully convolutional before its pooling.
         width: Scales stem (64), growth (32) and bottleneck (128) channels; each is rounded to the nearest multiple of
             4 and is never below 4. Transitions halve whatever arrives.
@@ -57,7 +57,7 @@ def chexnet(
         A ``keras.Model`` from (batch, height, width, channels) to float32 (batch, num_classes).
 
     Raises:
-        CompressionError: An argument is out of range, or the film is smaller than 32 px.
+        CompressionError: An argument is out of range, or the image is smaller than 32 px.
     """
     _check_arguments(num_classes, input_shape, width, blocks)
     widths = _Widths(*(_scaled(base, width) for base in (64, 32, 128)))
@@ -160,7 +160,7 @@ _STAGES = (
 
 
 def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 224, 3)) -> Any:
-    """Build a randomly initialised EfficientNet-Lite0 whose output are the logits of ``num_classes`` findings.
+    """Build a randomly initialized EfficientNet-Lite0 whose output are the logits of ``num_classes`` findings.
 
     3,413,024 parameters and the head's 1281 per finding (4.69 million with ImageNet's 1000 classes), 0.38 G
     multiply-accumulates at 224 px: a seventh of CheXNet's, at some cost in accuracy. The drop-out and stochastic depth
@@ -168,14 +168,14 @@ def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] 
 
     Args:
         num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels) of the float32 film; height and width may be None. Sides that are a
+        input_shape: (height, width, channels) of the float32 image; height and width may be None. Sides that are a
             multiple of 32 px pad alike everywhere; others may differ by a pixel from ports with a fixed padding.
 
     Returns:
         A ``keras.Model`` from (batch, height, width, channels) to float32 (batch, num_classes).
 
     Raises:
-        CompressionError: An argument is out of range, or the film is smaller than 32 px.
+        CompressionError: An argument is out of range, or the image is smaller than 32 px.
     """
     check_classes(num_classes)
     inputs = keras.Input(shape=check_input_shape(input_shape), name="image")
@@ -247,7 +247,7 @@ def resnet50(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 22
         input_shape: (height, width, channels); height and width may be None.
 
     Raises:
-        CompressionError: An argument is out of range, or the film is smaller than 32 px.
+        CompressionError: An argument is out of range, or the image is smaller than 32 px.
     """
     return _with_head(keras.applications.ResNet50, num_classes, input_shape, "resnet50")
 
@@ -256,7 +256,7 @@ def mobilenet_v2(num_classes: int = 14, input_shape: Sequence[int | None] = (224
     """Build MobileNetV2 with random weights: 2.3 million parameters and the head's 1281 per finding, 0.30 G MACs.
 
     The body is that of ``tf_keras.applications``. Its batch-norm momentum of 0.999 takes thousands of steps to forget
-    its start; here it is CheXNet's 0.9, so that short trainings end with statistics of films.
+    its start; here it is CheXNet's 0.9, so that short trainings end with statistics of images.
 
     Args:
         num_classes: Findings, each with a logit of its own.
@@ -264,7 +264,7 @@ def mobilenet_v2(num_classes: int = 14, input_shape: Sequence[int | None] = (224
             (multiples of 32), since the padding is fixed when the network is built.
 
     Raises:
-        CompressionError: An argument is out of range, or the film is smaller than 32 px.
+        CompressionError: An argument is out of range, or the image is smaller than 32 px.
     """
     return _with_head(keras.applications.MobileNetV2, num_classes, input_shape, "mobilenet_v2")
 
@@ -299,7 +299,7 @@ def build(name: str, num_classes: int, input_shape: Sequence[int | None]) -> Any
     Args:
         name: A key of `MODELS`.
         num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels) of the float32 film; height and width may be None.
+        input_shape: (height, width, channels) of the float32 image; height and width may be None.
 
     Returns:
         A ``keras.Model`` from (batch, height, width, channels) to float32 logits (batch, num_classes); its last layer

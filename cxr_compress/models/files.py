@@ -39,7 +39,7 @@ _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 def save_model(model: Any, path: str | Path, *, about: ModelAbout | None = None) -> None:
     """Write a model as a ``.keras`` file that plain ``load_model`` reads: at once, and without time or place in it.
 
-    Optimiser and loss are left out (training keeps them in its run folder). Two models of equal layers and weights
+    Optimizer and loss are left out (training keeps them in its run folder). Two models of equal layers and weights
     and equal `about` give equal bytes, so files can be compared and cached by their hash.
 
     Args:
@@ -61,7 +61,7 @@ def save_model(model: Any, path: str | Path, *, about: ModelAbout | None = None)
     with tempfile.TemporaryDirectory(prefix="cxr_compress_") as folder:
         raw = Path(folder) / "model.keras"
         _without_optimizer(model).save(raw, save_format="keras")
-        content = _normalised(raw, {} if about is None else {ABOUT_ENTRY: about.to_bytes()})
+        content = _normalized(raw, {} if about is None else {ABOUT_ENTRY: about.to_bytes()})
     make_folder(path.parent)
     write_bytes(path, content)
 
@@ -195,7 +195,7 @@ def _why_not(path: Path, version: str, error: Exception) -> str:
         return f"{path.name} was saved by Keras {version}, which tf_keras cannot rebuild: {KERAS1_ADVICE}"
     if version and not version.startswith(_KERAS2):
         reason = _first_line(error) if isinstance(error, ModelFileError) else "its configuration does not suit"
-        instead = "save it as .keras instead, or" if path.suffix.lower() in _HDF5 else "for a .tflite without thinning"
+        instead = "save it as .keras instead, or" if path.suffix.lower() in _HDF5 else "for a .tflite without pruning"
         return (
             f"{path.name} was saved by Keras {version} and tf_keras cannot rebuild it: {reason}; {instead} write "
             "model.export(folder) in Keras 3 and give that folder to cxr_convert as --saved_model_dir"
@@ -311,7 +311,7 @@ def _without_optimizer(model: Any) -> Any:
     return plain
 
 
-def _normalised(raw: Path, extra: dict[str, bytes]) -> bytes:
+def _normalized(raw: Path, extra: dict[str, bytes]) -> bytes:
     """The same archive with the extra entries, in the order of names, with fixed times and no date of saving."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:

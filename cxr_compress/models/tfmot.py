@@ -32,7 +32,7 @@ def load_tfmot(purpose: str) -> Any:
         ) from error
 
 
-_api = load_tfmot("quantisation-aware training").quantization.keras
+_api = load_tfmot("quantization-aware training").quantization.keras
 Quantizer: Any = _api.quantizers.Quantizer
 QuantizeConfig: Any = _api.QuantizeConfig
 QuantizeWrapper: Any = _api.QuantizeWrapperV2

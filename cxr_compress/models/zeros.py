@@ -1,6 +1,6 @@
 """Zeros that weight pruning made, kept through every later training: which they are, held, and checked.
 
-The zeros are held by the optimiser: it applies a variable's constraint inside ``apply_gradients``, so that no code
+The zeros are held by the optimizer: it applies a variable's constraint inside ``apply_gradients``, so that no code
 that reads the weights after a step (a running average, a checkpoint, the next forward pass) ever sees another value.
 """
 
@@ -39,7 +39,7 @@ def zero_masks(model: Any) -> dict[str, np.ndarray]:
 
 
 def hold_zeros(pairs: Iterable[tuple[Any, np.ndarray]]) -> None:
-    """Set the masked entries of variables to 0, and keep them there in every step of any Keras optimiser.
+    """Set the masked entries of variables to 0, and keep them there in every step of any Keras optimizer.
 
     It lasts as long as the variable does; another call on the same variable replaces its mask. A constraint that the
     layer itself brings still applies, before the mask. Neither a configuration, a clone nor a saved file knows of it.
@@ -140,7 +140,7 @@ def variable_name(name: str) -> str:
 
 
 class _Hold:
-    """A variable constraint: 0 where the mask says so, whatever the optimiser made of it."""
+    """A variable constraint: 0 where the mask says so, whatever the optimizer made of it."""
 
     def __init__(self, mask: np.ndarray, inner: Any | None) -> None:
         self.inner = inner
@@ -175,7 +175,7 @@ def _has_kernel(layer: Any) -> bool:
 
 @contextlib.contextmanager
 def zeros_held(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
-    """Within it no optimiser step changes the zeros of the masks; after it the model is as free as it was before.
+    """Within it no optimizer step changes the zeros of the masks; after it the model is as free as it was before.
 
     Args:
         model: What is trained; its weights are already zero where the masks say so.

@@ -1,4 +1,4 @@
-"""The unified run: train or load, thin, recover, zero weights, quantise, export, score, report; resumable by stage."""
+"""The unified run: train or load, remove filters, recover, zero weights, quantize, export, score; resumable."""
 
 from cxr_compress.pipeline.forecast import Forecast, forecast_run
 from cxr_compress.pipeline.run import run_recipe, write_probe_pack

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: the recipe, the films, the store, and how a model is trained and saved in it."""
+"""What every stage of a run shares: the recipe, the images, the store, and how a model is trained and saved in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.image_checks import FilmStatistics
+from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.files import make_folder, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
@@ -20,7 +20,7 @@ from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.models.original import Original
 from cxr_compress.pipeline.data import RunData
 from cxr_compress.pipeline.ownership import claim
-from cxr_compress.pipeline.store import Artefacts, StageStore
+from cxr_compress.pipeline.store import Artifacts, StageStore
 from cxr_compress.recipe import DEFAULT_THREADS, Recipe
 from cxr_compress.structured import measure_cost
 from cxr_compress.train import AugmentRanges, FeatureMatch, FitConfig, balanced_weights, fit
@@ -49,10 +49,10 @@ class RunContext:
 
     Attributes:
         recipe: the choices.
-        data: the films.
-        digest: the hash of train and dev films: what every stage depends on.
-        store: where artefacts go.
-        news: is told of progress, one line each.
+        data: the images.
+        digest: the hash of train and dev images: what every stage depends on.
+        store: where artifacts go.
+        log: is told of progress, one line each.
         original: that model, brought to logits, and what it means; None where one is trained here.
         overwrite: begin anew in a folder with another run.
         preflight: what the network was found not to do.
@@ -63,7 +63,7 @@ class RunContext:
     data: RunData
     digest: str
     store: StageStore
-    news: Callable[[str], None]
+    log: Callable[[str], None]
     original: Original | None = None
     overwrite: bool = False
     preflight: Preflight = Preflight()
@@ -76,7 +76,7 @@ class RunContext:
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
-        """(findings,) the weights of positives in the loss, those of the uncut model; the device undoes them.
+        """(findings,) the weights of positives in the loss, those of the original model; the device undoes them.
 
         A given model that names no weights is taken to have had none: any would move its probabilities.
         """
@@ -103,15 +103,15 @@ class RunContext:
             make_folder(self.store.folder / "manifests")
             write_text(self.store.folder / "manifests" / "preflight.json", self.preflight_record)
 
-    def inputs(self, fields: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
-        """What decides a stage: its fields of the recipe, the films, what the logits are, and what it reads."""
+    def inputs(self, fields: Sequence[str], *parents: Artifacts) -> dict[str, Any]:
+        """What decides a stage: its fields of the recipe, the images, what the logits are, and what it reads."""
         values = {name: getattr(self.recipe, name) for name in fields}
         # Sums are cut up among threads, and so rounded otherwise; folders from before the field hold runs with two.
         if self.recipe.threads != DEFAULT_THREADS:
             values["threads"] = self.recipe.threads
         # Left out at its usual value, so that stages made before there was another still stand.
         kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
-        return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
+        return {"recipe": values, "images": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
         """A training of this run."""
@@ -148,12 +148,12 @@ class RunContext:
             teacher=teacher,
             feature_match=match,
             masks=masks,
-            progress=self.news,
+            progress=self.log,
         )
         return {"best_epoch": result.best_epoch, "dev_auroc": result.best_dev_auroc, "history": list(result.history)}
 
-    def teacher(self, base: Artefacts) -> keras.Model | None:
-        """The uncut model, where the recipe lets it teach."""
+    def teacher(self, base: Artifacts) -> keras.Model | None:
+        """The original model, where the recipe lets it teach."""
         wanted = self.recipe.distill_weight or self.recipe.feature_weight
         return load_model(base.keras_file) if wanted else None
 
@@ -166,7 +166,7 @@ class RunContext:
             dataset=dataset.name,
             attribution=dataset.attribution,
             pos_weight=tuple(float(weight) for weight in self.pos_weight),
-            films=FilmStatistics.of(self.data.train.images),
+            images=ImageStatistics.of(self.data.train.images),
             activation=self.activation,
         )
         save_model(model, self.store.folder / name, about=about)
@@ -201,6 +201,6 @@ def check_classes(dataset: Dataset, activation: str) -> None:
 
 
 def _ranges(recipe: Recipe) -> AugmentRanges:
-    """How far this run changes its training films."""
+    """How far this run changes its training images."""
     mirror = bool(recipe.augment.get("mirror"))
     return AugmentRanges(**{**recipe.augment, "mirror": mirror})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The films of a run in memory: decoded once, through the device's preprocessing, and hashed."""
+"""The images of a run in memory: decoded once, through the device's preprocessing, and hashed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Decoding = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Films:
+class SplitImages:
     """One split: what is known of it and its decoded images.
 
     Attributes:
@@ -54,26 +54,26 @@ class RunData:
         spec: the preprocessing of every image in every stage.
         train: what weights and ranges come from.
         dev: what every choice is made on.
-        decode_test: reads the test films; called when they are scored, and not by what chooses on dev.
+        decode_test: reads the test images; called when they are scored, and not by what chooses on dev.
     """
 
     dataset: Dataset
     spec: PreprocessSpec
-    train: Films
-    dev: Films
-    decode_test: Callable[[], Films]
+    train: SplitImages
+    dev: SplitImages
+    decode_test: Callable[[], SplitImages]
 
     @functools.cached_property
-    def test(self) -> Films:
-        """What is scored once per final artefact."""
+    def test(self) -> SplitImages:
+        """What is scored once per final artifact."""
         return self.decode_test()
 
     def sample(self, count: int, seed: int) -> Images:
-        """(count, ...) uint8: seeded draws from the training films without repetition; all where they are fewer."""
-        return self.sample_labelled(count, seed)[0]
+        """(count, ...) uint8: seeded draws from the training images without repetition; all where they are fewer."""
+        return self.sample_labeled(count, seed)[0]
 
-    def sample_labelled(self, count: int, seed: int) -> tuple[Images, npt.NDArray[np.float32]]:
-        """The films of `sample` with their (count, findings) float32 labels."""
+    def sample_labeled(self, count: int, seed: int) -> tuple[Images, npt.NDArray[np.float32]]:
+        """The images of `sample` with their (count, findings) float32 labels."""
         count = min(count, len(self.train.images))
         chosen = np.sort(np.random.default_rng(seed).choice(len(self.train.images), size=count, replace=False))
         images, labels = self.train.pair
@@ -85,10 +85,10 @@ class RunData:
             yield normalize(images[start : start + size], self.spec)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Films, patients and positives per split, for the manifest."""
+        """Images, patients and positives per split, for the manifest."""
         return {
             split.name: {
-                "films": len(split),
+                "images": len(split),
                 "patients": len(set(split.patients)),
                 **{
                     f"positive {finding}": int(total)
@@ -108,12 +108,12 @@ def load_run_data(
     *,
     before_decoding: Callable[[Dataset, PreprocessSpec], None] = lambda dataset, spec: None,
 ) -> RunData:
-    """Read and check the three splits of a recipe's data set, and decode two; test films are decoded when needed.
+    """Read and check the three splits of a recipe's data set, and decode two; test images are decoded when needed.
 
     Args:
         recipe: names the set, its size and the dev share.
         data_dir: where the set lies.
-        decoding: is told (split name, films done, films in all).
+        decoding: is told (split name, images done, images in all).
         preprocess: how the model to start from wants its images, at whatever size; as CheXNet where None.
         select: which findings of the set are wanted, before any image is decoded.
         before_decoding: is called once the lists are read; what it raises spares reading the images.
@@ -135,8 +135,8 @@ def load_run_data(
     spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
     before_decoding(dataset, spec)
 
-    def decoded(split: Split) -> Films:
+    def decoded(split: Split) -> SplitImages:
         images = decode_split(split, spec, progress=lambda done, total: decoding(split.name, done, total))
-        return Films(split, images)
+        return SplitImages(split, images)
 
     return RunData(dataset, spec, decoded(dataset.train), decoded(dataset.dev), lambda: decoded(dataset.test))

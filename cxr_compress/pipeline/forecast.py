@@ -20,9 +20,9 @@ from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
 from cxr_compress.pipeline.run import open_run, price
 from cxr_compress.pipeline.stages.base import BASE_FILES, base_inputs, build_untrained, make_base
-from cxr_compress.pipeline.stages.deliver import export_uncut
-from cxr_compress.pipeline.stages.remove_filters import Thinning, choose
-from cxr_compress.pipeline.store import News, StageStore
+from cxr_compress.pipeline.stages.deliver import export_original
+from cxr_compress.pipeline.stages.remove_filters import Pruning, choose
+from cxr_compress.pipeline.store import Log, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 
@@ -33,7 +33,7 @@ _SECONDS_PER_CONVERTED_LAYER = 0.03
 _FIXED_SHARE = 0.12  # of the time of a layer that does not fall with its MACs
 _BATCH = 16
 # Made from the original model alone, whatever becomes of the other stages.
-_OF_THE_ORIGINAL = ("export_uncut",)
+_OF_THE_ORIGINAL = ("export_original",)
 _BOUNDS = {"tflite_bytes": "bytes", "latency_ms": "milliseconds"}
 _LEAST_SECONDS = 0.1  # of a stage that is still to be done: 0 says that it stands
 
@@ -43,11 +43,11 @@ class Forecast:
     """What is to be expected.
 
     Attributes:
-        before: the cost of the uncut model: params, MACs, activation bytes, and bytes or milliseconds where bounded.
+        before: the cost of the original model: params, MACs, activation bytes, and bytes or milliseconds where bounded.
         after: of the compressed one; exact but for bytes and milliseconds. Empty where a budget of these is to be met
             by a model that is still to be trained: nothing is known of the plan then.
-        certain: False where the plan was made on random weights, because the uncut model is still to be trained: with
-            ``scope="global"`` the layers then come out with other widths.
+        certain: False where the plan was made on random weights, because the original model is still to be trained:
+            with ``scope="global"`` the layers then come out with other widths.
         stages: stage -> about how many seconds, in order; stages that stand already count 0.
     """
 
@@ -68,7 +68,7 @@ def forecast_run(
     output_dir: Path,
     keras_model_file: Path | None = None,
     latency_table: CostTable | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> Forecast:
@@ -84,7 +84,7 @@ def forecast_run(
         output_dir: see there.
         keras_model_file: see there.
         latency_table: see there.
-        news: see there.
+        log: see there.
         decoding: see there.
         overwrite: see there.
 
@@ -95,8 +95,8 @@ def forecast_run(
     refuse_foreign(output_dir, recipe, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="cxr_dry_run_") as scratch:
         copy_for_forecast(output_dir, Path(scratch))
-        run = open_run(recipe, data_dir, Path(scratch), keras_model_file, news, decoding, overwrite=overwrite)
-        return _forecast(run, keras_model_file, latency_table, StageStore(output_dir, news))
+        run = open_run(recipe, data_dir, Path(scratch), keras_model_file, log, decoding, overwrite=overwrite)
+        return _forecast(run, keras_model_file, latency_table, StageStore(output_dir, log))
 
 
 def _forecast(
@@ -110,7 +110,7 @@ def _forecast(
         model = load_model(base.keras_file)
         before = after = measure_cost(model).to_dict()
         if recipe.removes_filters:
-            _, plan = choose(run, base, price(run, base, lambda: export_uncut(run, base), latency_table))
+            _, plan = choose(run, base, price(run, base, lambda: export_original(run, base), latency_table))
             before, after = plan.before.to_dict(), plan.after.to_dict()
     else:
         model = build_untrained(run)
@@ -118,13 +118,13 @@ def _forecast(
         run.claim({"source": "a training", "training": base_inputs(run)["recipe"]})
         if unplanned := [bound for bound in recipe.budget if bound not in {"macs", "params"}]:
             bounds = " and ".join(_BOUNDS[name] for name in unplanned)
-            run.news(
+            run.log(
                 f"a budget of {bounds} can only be planned once the original model is trained: what is left by "
                 "it, and the times that follow from that, are not known yet"
             )
             after = {}
         elif recipe.removes_filters:
-            plan, _ = Thinning(recipe, run.data, run.store.folder, run.news).choose(model)
+            plan, _ = Pruning(recipe, run.data, run.store.folder, run.log).choose(model)
             before, after = plan.before.to_dict(), plan.after.to_dict()
     # Parameters stand in where the MACs are not known: they too fall with the square of the widths.
     measure = "macs" if "macs" in before and "macs" in after else "params"
@@ -161,19 +161,19 @@ def _kept(
 
 def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str, float]:
     """Stage -> seconds, each as if nothing stood."""
-    recipe, films = run.recipe, run.data
+    recipe, images = run.recipe, run.data
     image = _seconds_per_image(model)
-    thin = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left)
+    pruned = image * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left)
     layers = len(list(model._flatten_layers(include_self=False)))
     teacher = image if recipe.distill_weight or recipe.feature_weight else 0.0
 
     def training(epochs: int, per_image: float, taught: float = teacher) -> float:
         step = per_image * _TRAINING_PER_INFERENCE + taught
-        per_epoch = len(films.train.split) * step + len(films.dev.split) * per_image
+        per_epoch = len(images.train.split) * step + len(images.dev.split) * per_image
         return epochs * per_epoch + _SECONDS_PER_TRAINED_LAYER * layers if epochs else 0.0
 
     conversion = _SECONDS_PER_CONVERTED_LAYER * layers + recipe.calibration_images * image
-    scoring = (2 * image + thin) * (len(films.dataset.test) + len(films.dev.split))
+    scoring = (2 * image + pruned) * (len(images.dataset.test) + len(images.dev.split))
     stages: Mapping[str, tuple[bool, Callable[[], float]]] = {
         "base": (True, lambda: training(recipe.epochs, image, 0.0)),
         "select": (recipe.removes_filters, lambda: 1.0),
@@ -181,17 +181,17 @@ def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str,
         "repair": (recipe.removes_filters, lambda: recipe.reconstruction_images * 4 * image + 0.2 * layers),
         "recover": (
             recipe.removes_filters and recipe.recovery_epochs > 0,
-            lambda: training(recipe.recovery_epochs, thin),
+            lambda: training(recipe.recovery_epochs, pruned),
         ),
-        "sparsify": (recipe.zeroes_weights, lambda: training(recipe.sparsity_epochs, thin)),
+        "sparsify": (recipe.zeroes_weights, lambda: training(recipe.sparsity_epochs, pruned)),
         "finetune": (
             recipe.zeroes_weights and recipe.finetune_epochs > 0,
-            lambda: training(recipe.finetune_epochs, thin),
+            lambda: training(recipe.finetune_epochs, pruned),
         ),
-        "quantise": (True, lambda: conversion),
-        "qat": (recipe.qat == "always", lambda: training(recipe.qat_epochs, 2 * thin)),
-        "export_uncut": (True, lambda: 2 * conversion),
-        "export_compressed": (True, lambda: 2 * len(films.dev.split) * thin),
+        "quantize": (True, lambda: conversion),
+        "qat": (recipe.qat == "always", lambda: training(recipe.qat_epochs, 2 * pruned)),
+        "export_original": (True, lambda: 2 * conversion),
+        "export_compressed": (True, lambda: 2 * len(images.dev.split) * pruned),
         "score": (True, lambda: scoring),
     }
     return {name: max(_LEAST_SECONDS, round(seconds(), 1)) for name, (wanted, seconds) in stages.items() if wanted}

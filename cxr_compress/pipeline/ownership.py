@@ -21,8 +21,8 @@ MADE_FROM = "made_from.json"
 _MANIFESTS = "manifests"
 _RESULTS = (
     *("recipe.json", "plan.json", "costs.json", "report.json", "search.json", "search.png", "sensitivity.json"),
-    *("base.keras", "thin.keras", "repaired.keras", "recovered.keras", "sparse.keras", "finetuned.keras"),
-    *("original.json", "sensitivity_step*.json", "quantised/*.tflite", "candidates/*/*.json"),
+    *("base.keras", "pruned.keras", "repaired.keras", "recovered.keras", "sparse.keras", "finetuned.keras"),
+    *("original.json", "sensitivity_step*.json", "quantized/*.tflite", "candidates/*/*.json"),
     # Of every stage.
     f"{_MANIFESTS}/*.json",
     # Of a training by cxr_train, whose folder is no place for a run of another kind.
@@ -30,7 +30,7 @@ _RESULTS = (
 )
 _ELSE = "give another --output_dir, or --overwrite to begin anew in this one"
 # What a forecast needs of what a run has done before.
-_FOR_A_FORECAST = ("preflight", "base", "export_uncut", "price", "select")
+_FOR_A_FORECAST = ("preflight", "base", "export_original", "price", "select")
 _WORDS = {
     "source": "what it starts from",
     "weights": "the weights of the model to start from",
@@ -128,9 +128,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if known := _load(folder / MADE_FROM):
         return known
     inputs = _load(folder / _MANIFESTS / "base.json").get("inputs", {})
-    # The films of the stage score are those of test.
+    # The images of the stage score are those of test.
     manifests = (path for path in sorted((folder / _MANIFESTS).glob("*.json")) if path.stem != "score")
-    images = [_load(path).get("inputs", {}).get("films") for path in manifests]
+    images = [_load(path).get("inputs", {}).get("images") for path in manifests]
     known = {
         "weights": inputs.get("weights"),
         "training": inputs.get("recipe"),

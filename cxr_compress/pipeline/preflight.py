@@ -24,12 +24,12 @@ from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.context import Preflight
 from cxr_compress.pipeline.stages.base import architecture
 from cxr_compress.pipeline.stages.train import feature_match, sparsity_target
-from cxr_compress.pipeline.store import News, StageStore, versions
+from cxr_compress.pipeline.store import Log, StageStore, versions
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import allocate
 from cxr_compress.structured import Budget, ChannelPlan, remove_iteratively, score_channels
 
-# A DenseNet121 at 224 px takes about a minute and a half on two cores, with quantisation-aware training.
+# A DenseNet121 at 224 px takes about a minute and a half on two cores, with quantization-aware training.
 _SECONDS = 1800.0
 _REFERENCE = "int8"
 _NOTHING = "nothing was trained: "
@@ -97,12 +97,12 @@ def check_network(
     return Preflight(**store.facts("preflight"))
 
 
-def tell(found: Preflight, news: News) -> None:
+def tell(found: Preflight, log: Log) -> None:
     """Say what the run goes on without."""
     if found.qat:
-        news(f"qat=auto: {found.qat}; so int8 is made after training, whatever that costs on dev")
+        log(f"qat=auto: {found.qat}; so int8 is made after training, whatever that costs on dev")
     if found.int8:
-        news(f"the original model gets no {_REFERENCE} file to compare with: {found.int8}")
+        log(f"the original model gets no {_REFERENCE} file to compare with: {found.int8}")
 
 
 def _has_computed() -> bool:

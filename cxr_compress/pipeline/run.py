@@ -22,13 +22,13 @@ from cxr_compress.pipeline.data import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.ownership import refuse_foreign
 from cxr_compress.pipeline.preflight import check_network, tell
 from cxr_compress.pipeline.stages.base import make_base, price_layers, write_probes
-from cxr_compress.pipeline.stages.deliver import deliver, export_uncut, uncut_names
+from cxr_compress.pipeline.stages.deliver import deliver, export_original, original_names
 from cxr_compress.pipeline.stages.original import any_preset, match_data, open_original, settle_data
-from cxr_compress.pipeline.stages.quantize import quantise
+from cxr_compress.pipeline.stages.quantize import quantize
 from cxr_compress.pipeline.stages.remove_filters import choose, remove, repair
 from cxr_compress.pipeline.stages.score import score
 from cxr_compress.pipeline.stages.train import finetune, recover, sparsify, sparsity_target
-from cxr_compress.pipeline.store import Artefacts, News, StageStore
+from cxr_compress.pipeline.store import Artifacts, Log, StageStore
 from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan
@@ -43,7 +43,7 @@ def run_recipe(
     output_dir: Path,
     keras_model_file: Path | None = None,
     latency_table: CostTable | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -53,16 +53,16 @@ def run_recipe(
     cores it has: the number of threads is part of the recipe. A bound on latency does so for the same layer times,
     which are measured once and kept in costs.json. A second call with the same `output_dir` keeps what stands and
     redoes exactly what depends on a change. Whether the network can become what the recipe asks for is tried first,
-    before films are read (`preflight`).
+    before images are read (`preflight`).
 
     Args:
         recipe: the choices.
         data_dir: where the recipe's data set lies; only read.
-        output_dir: gets recipe.json, every stage's artefact and manifest, the .tflite files and report.json.
-        keras_model_file: an uncut model to start from; None trains `recipe.model`.
+        output_dir: gets recipe.json, every stage's artifact and manifest, the .tflite files and report.json.
+        keras_model_file: an original model to start from; None trains `recipe.model`.
         latency_table: layer times that a device measured, for a bound on latency; None measures them here.
-        news: is told of stages and epochs, one line each.
-        decoding: is told (split, films done, films in all) while images are read.
+        log: is told of stages and epochs, one line each.
+        decoding: is told (split, images done, images in all) while images are read.
         overwrite: begin anew where `output_dir` holds a run that started from another model or other data, or files
             of another origin with the names of results.
 
@@ -72,7 +72,7 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     base = make_base(run, keras_model_file)
     return finish(run, base, compress(run, base, latency_table))
 
@@ -84,11 +84,11 @@ def write_probe_pack(
     data_dir: Path,
     output_dir: Path,
     keras_model_file: Path | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> None:
-    """Go as far as the uncut model and write what a device needs to time its layers; `run_recipe` goes on from there.
+    """Go as far as the original model and write what a device needs to time its layers; `run_recipe` goes on after it.
 
     Args:
         recipe: as `run_recipe`, like all that is not named here.
@@ -96,14 +96,14 @@ def write_probe_pack(
         data_dir: see there.
         output_dir: see there.
         keras_model_file: see there.
-        news: see there.
+        log: see there.
         decoding: see there.
         overwrite: see there.
 
     Raises:
         CompressionError: and its subclasses.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     write_probes(run, make_base(run, keras_model_file), path)
 
 
@@ -113,15 +113,15 @@ class Compressed:
 
     Attributes:
         final: it.
-        line: the Keras files that it came from, the uncut model first and itself last -> sha256.
+        line: the Keras files that it came from, the original model first and itself last -> sha256.
         plan: which filters stayed; None where all did.
-        uncut: makes the uncut model's own files, or gives them where they stand.
+        original: makes the original model's own files, or gives them where they stand.
     """
 
-    final: Artefacts
+    final: Artifacts
     line: dict[str, str]
     plan: ChannelPlan | None
-    uncut: Callable[[], Artefacts]
+    original: Callable[[], Artifacts]
 
 
 def open_run(  # noqa: PLR0917 - what a run is made of
@@ -129,39 +129,39 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     data_dir: Path,
     output_dir: Path,
     keras_model_file: Path | None,
-    news: News,
+    log: Log,
     decoding: Decoding,
     *,
     overwrite: bool = False,
 ) -> RunContext:
-    """A run with its films read; its folder is not written to before its original model is known (`make_base`).
+    """A run with its images read; its folder is not written to before its original model is known (`make_base`).
 
     Raises:
         CompressionError: a recipe that contradicts itself, data that cannot be read, or a folder of something else.
     """
     import tensorflow as tf
 
-    threads = use_threads(recipe.threads, news)
+    threads = use_threads(recipe.threads, log)
     if recipe.zeroes_weights:
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
     refuse_foreign(output_dir, recipe, overwrite=overwrite)
-    original = open_original(recipe, keras_model_file, news) if keras_model_file is not None else None
+    original = open_original(recipe, keras_model_file, log) if keras_model_file is not None else None
     found, record = Preflight(), ""
 
     def check(dataset: Dataset, spec: PreprocessSpec) -> None:
         nonlocal found, record
-        found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, news)
-        tell(found, news)
+        found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, log)
+        tell(found, log)
 
-    data, original = _read_data(recipe, data_dir, decoding, original, news, check)
+    data, original = _read_data(recipe, data_dir, decoding, original, log, check)
     keras.utils.set_random_seed(recipe.seed)
     for note in data.dataset.notes:
-        news(f"note: {note}")
-    tell_threads(output_dir / "recipe.json", recipe, news)
+        log(f"note: {note}")
+    tell_threads(output_dir / "recipe.json", recipe, log)
     digest = data.train.digest() + data.dev.digest()
-    store = StageStore(output_dir, news, threads)
-    return RunContext(recipe, data, digest, store, news, original, overwrite, found, record)
+    store = StageStore(output_dir, log, threads)
+    return RunContext(recipe, data, digest, store, log, original, overwrite, found, record)
 
 
 def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
@@ -171,7 +171,7 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
     spec: PreprocessSpec,
     keras_model_file: Path | None,
     original: Original | None,
-    news: News,
+    log: Log,
 ) -> tuple[Preflight, str]:
     """What the network was found not to do, and its manifest: nothing is written to the folder before it is taken."""
     manifest = Path("manifests") / "preflight.json"
@@ -179,7 +179,7 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
         if (output_dir / manifest).is_file():
             make_folder((Path(scratch) / manifest).parent)
             shutil.copyfile(output_dir / manifest, Path(scratch) / manifest)
-        store = StageStore(Path(scratch), news)
+        store = StageStore(Path(scratch), log)
         positive = original.names.positive if original is not None else None
         count = len(dataset.findings)
         found = check_network(recipe, spec.input_shape, count, keras_model_file, store, positive=positive)
@@ -187,13 +187,13 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
 
 
 def _read_data(  # noqa: PLR0917 - what `open_run` was given
-    recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News, check: Check
+    recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, log: Log, check: Check
 ) -> tuple[RunData, Original | None]:
     """The data as a given model wants it: its findings in its order, images prepared as it was trained."""
 
     def select(dataset: Dataset) -> Dataset:
         """The findings that are wanted, checked before any image is read."""
-        wanted = dataset if original is None else match_data(recipe, dataset, original, news)
+        wanted = dataset if original is None else match_data(recipe, dataset, original, log)
         check_classes(wanted, activation_of(wanted, original))
         return wanted
 
@@ -201,26 +201,26 @@ def _read_data(  # noqa: PLR0917 - what `open_run` was given
         return load_run_data(recipe, data_dir, decoding, select=select, before_decoding=check), None
     spec = original.pixels.spec or any_preset(original, recipe)
     data = load_run_data(recipe, data_dir, decoding, spec, select, before_decoding=check)
-    return settle_data(recipe, data, original, news)
+    return settle_data(recipe, data, original, log)
 
 
 def compress(
-    run: RunContext, base: Artefacts, latency_table: CostTable | None = None, shared: StageStore | None = None
+    run: RunContext, base: Artifacts, latency_table: CostTable | None = None, shared: StageStore | None = None
 ) -> Compressed:
     """The compressed Keras model, through every stage that the recipe asks for.
 
     Args:
         run: the run.
-        base: the uncut model.
+        base: the original model.
         latency_table: see `run_recipe`.
-        shared: where what depends on the uncut model alone is kept, for several runs from one; None: in the run's.
+        shared: where what depends on the original model alone is kept, for several runs from one; None: in the run's.
     """
     recipe, final, plan, line = run.recipe, base, None, dict(base.keras_hash)
-    of_uncut = run if shared is None else dataclasses.replace(run, store=shared)
+    of_original = run if shared is None else dataclasses.replace(run, store=shared)
     # When asked for: a budget that cannot be reached should not wait for it.
-    uncut = functools.cache(lambda: export_uncut(of_uncut, base))
+    original = functools.cache(lambda: export_original(of_original, base))
     if recipe.removes_filters:
-        chosen, plan = choose(run, base, price(of_uncut, base, uncut, latency_table))
+        chosen, plan = choose(run, base, price(of_original, base, original, latency_table))
         final = repair(run, base, chosen, plan, remove(run, base, chosen, plan))
         line |= final.keras_hash
         if recipe.recovery_epochs:
@@ -232,30 +232,30 @@ def compress(
         if recipe.finetune_epochs:
             final = finetune(run, final, base, plan)
             line |= final.keras_hash
-    return Compressed(final, line, plan, uncut)
+    return Compressed(final, line, plan, original)
 
 
 def price(
-    run: RunContext, base: Artefacts, uncut: Callable[[], Artefacts], latency_table: CostTable | None
+    run: RunContext, base: Artifacts, original: Callable[[], Artifacts], latency_table: CostTable | None
 ) -> CostTable | None:
-    """What bytes and milliseconds cost in layers of the uncut model, where the recipe bounds them.
+    """What bytes and milliseconds cost in layers of the original model, where the recipe bounds them.
 
     Args:
         run: the run.
-        base: the uncut model.
-        uncut: makes its files; called where bytes are bounded.
+        base: the original model.
+        original: makes its files; called where bytes are bounded.
         latency_table: see `run_recipe`.
     """
-    int8_name = f"{uncut_names(run.recipe)['int8']}.tflite"
-    return price_layers(run, base, lambda: uncut().paths[int8_name], latency_table)
+    int8_name = f"{original_names(run.recipe)['int8']}.tflite"
+    return price_layers(run, base, lambda: original().paths[int8_name], latency_table)
 
 
-def finish(run: RunContext, base: Artefacts, made: Compressed) -> dict[str, Any]:
-    """Quantise, deliver, and score once on test: the report."""
-    quantised = quantise(run, made.final, base)
-    delivered = deliver(run, made.final, quantised, made.line)
-    uncut, names = made.uncut(), uncut_names(run.recipe, with_int8=not run.preflight.int8)
+def finish(run: RunContext, base: Artifacts, made: Compressed) -> dict[str, Any]:
+    """Quantize, deliver, and score once on test: the report."""
+    quantized = quantize(run, made.final, base)
+    delivered = deliver(run, made.final, quantized, made.line)
+    original, names = made.original(), original_names(run.recipe, with_int8=not run.preflight.int8)
     shown = {"none": "fp32", "int8": "int8"}
-    files = {shown[kind]: (uncut.paths[f"{name}.tflite"], base.keras_file) for kind, name in names.items()}
+    files = {shown[kind]: (original.paths[f"{name}.tflite"], base.keras_file) for kind, name in names.items()}
     files["compressed"] = (delivered.paths[f"{run.recipe.name}.tflite"], made.final.keras_file)
-    return score(run, files, quantised.facts)
+    return score(run, files, quantized.facts)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cxr_compress.recipe.recipe import Recipe
 
-# What suits each architecture on two cores. Narrow layers cannot be thinned in steps of 8.
+# What suits each architecture on two cores. Narrow layers cannot be pruned in steps of 8.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny_chexnet": {"round_to": 4},
     "chexnet": {

@@ -28,12 +28,12 @@ class Recipe:
         model: the architecture to build, or the name to give a model that comes from a file.
         dataset: the name of a set, as ``data.DATASETS`` has them.
         input_size: height and width of the model's input, pixels.
-        epochs: training epochs of the uncut model; not used when the model comes from a file.
+        epochs: training epochs of the original model; not used when the model comes from a file.
         learning_rate: of that training.
-        batch_size: films per step in every training.
-        augment: how far training films are changed, where that is not as usual: any of AUGMENT -> range (mirror: 1), as
-            ``train.AugmentRanges`` has them. With what the uncut model was trained with, a thin one keeps its poise on
-            films that are exposed or turned in another way.
+        batch_size: images per step in every training.
+        augment: how far training images are changed, where that is not as usual: any of AUGMENT -> range (mirror: 1),
+            as ``train.AugmentRanges`` has them. With what the original model was trained with, a pruned one keeps its
+            poise on images that are exposed or turned in another way.
         weight_decay: of every training, decoupled.
         label_smoothing: of every training: share by which labels move towards 0.5.
         dev_fraction: share of the training patients set aside for every choice.
@@ -45,13 +45,13 @@ class Recipe:
         target_latency_ms: the same for milliseconds per image, on the machine whose layer times the run is given, or
             on this one; a latency below 1 ms can only be given as a fraction.
         criterion: how filters are scored: from the weights ("l1", "l2", "geometric_median", "bn_scale"), from training
-            films ("taylor", with their labels; "apoz"; "lasso", meant for the local scope), or "random", the baseline.
-        scoring_images: training films that the last three look at.
+            images ("taylor", with their labels; "apoz"; "lasso", meant for the local scope), or "random", the baseline.
+        scoring_images: training images that the last three look at.
         group_reduction: how the layers of a group combine: "sum", "mean" or "max".
         normalizer: what a group's scores are divided by: "mean", "max" or "none".
         scope: "global" ranks all filters together, "local" takes the same share of every layer, "sensitivity" takes
             first what changes the outputs least for what it saves.
-        sensitivity_images: training films on which that is measured.
+        sensitivity_images: training images on which that is measured.
         round_to: layers that lose filters keep a multiple of this.
         min_channels: no layer keeps fewer filters.
         max_removed_fraction: no layer loses more than this share of its filters.
@@ -60,16 +60,16 @@ class Recipe:
         allow_inexact: remove channels that a LayerNormalization takes statistics over; fine-tuning must make up for it.
         removal_steps: in how many steps filters go; after each the batch norms are re-estimated and all scored anew.
         reconstruct: refit by least squares the layers that lost inputs, so that they give again what they gave;
-            without it the batch norms of the thinned model are re-estimated, which recovers less.
-        reconstruction_images: training films for that.
-        recalibration_images: training films that re-estimate batch norms.
-        from_scratch: draw the weights of the thinned model anew instead of keeping and repairing them: the baseline
+            without it the batch norms of the pruned model are re-estimated, which recovers less.
+        reconstruction_images: training images for that.
+        recalibration_images: training images that re-estimate batch norms.
+        from_scratch: draw the weights of the pruned model anew instead of keeping and repairing them: the baseline
             that says what the kept weights are worth (Liu et al. 2019).
-        recovery_epochs: fine-tuning epochs of the thinned model.
+        recovery_epochs: fine-tuning epochs of the pruned model.
         recovery_learning_rate: of that fine-tuning.
         schedule_epochs: above 0, its rate follows the last epochs of a schedule of this length (learning-rate
             rewinding); 0 is a schedule of its own, with warm-up.
-        distill_weight: share of every fine-tuning loss that pulls towards the uncut model instead of the labels.
+        distill_weight: share of every fine-tuning loss that pulls towards the original model instead of the labels.
         feature_weight: weight of the distance between the last feature maps of the two, in fine-tuning.
         ema_decay: of the running average of weights in fine-tuning; 0 keeps the weights themselves.
         weight_sparsity: share of the remaining weights to set to zero, in [0, 1).
@@ -88,7 +88,7 @@ class Recipe:
         finetune_learning_rate: of those.
         quant_type: of the compressed file, one of QUANT_TYPES. int16x8 is nearly as exact as float, but runs, and is
             scored, on reference kernels that take about 30 times as long.
-        calibration_images: training films that fix the ranges of an int8 file.
+        calibration_images: training images that fix the ranges of an int8 file.
         calibration_method: how they do: "minmax", "percentile" or "mse".
         percentile: of the values that stay inside a range at either end, for "percentile".
         bias_correction: take the mean error that rounding the weights makes out of the biases.
@@ -205,7 +205,7 @@ class Recipe:
             _require(self.quantizes, "quant_type", expected, repr(self.quant_type))
         self._check_removal()
         self._check_training()
-        self._check_quantisation()
+        self._check_quantization()
 
     def _check_removal(self) -> None:
         _require(self.sensitivity_images > 1, "sensitivity_images", "2 or more", self.sensitivity_images)
@@ -241,7 +241,7 @@ class Recipe:
             expected = "1 or more with from_scratch, which starts from random weights"
             _require(self.recovery_epochs >= 1, "recovery_epochs", expected, self.recovery_epochs)
 
-    def _check_quantisation(self) -> None:
+    def _check_quantization(self) -> None:
         _require(50 < self.percentile <= 100, "percentile", "above 50 and up to 100", self.percentile)  # noqa: PLR2004
         if self.auto_fallback:
             expected = "int8_float_io with auto_fallback, which leaves layers in float"
@@ -256,7 +256,7 @@ class Recipe:
 
     @property
     def calibrates(self) -> bool:
-        """Whether calibration films shape the compressed file."""
+        """Whether calibration images shape the compressed file."""
         return self.quantizes or self.quant_type == "int16x8"
 
     @property
@@ -282,7 +282,7 @@ class Recipe:
 
     @property
     def scores_on_images(self) -> bool:
-        """Whether the criterion looks at films, and not at weights alone."""
+        """Whether the criterion looks at images, and not at weights alone."""
         return self.criterion in _CRITERIA_ON_IMAGES
 
     @property

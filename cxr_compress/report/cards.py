@@ -26,14 +26,14 @@ probabilities are rough{chosen}.
 | findings | {labels} |
 | input | one frontal chest X-ray, resized to {height} x {width} (8-bit gray, area averaging), ImageNet mean and std |
 | output | {output} |
-| quantisation | {quant_type} |
+| quantization | {quant_type} |
 | trained on | {training_data}{population}: {counts} |
 | thresholds | {thresholds}; {threshold_source} |
-| licence | Apache-2.0 for the file; data: {attribution} |
+| license | Apache-2.0 for the file; data: {attribution} |
 
 ## What was measured
 
-Official test split, {test_films} films of {test_patients} patients, scored once through the code that runs on the
+Official test split, {test_images} images of {test_patients} patients, scored once through the code that runs on the
 device; 95 % intervals resample patients. The first row is the same network before compression.
 
 ```
@@ -87,7 +87,7 @@ def render_card(
         report: what `read_report` gave.
         model: the file; it must be one of the report's rows.
         file_name: what the file is called where the card lies.
-        population: whose films these are, in words: what no one should have to guess.
+        population: whose images these are, in words: what no one should have to guess.
         external: what `experiments/external_validation.py` measured of this very file on images of other hospitals.
 
     Raises:
@@ -124,7 +124,7 @@ def render_card(
         thresholds=_thresholds(info),
         threshold_source=info.threshold_source,
         attribution=info.attribution,
-        test_films=test["films"],
+        test_images=test["images"],
         test_patients=test["patients"],
         table="\n\n".join(tables),
         operating_heading=(
@@ -192,7 +192,8 @@ def _thresholds(info: ModelInfo) -> str:
 def _counts(report: Mapping[str, Any]) -> str:
     splits = report["dataset"]["splits"]
     return "; ".join(
-        f"{name} {splits[name]['films']:,} films of {splits[name]['patients']:,} patients" for name in ("train", "dev")
+        f"{name} {splits[name]['images']:,} images of {splits[name]['patients']:,} patients"
+        for name in ("train", "dev")
     )
 
 
@@ -207,7 +208,7 @@ def _operating_points(row: Mapping[str, Any]) -> str:
         at = "" if row["evaluation"].get("classes") else f" at threshold {shown['threshold']}"
         lines.append(
             f"{finding}: sensitivity {shown['sensitivity']}, specificity {shown['specificity']}{at} "
-            f"({found['positives']} films with, {found['negatives']} without)"
+            f"({found['positives']} images with, {found['negatives']} without)"
         )
     return "\n".join(lines)
 
@@ -216,7 +217,7 @@ _INTENDED_USE = "Research use only; not a medical device."
 _BASELINE_CARD_TEMPLATE = """\
 # {name}
 
-**{intended_use}** Never let it decide about a patient. It is the uncut network that compressions start from.
+**{intended_use}** Never let it decide about a patient. It is the original network that compressions start from.
 
 | | |
 |---|---|
@@ -226,12 +227,12 @@ _BASELINE_CARD_TEMPLATE = """\
 | input | one image, resized to {size} x {size} (area averaging), preset `{preprocess}` |
 | output | {output} |
 | trained on | {dataset}: {train}; the best epoch chosen on {dev} of other patients |
-| training | {minutes:.0f} minutes on {machine}; film sizes {sizes}, epochs {epochs}, best {best} |
+| training | {minutes:.0f} minutes on {machine}; image sizes {sizes}, epochs {epochs}, best {best} |
 | data | {attribution} |
 
 {remarks}
 
-## On test: {films:,} films of {patients:,} patients, scored once, with these float16 weights
+## On test: {images:,} images of {patients:,} patients, scored once, with these float16 weights
 
 95 % intervals resample patients. Means: all findings {mean}; those with enough data {mean_enough}.
 
@@ -272,7 +273,7 @@ def render_baseline_card(
     """
     plan, stages = training["plan"], training["stages"]
     found = test["evaluation"]
-    films = {part: f"{counts['films']:,} films" for part, counts in training["films"].items()}
+    images = {part: f"{counts['images']:,} images" for part, counts in training["images"].items()}
     return _BASELINE_CARD_TEMPLATE.format(
         name=name,
         intended_use=_INTENDED_USE,
@@ -285,9 +286,9 @@ def render_baseline_card(
         output=_BASELINE_CARD_SOFTMAX if found.get("activation") == "softmax" else _BASELINE_CARD_SIGMOIDS,
         size=plan["sizes"][-1],
         preprocess=preset_name(PreprocessSpec.from_dict(test["model"]["preprocess"])),
-        dataset=test["dataset"]["name"] if plan["dataset"] != "csv" else "a table of films",
-        train=films["train"],
-        dev=films["dev"],
+        dataset=test["dataset"]["name"] if plan["dataset"] != "csv" else "a table of images",
+        train=images["train"],
+        dev=images["dev"],
         minutes=training["training_seconds"] / 60,
         machine=training["versions"]["machine"],
         sizes=_list(stage["size"] for stage in stages),
@@ -295,7 +296,7 @@ def render_baseline_card(
         best=_list(stage["best_epoch"] for stage in stages),
         attribution=training["attribution"],
         remarks=remarks,
-        films=found["films"],
+        images=found["images"],
         patients=found["patients"],
         mean=_interval(found["mean_auroc"]),
         mean_enough=_interval(found["mean_auroc_enough_data"]),
@@ -326,7 +327,7 @@ def _findings(findings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _within(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """Means when films are compared inside their own group only."""
+    """Means when images are compared inside their own group only."""
     rows = [
         [by, len(found[f"within_{by}"]["mean_over"]), _interval(found[f"within_{by}"]["mean_auroc"])]
         for by, found in groups.items()

@@ -17,7 +17,7 @@ TRIED = "tried"
 
 _DPI = 150
 _INK, _GRAY, _FRONT, _FLOOR, _WINNER = "#22303c", "#9aa5b1", "#1f5a92", "#b03a2e", "#d98e04"
-# Told apart by colour-blind readers too, and by their marks where there is no colour.
+# Told apart by color-blind readers too, and by their marks where there is no color.
 _SERIES = (("#1f5a92", "o"), ("#0b8a5f", "s"), ("#8c4fa3", "^"), ("#b8621b", "D"), ("#4a4a4a", "v"), ("#c2185b", "P"))
 _MARGIN = 0.06
 _WIDE = 0.25  # of an interval beside the spread of the values: wider ones would flatten the picture
@@ -79,11 +79,11 @@ def draw_pareto(
 
     Args:
         points: what was made; the front is drawn through those that no other point or reference beats.
-        references: to compare with, each named: the uncut float file, its int8 twin.
+        references: to compare with, each named: the original float file, its int8 twin.
         title: above the picture.
         floor: the lowest AUROC that is tolerated, as a line.
         x_label: what the sizes are.
-        y_label: what the AUROCs are, and on which films.
+        y_label: what the AUROCs are, and on which images.
 
     Raises:
         DataError: no point has a size and an AUROC.
@@ -121,7 +121,7 @@ def _drawable(point: ParetoPoint) -> bool:
 
 
 def _series_of(points: Sequence[ParetoPoint]) -> list[str]:
-    """Names in the order they come; gray ones first, so that the others lie on top and keep their colours."""
+    """Names in the order they come; gray ones first, so that the others lie on top and keep their colors."""
     names = list(dict.fromkeys(point.series for point in points))
     return sorted(names, key=lambda name: name != TRIED)
 
@@ -372,7 +372,7 @@ def _name_bars(axes: Any, names: Sequence[str]) -> None:
 
 
 def _mark_blocks(axes: Any, names: Sequence[str]) -> None:
-    """Thin lines between blocks, where bars are named by block."""
+    """Pruned lines between blocks, where bars are named by block."""
     if len(names) > _MOST_NAMES:
         for _, start, _ in name_stretches(names)[1:]:
             axes.axvline(start - 0.5, color="#bbbbbb", linewidth=0.6, zorder=0)
@@ -381,7 +381,7 @@ def _mark_blocks(axes: Any, names: Sequence[str]) -> None:
 def name_stretches(names: Sequence[str]) -> list[tuple[str, int, int]]:
     """(label, first bar, bars) of stretches of layers whose names begin alike: some, but no more than can be read.
 
-    "conv2_block1_1_conv" and its neighbours begin with "conv2_block1" and with "conv2"; the longest beginnings that
+    "conv2_block1_1_conv" and its neighbors begin with "conv2_block1" and with "conv2"; the longest beginnings that
     leave few enough stretches are taken, else stretches of equal length, each named by its first layer.
     """
     for parts in (3, 2, 1):

@@ -16,7 +16,7 @@ from cxr_compress.sparsity.masks import Allocation
 _HEAD_REASON = "makes the model's output: few weights, and every finding hangs on each"
 _REASONS: dict[type, str] = {
     keras.layers.DepthwiseConv2D: "depthwise kernels hold few weights, each the only one on its channel and place",
-    keras.layers.BatchNormalization: "batch normalisation scales and shifts whole channels",
+    keras.layers.BatchNormalization: "batch normalization scales and shifts whole channels",
 }
 
 
@@ -151,7 +151,7 @@ def size_statement(content: bytes, *, weights: int, zeros: int, bytes_per_weight
         content: The whole .tflite.
         weights: Of the prunable kernels, as counted in this very file.
         zeros: Among them; in int8 the codes that mean 0.
-        bytes_per_weight: 4 in a float32 file, 2 in fp16, 1 in every quantised one.
+        bytes_per_weight: 4 in a float32 file, 2 in fp16, 1 in every quantized one.
 
     Raises:
         CompressionError: The numbers cannot be of this file.

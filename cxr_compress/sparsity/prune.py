@@ -109,7 +109,9 @@ def plan_steps(epochs: int, steps_per_epoch: int, ramp_fraction: float = 0.5) ->
     if not 0 < ramp_fraction <= 1:
         raise CompressionError(f"ramp_fraction must be in (0, 1], got {ramp_fraction}")
     if steps < 2:  # noqa: PLR2004 - one step to zero weights, one to recover
-        raise CompressionError(f"pruning needs at least 2 training steps, got {steps}: train more epochs or more films")
+        raise CompressionError(
+            f"pruning needs at least 2 training steps, got {steps}: train more epochs or more images"
+        )
     ramp = max(1, int(steps * ramp_fraction))
     frequency = max(1, ramp // _UPDATES)
     return PruningSteps(begin_step=0, end_step=ramp - ramp % frequency, frequency=frequency)
@@ -246,7 +248,7 @@ def _copy_weights(source: dict[str, Any], target: dict[str, Any]) -> None:
         target[name].set_weights(layer.get_weights())
 
 
-Films = tuple[np.ndarray, np.ndarray]
+SplitImages = tuple[np.ndarray, np.ndarray]
 
 
 class TrainingConfig(Protocol):
@@ -254,20 +256,20 @@ class TrainingConfig(Protocol):
 
     @property
     def epochs(self) -> int:
-        """Passes over the training films."""
+        """Passes over the training images."""
 
     @property
     def ema_decay(self) -> float:
         """Of a running average of the weights; 0 for none."""
 
-    def steps_per_epoch(self, films: int) -> int:
-        """Training steps in an epoch of so many films."""
+    def steps_per_epoch(self, images: int) -> int:
+        """Training steps in an epoch of so many images."""
 
 
 def prune_weights(  # noqa: PLR0917 - the first six are those of `fit`, in its order
     model: Any,
-    train: Films,
-    dev: Films,
+    train: SplitImages,
+    dev: SplitImages,
     spec: PreprocessSpec,
     config: TrainingConfig,
     run_dir: str | Path,
@@ -292,7 +294,7 @@ def prune_weights(  # noqa: PLR0917 - the first six are those of `fit`, in its o
         model: Plain functional or Sequential model, nested models included.
         train: (images, labels), as ``fit`` takes them.
         dev: Likewise; chooses the best epoch.
-        spec: How the model wants its films.
+        spec: How the model wants its images.
         config: Of the run: a lower learning rate than in base training keeps what was learned.
         run_dir: Folder of this run alone.
         fit: ``cxr_compress.train.fit``, or a partial of it that fixes the weights of the loss or a teacher.

@@ -122,7 +122,7 @@ class ChannelAnalysis:
         if name in self.groups:
             return self.groups[name]
         why = f"is frozen: {self.frozen[name]}" if name in self.frozen else "is not in this model"
-        raise CompressionError(f"expected groups that may be thinned; {name!r} {why}")
+        raise CompressionError(f"expected groups that may be pruned; {name!r} {why}")
 
 
 def path_matcher(pattern: str, option: str) -> Callable[[str], bool]:

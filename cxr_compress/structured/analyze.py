@@ -41,7 +41,7 @@ def analyze_channels(
     Args:
         model: a built model with a fixed input size.
         exclude: regular expressions; a layer whose whole path ("backbone/conv1") matches keeps all its filters.
-        allow_inexact: let channels go that a LayerNormalization takes statistics over. The thin model then no longer
+        allow_inexact: let channels go that a LayerNormalization takes statistics over. The pruned model then no longer
             equals the big one with these channels ignored: fine-tuning must make up for it.
 
     Raises:

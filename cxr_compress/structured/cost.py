@@ -76,7 +76,7 @@ class MeasuredParts:
     Attributes:
         kernels: elements of each weight with two or more axes.
         filters: filters of each kernel.
-        norms: channels of each normalisation that stays in the converted graph.
+        norms: channels of each normalization that stays in the converted graph.
         calls: every use of a kernel.
         moved: elements that layers without a kernel read or write.
     """
@@ -116,7 +116,7 @@ class MeasuredCosts:
         self._outputs = Products.of([call.outputs for call in parts.calls], one)
 
     def file_counts(self, counts: Counts) -> FileCounts:
-        """Kernel elements, filters and channels of normalisations that stay."""
+        """Kernel elements, filters and channels of normalizations that stay."""
         return FileCounts(self._kernels.total(counts), self._filters.total(counts), self._norms.total(counts))
 
     def tflite_bytes(self, counts: Counts, table: FileBytes) -> int:
@@ -128,7 +128,7 @@ class MeasuredCosts:
             table.norm_channel * found.norm_channels,
             table.fixed,
         )
-        # An exact sum: the order of its terms, and so the way a model was thinned, cannot show in it.
+        # An exact sum: the order of its terms, and so the way a model was pruned, cannot show in it.
         return round(math.fsum(parts))
 
     def latency_ms(self, counts: Counts, table: LayerTimes) -> float:

@@ -48,7 +48,7 @@ class LayerNode:
         weight_shapes: in the order of `layer.get_weights()`.
         read_call: gives the positional and keyword arguments of the call, a `TensorSlot` for every input tensor.
         from_keras: whether the class is Keras's own; a class of the same name from elsewhere may do anything.
-        allow_inexact: whether the caller accepts thin layers that compute something else than the big one did.
+        allow_inexact: whether the caller accepts pruned layers that compute something else than the big one did.
     """
 
     path: str

@@ -108,7 +108,7 @@ _LEAST_SHARE = 1 / 8
 
 @dataclass(frozen=True)
 class KernelSurvey:
-    """What the uncut model runs, as plain data.
+    """What the original model runs, as plain data.
 
     Attributes:
         probes: each kind of kernel once, with the widths that a thinner model may give it.
@@ -124,7 +124,7 @@ class KernelSurvey:
 
 
 def survey_kernels(analysis: ChannelAnalysis) -> KernelSurvey:
-    """List the kinds of kernel of an analysed model; widths reach down to an eighth of every group that may shrink."""
+    """List the kinds of kernel of an analyzed model; widths reach down to an eighth of every group that may shrink."""
     whole = np.ones(analysis.units, dtype=np.bool_)
     least = whole.copy()
     for group in analysis.groups.values():

@@ -109,7 +109,7 @@ def select_channels(
     Args:
         analysis: the model's channels.
         scores: by group, (channels,) higher means keep; see `score_channels`.
-        budget: what the thin model may cost.
+        budget: what the pruned model may cost.
         scope: "global" ranks the channels of all groups together; "local" takes the same share of every group;
             "sensitivity" takes first what adds the least measured error for what it frees of the tightest bound, and
             scores rank inside a group only. Errors of different groups are taken to add up (Li 2016, section 3.2, sets
@@ -121,9 +121,9 @@ def select_channels(
         max_removed_fraction: no group loses more than this share; guards global mode against emptied layers.
         overrides: other shares for some groups: regular expression -> max_removed_fraction of every group with a
             member whose whole path it matches; the last match counts.
-        widths: by group, how many channels it started with, where the model was thinned before: shares are of those.
+        widths: by group, how many channels it started with, where the model was pruned before: shares are of those.
         sensitivity: of this model, for scope="sensitivity"; see `measure_sensitivity`.
-        cost_table: measured costs of the uncut model, for budgets on tflite_bytes and latency_ms. Where it is given,
+        cost_table: measured costs of the original model, for budgets on tflite_bytes and latency_ms. Where it is given,
             the plan's costs hold the predicted bytes and milliseconds too.
 
     Raises:

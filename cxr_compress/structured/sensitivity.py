@@ -139,9 +139,9 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Measure, group by group, what ignoring its lowest-scored channels does to the model's output.
 
-    Ignored means that every consumer multiplies the channel by zero, on a copy of the model: exactly the thin model,
+    Ignored means that every consumer multiplies the channel by zero, on a copy of the model: exactly the pruned model,
     without a rebuild. The one removal that this cannot mimic, of channels that a LayerNormalization takes statistics
-    over (analysed with `allow_inexact`), is measured on a rebuilt model. No repair is simulated: batch norms that are
+    over (analyzed with `allow_inexact`), is measured on a rebuilt model. No repair is simulated: batch norms that are
     re-estimated afterwards take back a part of the error, and more of it where the error is a mere shift.
 
     Costs one pass over all images per group and fraction: a DenseNet121 at 112 px with 64 images takes about 1.1 s of
@@ -232,7 +232,7 @@ class _Probe:
         if self._loss is not None:
             return float(found - self._start)
         varied = self._variance > 0
-        # The variance: a shift that is the same for all images ranks no film differently, and any repair undoes it.
+        # The variance: a shift that is the same for all images ranks no image differently, and any repair undoes it.
         change = np.var(found - self._start, axis=0)
         return float(np.mean(change[varied] / self._variance[varied]))
 

@@ -1,4 +1,4 @@
-"""How good the epochs of a training are, by the films of the dev patients, and which of them is the best."""
+"""How good the epochs of a training are, by the images of the dev patients, and which of them is the best."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from cxr_compress.train.losses import distillation_loss
 
 @dataclass(frozen=True)
 class DevScore:
-    """What the logits of the dev films are held against.
+    """What the logits of the dev images are held against.
 
     Attributes:
-        labels: (films, findings) of 0 to 1, NaN for unknown.
+        labels: (images, findings) of 0 to 1, NaN for unknown.
         findings: Their names.
         loss: From (labels, logits) to a number, as in training.
-        their_logits: The teacher's, for the same films; None where none teaches.
+        their_logits: The teacher's, for the same images; None where none teaches.
         distill_weight: Share of the loss that follows them.
         activation: "sigmoid", or "softmax" for classes that exclude one another: then the AUROC is that of each class
             against the others by its probability, and ``dev_accuracy`` says how often the likeliest class was right.
@@ -43,7 +43,7 @@ class DevScore:
     def of(self, logits: np.ndarray) -> dict[str, Any]:
         """The figures of one epoch, JSON-ready: loss, AUROC of the hard labels, and with a teacher the objective.
 
-        ``dev_objective`` is what training minimises, on dev and without the term of the maps:
+        ``dev_objective`` is what training minimizes, on dev and without the term of the maps:
         ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``. Where the loss is no number, there is
         nothing else to say.
         """
@@ -73,7 +73,7 @@ class DevScore:
 def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
     """The best of the epochs from ``first`` on, counted from 1; 0 if none counts yet.
 
-    With a teacher it is the one with the lowest objective: a few hundred dev films, of which a good network orders all
+    With a teacher it is the one with the lowest objective: a few hundred dev images, of which a good network orders all
     but a handful of pairs rightly, hardly tell epochs apart by AUROC, while their distance to the teacher does.
     Without one it is the one with the highest AUROC, the lower loss among equals.
     """

@@ -1,6 +1,6 @@
 """The teacher's last feature map as a second thing to learn from, besides its probabilities.
 
-A logit per finding says little about a film; the maps before the pooling say where and what. A thinned network keeps
+A logit per finding says little about an image; the maps before the pooling say where and what. A pruned network keeps
 some of the teacher's filters in that layer, so the maps can be compared channel by channel, without the extra layer
 that learns a translation between networks of different widths.
 """
@@ -18,7 +18,7 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 
-_MAP_RANK = 4  # film, row, column, channel
+_MAP_RANK = 4  # image, row, column, channel
 _GLOBAL_POOLS = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
 
 
@@ -56,11 +56,11 @@ class FeatureTerm:
     weight: float
 
     def of(self, student_map: Any, teacher_map: Any) -> Any:
-        """``weight * mean((s - t)^2) / mean(t^2)`` over all films, places and channels of the batch.
+        """``weight * mean((s - t)^2) / mean(t^2)`` over all images, places and channels of the batch.
 
         Dividing by the teacher's own mean square makes the term free of the scale of its activations, which differs
         between networks by orders of magnitude, so one weight serves all of them. The divisor is that of the whole
-        batch, also where replicas share it: a film on which the teacher is silent does not weigh more than others.
+        batch, also where replicas share it: an image on which the teacher is silent does not weigh more than others.
 
         Source: Romero et al., "FitNets" (arXiv 1412.6550), equation 3, without its regressor (the channels are the
         teacher's own) and at once instead of in a stage before; Hinton et al., "Distilling the Knowledge in a Neural
@@ -124,7 +124,7 @@ def check_match(match: FeatureMatch, model: Any, teacher: Any, input_shape: tupl
         match: The maps.
         model: The student.
         teacher: The teacher.
-        input_shape: (height, width, channels) of the films that both get.
+        input_shape: (height, width, channels) of the images that both get.
 
     Raises:
         CompressionError: Rows and columns differ, or `keep` does not lead from one's channels to the other's.
@@ -146,7 +146,7 @@ def check_match(match: FeatureMatch, model: Any, teacher: Any, input_shape: tupl
 
 
 def _map_shape(viewed: Any, input_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """The shape of a map without the axis of films; a network of open size is run once to know."""
+    """The shape of a map without the axis of images; a network of open size is run once to know."""
     shape = tuple(viewed.outputs[-1].shape)[1:]
     if None in shape:
         shape = tuple(viewed(np.zeros((1, *input_shape), np.float32), training=False)[-1].shape)[1:]

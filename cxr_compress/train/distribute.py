@@ -1,6 +1,6 @@
-"""Training on several GPUs or machines with TensorFlow's own strategies, as one process would train on the same films.
+"""Training on several GPUs or machines with TensorFlow's own strategies, as one process would train on the same images.
 
-Every worker takes its rows of the same global batches. Losses, gradients and the statistics of batch normalisation are
+Every worker takes its rows of the same global batches. Losses, gradients and the statistics of batch normalization are
 those of the whole batch, so how many workers there are decides nothing but the time: a run may go on with fewer or more
 of them, or with one process and no strategy at all.
 
@@ -125,13 +125,13 @@ _WORDS_AT_ONCE = 1 << 24  # 64 MB a message
 _SHOWN = 60
 
 
-def start_distribution(kind: str, news: Callable[[str], None] | None = None) -> Distribution | None:
+def start_distribution(kind: str, log: Callable[[str], None] | None = None) -> Distribution | None:
     """Join the other workers, or take the GPUs of this machine; call it before TensorFlow does anything else.
 
     Args:
         kind: "none"; "mirrored", all GPUs of this machine (without GPUs: its processor); or "multi_worker", the
             machines that ``TF_CONFIG`` names, each with all its GPUs.
-        news: Takes one line before this waits for the others, which it does for as long as it takes.
+        log: Takes one line before this waits for the others, which it does for as long as it takes.
 
     Returns:
         What ``fit`` and ``run_training`` take; None for "none".
@@ -148,8 +148,8 @@ def start_distribution(kind: str, news: Callable[[str], None] | None = None) -> 
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return Distribution(tf.distribute.MirroredStrategy([device.name for device in devices]))
     cluster = read_cluster()
-    if news:
-        news(f"{cluster.name(cluster.index)}: waiting for all {len(cluster.addresses)} workers to be there")
+    if log:
+        log(f"{cluster.name(cluster.index)}: waiting for all {len(cluster.addresses)} workers to be there")
     try:
         with _ctrl_c_ends():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -191,7 +191,7 @@ class Distribution:
         """
         if batch_size % self.replicas:
             raise CompressionError(
-                f"the films of a batch must divide among {self.replicas} replicas of the model, got {batch_size}: "
+                f"the images of a batch must divide among {self.replicas} replicas of the model, got {batch_size}: "
                 f"choose a batch size that is a multiple of {self.replicas}"
             )
         return (0 if self.cluster is None else self.cluster.index), self.workers
@@ -220,7 +220,7 @@ class Distribution:
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
-        """Refuse to train where a worker has other settings or films than the chief.
+        """Refuse to train where a worker has other settings or images than the chief.
 
         Raises:
             CompressionError: On every worker; on one that differs the line says in what.
@@ -236,7 +236,7 @@ class Distribution:
             raise CompressionError(f"this worker was started otherwise than the chief: {listed}; give all the same")
         if others and self.cluster is not None:
             raise CompressionError(
-                f"{self.cluster.name(others[0])} was started with other settings or films than the chief: its own "
+                f"{self.cluster.name(others[0])} was started with other settings or images than the chief: its own "
                 "message says which; give all workers the same"
             )
 
@@ -344,9 +344,9 @@ class SharedFolder(RunFolder):
         self._together.on_chief(lambda: RunFolder.restore_best(self, progress, parts))
         self._together.spread_chiefs(weights)
 
-    def keep_bad_batch(self, epoch: int, batch: int, film_ids: Sequence[str]) -> None:
+    def keep_bad_batch(self, epoch: int, batch: int, image_ids: Sequence[str]) -> None:
         """As ``RunFolder.keep_bad_batch``, on the chief."""
-        self._together.on_chief(lambda: RunFolder.keep_bad_batch(self, epoch, batch, film_ids))
+        self._together.on_chief(lambda: RunFolder.keep_bad_batch(self, epoch, batch, image_ids))
 
 
 def _means_lost(error: tf.errors.OpError) -> bool:

@@ -1,4 +1,4 @@
-"""The same network at another film size, with another head or in another precision; its weights come along."""
+"""The same network at another image size, with another head or in another precision; its weights come along."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 def at_size(model: Any, size: int) -> Any:
-    """A copy of a model for square films of another size, with the same weights.
+    """A copy of a model for square images of another size, with the same weights.
 
     Args:
         model: Functional or Sequential, fully convolutional before a global pooling.
         size: Height and width, pixels.
 
     Raises:
-        UnsupportedLayerError: The network's weights depend on the film size (a Flatten before a Dense layer).
+        UnsupportedLayerError: The network's weights depend on the image size (a Flatten before a Dense layer).
     """
     if tuple(model.input_shape[1:3]) == (size, size):
         return model
@@ -41,7 +41,7 @@ def at_size(model: Any, size: int) -> Any:
         copy.set_weights(model.get_weights())
     except ValueError as error:
         raise UnsupportedLayerError(
-            f"expected a network that takes films of any size, but {model.name} cannot be rebuilt for {size}x{size}: "
+            f"expected a network that takes images of any size, but {model.name} cannot be rebuilt for {size}x{size}: "
             f"train it at its own size, {model.input_shape[1]}x{model.input_shape[2]}"
         ) from error
     return copy
@@ -144,18 +144,18 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The choices of a base training, which may start at small films and grow.
+    """The choices of a base training, which may start at small images and grow.
 
-    A network that is convolutional before its pooling takes films of any size, and a step at 64 px costs an eighth of
+    A network that is convolutional before its pooling takes images of any size, and a step at 64 px costs an eighth of
     one at 224 px: most of what there is to learn is learnt small. Each size is a training of its own, with its own
     warm-up and its rate falling to 0, that starts from the best weights of the size before.
 
     Attributes:
         model: Network of ``models.MODELS`` to build, or the name to give the one that comes from a file.
         dataset: As ``data.load_dataset`` knows it.
-        sizes: Height and width of the films, pixels, one per stage.
+        sizes: Height and width of the images, pixels, one per stage.
         epochs: Per stage.
-        batch_sizes: Films per step and stage, over all workers.
+        batch_sizes: Images per step and stage, over all workers.
         learning_rates: At the end of the warm-up, per stage.
         preset: How pixels become the input, one of ``device.spec.PRESETS``; "" for what the model to start from says,
             or imagenet_torch for a network that is built.
@@ -172,12 +172,12 @@ class TrainingPlan:
         loss: As in ``FitConfig``, with all that follow.
         focal_gamma: Exponent of the focal loss.
         label_smoothing: Share by which labels move towards 0.5.
-        mixup: Of the blending of films.
+        mixup: Of the blending of images.
         weight_decay: Decoupled decay.
         warmup_fraction: Share of the steps of a stage.
         ema_decay: Of the running average of the weights.
         patience: Epochs without a better one on dev that end a stage.
-        augment: Change each film a little.
+        augment: Change each image a little.
         ranges: How far.
         precision: As ``transfer.in_precision``.
         distill_weight: Share of the loss that follows a teacher.
@@ -223,7 +223,7 @@ class TrainingPlan:
             CompressionError: A value is out of range, or a list is not as long as ``sizes``.
         """
         if not self.sizes or min(self.sizes) < 1:
-            raise CompressionError(f"sizes must be one or more film sizes in pixels, got {list(self.sizes)}")
+            raise CompressionError(f"sizes must be one or more image sizes in pixels, got {list(self.sizes)}")
         for name in ("epochs", "batch_sizes", "learning_rates"):
             values = tuple(getattr(self, name))
             if len(values) not in (1, len(self.sizes)):

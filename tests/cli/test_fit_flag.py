@@ -74,7 +74,7 @@ def test_convert_without_fitting_leaves_thresholds_alone(folder: Path, capsys: C
     assert (info.thresholds, info.threshold_source) == ((0.5,) * 4, "0.5 by default, not chosen on data")
 
 
-def test_convert_that_is_to_fit_without_films_fails(folder: Path, capsys: Capture) -> None:
+def test_convert_that_is_to_fit_without_images_fails(folder: Path, capsys: Capture) -> None:
     flags = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={folder / 'x.tflite'}"]
     assert main([*flags, "--fit_thresholds"]) == 2
     assert "--fit_thresholds needs images with labels: give --dataset and --data_dir" in capsys.readouterr().err

@@ -82,10 +82,10 @@ def test_import_weights_wrong_flag_ends_with_one_line_and_2(flags, message, caps
     assert message in error_line(capsys)
 
 
-def test_import_weights_films_too_small_for_the_network_end_with_one_line_and_2(tmp_path, capsys):
+def test_import_weights_images_too_small_for_the_network_end_with_one_line_and_2(tmp_path, capsys):
     source = foreign(tmp_path, weight=np.zeros(3, np.float32))
     assert main([f"--input_file={source}", f"--output_file={tmp_path / 'model.keras'}", "--input_size=31"]) == 2
-    assert "(31, 31, 3) is too small: the network halves the film five times" in error_line(capsys)
+    assert "(31, 31, 3) is too small: the network halves the image five times" in error_line(capsys)
 
 
 def lite0_state() -> dict[str, np.ndarray]:

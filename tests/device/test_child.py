@@ -15,7 +15,7 @@ from cxr_compress.device.interpreter import _operators_at, crash_of, load_interp
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import DataError
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 
 def test_run_in_child_gives_the_result_and_changes_nothing_here():
@@ -28,9 +28,9 @@ def test_run_in_child_gives_the_result_and_changes_nothing_here():
 
 def test_run_in_child_raises_what_the_step_raised():
     def step():
-        raise DataError("no such film")
+        raise DataError("no such image")
 
-    with pytest.raises(DataError, match="no such film"):
+    with pytest.raises(DataError, match="no such image"):
         run_in_child(step, seconds=30)
 
 

@@ -28,7 +28,7 @@ from cxr_compress.device.layer_times import (
 )
 from cxr_compress.device.probe_pack import MoveProbe, Probe, ProbePack, read_pack
 from cxr_compress.errors import DataError, ModelFileError
-from tests.device.golden import INT8_MODEL, PROBE_PACK
+from tests.device.reference import INT8_MODEL, PROBE_PACK
 
 WIDTHS = tuple(product((8, 24, 64), (16, 48, 128)))
 
@@ -100,7 +100,7 @@ def drawn_medians(pack: ProbePack, rest_ms: float, idle: float = 0.004) -> list[
 
 
 def priced(times: LayerTimes, pack: ProbePack) -> float:
-    """What the table says of the uncut model."""
+    """What the table says of the original model."""
     kernels = sum(
         (design([use.inputs], whole_blocks([use.outputs], times.output_block)) @ np.array(times.kinds[use.kind]))[0]
         for use in pack.uses
@@ -137,7 +137,7 @@ def test_account_nothing_moved_puts_the_rest_on_every_run() -> None:
     assert report.moves_ms == 0.0
 
 
-def test_measure_layers_prices_the_uncut_model_at_what_was_measured() -> None:
+def test_measure_layers_prices_the_original_model_at_what_was_measured() -> None:
     told: list[str] = []
     report = time_layers(PROBE_PACK, runs=12, warmup=2, progress=told.append)
     pack, times = read_pack(PROBE_PACK), report.times
@@ -183,7 +183,7 @@ def zipped(**members: bytes) -> bytes:
 
 
 def with_index(**changes: object) -> bytes:
-    """The golden pack with other entries in its index."""
+    """The reference pack with other entries in its index."""
     members = {}
     with zipfile.ZipFile(PROBE_PACK) as archive:
         for name in archive.namelist():

@@ -134,7 +134,7 @@ def test_load_saved_model_of_another_precision_computes_in_float32(policy: str, 
     assert policy == "float64" or np.abs(own - expected).max() > 1e-4 * np.ptp(expected)
 
 
-def test_load_saved_model_of_uint8_takes_pixels_and_quantises_whole(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_load_saved_model_of_uint8_takes_pixels_and_quantizes_whole(pixels: np.ndarray, tmp_path: Path) -> None:
     model = nets.pixel_net()
     frozen = loaded(Served(model, tf.uint8), tmp_path / "saved")
     assert frozen.pixel_input

@@ -47,7 +47,7 @@ def sigmoid(logits):
 def check(model, old, expected, tmp_path):
     """Compare probabilities, and see that plain Keras loads the result."""
     x = nets.batch(model, 16)
-    # A small scale of the films would give logits near 0, and every sigmoid 0.5.
+    # A small scale of the images would give logits near 0, and every sigmoid 0.5.
     assert np.ptp(expected(old(x).numpy())) > 0.05
     np.testing.assert_allclose(sigmoid(model(x)), expected(old(x).numpy()), rtol=0, atol=SAME)
     save_model(model, tmp_path / "plain.keras")

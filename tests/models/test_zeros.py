@@ -12,9 +12,9 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model, save_model
 from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FitConfig, fit
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
-TRAIN, DEV = drawn_films(48, seed=40), drawn_films(32, seed=41)
+TRAIN, DEV = drawn_images(48, seed=40), drawn_images(32, seed=41)
 CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=1e-2, ema_decay=0.8, weight_decay=0.1)
 
 

@@ -21,8 +21,8 @@ def older(folder: Path, made_from: dict) -> None:
     """A run as it was left before made_from.json was kept: the same facts, in its manifests."""
     (folder / MADE_FROM).unlink()
     (folder / "manifests").mkdir()
-    inputs = {"recipe": made_from["training"], "films": "i1"} if "training" in made_from else {"weights": "w1"}
-    for stage, values in {"base": inputs, "recover": {"films": "i1"}, "score": {"films": "test"}}.items():
+    inputs = {"recipe": made_from["training"], "images": "i1"} if "training" in made_from else {"weights": "w1"}
+    for stage, values in {"base": inputs, "recover": {"images": "i1"}, "score": {"images": "test"}}.items():
         manifest = {"inputs": values, "files": {}}
         (folder / "manifests" / f"{stage}.json").write_text(json.dumps(manifest))
 
@@ -98,7 +98,7 @@ def test_copy_for_forecast_takes_what_stands_of_a_run_and_nothing_of_another_fol
 
 
 @pytest.mark.parametrize(
-    "name", ["original.json", "manifests/base.json", "quantised/float.tflite", "candidates/a/report.json", "plan.json"]
+    "name", ["original.json", "manifests/base.json", "quantized/float.tflite", "candidates/a/report.json", "plan.json"]
 )
 def test_refuse_foreign_names_whatever_a_run_would_replace(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

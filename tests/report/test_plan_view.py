@@ -60,7 +60,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def share_of(image: np.ndarray, color: str) -> float:
-    """Share of the pixels of exactly this colour ("#rrggbb")."""
+    """Share of the pixels of exactly this color ("#rrggbb")."""
     wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
     return float((image == wanted).all(axis=-1).mean())
 

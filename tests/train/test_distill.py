@@ -16,15 +16,15 @@ from cxr_compress.train.distill import FeatureTerm, check_match, with_map
 from cxr_compress.train.losses import weighted_bce
 from cxr_compress.train.step import make_optimizer, make_terms, make_train_step
 from tests import nets
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
-TRAIN, DEV = drawn_films(96, seed=30), drawn_films(40, seed=31)
+TRAIN, DEV = drawn_images(96, seed=30), drawn_images(40, seed=31)
 CONFIG = FitConfig(epochs=3, batch_size=16, learning_rate=5e-3, distill_weight=0.3, feature_weight=0.5)
 KEEP = np.array([6, 1, 4])
 layers = keras.layers
 
 
-def thinned(teacher: keras.Model, keep: np.ndarray) -> keras.Model:
+def pruned(teacher: keras.Model, keep: np.ndarray) -> keras.Model:
     """small_net whose conv2 has the teacher's filters ``keep`` only, in that order."""
     student = keras.Sequential(
         [
@@ -36,7 +36,7 @@ def thinned(teacher: keras.Model, keep: np.ndarray) -> keras.Model:
             layers.Flatten(name="flatten"),
             layers.Dense(2, name="logits"),
         ],
-        name="thinned",
+        name="pruned",
     )
     for name in ("conv1", "bn1"):
         student.get_layer(name).set_weights(teacher.get_layer(name).get_weights())
@@ -52,14 +52,14 @@ def run(folder, model, teacher, config=CONFIG, match=None, **options):
     )
 
 
-def films(count=16):
+def images(count=16):
     return Batches(*TRAIN, SPEC, count, augment=False, shuffle=False)[0]
 
 
 def distance(model, teacher, keep=None):
-    """The normalised distance of the conv2 maps, in float64."""
-    ours = with_map(model, "conv2")(films(64)[0])[1].numpy().astype(np.float64)
-    theirs = with_map(teacher, "conv2")(films(64)[0])[1].numpy().astype(np.float64)
+    """The normalized distance of the conv2 maps, in float64."""
+    ours = with_map(model, "conv2")(images(64)[0])[1].numpy().astype(np.float64)
+    theirs = with_map(teacher, "conv2")(images(64)[0])[1].numpy().astype(np.float64)
     theirs = theirs if keep is None else theirs[..., keep]
     return np.mean((ours - theirs) ** 2) / np.mean(theirs**2)
 
@@ -91,7 +91,7 @@ def test_terms_teacher_gets_no_gradient_and_the_student_gets_one_from_the_map_al
     teacher, student = small_net(7), small_net(3)
     term = FeatureTerm(FeatureMatch("conv2", "conv2"), 2.0)
     terms = make_terms(student, weighted_bce(np.ones(2)), teacher, 0.5, term)
-    x, y = films()
+    x, y = images()
     with tf.GradientTape(persistent=True) as tape:
         _, (soft, of_map) = terms(x, y)
     assert tape.gradient(soft + of_map, teacher.trainable_variables) == [None] * len(teacher.trainable_variables)
@@ -128,7 +128,7 @@ def test_step_both_terms_take_one_pass_of_the_teacher_each_step():
     step = make_train_step(student, weighted_bce(np.ones(2)), optimizer, teacher, 0.5, None, term)
     before = [weight.copy() for weight in teacher.get_weights()]
     for _ in range(3):
-        step(*films())
+        step(*images())
     assert len(calls) == 3
     for one, other in zip(before, teacher.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -143,9 +143,9 @@ def test_fit_matching_maps_pulls_the_students_map_to_the_teachers(tmp_path):
     assert distance(near, teacher) < 0.5 * distance(far, teacher)
 
 
-def test_fit_thin_student_is_matched_with_the_channels_it_kept(tmp_path):
+def test_fit_pruned_student_is_matched_with_the_channels_it_kept(tmp_path):
     teacher = small_net(7)
-    student = thinned(teacher, KEEP)
+    student = pruned(teacher, KEEP)
     assert distance(student, teacher, KEEP) < 1e-10
     assert distance(student, teacher, KEEP[::-1]) > 0.1  # the control: the order matters
     config = FitConfig(epochs=2, batch_size=16, learning_rate=5e-3, feature_weight=1.0)

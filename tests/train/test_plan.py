@@ -35,7 +35,7 @@ def test_plan_is_json_ready():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sizes": ()}, "sizes must be one or more film sizes"),
+        ({"sizes": ()}, "sizes must be one or more image sizes"),
         ({"sizes": (64, 96), "epochs": (1, 2, 3)}, r"epochs must hold one value, or one per size \(2\), got 3"),
         ({"pos_weight": "twice"}, "pos_weight must be one of balanced, sqrt, none, got 'twice'"),
         ({"precision": "half"}, "precision must be one of auto"),

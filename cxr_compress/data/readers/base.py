@@ -13,7 +13,7 @@ from cxr_compress.data.dataset import Dataset
 from cxr_compress.errors import DataError
 
 UNKNOWN_AGE = math.nan
-_MAX_AGE = 110  # ChestX-ray14 has films of people of 148, 155, 411 and 414 years: typing errors, so unknown
+_MAX_AGE = 110  # ChestX-ray14 has images of people of 148, 155, 411 and 414 years: typing errors, so unknown
 _DAYS, _WEEKS, _MONTHS = 365.25, 52.18, 12.0
 _AGE_UNITS = {"Y": 1.0, "M": _MONTHS, "W": _WEEKS, "D": _DAYS}  # as DICOM writes them: 058Y, 006M
 _SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
@@ -26,11 +26,11 @@ _TRUE, _FALSE = frozenset({"true", "t", "yes", "1"}), frozenset({"false", "f", "
 
 
 class Missing(enum.Enum):
-    """What a reader does about films that the set's list names and the folder lacks."""
+    """What a reader does about images that the set's list names and the folder lacks."""
 
     REFUSE = enum.auto()
     DROP = enum.auto()
-    KEEP = enum.auto()  # for those who look for such films
+    KEEP = enum.auto()  # for those who look for such images
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Request:
         data_dir: Where the set lies.
         dev_fraction: Share of train's patients for dev.
         seed: Of the choice of those patients.
-        missing: What to do about listed films that are not there.
+        missing: What to do about listed images that are not there.
         options: Of this reader; values of the right type, or as text.
     """
 
@@ -85,7 +85,7 @@ class Reader:
     Attributes:
         read: Gives the set as it is: what ``find_problems`` finds is not raised here.
         options: The names it knows.
-        has_list: The set comes with a list of its films, so some may be missing.
+        has_list: The set comes with a list of its images, so some may be missing.
     """
 
     read: Callable[[Request], Dataset]
@@ -130,19 +130,19 @@ def parse_view(text: str) -> str:
 
 
 def keep_existing(request: Request, who: str, counts: Mapping[str, tuple[int, int]]) -> None:
-    """Refuses missing films, if the request does.
+    """Refuses missing images, if the request does.
 
     Args:
         request: With what to do about them.
         who: The set.
-        counts: Split name -> (films missing, films listed).
+        counts: Split name -> (images missing, images listed).
 
     Raises:
-        DataError: Films are missing, and the request is to refuse.
+        DataError: Images are missing, and the request is to refuse.
     """
     if request.missing is not Missing.REFUSE or not any(missing for missing, _ in counts.values()):
         return
-    told = " and ".join(f"{missing} of {listed} {name} films" for name, (missing, listed) in counts.items())
+    told = " and ".join(f"{missing} of {listed} {name} images" for name, (missing, listed) in counts.items())
     raise DataError(
         f"{who}: {told} are missing in {request.data_dir}; complete the download, or use allow_missing to work on "
         "the part that is there"

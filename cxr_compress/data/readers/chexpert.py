@@ -1,4 +1,4 @@
-"""Reads CheXpert: 224,316 films, 14 observations, some of them uncertain."""
+"""Reads CheXpert: 224,316 images, 14 observations, some of them uncertain."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ _PREFIX = re.compile(r"CheXpert-v1\.0[^/]*/")
 
 
 def read_chexpert(request: Request) -> Dataset:
-    """The set with its official valid films as test and a dev split carved out of train's patients.
+    """The set with its official valid images as test and a dev split carved out of train's patients.
 
     ``data_dir`` holds ``train.csv`` and ``valid.csv``, or a folder ``CheXpert-v1.0*`` with them; the prefix of the
-    paths in the tables (``CheXpert-v1.0-small/``) need not be the folder's name. The official valid has films of only
+    paths in the tables (``CheXpert-v1.0-small/``) need not be the folder's name. The official valid has images of only
     one kind for some observations (no fracture at all), so dev and test may lack a class here.
     In dev uncertain labels are unknown whatever the policy: nothing should be chosen by a guess.
 
@@ -73,11 +73,11 @@ def read_chexpert(request: Request) -> Dataset:
               "ignore|Atelectasis:ones|Edema:soft"; default "ignore". Which one is best differs between observations.
             - ``blank``: "zeros" (not mentioned means absent; the default) or "ignore".
             - ``findings``: Some of the 14, joined by ``|``; default all.
-            - ``frontal_only``: Leave lateral films out.
+            - ``frontal_only``: Leave lateral images out.
             - ``allow_one_class``: Default true.
 
     Raises:
-        DataError: Tables missing or damaged (with file and line), films missing, an option out of range.
+        DataError: Tables missing or damaged (with file and line), images missing, an option out of range.
 
     Source:
         Policies: Irvin et al. 2019, section 3; soft: Pham et al. 2019 (arXiv:1911.06475), U-Ones+LSR.
@@ -94,20 +94,21 @@ def read_chexpert(request: Request) -> Dataset:
         for name in ("train", "valid")
     }
     listed = {
-        name: _read_films(table, root, rules if name == "train" else certain, certain) for name, table in tables.items()
+        name: _read_images(table, root, rules if name == "train" else certain, certain)
+        for name, table in tables.items()
     }
-    counts = {name: (sum(not film.there for film in films), len(films)) for name, films in listed.items()}
+    counts = {name: (sum(not image.there for image in images), len(images)) for name, images in listed.items()}
     keep_existing(request, "chexpert", counts)
     if request.missing is not Missing.KEEP:
-        listed = {name: [film for film in films if film.there] for name, films in listed.items()}
+        listed = {name: [image for image in images if image.there] for name, images in listed.items()}
     whole = _make_split("train", listed["train"], len(findings))
     chosen = choose_patients(whole.patients, whole.labels, fraction=request.dev_fraction, seed=request.seed)
-    train, dev = ([film for film in listed["train"] if (film.patient in chosen) is side] for side in (False, True))
+    train, dev = ([image for image in listed["train"] if (image.patient in chosen) is side] for side in (False, True))
     return Dataset(
         "chexpert",
         tuple(findings),
         _make_split("train", train, len(findings)),
-        _make_split("dev", [replace(film, labels=film.certain) for film in dev], len(findings)),
+        _make_split("dev", [replace(image, labels=image.certain) for image in dev], len(findings)),
         _make_split("test", listed["valid"], len(findings)),
         ATTRIBUTION,
         notes=(
@@ -146,7 +147,7 @@ class _Rules:
         self.told = ", ".join(f"{finding} {policy}" for finding, policy in self._policy.items())
 
     def labels(self, row: Row) -> tuple[float, ...]:
-        """One film's."""
+        """One image's."""
         return tuple(self._label(row, finding) for finding in self.findings)
 
     def _label(self, row: Row, finding: str) -> float:
@@ -185,7 +186,7 @@ def _policies(given: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Image:
     """One row of a table."""
 
     path: Path
@@ -198,19 +199,21 @@ class _Film:
     view: str
 
 
-def _read_films(table: Table, root: Path, rules: _Rules, certain: _Rules) -> list[_Film]:
+def _read_images(table: Table, root: Path, rules: _Rules, certain: _Rules) -> list[_Image]:
     """The rows of one table that are asked for."""
-    films = []
+    images = []
     for row in table.rows:
         frontal = _is_frontal(row)
         if frontal or not rules.frontal_only:
             path = root / _PREFIX.sub("", row["Path"], count=1)
             labels = rules.labels(row), certain.labels(row)
             view = parse_view(row["AP/PA"] if frontal else "L")
-            films.append(
-                _Film(path, path.is_file(), _patient(row), *labels, age=_age(row), sex=parse_sex(row["Sex"]), view=view)
+            images.append(
+                _Image(
+                    path, path.is_file(), _patient(row), *labels, age=_age(row), sex=parse_sex(row["Sex"]), view=view
+                )
             )
-    return films
+    return images
 
 
 def _is_frontal(row: Row) -> bool:
@@ -221,16 +224,16 @@ def _is_frontal(row: Row) -> bool:
     return word == "frontal"
 
 
-def _make_split(name: str, films: list[_Film], findings: int) -> Split:
-    """Films as a split."""
+def _make_split(name: str, images: list[_Image], findings: int) -> Split:
+    """Images as a split."""
     return Split(
         name,
-        tuple(film.path for film in films),
-        np.array([film.labels for film in films], np.float32).reshape(-1, findings),
-        tuple(film.patient for film in films),
-        ages=np.array([film.age for film in films], np.float32),
-        sexes=tuple(film.sex for film in films),
-        views=tuple(film.view for film in films),
+        tuple(image.path for image in images),
+        np.array([image.labels for image in images], np.float32).reshape(-1, findings),
+        tuple(image.patient for image in images),
+        ages=np.array([image.age for image in images], np.float32),
+        sexes=tuple(image.sex for image in images),
+        views=tuple(image.view for image in images),
     )
 
 

@@ -52,7 +52,7 @@ _PARTS = {
 _TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _INTEGER_AS_FLOAT = re.compile(r"(-?\d+)\.0+")  # what pandas makes of a column of integers in which one is missing
 _NO_NAME = ("nan", "<na>", "null")  # what other programs write for an empty cell
-_OWN_PATIENT = "the table has no patient_id: every film counts as a patient, so one person may be in two splits"
+_OWN_PATIENT = "the table has no patient_id: every image counts as a patient, so one person may be in two splits"
 _OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
 
 
@@ -74,7 +74,7 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Image:
     """One row."""
 
     path: Path
@@ -106,16 +106,16 @@ def read_csv(request: Request) -> Dataset:
             ``test_fraction`` (default 0.2, of tables without ``split``), ``attribution``, ``allow_one_class``.
 
     Raises:
-        DataError: No table, a column missing, a row that cannot be used (with file and line), films missing.
+        DataError: No table, a column missing, a row that cannot be used (with file and line), images missing.
     """
     table_path, root = _find(request)
-    films, layout = _read_films(table_path, root, request)
-    there = [film.path.is_file() for film in films]
-    _refuse_backslashes(films, there, request)
-    keep_existing(request, "csv", {"listed": (len(films) - sum(there), len(films))})
+    images, layout = _read_images(table_path, root, request)
+    there = [image.path.is_file() for image in images]
+    _refuse_backslashes(images, there, request)
+    keep_existing(request, "csv", {"listed": (len(images) - sum(there), len(images))})
     if request.missing is not Missing.KEEP:
-        films = [film for film, found in zip(films, there, strict=True) if found]
-    notes = [*layout.notes, *_not_understood(films), *_not_named(films)]
+        images = [image for image, found in zip(images, there, strict=True) if found]
+    notes = [*layout.notes, *_not_understood(images), *_not_named(images)]
     if not layout.patient:
         notes.append(_OWN_PATIENT)
     if "split" not in layout.columns:
@@ -123,7 +123,7 @@ def read_csv(request: Request) -> Dataset:
     return Dataset(
         "csv",
         layout.findings,
-        *_make_parts(films, layout, request),
+        *_make_parts(images, layout, request),
         request.text("attribution", "not given: say whose data this is with the option attribution"),
         notes=tuple(notes),
         patient_key=f"the column {layout.patient[0]!r}" if layout.patient else "the path, for want of a patient_id",
@@ -149,16 +149,16 @@ def _find(request: Request) -> tuple[Path, Path]:
     return found[0], where
 
 
-def _refuse_backslashes(films: list[_Film], there: list[bool], request: Request) -> None:
+def _refuse_backslashes(images: list[_Image], there: list[bool], request: Request) -> None:
     """Paths of Windows name nothing elsewhere: that is another fault than an incomplete set."""
-    written = [film.path for film, found in zip(films, there, strict=True) if not found and "\\" in str(film.path)]
+    written = [image.path for image, found in zip(images, there, strict=True) if not found and "\\" in str(image.path)]
     if request.missing is not Missing.KEEP and any(Path(str(path).replace("\\", "/")).is_file() for path in written):
         raise DataError(f"csv: {len(written)} paths of the table are written with backslashes; write them with slashes")
 
 
-def _not_named(films: list[_Film]) -> Iterator[str]:
+def _not_named(images: list[_Image]) -> Iterator[str]:
     """How many images lie beside those of the table without a row: a table that was cut short looks like that."""
-    named = {film.path for film in films}
+    named = {image.path for image in images}
     folders = sorted({path.parent for path in named})
     beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
     left = sum(
@@ -168,7 +168,7 @@ def _not_named(films: list[_Film]) -> Iterator[str]:
         yield f"{left} images beside those of the table are not read: no row names them"
 
 
-def _not_understood(films: list[_Film]) -> Iterator[str]:
+def _not_understood(images: list[_Image]) -> Iterator[str]:
     """What was there and counts as unknown all the same; by number, for a word in the wrong column may be a name."""
     expected = {
         "sex": "F, M, female or male",
@@ -176,12 +176,12 @@ def _not_understood(films: list[_Film]) -> Iterator[str]:
         "view": "PA, AP, L, LL, RL or lateral",
     }
     for column, words in expected.items():
-        count = sum(column in film.unread for film in films)
+        count = sum(column in image.unread for image in images)
         if count:
-            yield f"the {column} of {count} of {len(films)} films is taken as unknown; expected {words}"
+            yield f"the {column} of {count} of {len(images)} images is taken as unknown; expected {words}"
 
 
-def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], _Layout]:
+def _read_images(path: Path, root: Path, request: Request) -> tuple[list[_Image], _Layout]:
     """All rows, each path once."""
     path_column = request.text("path_column", "path")
     findings, class_column = request.names("findings"), request.text("class_column")
@@ -211,13 +211,13 @@ def _read_films(path: Path, root: Path, request: Request) -> tuple[list[_Film], 
         raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
     patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
     layout = _Layout(path_column, patient, findings, frozenset(table.columns), table.notes, class_column)
-    films: dict[Path, _Film] = {}
+    images: dict[Path, _Image] = {}
     for row in rows:
-        film = _read_film(row, layout, root)
-        if film.path in films:
-            raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per film")
-        films[film.path] = film
-    return list(films.values()), layout
+        image = _read_image(row, layout, root)
+        if image.path in images:
+            raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per image")
+        images[image.path] = image
+    return list(images.values()), layout
 
 
 def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
@@ -246,14 +246,14 @@ def _patient(text: str) -> str:
     return integer[1] if integer else text
 
 
-def _read_film(row: Row, layout: _Layout, root: Path) -> _Film:
+def _read_image(row: Row, layout: _Layout, root: Path) -> _Image:
     """One row, checked."""
     path = row[layout.path]
     if not path:
-        raise row.error(f"has nothing in the column {layout.path!r}; expected the path of a film")
+        raise row.error(f"has nothing in the column {layout.path!r}; expected the path of an image")
     patient = next((_patient(row[name]) for name in layout.patient if row[name]), "" if layout.patient else path)
     if not patient:
-        raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every film, or no such column")
+        raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every image, or no such column")
     part = _PARTS.get(row.get("split").lower().replace("-", "_"))
     if part is None and "split" in layout.columns:
         raise row.error(f"has the split {row['split']!r}; expected train, dev, val or test")
@@ -264,7 +264,7 @@ def _read_film(row: Row, layout: _Layout, root: Path) -> _Film:
         raise row.error(f"has the age {row['age']!r}; expected years{hint}") from error
     sex, view = parse_sex(row.get("sex")), parse_view(row.get("view"))
     unknown = {"sex": not sex, "age": math.isnan(age), "view": not view}
-    return _Film(
+    return _Image(
         path=root / path,
         part=part or "",
         patient=patient,
@@ -312,32 +312,33 @@ def _label(row: Row, finding: str) -> float:
     return value
 
 
-def _make_parts(films: list[_Film], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
+def _make_parts(images: list[_Image], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
     """Train, dev and test as the table says, or as the seed says."""
     if "split" not in layout.columns:
         test_fraction = request.number("test_fraction", 0.2)
-        whole = _make_split("all", films, layout)
+        whole = _make_split("all", images, layout)
         return divide(whole, dev_fraction=request.dev_fraction, test_fraction=test_fraction, seed=request.seed)
     train, dev, test = (
-        _make_split(name, [film for film in films if film.part == name], layout) for name in ("train", "dev", "test")
+        _make_split(name, [image for image in images if image.part == name], layout)
+        for name in ("train", "dev", "test")
     )
     if not len(dev):
         train, dev = carve_dev(train, fraction=request.dev_fraction, seed=request.seed)
     return train, dev, test
 
 
-def _make_split(name: str, films: list[_Film], layout: _Layout) -> Split:
-    """Films as a split, with the optional fields that the table has."""
+def _make_split(name: str, images: list[_Image], layout: _Layout) -> Split:
+    """Images as a split, with the optional fields that the table has."""
     has = layout.columns.__contains__
     return Split(
         name,
-        tuple(film.path for film in films),
-        np.array([film.labels for film in films], np.float32).reshape(-1, len(layout.findings)),
-        tuple(film.patient for film in films),
-        ages=np.array([film.age for film in films], np.float32) if has("age") else None,
-        sexes=tuple(film.sex for film in films) if has("sex") else None,
-        views=tuple(film.view for film in films) if has("view") else None,
-        sources=tuple(film.source for film in films) if has("source") else None,
+        tuple(image.path for image in images),
+        np.array([image.labels for image in images], np.float32).reshape(-1, len(layout.findings)),
+        tuple(image.patient for image in images),
+        ages=np.array([image.age for image in images], np.float32) if has("age") else None,
+        sexes=tuple(image.sex for image in images) if has("sex") else None,
+        views=tuple(image.view for image in images) if has("view") else None,
+        sources=tuple(image.source for image in images) if has("source") else None,
     )
 
 
@@ -370,16 +371,16 @@ def table_bytes(dataset: Dataset, root: Path) -> bytes:
 
 def _format(dataset: Dataset, root: Path) -> str:
     """The text of the table."""
-    films = join_splits(dataset.splits, "all")
-    optional = [name for name, field in _FIELDS.items() if getattr(films, field) is not None]
+    images = join_splits(dataset.splits, "all")
+    optional = [name for name, field in _FIELDS.items() if getattr(images, field) is not None]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "split", "patient_id", *optional, *dataset.findings])
     parts = [split.name for split in dataset.splits for _ in range(len(split))]
     rows = []
-    for index, (path, part, patient) in enumerate(zip(films.paths, parts, films.patients, strict=True)):
-        extra = [_cell(getattr(films, _FIELDS[name])[index]) for name in optional]
-        rows.append([_relative(path, root), part, patient, *extra, *map(_cell, films.labels[index])])
+    for index, (path, part, patient) in enumerate(zip(images.paths, parts, images.patients, strict=True)):
+        extra = [_cell(getattr(images, _FIELDS[name])[index]) for name in optional]
+        rows.append([_relative(path, root), part, patient, *extra, *map(_cell, images.labels[index])])
     writer.writerows(sorted(rows))
     return text.getvalue()
 

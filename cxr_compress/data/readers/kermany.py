@@ -1,4 +1,4 @@
-"""Reads "Chest X-Ray Images (Pneumonia)": 5,856 films of children, one finding or three classes."""
+"""Reads "Chest X-Ray Images (Pneumonia)": 5,856 images of children, one finding or three classes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _PATIENT = re.compile(r"person\d+_(bacteria|virus)|(?:NORMAL2-)?IM-\d+")
 def load_kermany(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0) -> Dataset:
     """The set with its official test split and a dev split carved out of its train patients.
 
-    The official val (16 films) is too small to choose anything on. It is left out of train, dev and test, so that
-    predictions can be shown on films that no model has seen.
+    The official val (16 images) is too small to choose anything on. It is left out of train, dev and test, so that
+    predictions can be shown on images that no model has seen.
 
     Args:
         data_dir: The folder with ``train/`` and ``test/``, each with ``NORMAL/`` and ``PNEUMONIA/``, or one that holds
@@ -64,7 +64,7 @@ def read_kermany(request: Request) -> Dataset:
         test,
         ATTRIBUTION,
         notes=(
-            "children of 1 to 5 years; the official val of 16 films is in no split",
+            "children of 1 to 5 years; the official val of 16 images is in no split",
             *not_read,
             *not_read_of_test,
         ),
@@ -75,7 +75,7 @@ def read_kermany(request: Request) -> Dataset:
 
 
 def patient_of(file_name: str) -> str:
-    """The patient that a film's file name carries, e.g. "person1000_bacteria" of "person1000_bacteria_2931.jpeg".
+    """The patient that an image's file name carries, e.g. "person1000_bacteria" of "person1000_bacteria_2931.jpeg".
 
     Raises:
         DataError: The name follows none of the set's patterns.
@@ -108,7 +108,7 @@ def _find_root(data_dir: Path) -> Path:
 
 
 def _read_split(root: Path, name: str, subtypes: bool = False) -> tuple[Split, list[str]]:
-    """All films of one official split, NORMAL first, by name; and what lies there and is not read."""
+    """All images of one official split, NORMAL first, by name; and what lies there and is not read."""
     paths: list[Path] = []
     labels: list[float] = []
     notes: list[str] = []
@@ -151,5 +151,7 @@ def _images(folder: Path) -> tuple[tuple[Path, ...], str]:
     """The image files of a class and what else is there; what macOS leaves in ZIPs (.DS_Store, ._name.jpeg) is not."""
     content = look_into(folder, deep=False) if folder.is_dir() else None
     if content is None or not content.images:
-        raise DataError(f"kermany: expected JPEG or PNG films in {folder}, found none; is the set unpacked completely?")
+        raise DataError(
+            f"kermany: expected JPEG or PNG images in {folder}, found none; is the set unpacked completely?"
+        )
     return content.images, content.note()

@@ -67,7 +67,7 @@ def read_dataset(
         data_dir: Where the set lies.
         dev_fraction: Share of train's patients for dev.
         seed: Of the choice of those patients.
-        missing: What to do about listed films that are not there.
+        missing: What to do about listed images that are not there.
         options: Of the reader.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reads NIH ChestX-ray14: 112,120 films, 14 findings, official lists of train and test films."""
+"""Reads NIH ChestX-ray14: 112,120 images, 14 findings, official lists of train and test images."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read_nih(request: Request) -> Dataset:
 
     Args:
         request: With the options ``allow_one_class`` and ``exclude_list``: a text or CSV file whose first column with
-            image names lists films to leave out, such as cxr14_bad_labels.csv (inverted, rotated, not frontal).
+            image names lists images to leave out, such as cxr14_bad_labels.csv (inverted, rotated, not frontal).
     """
     root = request.data_dir
     if not root.is_dir():
@@ -94,12 +94,14 @@ def read_nih(request: Request) -> Dataset:
     lists = {name: _read_list(root / f"{name}_list.txt") for name in ("train_val", "test")}
     _check_lists(lists, entries)
     left_out = _read_excluded(request.text("exclude_list"), entries)
-    lists = {name: [film for film in listed if film not in left_out] for name, listed in lists.items()}
+    lists = {name: [image for image in listed if image not in left_out] for name, listed in lists.items()}
     images, unlisted = _find_images(root, entries)
     counts = {name: (len(set(listed) - images.keys()), len(listed)) for name, listed in lists.items()}
     keep_existing(request, "nih", counts)
     if request.missing is Missing.KEEP:
-        images |= {film: root / "images" / film for listed in lists.values() for film in listed if film not in images}
+        images |= {
+            image: root / "images" / image for listed in lists.values() for image in listed if image not in images
+        }
     train_val, test = (_make_split(name, listed, entries, images) for name, listed in lists.items())
     train, dev = carve_dev(train_val, fraction=request.dev_fraction, seed=request.seed)
     return Dataset(
@@ -121,7 +123,7 @@ def _notes(counts: Mapping[str, tuple[int, int]], left_out: int) -> tuple[str, .
     if any(missing for missing, _ in counts.values()):
         notes.append("a part of the set, not a random sample: its AUROCs do not compare with published ones")
     if left_out:
-        notes.append(f"{left_out} films of exclude_list are left out")
+        notes.append(f"{left_out} images of exclude_list are left out")
     return tuple(notes)
 
 
@@ -142,12 +144,12 @@ def _read_entries(path: Path) -> tuple[dict[str, _Entry], tuple[str, ...]]:
     for row in table.rows:
         name, entry = row["Image Index"], _read_row(row)
         if entries.setdefault(name, entry) != entry:
-            raise row.error(f"says other things of {name!r} than an earlier row; keep one row per film")
+            raise row.error(f"says other things of {name!r} than an earlier row; keep one row per image")
     return entries, table.notes
 
 
 def _read_row(row: Row) -> _Entry:
-    """One film; "A|B" has both findings."""
+    """One image; "A|B" has both findings."""
     patient, text = row["Patient ID"], row["Finding Labels"]
     if not patient or not text:
         raise row.error("has no patient or no labels; download the file again")
@@ -176,7 +178,7 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _read_excluded(file_name: str, entries: Mapping[str, _Entry]) -> frozenset[str]:
-    """The films that an exclusion list names, in whatever column."""
+    """The images that an exclusion list names, in whatever column."""
     if not file_name:
         return frozenset()
     words = re.split(r"[\s,;]+", read_text(Path(file_name), who="nih: exclude_list"))
@@ -187,17 +189,17 @@ def _read_excluded(file_name: str, entries: Mapping[str, _Entry]) -> frozenset[s
 
 
 def _check_lists(lists: Mapping[str, list[str]], entries: Mapping[str, _Entry]) -> None:
-    """Every film of the CSV is in one list, and the other way round."""
+    """Every image of the CSV is in one list, and the other way round."""
     train_val, test = (set(lists[name]) for name in ("train_val", "test"))
-    twice, unlabelled, unlisted = (
+    twice, unlabeled, unlisted = (
         len(train_val & test),
         len((train_val | test) - entries.keys()),
         len(entries.keys() - train_val - test),
     )
-    if twice or unlabelled or unlisted:
+    if twice or unlabeled or unlisted:
         raise DataError(
-            f"nih: the official lists and the label file disagree: {twice} films in both lists, {unlabelled} listed "
-            f"without labels, {unlisted} labelled but in no list; use files of one edition"
+            f"nih: the official lists and the label file disagree: {twice} images in both lists, {unlabeled} listed "
+            f"without labels, {unlisted} labeled but in no list; use files of one edition"
         )
 
 
@@ -206,28 +208,28 @@ def _find_images(root: Path, entries: Mapping[str, _Entry]) -> tuple[dict[str, P
     folders = [root / "images", *sorted(root.glob("images_*/images"))]
     paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     if not paths:
-        raise DataError(f"nih: expected films in images/ or images_001/images/ ... in {root}, found none")
+        raise DataError(f"nih: expected images in images/ or images_001/images/ ... in {root}, found none")
     extra = sum(path.name not in entries and not path.name.startswith(".") for path in paths)
     notes = (f"{extra} files beside the images are not read: the label file does not name them",) if extra else ()
     return {path.name: path for path in paths}, notes
 
 
 def _make_split(name: str, listed: Collection[str], entries: Mapping[str, _Entry], images: Mapping[str, Path]) -> Split:
-    """The listed films that are there, in the order of the list."""
-    names = [film for film in listed if film in images]
-    films = [entries[film] for film in names]
+    """The listed images that are there, in the order of the list."""
+    names = [image for image in listed if image in images]
+    found = [entries[image] for image in names]
     return Split(
         name,
-        tuple(images[film] for film in names),
-        np.array([film.labels for film in films], np.float32).reshape(-1, len(NIH_FINDINGS)),
-        tuple(film.patient for film in films),
-        ages=np.array([film.age for film in films], np.float32),
-        sexes=tuple(film.sex for film in films),
-        views=tuple(film.view for film in films),
+        tuple(images[image] for image in names),
+        np.array([image.labels for image in found], np.float32).reshape(-1, len(NIH_FINDINGS)),
+        tuple(image.patient for image in found),
+        ages=np.array([image.age for image in found], np.float32),
+        sexes=tuple(image.sex for image in found),
+        views=tuple(image.view for image in found),
     )
 
 
-BOX_FILM_SIZE = 1024  # pixels per edge of the films that the boxes were drawn on
+BOX_IMAGE_SIZE = 1024  # pixels per edge of the images that the boxes were drawn on
 
 # The header is "Image Index,Finding Label,Bbox [x,y,w,h],,,": its commas split the third name in four.
 _SIDES = ("Bbox [x", "y", "w", "h]")
@@ -236,7 +238,7 @@ _ALIASES = {"Infiltrate": "Infiltration"}
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle around one finding, in pixels of the original film of 1024 x 1024.
+    """A rectangle around one finding, in pixels of the original image of 1024 x 1024.
 
     Attributes:
         finding: One of ``NIH_FINDINGS``.
@@ -254,7 +256,7 @@ class Box:
 
 
 def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
-    """The boxes of every film that has some, in the order of the file.
+    """The boxes of every image that has some, in the order of the file.
 
     Args:
         path: ``BBox_List_2017.csv`` or ``.csv.gz``.
@@ -263,7 +265,7 @@ def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
         Image name -> its boxes.
 
     Raises:
-        DataError: The file cannot be read, or a row is no box of the 14 findings on the film.
+        DataError: The file cannot be read, or a row is no box of the 14 findings on the image.
     """
     boxes: dict[str, tuple[Box, ...]] = {}
     for row in read_table(Path(path), who="nih", needed=("Image Index", "Finding Label", *_SIDES)).rows:
@@ -282,7 +284,7 @@ def _read_box(row: Row) -> Box:
         x, y, width, height = (float(row[side]) for side in _SIDES)
     except ValueError as error:
         raise row.error("has a box that is no four numbers; expected x, y, width and height in pixels") from error
-    # One pixel of room: some published boxes end a fraction of a pixel beyond the film.
-    if not (0 <= x < x + width <= BOX_FILM_SIZE + 1 and 0 <= y < y + height <= BOX_FILM_SIZE + 1):
-        raise row.error(f"has a box outside the film of {BOX_FILM_SIZE} x {BOX_FILM_SIZE} pixels")
+    # One pixel of room: some published boxes end a fraction of a pixel beyond the image.
+    if not (0 <= x < x + width <= BOX_IMAGE_SIZE + 1 and 0 <= y < y + height <= BOX_IMAGE_SIZE + 1):
+        raise row.error(f"has a box outside the image of {BOX_IMAGE_SIZE} x {BOX_IMAGE_SIZE} pixels")
     return Box(finding, x, y, width, height)

@@ -1,4 +1,4 @@
-"""Writes and reads a set of drawn chest films, for everyone who has no X-rays at hand: always called synthetic.
+"""Writes and reads a set of drawn chest images, for everyone who has no X-rays at hand: always called synthetic.
 
 What a model reaches on it shows that the machinery works. It says nothing about patients.
 """
@@ -19,34 +19,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.data.dataset import Dataset, Split, check_dataset
-from cxr_compress.data.readers.phantom_film import PHANTOM_FINDINGS, render_film
+from cxr_compress.data.readers.phantom_image import PHANTOM_FINDINGS, render_image
 from cxr_compress.data.splits import carve_dev
 from cxr_compress.errors import DataError
 from cxr_compress.files import make_folder, write_bytes, write_text
 
-ATTRIBUTION = "Procedural phantom images drawn by cxr_compress: synthetic, made from no film and no patient"
+ATTRIBUTION = "Procedural phantom images drawn by cxr_compress: synthetic, made from no image and no patient"
 PATIENT_KEY = "the column 'patient_id' of labels.csv"
 
 _GENERATOR = 1  # raised whenever the same parameters give other images, so that an old set is not taken for a new one
 _PARAMETERS, _STARTED, _LABELS = "phantom.json", "phantom_unfinished.json", "labels.csv"
 _SHARES = (0.40, 0.30, 0.30, 0.25, 0.25)  # of the patients who have each finding
-_SHOWS = 0.85  # chance that a film of such a patient shows it; his first film always does
-_MIN_FILMS, _MIN_SIZE = 8, 32
-_WRITERS, _WAVE = 4, 32  # threads; films between two words of progress, and at most lost by Ctrl-C
+_SHOWS = 0.85  # chance that an image of such a patient shows it; his first image always does
+_MIN_IMAGES, _MIN_SIZE = 8, 32
+_WRITERS, _WAVE = 4, 32  # threads; images between two words of progress, and at most lost by Ctrl-C
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Image:
     """One row of labels.csv."""
 
     split: str
     patient: int  # numbered through the whole set
-    film: int  # of this patient
+    number: int  # of this patient's images
     findings: tuple[str, ...]
 
     @property
     def path(self) -> str:
-        return f"images/phantom{self.patient:05d}_{self.film:02d}.png"
+        return f"images/phantom{self.patient:05d}_{self.number:02d}.png"
 
 
 def write_phantom(
@@ -65,11 +65,11 @@ def write_phantom(
 
     Args:
         data_dir: A new or empty folder, or one that this function wrote.
-        n_train: Films to train on (dev is carved out of them on loading); patients have 1 to 3 films.
-        n_test: Films of other patients to test on.
-        size: Pixels per edge; drawing takes about 6 ms a film at 128, four times that at 256.
+        n_train: Images to train on (dev is carved out of them on loading); patients have 1 to 3 images.
+        n_test: Images of other patients to test on.
+        size: Pixels per edge; drawing takes about 6 ms an image at 128, four times that at 256.
         seed: Another seed draws other patients.
-        progress: Called as (films done, films in all).
+        progress: Called as (images done, images in all).
 
     Raises:
         DataError: Parameters out of range, a folder with other content, or a set made with other parameters.
@@ -81,22 +81,22 @@ def write_phantom(
         return
     make_folder(folder / "images")
     write_text(folder / _STARTED, _as_json(parameters))
-    films = [*_plan("train", n_train, 0, seed), *_plan("test", n_test, n_train, seed)]
+    images = [*_plan("train", n_train, 0, seed), *_plan("test", n_test, n_train, seed)]
 
-    def draw(film: _Film) -> None:
-        path = folder / film.path
+    def draw(drawn: _Image) -> None:
+        path = folder / drawn.path
         if not path.exists():
-            image = render_film(seed, film.patient, film.film, film.findings, size=size)
+            image = render_image(seed, drawn.patient, drawn.number, drawn.findings, size=size)
             write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
 
     with ThreadPoolExecutor(_WRITERS) as pool:  # the disk's syncs take as long as the drawing: let them overlap
-        for start in range(0, len(films), _WAVE):
-            wave = films[start : start + _WAVE]
+        for start in range(0, len(images), _WAVE):
+            wave = images[start : start + _WAVE]
             for _ in pool.map(draw, wave):
                 pass
             if progress is not None:
-                progress(start + len(wave), len(films))
-    write_text(folder / _LABELS, _labels_csv(films))
+                progress(start + len(wave), len(images))
+    write_text(folder / _LABELS, _labels_csv(images))
     write_text(folder / _PARAMETERS, _as_json(parameters))
     (folder / _STARTED).unlink()
 
@@ -130,8 +130,8 @@ def load_phantom(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int =
 def _parameters(n_train: int, n_test: int, size: int, seed: int) -> dict[str, Any]:
     """All that decides the images, checked."""
     limits = {
-        "n_train": (n_train, _MIN_FILMS),
-        "n_test": (n_test, _MIN_FILMS),
+        "n_train": (n_train, _MIN_IMAGES),
+        "n_test": (n_test, _MIN_IMAGES),
         "size": (size, _MIN_SIZE),
         "seed": (seed, 0),
     }
@@ -174,38 +174,38 @@ def _check_same(path: Path, parameters: dict[str, Any]) -> None:
         raise DataError(f"phantom: {path.parent} holds a set with {pairs}; delete it or choose another folder")
 
 
-def _plan(split: str, films: int, first_patient: int, seed: int) -> list[_Film]:
-    """Who has which finding on which film; exactly ``_SHARES`` of the patients have each."""
-    rng = np.random.default_rng((seed, first_patient, films))
-    counts = _films_per_patient(films, rng)
+def _plan(split: str, images: int, first_patient: int, seed: int) -> list[_Image]:
+    """Who has which finding on which image; exactly ``_SHARES`` of the patients have each."""
+    rng = np.random.default_rng((seed, first_patient, images))
+    counts = _images_per_patient(images, rng)
     patients = len(counts)
     sick = np.stack([rng.permutation(patients) < max(1, round(share * patients)) for share in _SHARES], axis=1)
     planned = []
     for patient, count in enumerate(counts):
         hidden = rng.uniform(size=(3, len(PHANTOM_FINDINGS))) > _SHOWS
         hidden[0] = False
-        for film in range(count):
-            shown = sick[patient] & ~hidden[film]
+        for drawn in range(count):
+            shown = sick[patient] & ~hidden[drawn]
             findings = tuple(name for name, there in zip(PHANTOM_FINDINGS, shown, strict=True) if there)
-            planned.append(_Film(split, first_patient + patient, film, findings))
+            planned.append(_Image(split, first_patient + patient, drawn, findings))
     return planned
 
 
-def _films_per_patient(films: int, rng: np.random.Generator) -> list[int]:
-    """One to three films each until they are enough; the last patient takes what is left."""
-    ends = np.minimum(np.cumsum(rng.integers(1, 4, films)), films)
+def _images_per_patient(images: int, rng: np.random.Generator) -> list[int]:
+    """One to three images each until they are enough; the last patient takes what is left."""
+    ends = np.minimum(np.cumsum(rng.integers(1, 4, images)), images)
     counts: NDArray[np.int64] = np.diff(ends, prepend=0)
     return [int(count) for count in counts if count]
 
 
-def _labels_csv(films: list[_Film]) -> str:
+def _labels_csv(images: list[_Image]) -> str:
     """The table that ``load_phantom`` reads."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "split", "patient_id", *PHANTOM_FINDINGS])
-    for film in films:
-        labels = [int(name in film.findings) for name in PHANTOM_FINDINGS]
-        rows.writerow([film.path, film.split, f"phantom{film.patient:05d}", *labels])
+    for drawn in images:
+        labels = [int(name in drawn.findings) for name in PHANTOM_FINDINGS]
+        rows.writerow([drawn.path, drawn.split, f"phantom{drawn.patient:05d}", *labels])
     return text.getvalue()
 
 

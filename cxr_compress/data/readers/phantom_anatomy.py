@@ -1,9 +1,9 @@
 """A drawn chest: where lungs, heart and diaphragm of a made-up patient lie, and how dense they are.
 
-Everything lives in body coordinates: x from -1 (patient's right, left on the film) to 1, y from -1 (neck) to 1
+Everything lives in body coordinates: x from -1 (patient's right, left on the image) to 1, y from -1 (neck) to 1
 (abdomen); ``u`` is the distance from the spine towards one side. Densities are in arbitrary units: 0 is air beside the
 patient, about 0.3 an inflated lung, about 0.75 heart and abdomen. Numbers in the code are such coordinates and
-densities, chosen by eye against real films.
+densities, chosen by eye against real images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WIDEST, _MIDDLE = 0.20, 0.42  # y at which the chest is widest; u of the middle
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pixels of one film in body coordinates.
+    """The pixels of one image in body coordinates.
 
     Attributes:
         x: (size, size) body coordinate of each pixel, to the patient's left.
@@ -42,7 +42,7 @@ class Canvas:
         return len(self.x)
 
     def noise(self, rng: np.random.Generator, cells: int) -> Field:
-        """Smooth noise with about ``cells`` bumps per edge, the same shape at every film size."""
+        """Smooth noise with about ``cells`` bumps per edge, the same shape at every image size."""
         coarse = rng.standard_normal((cells, cells), np.float32)
         return cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
 
@@ -81,7 +81,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Side:
-    """One half of the chest as fields over the film.
+    """One half of the chest as fields over the image.
 
     Attributes:
         sign: -1 for the patient's right, 1 for the left.
@@ -104,7 +104,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Chest:
-    """A patient on a film.
+    """A patient on an image.
 
     Attributes:
         anatomy: Who it is.
@@ -135,7 +135,7 @@ class Chest:
 
 def edge(distance: Field, width: float) -> Field:
     """0 to 1 across ``width`` around distance 0, smoothly: every outline of the phantom."""
-    t = distance * (1 / width)  # in place from here on: this is half of the time that a film takes
+    t = distance * (1 / width)  # in place from here on: this is half of the time that an image takes
     t += 0.5
     np.clip(t, 0, 1, out=t)
     squared = t * t
@@ -152,7 +152,7 @@ def bump(squared: Field) -> Field:
 
 
 def happens(rng: np.random.Generator, *shares: float) -> list[bool]:
-    """For each thing that some share of films or patients has: does this one have it?"""
+    """For each thing that some share of images or patients has: does this one have it?"""
     return [bool(drawn < share) for drawn, share in zip(rng.uniform(size=len(shares)), shares, strict=True)]
 
 
@@ -238,7 +238,7 @@ def _outline(y: Field, anatomy: Anatomy) -> tuple[Field, Field]:
 
 
 def draw_body(chest: Chest) -> Field:
-    """Trunk, shoulders and neck in front of a black film; thinner towards the flanks."""
+    """Trunk, shoulders and neck in front of a black image; thinner towards the flanks."""
     anatomy, across, y = chest.anatomy, chest.across, chest.canvas.y
     flank = anatomy.width + anatomy.fat + 0.45 * edge(-0.25 - y, 0.7) - across
     shoulder = y + 0.92 + 0.3 * anatomy.fat - 0.26 * np.maximum(across - 0.15, 0)
@@ -264,7 +264,7 @@ def draw_lungs(density: Field, chest: Chest) -> Field:
 def draw_heart(density: Field, chest: Chest) -> Field:
     """The heart's shadow, and above it the great vessels with the aortic knob on the patient's left."""
     anatomy, canvas = chest.anatomy, chest.canvas
-    half = anatomy.heart_ratio * anatomy.width  # the widths of heart and chest are measured across the film
+    half = anatomy.heart_ratio * anatomy.width  # the widths of heart and chest are measured across the image
     shift = anatomy.heart_shift + 0.25 * (half - 0.34)
     x, y = canvas.x - shift, canvas.y - anatomy.heart_y
     cos, sin = float(np.cos(0.55)), float(np.sin(0.55))

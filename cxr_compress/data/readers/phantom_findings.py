@@ -1,6 +1,6 @@
 """The phantom's findings: each a change of density that is drawn only where the label says.
 
-Each has a random stream of its own, so two films of one seed differ by the finding alone. A large heart is part of the
+Each has a random stream of its own, so two images of one seed differ by the finding alone. A large heart is part of the
 anatomy (``Anatomy.heart_ratio``).
 """
 
@@ -35,7 +35,7 @@ def draw_effusion(density: Field, chest: Chest, rng: np.random.Generator) -> Fie
 
 
 def draw_nodule(density: Field, chest: Chest, rng: np.random.Generator) -> Field:
-    """One round, well defined spot, 6 to 9.5 % of the film across: an added density of 0.26 to 0.38."""
+    """One round, well defined spot, 6 to 9.5 % of the image across: an added density of 0.26 to 0.38."""
     side = _either(chest, rng)
     u, y = _place(chest, side, rng, margin=0.12)
     radius, peak = rng.uniform(0.060, 0.095), rng.uniform(0.26, 0.38)
@@ -43,7 +43,7 @@ def draw_nodule(density: Field, chest: Chest, rng: np.random.Generator) -> Field
 
 
 def draw_pneumothorax(density: Field, vessels: Field, chest: Chest, rng: np.random.Generator) -> Field:
-    """Air between lung and chest wall, widest at the apex: no vessels there, and the thin edge of the lung.
+    """Air between lung and chest wall, widest at the apex: no vessels there, and the pruned edge of the lung.
 
     Args:
         density: Everything below the vessels.

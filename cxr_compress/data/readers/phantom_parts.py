@@ -15,7 +15,7 @@ def draw_bones(density: Field, chest: Chest) -> Field:
     """Spine, ribs, clavicles and the edges of the shoulder blades."""
     ribs = 0.9 * _clavicles(chest) + _ribs(chest)
     bone = _spine(chest) + chest.anatomy.bone * ribs + 0.045 * _shoulder_blades(chest)
-    # Bone absorbs the same share of whatever beam is left, so it stands out less where the film is white already.
+    # Bone absorbs the same share of whatever beam is left, so it stands out less where the image is white already.
     return density + bone * np.clip(1.35 - density, 0.2, 1)
 
 
@@ -48,7 +48,7 @@ def _band(phase: Field) -> Field:
 
 
 def _clavicles(chest: Chest) -> Field:
-    """Thin bones from the breastbone outwards and up, slightly S-shaped."""
+    """Pruned bones from the breastbone outwards and up, slightly S-shaped."""
     along = chest.across - 0.05
     line = chest.anatomy.apex + 0.20 - 0.20 * along - 0.35 * along * (along - 0.33) * (along - 0.66)
     away = np.abs(chest.canvas.y - line)
@@ -66,7 +66,7 @@ def draw_vessels(chest: Chest, rng: np.random.Generator) -> Field:
     """Hila and the vessels that fan out from them, and the fine texture of a lung."""
     canvas = chest.canvas
     thick: list[Points] = []
-    thin: list[Points] = []
+    pruned: list[Points] = []
     for side in chest.sides:
         start = np.array([0.15, rng.uniform(-0.05, 0.03) - 0.025 * side.sign])  # the left hilum lies higher
         angles = np.linspace(-1.35, 1.35, 9) + rng.uniform(-0.12, 0.12, 9)
@@ -75,8 +75,8 @@ def draw_vessels(chest: Chest, rng: np.random.Generator) -> Field:
         twigs = _branches(np.tile(trunks[:, 2], (2, 1)), (angles + turns).ravel(), rng.uniform(0.15, 0.3, 18), rng)
         mirror = [side.sign, 1]
         thick += list(trunks[:, :3] * mirror)
-        thin += [*(trunks * mirror), *(twigs * mirror)]
-    lines = 0.09 * canvas.lines(thick, 0.03) + 0.07 * canvas.lines(thin, 0.014)
+        pruned += [*(trunks * mirror), *(twigs * mirror)]
+    lines = 0.09 * canvas.lines(thick, 0.03) + 0.07 * canvas.lines(pruned, 0.014)
     hila = bump(np.square((chest.across - 0.18) * (1 / 0.13)) + np.square(canvas.y * (1 / 0.18)))
     texture = 0.010 * canvas.noise(rng, 24) + 0.008 * canvas.noise(rng, 48)
     drawn = cv2.GaussianBlur(lines, (0, 0), canvas.size / 200) + 0.12 * hila + texture
@@ -102,7 +102,7 @@ def _branches(starts: Points, angles: Points, lengths: Points, rng: np.random.Ge
 
 
 def draw_look_alikes(density: Field, chest: Chest, rng: np.random.Generator) -> Field:
-    """What carries no label though it resembles a finding, each on some films: faint haze, skin folds, old scars."""
+    """What carries no label though it resembles a finding, each on some images: faint haze, skin folds, old scars."""
     for side in chest.sides:
         haze, fold, scar = happens(rng, 0.25, 0.18, 0.15)
         u, y, radius, peak = rng.uniform((0.28, -0.35, 0.16, 0.02), (0.60, 0.35, 0.26, 0.045)).tolist()
@@ -137,7 +137,7 @@ def draw_breasts(density: Field, chest: Chest, rng: np.random.Generator) -> Fiel
 
 
 def draw_devices(density: Field, canvas: Canvas, rng: np.random.Generator) -> Field:
-    """ECG leads with electrodes, a pacemaker, a central line: on about half of the films."""
+    """ECG leads with electrodes, a pacemaker, a central line: on about half of the images."""
     leads, pacemaker, line = happens(rng, 0.30, 0.10, 0.20)
     ends = rng.uniform((-0.75, -0.4), (0.75, 0.6), (3, 2))
     bend = rng.uniform(-0.25, 0.25, (3, 2))

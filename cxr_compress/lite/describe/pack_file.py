@@ -17,13 +17,13 @@ _TEMPLATE = """\
 # {name}
 
 **{intended_use}** {synthetic}Thresholds and probabilities hold for the data they were fitted on; choose and check both
-on films of your own before anyone relies on them.
+on images of your own before anyone relies on them.
 
 | | |
 |---|---|
 | input | {input} |
 | output | {output} |
-| quantisation | {quant_type} |
+| quantization | {quant_type} |
 | trained on | {training_data} |
 | data | {attribution} |
 | slope and offset | {calibration_source} |
@@ -70,10 +70,10 @@ def _findings(info: ModelInfo) -> str:
 
 
 def _input(spec: PreprocessSpec) -> str:
-    kind = "gray film" if spec.color == "gray" else f"colour image ({spec.order})"
+    kind = "gray image" if spec.color == "gray" else f"color image ({spec.order})"
     size = f"{spec.height} x {spec.width}, area averaging, aspect ratio not kept"
     if spec.input == "uint8":
-        return f"one {kind}, {size}; uint8 pixels, normalised inside"
+        return f"one {kind}, {size}; uint8 pixels, normalized inside"
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
     return f"one {kind}, {size}; (pixel / 255 - {mean}) / {std}"
 
@@ -84,7 +84,7 @@ _FROM_CODES = ("DEQUANTIZE",)
 def pack_file(content: bytes, info: ModelInfo) -> bytes:
     """The whole file: the flatbuffer with standard metadata, and behind it the archive of `device.pack_model`.
 
-    Adds to `info` what can be known only now: the canonical hash, what the file answers to golden films (four
+    Adds to `info` what can be known only now: the canonical hash, what the file answers to reference images (four
     inferences), and a model card where it has none. The same flatbuffer, info and runtime give the same bytes.
 
     Args:
@@ -97,8 +97,8 @@ def pack_file(content: bytes, info: ModelInfo) -> bytes:
     """
     model = to_object(content)
     graph = graphs_of(model)[0]
-    known = replace(info, canonical_hash=hash_model(model), golden=None)
-    known = replace(known, golden=record(content, known, step=_hidden_step(graph)))
+    known = replace(info, canonical_hash=hash_model(model), reference=None)
+    known = replace(known, reference=record(content, known, step=_hidden_step(graph)))
     if not known.model_card:
         known = replace(known, model_card=render_file_card(known))
     standard = metadata_flatbuffer(graph, known)

@@ -19,7 +19,7 @@ _ABSENT = -1
 
 
 def canonical_hash(content: bytes) -> str:
-    """The sha256 (hexadecimal) over weights, operators, shapes, quantisation, wiring and signatures of a .tflite.
+    """The sha256 (hexadecimal) over weights, operators, shapes, quantization, wiring and signatures of a .tflite.
 
     What changes no output is left out: names of tensors, metadata, the order and padding of buffers, tensors that no
     operator uses, recorded value ranges, and fields at their defaults (so that a newer schema gives the same hash).
@@ -158,13 +158,13 @@ _INTEGER = ("int8", "uint8", "int16")
 def measure_file_bytes(
     content: bytes, *, kernels: int, filters: int, norm_channels: int, metadata_bytes: int = 0
 ) -> FileBytes:
-    """What the int8 file of an uncut model costs per kernel element, filter and norm channel.
+    """What the int8 file of an original model costs per kernel element, filter and norm channel.
 
     Args:
         content: the file, with or without its appended metadata.
         kernels: elements of the model's kernels.
         filters: filters of its convolutions and dense layers.
-        norm_channels: channels of the normalisations that stay in the graph.
+        norm_channels: channels of the normalizations that stay in the graph.
         metadata_bytes: what will be appended to `content`, where it is bare.
 
     Returns:
@@ -190,7 +190,7 @@ def measure_file_bytes(
 
 
 def _constants(graph: Graph) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The constants of a graph that grow with its channels: kernels, biases, and those of normalisations."""
+    """The constants of a graph that grow with its channels: kernels, biases, and those of normalizations."""
     kernels: dict[int, Tensor] = {}
     biases: dict[int, Tensor] = {}
     norms: dict[int, Tensor] = {}

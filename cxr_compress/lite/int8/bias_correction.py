@@ -45,7 +45,7 @@ def correct_bias(
     still needed at once: up to 2 MB an image for DenseNet121 at 224 px.
 
     Args:
-        float_content: the float graph that was quantised.
+        float_content: the float graph that was quantized.
         int8_content: what `quantize` made of it.
         images: (images, height, width, channels): float32, or whole numbers for a graph of pixels.
         num_threads: for the interpreters; it does not change the result.

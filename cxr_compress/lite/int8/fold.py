@@ -192,7 +192,7 @@ class _Seen:
     def __init__(self, channels: int) -> None:
         self.images = 0
         self.largest, self.squares, self.active = (np.zeros(channels) for _ in range(3))
-        # A quantised range always holds zero.
+        # A quantized range always holds zero.
         self.low = self.high = 0.0
 
     def add(self, result: np.ndarray, product: np.ndarray) -> None:

@@ -202,7 +202,7 @@ class _Pair:
 
 
 def match_operators(exact: Graph, rounded: Graph) -> list[tuple[Operator, Operator]]:
-    """The operators of a float file with those of its int8 file: the quantiser keeps their order.
+    """The operators of a float file with those of its int8 file: the quantizer keeps their order.
 
     Raises:
         CompressionError: the files are not of one network.

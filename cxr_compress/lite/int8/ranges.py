@@ -1,6 +1,6 @@
 """Activation ranges for post-training int8: run the float graph on calibration images, note minimum and maximum.
 
-Why not the converter's own calibrator: it runs one thread of the unoptimised kernels (about 0.26 s an image for
+Why not the converter's own calibrator: it runs one thread of the unoptimized kernels (about 0.26 s an image for
 DenseNet121 at 224 px, against 0.05 s here on two threads), and it reads an operator's inputs after the operator ran.
 Where MUL or ADD wrote its result over its input, the input may be given the result's range: in a DenseNet121 of random
 weights six tensors are, and scales come out up to 22 % too wide; in one trained on X-rays it made no difference.
@@ -64,7 +64,7 @@ def measure_ranges(
 
 
 def write_ranges(content: bytes, ranges: Ranges) -> bytes:
-    """The same flatbuffer with `ranges` in its tensors, as the quantiser reads them."""
+    """The same flatbuffer with `ranges` in its tensors, as the quantizer reads them."""
     model, fb = to_object(content), schema()
     for index, (low, high) in ranges.items():
         quantization = fb.QuantizationParametersT()
@@ -98,7 +98,7 @@ class Histogram:
         return np.linspace(self.low, self.high, len(self.counts) + 1)
 
     @property
-    def centres(self) -> npt.NDArray[np.float64]:
+    def centers(self) -> npt.NDArray[np.float64]:
         """Middles of the bins: (bins,)."""
         return (self.edges[:-1] + self.edges[1:]) / 2
 
@@ -156,7 +156,7 @@ DEFAULT_PERCENTILE = 99.999
 _LEAST_PERCENTILE = 50.0
 
 # Operators whose int8 kernels write with the scale of what they read.
-# Source: TFLite 8-bit quantisation specification, "Int8 quantized operator specifications" (same scale).
+# Source: TFLite 8-bit quantization specification, "Int8 quantized operator specifications" (same scale).
 SAME_SCALE = frozenset((
     "AVERAGE_POOL_2D", "BATCH_TO_SPACE_ND", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "MAXIMUM",
     "MAX_POOL_2D", "MINIMUM", "MIRROR_PAD", "PACK", "PAD", "PADV2", "RESHAPE", "RESIZE_BILINEAR",
@@ -200,7 +200,7 @@ def clipped_ranges(
     num_threads: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Ranges:
-    """The ranges to quantise with.
+    """The ranges to quantize with.
 
     Activations that must share a scale (those that a CONCATENATION joins, what a pool reads and writes) get one range,
     chosen on the values of all of them together; those that share one with an end of the network keep what occurred.
@@ -286,21 +286,21 @@ def mse_range(histogram: Histogram) -> tuple[float, float]:
     if histogram.low >= histogram.high:
         return best
     used = np.flatnonzero(histogram.counts)
-    values, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
+    values, counts = histogram.centers[used], histogram.counts[used].astype(np.float64)
     full = (min(histogram.low, 0.0), max(histogram.high, 0.0))
     for candidates in (_both_ends, _lower_end, _upper_end, _lower_end_finely, _upper_end_finely):
         tried = list(candidates(full, best))
-        errors = [quantisation_error(values, counts, low, high) for low, high in tried]
+        errors = [quantization_error(values, counts, low, high) for low, high in tried]
         best = tried[int(np.argmin(errors))]
     return best
 
 
-def quantisation_error(
+def quantization_error(
     values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], low: float, high: float
 ) -> float:
     """Sum of the squared errors of int8 codes for `low` to `high`, each value weighed by its count.
 
-    Source: TFLite 8-bit quantisation specification; as the converter does, the range is widened to hold 0, which gets a
+    Source: TFLite 8-bit quantization specification; as the converter does, the range is widened to hold 0, which gets a
     code of its own.
     """
     low, high = min(low, 0.0), max(high, 0.0)

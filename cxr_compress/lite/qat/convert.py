@@ -1,4 +1,4 @@
-"""A model in quantisation-aware training -> .tflite that computes in int8 with the trained ranges."""
+"""A model in quantization-aware training -> .tflite that computes in int8 with the trained ranges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cxr_compress.lite.audit import audit, require_integer
 from cxr_compress.lite.convert import LiteModel
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
 from cxr_compress.lite.graph.flatbuffer import FILE_IDENTIFIER, Graph, name_signature, read_graphs, to_object
-from cxr_compress.lite.inputs_outputs import PIXEL_RANGE, ends_of, normalisation, require_pixels_of
+from cxr_compress.lite.inputs_outputs import PIXEL_RANGE, ends_of, normalization, require_pixels_of
 from cxr_compress.lite.lowering import frozen_converter, run_converter
 from cxr_compress.lite.parity import require_runs
 from cxr_compress.lite.qat.prepare import PREFIX, QatModel
@@ -96,7 +96,7 @@ def convert_qat(
         qat: from `prepare_qat`.
         quant_type: "int8" (int8 ends) or "int8_float_io" (float32 ends), or several, which share the freeze.
         input_size: where the model leaves its height and width open.
-        pixels: the preprocessing the model was trained with; its normalisation becomes the first layer and the file
+        pixels: the preprocessing the model was trained with; its normalization becomes the first layer and the file
             takes uint8 pixels, "int8_float_io" then being float at its output only.
         progress: is told each stage and its seconds.
 
@@ -133,17 +133,17 @@ def _check_types(wanted: Sequence[str]) -> None:
         given = ", ".join(map(str, wanted)) or "nothing"
         raise CompressionError(
             f"expected quant types among {', '.join(_TYPES)}, each once, got {given}: other types need no "
-            "quantisation-aware training; convert the stripped model"
+            "quantization-aware training; convert the stripped model"
         )
 
 
 def _freeze(model: Any, input_size: int | tuple[int, int] | None, pixels: PreprocessSpec | None) -> FrozenFunction:
-    """The model in inference, rounding and all, behind the normalisation of pixels if it is to take them."""
+    """The model in inference, rounding and all, behind the normalization of pixels if it is to take them."""
     shape = static_shape(tuple(model.inputs[0].shape), 1, input_size)
     if pixels is None:
         return freeze_call(lambda image: model(image, training=False), shape)
     require_pixels_of(shape[1:], pixels)
-    kernel, bias = normalisation(pixels)
+    kernel, bias = normalization(pixels)
     low, high = (tf.constant(end) for end in PIXEL_RANGE)
 
     def call(image: Any) -> Any:

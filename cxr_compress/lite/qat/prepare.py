@@ -20,7 +20,7 @@ from cxr_compress.lite.qat.quantizers import ActivationQuantizer, LayerConfig, Q
 from cxr_compress.models.zeros import hold_zeros
 
 layers = keras.layers
-_BATCH = 16  # films at once: every activation is held
+_BATCH = 16  # images at once: every activation is held
 
 Range = tuple[float, float]
 _TAKES_IN_RECTIFIER = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense, layers.Add)
@@ -167,7 +167,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class QatModel:
-    """A model in quantisation-aware training.
+    """A model in quantization-aware training.
 
     Attributes:
         model: what is trained, with `train.fit` as any other: its weights hold all of its state, ranges included. It
@@ -212,7 +212,7 @@ def prepare_qat(
         progress: is told each stage and its seconds.
 
     Raises:
-        UnsupportedLayerError: a layer that cannot be trained quantised: its name, its type and what to do.
+        UnsupportedLayerError: a layer that cannot be trained quantized: its name, its type and what to do.
         DataError: the calibration images are not what the model takes, or too few.
         CompressionError: a mask fits no kernel, or an activation is NaN or infinite on the calibration images.
     """

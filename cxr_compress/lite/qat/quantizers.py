@@ -108,7 +108,7 @@ class ActivationQuantizer(Quantizer):
         return fake_quant(inputs, low, high, training=bool(training))
 
     def get_config(self) -> dict[str, Any]:
-        """Nothing: a quantised model is built from its float model again, never from a configuration."""
+        """Nothing: a quantized model is built from its float model again, never from a configuration."""
         return {}
 
 

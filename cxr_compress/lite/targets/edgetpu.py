@@ -215,7 +215,7 @@ def _refusals(graph: Graph, nodes: tuple[Node, ...]) -> tuple[str, ...]:
         if is_too_new(node)
     ][:1]
     if not any(tensor.scale for node in nodes for tensor in node.outputs):
-        found.append("it is not quantised: convert with --quant_type=int8")
+        found.append("it is not quantized: convert with --quant_type=int8")
     return tuple(found)
 
 

@@ -190,7 +190,7 @@ def import_weights(
         kind: one of `FOREIGN_KINDS`.
         path: of the file.
         num_classes: logits of the model; those of the file where None.
-        input_size: height and width of the films in pixels; the weights fit any from 32 on. None takes the one that
+        input_size: height and width of the images in pixels; the weights fit any from 32 on. None takes the one that
             an archive of ours says, else 224.
         findings: names of the logits; the usual ones of this kind where None.
         attribution: whom to name with every copy; what is known of this kind where None.

@@ -2,8 +2,8 @@
 
 from cxr_compress.pipeline.search.choose import SearchResult, search
 from cxr_compress.pipeline.search.record import (
+    ORIGINAL,
     RECORD_NAME,
-    UNCUT,
     DevJudge,
     Point,
     Runner,
@@ -18,8 +18,8 @@ from cxr_compress.pipeline.search.spec import GOALS, Bound, Candidate, SearchSpe
 
 __all__ = [
     "GOALS",
+    "ORIGINAL",
     "RECORD_NAME",
-    "UNCUT",
     "Bound",
     "Candidate",
     "CandidateRuns",

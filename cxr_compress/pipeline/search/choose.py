@@ -12,7 +12,7 @@ from cxr_compress.errors import BudgetError
 from cxr_compress.pipeline.search.record import (
     CHEAP,
     FULL,
-    UNCUT,
+    ORIGINAL,
     DevJudge,
     DevOnly,
     Point,
@@ -35,7 +35,7 @@ from cxr_compress.pipeline.search.spec import (
 )
 from cxr_compress.recipe import Recipe
 
-News = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ class Chooser:
     Attributes:
         base: the recipe that candidates change.
         spec: what is searched.
-        judge: judges on dev; has no way to test films.
+        judge: judges on dev; has no way to test images.
         record: what was tried.
-        news: is told of every point, one line each.
+        log: is told of every point, one line each.
     """
 
     base: Recipe
     spec: SearchSpec
     judge: DevJudge
     record: SearchRecord
-    news: News
+    log: Log
     _cheap: list[Judged] = field(default_factory=list)
     _full: list[Judged] = field(default_factory=list)
 
@@ -101,21 +101,21 @@ class Chooser:
             self._cheap.append(self._try(CHEAP, one, f"{number} of {len(candidates)}"))
         for column in sorted({one.column for one in candidates}):
             self._refine(column)
-        for number, finalist in enumerate(self._ranked(self._cheap), start=1):
-            if number > self.spec.finalists and self._ranked(self._full):
+        for number, finalizt in enumerate(self._ranked(self._cheap), start=1):
+            if number > self.spec.finalizts and self._ranked(self._full):
                 break
-            self._full.append(self._try(FULL, finalist.candidate, f"finalist {number}"))
+            self._full.append(self._try(FULL, finalizt.candidate, f"finalizt {number}"))
         passing = self._ranked(self._full)
         if not passing:
             raise self._nothing()
         return passing[0]
 
     @property
-    def uncut(self) -> CandidateScore:
-        """The uncut float model on dev."""
-        if not self.record.uncut:
-            self.record.keep_uncut(self.judge.uncut())
-        return self.record.uncut[UNCUT]
+    def original(self) -> CandidateScore:
+        """The original float model on dev."""
+        if not self.record.original:
+            self.record.keep_original(self.judge.original())
+        return self.record.original[ORIGINAL]
 
     def _refine(self, column: int) -> None:
         for number in range(1, self.spec.refinements + 1):
@@ -144,9 +144,9 @@ class Chooser:
                 refused = str(error)
             point = Point(key, stage, one.recipe.name, one.changes, self.record.fingerprint, score, refused)
             self.record.add(point)
-        bounds = [] if point.score is None else bounds_of(point.score, self.uncut, self.spec, full=stage == FULL)
+        bounds = [] if point.score is None else bounds_of(point.score, self.original, self.spec, full=stage == FULL)
         judged = Judged(one, point, bounds)
-        self.news(f"search, {place}: {_told(judged)}")
+        self.log(f"search, {place}: {_told(judged)}")
         return judged
 
     def _ranked(self, judged: list[Judged]) -> list[Judged]:
@@ -189,9 +189,9 @@ class SearchResult:
     Attributes:
         recipe: of the winner.
         name: as the winner is called.
-        dev: its score after the full recovery, on the films that chose it: a little too good, as of any choice.
+        dev: its score after the full recovery, on the images that chose it: a little too good, as of any choice.
         report: of the winner on test, as a run without a search gives it.
-        test_looks: how many winners of searches with this base and these films were scored on test, this one
+        test_looks: how many winners of searches with this base and these images were scored on test, this one
             included; above 1, the last of them is no longer untouched by test.
     """
 
@@ -209,7 +209,7 @@ def search(
     *,
     folder: Path,
     fingerprint: str,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
 ) -> SearchResult:
     """Find the model that `spec` asks for, and score it on test.
 
@@ -221,9 +221,9 @@ def search(
         spec: goal, grid and bounds.
         runner: makes and judges candidates.
         folder: where search.json goes.
-        fingerprint: a hash of the uncut model and of the films of train and dev: what a score depends on besides the
-            recipe.
-        news: is told of every point, one line each.
+        fingerprint: a hash of the original model and of the images of train and dev: what a score depends on besides
+            the recipe.
+        log: is told of every point, one line each.
 
     Raises:
         BudgetError: nothing keeps what it must; the line names the nearest point.
@@ -231,16 +231,16 @@ def search(
     """
     record = SearchRecord(folder, fingerprint)
     # What chooses is not given the runner: it could not look at test if it wanted to.
-    winner = Chooser(base, spec, DevOnly.of(runner), record, news).choose()
+    winner = Chooser(base, spec, DevOnly.of(runner), record, log).choose()
     record.choose({"spec": dataclasses.asdict(spec), "winner": winner.point.key, "recipe": base.to_dict()})
-    return _score_winner(winner, runner, record, news)
+    return _score_winner(winner, runner, record, log)
 
 
-def _score_winner(winner: Judged, runner: Runner, record: SearchRecord, news: News) -> SearchResult:
-    """The only place that looks at test films."""
+def _score_winner(winner: Judged, runner: Runner, record: SearchRecord, log: Log) -> SearchResult:
+    """The only place that looks at test images."""
     looks = record.look_at_test(winner.point)
     if looks > 1:
-        news(f"search: test films were scored for {looks - 1} earlier winner(s) too: this score is no longer untouched")
+        log(f"search: test images were scored for {looks - 1} earlier winner(s) too: this score is no longer untouched")
     report = record.report_of(winner.point)
     if report is None:
         report = runner.score_test(winner.candidate.recipe)

@@ -17,20 +17,20 @@ from cxr_compress.pipeline.search.score import CandidateScore
 from cxr_compress.recipe import Recipe
 from cxr_compress.report.plots import TRIED, ParetoPoint, draw_pareto
 
-UNCUT = "fp32"
+ORIGINAL = "fp32"
 _TRAININGS = ("recovery_epochs", "sparsity_epochs", "finetune_epochs", "qat_epochs")
 
 
 class DevJudge(Protocol):
-    """Judges candidates on dev films alone.
+    """Judges candidates on dev images alone.
 
     Every method may be called again with the same arguments after a kill, and then gives the same; what it keeps on
     the way in a folder of the candidate (`folder_name`) is its own. Both recoveries of one recipe may share that
     folder: filters go the same way, whatever the epochs.
     """
 
-    def uncut(self) -> Mapping[str, CandidateScore]:
-        """The reference points by name: "fp32", the uncut float model, and others such as "int8", its int8 twin."""
+    def original(self) -> Mapping[str, CandidateScore]:
+        """The reference points by name: "fp32", the original float model, and others such as "int8", its int8 twin."""
 
     def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
         """A candidate after a short recovery (`shortened`).
@@ -51,21 +51,21 @@ class Runner(DevJudge, Protocol):
     """A whole run: judges on dev, and scores one finished model on test."""
 
     def score_test(self, recipe: Recipe) -> dict[str, Any]:
-        """The report of the one candidate that was chosen; nothing else of a search may look at test films."""
+        """The report of the one candidate that was chosen; nothing else of a search may look at test images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DevOnly:
-    """What the choosing part of a search is given of a runner: it has no way to the test films."""
+    """What the choosing part of a search is given of a runner: it has no way to the test images."""
 
-    uncut: Any
+    original: Any
     judge_cheap: Any
     recover_full: Any
 
     @classmethod
     def of(cls, runner: DevJudge) -> DevOnly:
         """The three methods of a runner, and no more."""
-        return cls(runner.uncut, runner.judge_cheap, runner.recover_full)
+        return cls(runner.original, runner.judge_cheap, runner.recover_full)
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
@@ -107,7 +107,7 @@ class Point:
         stage: "cheap" or "full".
         name: as the candidate is called.
         changes: what its recipe changes in that of the search.
-        fingerprint: of base model and films, as the search was given it.
+        fingerprint: of base model and images, as the search was given it.
         score: None where its budget cannot be reached.
         refused: why, then.
     """
@@ -137,12 +137,12 @@ class Point:
 
 
 def point_key(stage: str, recipe: Recipe, fingerprint: str, epochs: int = 0) -> str:
-    """The key of a candidate: the same recipe on the same base and films, recovered as far, scores the same.
+    """The key of a candidate: the same recipe on the same base and images, recovered as far, scores the same.
 
     Args:
         stage: "cheap" or "full".
         recipe: of the candidate.
-        fingerprint: of base model and films.
+        fingerprint: of base model and images.
         epochs: of the cheap recovery.
     """
     text = json.dumps([stage, recipe_hash(recipe), fingerprint, epochs if stage == CHEAP else 0, __version__])
@@ -150,7 +150,7 @@ def point_key(stage: str, recipe: Recipe, fingerprint: str, epochs: int = 0) -> 
 
 
 class SearchRecord:
-    """The file of one search; points of other base models or films stay in it and count for nothing."""
+    """The file of one search; points of other base models or images stay in it and count for nothing."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         """Open what is there.
@@ -171,7 +171,7 @@ class SearchRecord:
 
     @property
     def points(self) -> list[Point]:
-        """Those of this base model and these films, in the order they were tried."""
+        """Those of this base model and these images, in the order they were tried."""
         return [point for point in self._points.values() if point.fingerprint == self.fingerprint]
 
     def known(self, key: str) -> Point | None:
@@ -188,14 +188,14 @@ class SearchRecord:
         self._write()
 
     @property
-    def uncut(self) -> dict[str, CandidateScore]:
+    def original(self) -> dict[str, CandidateScore]:
         """The reference points, if they were judged."""
-        known = self._content.get("uncut", {}).get(self.fingerprint, {})
+        known = self._content.get("original", {}).get(self.fingerprint, {})
         return {name: CandidateScore.from_dict(values) for name, values in known.items()}
 
-    def keep_uncut(self, scores: Mapping[str, CandidateScore]) -> None:
+    def keep_original(self, scores: Mapping[str, CandidateScore]) -> None:
         """Keep the reference points."""
-        known = self._content.setdefault("uncut", {})
+        known = self._content.setdefault("original", {})
         known[self.fingerprint] = {name: score.to_dict() for name, score in scores.items()}
         self._write()
 
@@ -274,10 +274,10 @@ def draw_search(folder: Path, fingerprint: str, *, title: str, tolerance: float 
     """
     record = SearchRecord(folder, fingerprint)
     points = [drawn for point in record.points for drawn in _drawn(point, record.winner)]
-    words = {name: f"uncut, {'float32' if name == UNCUT else name}" for name in record.uncut}
-    references = [_at(words[name], score) for name, score in record.uncut.items()]
-    floor = record.uncut[UNCUT].auroc - tolerance if tolerance is not None and record.uncut else None
-    return draw_pareto(points, references, title=title, floor=floor, y_label="AUROC on dev films")
+    words = {name: f"original, {'float32' if name == ORIGINAL else name}" for name in record.original}
+    references = [_at(words[name], score) for name, score in record.original.items()]
+    floor = record.original[ORIGINAL].auroc - tolerance if tolerance is not None and record.original else None
+    return draw_pareto(points, references, title=title, floor=floor, y_label="AUROC on dev images")
 
 
 def _drawn(point: Point, winner: str | None) -> list[ParetoPoint]:

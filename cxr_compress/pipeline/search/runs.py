@@ -1,4 +1,4 @@
-"""The candidates of a search as runs of their own, which share the films and the uncut model."""
+"""The candidates of a search as runs of their own, which share the images and the original model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.packing import dev_logits
 from cxr_compress.pipeline.run import compress, finish, open_run
 from cxr_compress.pipeline.search.choose import SearchResult, search
-from cxr_compress.pipeline.search.record import UNCUT, draw_search, folder_name, shortened
+from cxr_compress.pipeline.search.record import ORIGINAL, draw_search, folder_name, shortened
 from cxr_compress.pipeline.search.score import CandidateScore, score_on_dev
 from cxr_compress.pipeline.search.spec import SearchSpec
 from cxr_compress.pipeline.stages.base import make_base
-from cxr_compress.pipeline.stages.deliver import deliver, export_uncut, uncut_names
-from cxr_compress.pipeline.stages.quantize import quantise
-from cxr_compress.pipeline.store import News, StageStore
+from cxr_compress.pipeline.stages.deliver import deliver, export_original, original_names
+from cxr_compress.pipeline.stages.quantize import quantize
+from cxr_compress.pipeline.store import Log, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 
@@ -41,7 +41,7 @@ class CandidateRuns:
     """Makes and judges candidates, each in a folder below that of the search; a `Runner`."""
 
     def __init__(self, run: RunContext, keras_model_file: Path | None, latency_table: CostTable | None = None) -> None:
-        """Make or take the uncut model.
+        """Make or take the original model.
 
         Args:
             run: of the search's own recipe, in the folder of the search.
@@ -50,18 +50,18 @@ class CandidateRuns:
         """
         self._run, self._table = run, latency_table
         self._base = make_base(run, keras_model_file)
-        self._uncut_logits: np.ndarray | None = None
+        self._original_logits: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the uncut model and of the films of train and dev."""
+        """The hash of the original model and of the images of train and dev."""
         return hashlib.sha256(json.dumps([self._base.sha256, self._run.digest]).encode()).hexdigest()
 
-    def uncut(self) -> Mapping[str, CandidateScore]:
-        """The uncut model's own files on dev: "fp32" and "int8"."""
-        made = export_uncut(self._run, self._base)
-        names = uncut_names(self._run.recipe, with_int8=not self._run.preflight.int8)
-        paths = {UNCUT: made.paths[f"{names['none']}.tflite"], "int8": made.paths[f"{names['int8']}.tflite"]}
+    def original(self) -> Mapping[str, CandidateScore]:
+        """The original model's own files on dev: "fp32" and "int8"."""
+        made = export_original(self._run, self._base)
+        names = original_names(self._run.recipe, with_int8=not self._run.preflight.int8)
+        paths = {ORIGINAL: made.paths[f"{names['none']}.tflite"], "int8": made.paths[f"{names['int8']}.tflite"]}
         return {name: self._judge(self._run, path, self._base.keras_file, 0.0) for name, path in paths.items()}
 
     def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
@@ -73,7 +73,7 @@ class CandidateRuns:
         return self._recover(recipe, recipe)
 
     def score_test(self, recipe: Recipe) -> dict[str, Any]:
-        """The report of one candidate; the only method that looks at test films."""
+        """The report of one candidate; the only method that looks at test images."""
         run = self._candidate(recipe, recipe)
         return finish(run, self._base, compress(run, self._base, self._table, self._run.store))
 
@@ -83,14 +83,14 @@ class CandidateRuns:
         started = time.monotonic()
         run = self._candidate(named, recipe)
         made = compress(run, self._base, self._table, self._run.store)
-        delivered = deliver(run, made.final, quantise(run, made.final, self._base), made.line)
+        delivered = deliver(run, made.final, quantize(run, made.final, self._base), made.line)
         path = delivered.paths[f"{recipe.name}.tflite"]
         latency = None if made.plan is None else made.plan.after.latency_ms
         return self._judge(run, path, made.final.keras_file, time.monotonic() - started, latency)
 
     def _candidate(self, named: Recipe, recipe: Recipe) -> RunContext:
         store = StageStore(
-            self._run.store.folder / CANDIDATES / folder_name(named), self._run.news, self._run.store.threads
+            self._run.store.folder / CANDIDATES / folder_name(named), self._run.log, self._run.store.threads
         )
         return dataclasses.replace(self._run, recipe=recipe, store=store)
 
@@ -117,12 +117,12 @@ class CandidateRuns:
         )
 
     def _reference(self) -> np.ndarray:
-        """The logits of the uncut float file on dev."""
-        if self._uncut_logits is None:
-            name = uncut_names(self._run.recipe)["none"]
-            path = export_uncut(self._run, self._base).paths[f"{name}.tflite"]
-            self._uncut_logits = dev_logits(self._run, read_model(path).content)
-        return self._uncut_logits
+        """The logits of the original float file on dev."""
+        if self._original_logits is None:
+            name = original_names(self._run.recipe)["none"]
+            path = export_original(self._run, self._base).paths[f"{name}.tflite"]
+            self._original_logits = dev_logits(self._run, read_model(path).content)
+        return self._original_logits
 
 
 PICTURE = "search.png"
@@ -136,7 +136,7 @@ def search_recipe(
     output_dir: Path,
     keras_model_file: Path | None = None,
     latency_table: CostTable | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> SearchResult:
@@ -152,7 +152,7 @@ def search_recipe(
         output_dir: see there.
         keras_model_file: see there.
         latency_table: see there.
-        news: see there.
+        log: see there.
         decoding: see there.
         overwrite: see there.
 
@@ -162,10 +162,10 @@ def search_recipe(
     """
     if spec.goal == "smallest":
         recipe = dataclasses.replace(recipe, target_macs=None)  # the search sets it, point by point
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     runs = CandidateRuns(run, keras_model_file, latency_table)
     try:
-        return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, news=news)
+        return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, log=log)
     finally:
         _draw(output_dir, runs.fingerprint, spec)
 

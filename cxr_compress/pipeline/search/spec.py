@@ -41,20 +41,20 @@ class SearchSpec:
             deflated size alone, which decides between files of equal size.
         variants: further changes of the recipe, each tried at every budget. None for none with "smallest", and the
             three scopes with "best_auroc".
-        max_auroc_drop: AUROC that may be lost to the uncut float model, as measured.
+        max_auroc_drop: AUROC that may be lost to the original float model, as measured.
         margin: of non-inferiority: the one-sided 97.5 % upper bound of that loss (paired bootstrap over patients) must
             lie below it; None to do without. A small dev set may be unable to show it for any model.
-        max_loss_rise: by which share of itself the dev loss may rise; None for no bound. On dev films that nearly every
-            model ranks right this bounds more than the AUROC: a rise of a quarter once meant 0.017 on test.
-        max_logit_distance: how far logits may lie from those of the uncut model, root mean square in standard
-            deviations of the latter; None for no bound. Both catch harm that the AUROC of a few films hides.
+        max_loss_rise: by which share of itself the dev loss may rise; None for no bound. On dev images that nearly
+            every model ranks right this bounds more than the AUROC: a rise of a quarter once meant 0.017 on test.
+        max_logit_distance: how far logits may lie from those of the original model, root mean square in standard
+            deviations of the latter; None for no bound. Both catch degradation that the AUROC of a few images hides.
         max_bytes: of the file; None for no bound.
         max_latency_ms: per image; None for no bound.
         allowance: after the cheap recovery the bounds on quality count this many times over, because the full one
             will make up for a part: more keeps more candidates in play, and costs full recoveries that fail.
         cheap_epochs: epochs of each training in the cheap recovery, at most.
         refinements: further budgets, tried between the best that passes and the next smaller one that fails.
-        finalists: candidates that are recovered in full; more, one by one, only while none of them passes.
+        finalizts: candidates that are recovered in full; more, one by one, only while none of them passes.
     """
 
     goal: str = "smallest"
@@ -70,7 +70,7 @@ class SearchSpec:
     allowance: float = 2.0
     cheap_epochs: int = 1
     refinements: int = 2
-    finalists: int = 3
+    finalizts: int = 3
 
     def __post_init__(self) -> None:
         """Check what would else show after hours.
@@ -83,7 +83,7 @@ class SearchSpec:
             _require(share is None or 0 < share <= 1, "macs", "shares in (0, 1]", share)
         for share in self.weight_sparsity:
             _require(0 <= share < 1, "weight_sparsity", "shares in [0, 1)", share)
-        for name, least in (("cheap_epochs", 0), ("refinements", 0), ("finalists", 1), ("allowance", 1)):
+        for name, least in (("cheap_epochs", 0), ("refinements", 0), ("finalizts", 1), ("allowance", 1)):
             _require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
         _require(self.max_auroc_drop >= 0, "max_auroc_drop", "0 or more", self.max_auroc_drop)
         for name in ("margin", "max_loss_rise", "max_logit_distance", "max_bytes", "max_latency_ms"):
@@ -117,7 +117,7 @@ class SearchSpec:
 def next_budget(passed: Mapping[float, bool], step: float) -> float | None:
     """The budget to try next: between the best that passes and the next smaller one that fails, by geometric mean.
 
-    Where nothing smaller was tried, a step below the best; where nothing passes, between the largest and the uncut
+    Where nothing smaller was tried, a step below the best; where nothing passes, between the largest and the original
     model, which keeps everything.
 
     Args:
@@ -197,7 +197,7 @@ def _columns(spec: SearchSpec) -> list[dict[str, Any]]:
 
 # A loss near 0 doubles by a rounding error: rises below this never count.
 _SMALL_LOSS = 0.005
-# AUROCs of a small dev set that agree to this are equal; the loss, which sees every film, then decides.
+# AUROCs of a small dev set that agree to this are equal; the loss, which sees every image, then decides.
 _AUROC_DIGITS = 3
 
 
@@ -234,12 +234,12 @@ class Bound:
         return f"{self.name} {self.value:{digits}}, allowed {self.limit:{digits}}"
 
 
-def bounds_of(score: CandidateScore, uncut: CandidateScore, spec: SearchSpec, *, full: bool) -> list[Bound]:
+def bounds_of(score: CandidateScore, original: CandidateScore, spec: SearchSpec, *, full: bool) -> list[Bound]:
     """Everything that a candidate must keep, with what it has.
 
     Args:
         score: of the candidate.
-        uncut: of the uncut float model.
+        original: of the original float model.
         spec: the limits. With the goal "best_auroc" size and time alone are bounded.
         full: after the full recovery; before it the limits on quality count `allowance` times over, and
             non-inferiority is not asked for.
@@ -253,8 +253,8 @@ def bounds_of(score: CandidateScore, uncut: CandidateScore, spec: SearchSpec, *,
             # Strictly below, as non-inferiority is defined.
             found.append(Bound("upper bound of the AUROC drop", high, math.nextafter(spec.margin, 0)))
         if spec.max_loss_rise is not None:
-            rise = max(spec.max_loss_rise * uncut.loss, _SMALL_LOSS) * times
-            found.append(Bound("rise of the loss", score.loss - uncut.loss, rise))
+            rise = max(spec.max_loss_rise * original.loss, _SMALL_LOSS) * times
+            found.append(Bound("rise of the loss", score.loss - original.loss, rise))
         if spec.max_logit_distance is not None:
             found.append(Bound("distance of the logits", score.logit_distance, spec.max_logit_distance * times))
     if spec.max_bytes is not None:

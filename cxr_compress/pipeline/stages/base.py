@@ -1,4 +1,4 @@
-"""The uncut model of a run: trained here or taken from a file, and what its layers cost where bytes or time count."""
+"""The original model of a run, trained here or read from a file, and what its layers cost in bytes and time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cxr_compress.models import chexnet, load_model, read_about, tiny_chexnet
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.ownership import refuse_own_source
 from cxr_compress.pipeline.stages.original import look_at_original
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.structured import KernelSurvey, analyze_channels, survey_kernels
 from cxr_compress.structured.sensitivity import model_hash
 
@@ -45,7 +45,7 @@ def make_probe_pack(
     """Write what a device needs to time the layers of a model: `cxr_benchmark --layers=PATH` there makes the table.
 
     Args:
-        model: the uncut model, with logits.
+        model: the original model, with logits.
         path: of the ZIP to write.
         quant_type: as the model will be delivered.
         calibration: preprocessed float32 NHWC batches; for the int8 types.
@@ -91,7 +91,7 @@ def measure_costs(
     another conversion where the delivered type is not int8, and about 0.1 s for each of some dozens of probes.
 
     Args:
-        model: the uncut model, with logits.
+        model: the original model, with logits.
         calibration: preprocessed float32 NHWC batches; needed for bytes and for int8 types. Ranges hardly change a
             file's size, so a few images do.
         quant_type: as the model will be delivered.
@@ -185,15 +185,15 @@ def _pack(survey: KernelSurvey, content: bytes, quant_type: str, progress: Progr
 BASE_FILES = ("base.keras",)
 _IMAGE_RANK = 4  # images, height, width, channels
 ARCHITECTURES = {"chexnet": chexnet, "tiny_chexnet": tiny_chexnet}
-# Ranges hardly change the size of a file or the time of a kernel: a few films do.
+# Ranges hardly change the size of a file or the time of a kernel: a few images do.
 _PRICING_IMAGES = 16
 
 
-def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
-    """The uncut model: trained here, or taken from a file, brought to logits and checked against the data.
+def make_base(run: RunContext, keras_model_file: Path | None) -> Artifacts:
+    """The original model: trained here, or taken from a file, brought to logits and checked against the data.
 
     Raises:
-        CompressionError: the file's model does not fit the films or the findings, or the folder holds another run.
+        CompressionError: the file's model does not fit the images or the findings, or the folder holds another run.
     """
     if keras_model_file is None:
         inputs = base_inputs(run)
@@ -217,7 +217,7 @@ def make_base(run: RunContext, keras_model_file: Path | None) -> Artefacts:
 
     def make(_: Path) -> Mapping[str, Any]:
         if not original.change.activation and original.about is None and run.activation == "softmax":
-            run.news("base: its outputs are taken for logits of the set's classes, which exclude one another (softmax)")
+            run.log("base: its outputs are taken for logits of the set's classes, which exclude one another (softmax)")
         return {**run.save(model, "base.keras"), "head": asdict(original.change)}
 
     made = run.store.run("base", inputs, BASE_FILES, make)
@@ -231,7 +231,7 @@ def base_inputs(run: RunContext) -> dict[str, Any]:
 
 
 def price_layers(
-    run: RunContext, base: Artefacts, int8_file: Callable[[], Path], latency_table: CostTable | None
+    run: RunContext, base: Artifacts, int8_file: Callable[[], Path], latency_table: CostTable | None
 ) -> CostTable | None:
     """What bytes and milliseconds are spent on, where the recipe bounds them; times are measured only once."""
     want = {name: name in run.recipe.budget for name in ("tflite_bytes", "latency_ms")}
@@ -250,7 +250,7 @@ def price_layers(
             want_latency=want["latency_ms"],
             latency_table=latency_table if want["latency_ms"] else None,
             int8_file=content,
-            progress=run.news,
+            progress=run.log,
         )
         write_text(run.store.folder / "costs.json", table.to_json())
 
@@ -258,10 +258,10 @@ def price_layers(
     return CostTable.from_json(made.paths["costs.json"].read_text(encoding="utf-8"))
 
 
-def write_probes(run: RunContext, base: Artefacts, path: Path) -> None:
-    """What a device needs to time the layers of the uncut model, as one file."""
+def write_probes(run: RunContext, base: Artifacts, path: Path) -> None:
+    """What a device needs to time the layers of the original model, as one file."""
     images = run.data.batches(run.data.sample(_PRICING_IMAGES, run.recipe.seed))
-    make_probe_pack(load_model(base.keras_file), path, run.recipe.quant_type, calibration=images, progress=run.news)
+    make_probe_pack(load_model(base.keras_file), path, run.recipe.quant_type, calibration=images, progress=run.log)
 
 
 def architecture(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The files of a run: the uncut references and the compressed model."""
+"""The files of a run: the original references and the compressed model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cxr_compress.lite.parity import Reference, compare_answers, require_answers
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import check_sparsity, dev_logits, pack, recipe_in_file
-from cxr_compress.pipeline.stages.quantize import Quantised
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.stages.quantize import Quantized
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import measure_sparsity
 
 
-def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
-    """The uncut model as float32 and, where it has that form, int8: what every compressed file is compared with."""
-    names = uncut_names(run.recipe, with_int8=not run.preflight.int8)
+def export_original(run: RunContext, base: Artifacts) -> Artifacts:
+    """The original model as float32 and, where it has that form, int8: what every compressed file is compared with."""
+    names = original_names(run.recipe, with_int8=not run.preflight.int8)
     fields = (
         *("model", "dataset", "input_size", "dev_fraction", "seed"),
         *("calibration_images", "calibration_method", "percentile"),
@@ -40,7 +40,7 @@ def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
             calibration_method=run.recipe.calibration_method,
             percentile=run.recipe.percentile,
             force=run.recipe.force,
-            progress=run.news,
+            progress=run.log,
         )
         for quant_type, lite in made.items():
             path = run.store.folder / f"{names[quant_type]}.tflite"
@@ -48,24 +48,24 @@ def export_uncut(run: RunContext, base: Artefacts) -> Artefacts:
             write_bytes(path, packed)
         return {names[quant_type]: lite.audit.to_dict() for quant_type, lite in made.items()}
 
-    return run.store.run("export_uncut", inputs, _files(names), make)
+    return run.store.run("export_original", inputs, _files(names), make)
 
 
-def deliver(run: RunContext, final: Artefacts, quantised: Quantised, line: Mapping[str, str]) -> Artefacts:
+def deliver(run: RunContext, final: Artifacts, quantized: Quantized, line: Mapping[str, str]) -> Artifacts:
     """The compressed files with all that they say about themselves.
 
     Args:
         run: the run.
         final: the compressed Keras model.
-        quantised: what was made of it.
-        line: the Keras files that it came from, the uncut model first and itself last -> sha256.
+        quantized: what was made of it.
+        line: the Keras files that it came from, the original model first and itself last -> sha256.
 
     Raises:
         CompressionError: a file has lost zeros, or answers unlike the network that it was made from.
     """
     names = compressed_names(run.recipe)
-    recipe = recipe_in_file(run.recipe) | {"quantised": quantised.facts.get("used", "")}
-    raw = {quant_type: quantised.files[quant_type].read_bytes() for quant_type in names}
+    recipe = recipe_in_file(run.recipe) | {"quantized": quantized.facts.get("used", "")}
+    raw = {quant_type: quantized.files[quant_type].read_bytes() for quant_type in names}
 
     def make(_: Path) -> Mapping[str, Any]:
         sparsity = measure_sparsity(load_model(final.keras_file)).total if run.recipe.zeroes_weights else 0.0
@@ -93,11 +93,11 @@ def _answers(run: RunContext, raw: Mapping[str, bytes]) -> dict[str, Any]:
     found = compare_answers(logits, exact, reference.source, "")
     require_answers(found, reference, run.recipe.name, force=run.recipe.force)
     text = found.to_text(run.data.dataset.findings).replace("against the model", "against its float twin", 1)
-    run.news(f"{run.recipe.name}: {text}")
+    run.log(f"{run.recipe.name}: {text}")
     return {**found.to_dict(), "text": text, "constant": [run.data.dataset.findings[k] for k in found.constant]}
 
 
-def uncut_names(recipe: Recipe, *, with_int8: bool = True) -> dict[str, str]:
+def original_names(recipe: Recipe, *, with_int8: bool = True) -> dict[str, str]:
     """Quant type -> file name, without its ending, of the references."""
     return {"none": f"{recipe.model}_fp32", **({"int8": f"{recipe.model}_int8"} if with_int8 else {})}
 

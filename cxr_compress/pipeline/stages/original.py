@@ -18,13 +18,13 @@ from cxr_compress.models.meaning import ask_for_preset, possible_presets
 from cxr_compress.models.original import Original, read_original, rising_scores
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.data import RunData
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 
 FIRST_LOOK = "original.json"
 
 
-def open_original(recipe: Recipe, keras_model_file: Path, news: Callable[[str], None]) -> Original:
+def open_original(recipe: Recipe, keras_model_file: Path, log: Callable[[str], None]) -> Original:
     """Load the model to start from and find out what it means.
 
     Raises:
@@ -42,7 +42,7 @@ def open_original(recipe: Recipe, keras_model_file: Path, news: Callable[[str], 
     )
     _check_size(original, recipe.input_size)
     for note in original.notes():
-        news(f"original model: {note}")
+        log(f"original model: {note}")
     if original.change.gives != "logits":
         raise UnsupportedLayerError(
             f"expected a model of which logits can be had, which fine-tuning needs, but {original.change.note}: give "
@@ -60,7 +60,7 @@ def _check_size(original: Original, size: int) -> None:
         )
 
 
-def match_data(recipe: Recipe, dataset: Dataset, original: Original, news: Callable[[str], None]) -> Dataset:
+def match_data(recipe: Recipe, dataset: Dataset, original: Original, log: Callable[[str], None]) -> Dataset:
     """The data set with the findings of the model, in the order of its outputs.
 
     Raises:
@@ -74,7 +74,7 @@ def match_data(recipe: Recipe, dataset: Dataset, original: Original, news: Calla
             "data set with labels for every output, or a model of the findings alone"
         )
     if match.only_dataset:
-        news(f"note: the model does not answer {', '.join(match.only_dataset)}, which {dataset.name} has: left out")
+        log(f"note: the model does not answer {', '.join(match.only_dataset)}, which {dataset.name} has: left out")
     order = sorted(range(count), key=lambda place: match.logits[place])
     return dataset.with_columns([match.labels[place] for place in order])
 
@@ -87,7 +87,7 @@ def any_preset(original: Original, recipe: Recipe) -> PreprocessSpec:
 
 
 def settle_data(
-    recipe: Recipe, data: RunData, original: Original, news: Callable[[str], None]
+    recipe: Recipe, data: RunData, original: Original, log: Callable[[str], None]
 ) -> tuple[RunData, Original]:
     """The data with the preprocessing that the model was trained with, and the model with what --force overrules.
 
@@ -114,19 +114,19 @@ def settle_data(
         preset=pixels.preset,
         own=own,
         ask=ask_for_preset(original.path.name),
-        tell=lambda line: news(f"original model: {line}"),
+        tell=lambda line: log(f"original model: {line}"),
         doubt=pixels.doubt,
         force=recipe.force,
         seed=recipe.seed,
     )
     if against:
-        news(f"warning: {against}; going on (--force)")
+        log(f"warning: {against}; going on (--force)")
         pixels = dataclasses.replace(pixels, source=f"{pixels.source}, forced: {against}")
         original = dataclasses.replace(original, pixels=pixels)
     return dataclasses.replace(data, spec=spec), original
 
 
-def look_at_original(run: RunContext, base: Artefacts) -> FirstLook:
+def look_at_original(run: RunContext, base: Artifacts) -> FirstLook:
     """Score the original model on dev, once a run, and refuse to build on one that is no better than chance.
 
     Raises:
@@ -150,11 +150,11 @@ def look_at_original(run: RunContext, base: Artefacts) -> FirstLook:
     inputs = {**run.inputs(("seed",), base), "preprocess": run.data.spec.to_dict(), "assumed": _assumed(run)}
     made = run.store.run("look", inputs, [FIRST_LOOK], make)
     look = FirstLook.from_dict(json.loads(made.paths[FIRST_LOOK].read_text(encoding="utf-8")))
-    run.news(look.line())
+    run.log(look.line())
     if look.problem and not run.recipe.force:
         raise CompressionError(f"{look.problem}: correct that, or go on with --force")
     if look.problem:
-        run.news(f"warning: {look.problem}; going on (--force)")
+        run.log(f"warning: {look.problem}; going on (--force)")
     return look
 
 
@@ -169,7 +169,7 @@ def _assumed(run: RunContext) -> str:
     return f"{kind} {', '.join(findings)}; preprocessing {preset_name(spec)} at {size} (trained so here)"
 
 
-def _answer(run: RunContext, base: Artefacts) -> Answer:
+def _answer(run: RunContext, base: Artifacts) -> Answer:
     """Scores of the original model as the run keeps it."""
     model = load_model(base.keras_file)
     return lambda images: rising_scores(model(images, training=False), run.activation)

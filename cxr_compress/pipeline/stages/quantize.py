@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.evaluate.degradation import measure_harm
+from cxr_compress.evaluate.degradation import measure_degradation
 from cxr_compress.files import write_bytes
 from cxr_compress.lite import LiteModel, convert, equalize
 from cxr_compress.lite.qat import convert_qat, prepare_qat
@@ -18,12 +18,12 @@ from cxr_compress.models import load_model
 from cxr_compress.models.zeros import zero_masks
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.packing import dev_logits
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 
-FLOAT = "quantised/float.tflite"
-AFTER_TRAINING = "quantised/after_training.tflite"
-IN_TRAINING = "quantised/in_training.tflite"
-_LARGEST_LABELS = 16_000  # bytes that findings, thresholds, recipe and golden vectors add to a file
+FLOAT = "quantized/float.tflite"
+AFTER_TRAINING = "quantized/after_training.tflite"
+IN_TRAINING = "quantized/in_training.tflite"
+_LARGEST_LABELS = 16_000  # bytes that findings, thresholds, recipe and reference outputs add to a file
 _FIELDS = (
     *("quant_type", "calibration_images", "calibration_method", "percentile", "bias_correction", "equalize"),
     "auto_fallback",
@@ -31,7 +31,7 @@ _FIELDS = (
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """The flatbuffers of the compressed model, nothing attached yet.
 
     Attributes:
@@ -43,19 +43,19 @@ class Quantised:
     facts: dict[str, Any]
 
 
-def quantise(run: RunContext, model: Artefacts, base: Artefacts) -> Quantised:
+def quantize(run: RunContext, model: Artifacts, base: Artifacts) -> Quantized:
     """The float file and, where the recipe asks for one, its int8 twin by the way that keeps what it must."""
     recipe = run.recipe
     after = _after_training(run, model)
     files = {"none": after.paths[FLOAT]}
     if recipe.quant_type == "none":
-        return Quantised(files, {})
+        return Quantized(files, {})
     files[recipe.quant_type] = after.paths[AFTER_TRAINING]
-    facts = run.store.facts("quantise")
+    facts = run.store.facts("quantize")
     if not recipe.quantizes:
-        return Quantised(files, facts)
+        return Quantized(files, facts)
     if not _wants_training(run, facts):
-        return Quantised(files, facts | {"used": "after training"})
+        return Quantized(files, facts | {"used": "after training"})
     why = run.preflight.qat
     if not why:
         try:
@@ -65,14 +65,14 @@ def quantise(run: RunContext, model: Artefacts, base: Artefacts) -> Quantised:
                 raise
             why = str(error)
     if why:
-        run.news(f"qat: {why}; int8 after training is kept")
-        return Quantised(files, {**facts, "used": "after training", "qat_not_taken": why})
+        run.log(f"qat: {why}; int8 after training is kept")
+        return Quantized(files, {**facts, "used": "after training", "qat_not_taken": why})
     found = run.store.facts("qat")
     why = _not_taken(run, found, facts, trained.paths[IN_TRAINING], after.paths[AFTER_TRAINING])
     if why:
-        return Quantised(files, {**facts, "qat": found, "used": "after training", "qat_not_taken": why})
+        return Quantized(files, {**facts, "qat": found, "used": "after training", "qat_not_taken": why})
     files[recipe.quant_type] = trained.paths[IN_TRAINING]
-    return Quantised(files, {**facts, "qat": found, "used": "in training"})
+    return Quantized(files, {**facts, "qat": found, "used": "in training"})
 
 
 def _not_taken(
@@ -83,7 +83,7 @@ def _not_taken(
     size, other = trained_file.stat().st_size, after_file.stat().st_size
     if limit is not None and size > other and size + _LARGEST_LABELS > limit:
         return f"its {size:,} bytes do not fit into {limit:,}"
-    if run.recipe.qat == "auto" and trained["harm"]["loss"] > after["harm"]["loss"]:
+    if run.recipe.qat == "auto" and trained["degradation"]["loss"] > after["degradation"]["loss"]:
         return "its loss on dev is no lower"
     return ""
 
@@ -92,7 +92,7 @@ def _wants_training(run: RunContext, facts: Mapping[str, Any]) -> bool:
     return bool(facts["broken"]) if run.recipe.qat == "auto" else run.recipe.qat == "always"
 
 
-def _after_training(run: RunContext, model: Artefacts) -> Artefacts:
+def _after_training(run: RunContext, model: Artifacts) -> Artifacts:
     """Convert; of an int8 file say what it did on dev."""
     recipe = run.recipe
     fields: tuple[str, ...] = ("quant_type", *(("calibration_images", "seed") if recipe.calibrates else ()))
@@ -107,13 +107,13 @@ def _after_training(run: RunContext, model: Artefacts) -> Artefacts:
         facts: dict[str, Any] = {"audit": made[recipe.quant_type].audit.to_dict(), "equalized": equalized}
         return facts | (_judged(run, made[recipe.quant_type].content, made["none"].content) if recipe.quantizes else {})
 
-    return run.store.run("quantise", run.inputs(fields, model), list(names.values()), make)
+    return run.store.run("quantize", run.inputs(fields, model), list(names.values()), make)
 
 
-def _in_training(run: RunContext, model: Artefacts, base: Artefacts, after: Artefacts) -> Artefacts:
+def _in_training(run: RunContext, model: Artifacts, base: Artifacts, after: Artifacts) -> Artifacts:
     """Train on with the rounding of int8 in the loop, then convert."""
     recipe = run.recipe
-    missed = run.store.facts("quantise")["broken"]
+    missed = run.store.facts("quantize")["broken"]
     fields = (
         *("quant_type", "calibration_images", "qat_epochs", "qat_learning_rate", "max_auroc_drop"),
         *("distill_weight", *OF_TRAINING),
@@ -121,9 +121,9 @@ def _in_training(run: RunContext, model: Artefacts, base: Artefacts, after: Arte
 
     def make(work: Path) -> Mapping[str, Any]:
         if missed:
-            run.news(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
+            run.log(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
         plain = load_model(model.keras_file)
-        qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.news)
+        qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.log)
         teacher = load_model(base.keras_file) if recipe.distill_weight else None
         config = run.config(recipe.qat_epochs, recipe.qat_learning_rate, distill_weight=recipe.distill_weight)
         facts = run.train(qat.model, config, work, teacher=teacher)
@@ -134,7 +134,7 @@ def _in_training(run: RunContext, model: Artefacts, base: Artefacts, after: Arte
     return run.store.run("qat", run.inputs(fields, model, base), [IN_TRAINING], make)
 
 
-def _convert(run: RunContext, model: Artefacts, names: list[str]) -> tuple[dict[str, LiteModel], Any]:
+def _convert(run: RunContext, model: Artifacts, names: list[str]) -> tuple[dict[str, LiteModel], Any]:
     recipe, plain = run.recipe, load_model(model.keras_file)
     equalized = None
     if recipe.equalize and recipe.quantizes:
@@ -150,7 +150,7 @@ def _convert(run: RunContext, model: Artefacts, names: list[str]) -> tuple[dict[
         bias_correction=recipe.bias_correction,
         auto_fallback=recipe.auto_fallback,
         compare=False,  # a file that rounding has made dumb is judged on dev, where training may still mend it
-        progress=run.news,
+        progress=run.log,
     )
     return made, equalized
 
@@ -159,8 +159,8 @@ def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]
     """What rounding did on dev, against the float file of the same network."""
     labels = run.data.dev.split.labels
     found, before = dev_logits(run, content), dev_logits(run, reference)
-    harm = measure_harm(labels, found, before, run.pos_weight, run.activation)
-    return {"harm": harm.to_dict(), "broken": harm.broken(run.recipe.max_auroc_drop)}
+    degradation = measure_degradation(labels, found, before, run.pos_weight, run.activation)
+    return {"degradation": degradation.to_dict(), "broken": degradation.broken(run.recipe.max_auroc_drop)}
 
 
 def _calibration(run: RunContext) -> Iterator[np.ndarray]:

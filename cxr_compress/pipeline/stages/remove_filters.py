@@ -17,7 +17,7 @@ from cxr_compress.models import load_model
 from cxr_compress.models.reinitialize import reinitialize
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.data import RunData
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import (
     Budget,
@@ -39,27 +39,27 @@ Scores = dict[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Thinning:
+class Pruning:
     """The removal of filters in one run.
 
     Attributes:
         recipe: the choices.
-        data: the films.
+        data: the images.
         folder: where measured sensitivity is kept.
-        news: is told how far measurements are.
+        log: is told how far measurements are.
         loss: (labels, logits) -> loss, as in training, for the criterion that needs a gradient.
-        cost_table: measured costs of the uncut model, for budgets on bytes and latency.
+        cost_table: measured costs of the original model, for budgets on bytes and latency.
     """
 
     recipe: Recipe
     data: RunData
     folder: Path
-    news: Callable[[str], None]
+    log: Callable[[str], None]
     loss: Callable[[Any, Any], Any] | None = None
     cost_table: CostTable | None = None
 
     def choose(self, model: keras.Model) -> tuple[ChannelPlan, dict[str, Any]]:
-        """The plan that thins a model to the recipe's budget, and facts; `model` is left untouched.
+        """The plan that prunes a model to the recipe's budget, and facts; `model` is left untouched.
 
         In several steps, batch norms are re-estimated after each, so that the next scores see a working model.
 
@@ -91,12 +91,12 @@ class Thinning:
             "steps": [step.after.to_dict() for step in plans],
         }
 
-    def repair(self, thin: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+    def repair(self, pruned: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
         """Repair what `plan` made of `model`, in place and without labels; facts."""
         if self.recipe.reconstruct:
-            return {"reconstruction": self._reconstruct(thin, model, plan)}
+            return {"reconstruction": self._reconstruct(pruned, model, plan)}
         # Not after a reconstruction: what it fitted holds under the statistics that it was fitted with.
-        self._recalibrate(thin, uncut=model, plan=plan)
+        self._recalibrate(pruned, original=model, plan=plan)
         return {"recalibration": {"images": min(self.recipe.recalibration_images, len(self.data.train.images))}}
 
     def _score(self, model: keras.Model, analysis: ChannelAnalysis) -> Scores:
@@ -105,7 +105,7 @@ class Thinning:
             model,
             analysis,
             criterion=recipe.criterion,
-            batches=self._labelled(recipe.scoring_images) if recipe.scores_on_images else None,
+            batches=self._labeled(recipe.scoring_images) if recipe.scores_on_images else None,
             loss=self.loss,
             group_reduction=recipe.group_reduction,
             normalizer=recipe.normalizer,
@@ -119,20 +119,20 @@ class Thinning:
             scores,
             self._images(self.recipe.sensitivity_images),
             cache=self.folder / sensitivity_files(self.recipe)[step - 1],
-            progress=self.news,
+            progress=self.log,
         )
 
-    def _between(self, thin: keras.Model, step: int) -> None:
+    def _between(self, pruned: keras.Model, step: int) -> None:
         if step < self.recipe.removal_steps:
-            self._recalibrate(thin)
+            self._recalibrate(pruned)
 
-    def _recalibrate(self, thin: keras.Model, **reference: Any) -> None:
-        recalibrate_batch_norm(thin, self._images(self.recipe.recalibration_images), **reference)
+    def _recalibrate(self, pruned: keras.Model, **reference: Any) -> None:
+        recalibrate_batch_norm(pruned, self._images(self.recipe.recalibration_images), **reference)
 
-    def _reconstruct(self, thin: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+    def _reconstruct(self, pruned: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
         recipe = self.recipe
         batches = self._images(recipe.reconstruction_images)
-        report = reconstruct_consumers(thin, model, plan, batches, seed=recipe.seed)
+        report = reconstruct_consumers(pruned, model, plan, batches, seed=recipe.seed)
         before, after = (sum(errors[place] for errors in report.errors.values()) for place in range(2))
         return {
             "images": report.images,
@@ -145,8 +145,8 @@ class Thinning:
     def _images(self, count: int) -> Iterator[FloatArray]:
         return self.data.batches(self.data.sample(count, self.recipe.seed))
 
-    def _labelled(self, count: int) -> Iterator[tuple[FloatArray, FloatArray]]:
-        images, labels = self.data.sample_labelled(count, self.recipe.seed)
+    def _labeled(self, count: int) -> Iterator[tuple[FloatArray, FloatArray]]:
+        images, labels = self.data.sample_labeled(count, self.recipe.seed)
         start = 0
         for batch in self.data.batches(images):
             yield batch, labels[start : start + len(batch)]
@@ -191,8 +191,8 @@ def repair_fields(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in names}
 
 
-def choose(run: RunContext, base: Artefacts, cost_table: CostTable | None) -> tuple[Artefacts, ChannelPlan]:
-    """Analyse, score and select: the plan that meets the budget.
+def choose(run: RunContext, base: Artifacts, cost_table: CostTable | None) -> tuple[Artifacts, ChannelPlan]:
+    """Analyze, score and select: the plan that meets the budget.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -203,8 +203,8 @@ def choose(run: RunContext, base: Artefacts, cost_table: CostTable | None) -> tu
     def make(_: Path) -> Mapping[str, Any]:
         plain = FitConfig(epochs=1, activation=run.activation)
         loss = make_loss(plain, run.pos_weight) if run.recipe.criterion == "taylor" else None
-        thinning = Thinning(run.recipe, run.data, run.store.folder, run.news, loss, cost_table)
-        plan, facts = thinning.choose(load_model(base.keras_file))
+        pruning = Pruning(run.recipe, run.data, run.store.folder, run.log, loss, cost_table)
+        plan, facts = pruning.choose(load_model(base.keras_file))
         write_text(run.store.folder / "plan.json", plan.to_json())
         return facts
 
@@ -212,27 +212,27 @@ def choose(run: RunContext, base: Artefacts, cost_table: CostTable | None) -> tu
     return made, ChannelPlan.from_json(made.paths["plan.json"].read_text(encoding="utf-8"))
 
 
-def remove(run: RunContext, base: Artefacts, chosen: Artefacts, plan: ChannelPlan) -> Artefacts:
-    """Rebuild the uncut model without what the plan takes away."""
+def remove(run: RunContext, base: Artifacts, chosen: Artifacts, plan: ChannelPlan) -> Artifacts:
+    """Rebuild the original model without what the plan takes away."""
     inputs = run.inputs((), base) | {"plan": chosen.sha256["plan.json"]}
 
     def make(_: Path) -> Mapping[str, Any]:
-        return run.save(remove_channels(load_model(base.keras_file), plan), "thin.keras")
+        return run.save(remove_channels(load_model(base.keras_file), plan), "pruned.keras")
 
-    return run.store.run("remove", inputs, ["thin.keras"], make)
+    return run.store.run("remove", inputs, ["pruned.keras"], make)
 
 
-def repair(run: RunContext, base: Artefacts, chosen: Artefacts, plan: ChannelPlan, thin: Artefacts) -> Artefacts:
+def repair(run: RunContext, base: Artifacts, chosen: Artifacts, plan: ChannelPlan, pruned: Artifacts) -> Artifacts:
     """Refit the layers that lost inputs, or re-estimate batch norms, or, as a baseline, draw all weights anew."""
-    inputs = run.inputs((), base, thin) | {"plan": chosen.sha256["plan.json"], "recipe": repair_fields(run.recipe)}
+    inputs = run.inputs((), base, pruned) | {"plan": chosen.sha256["plan.json"], "recipe": repair_fields(run.recipe)}
 
     def make(_: Path) -> Mapping[str, Any]:
-        model = load_model(thin.keras_file)
+        model = load_model(pruned.keras_file)
         if run.recipe.from_scratch:
             model, facts = reinitialize(model, run.recipe.seed), {"weights": "drawn anew"}
         else:
-            thinning = Thinning(run.recipe, run.data, run.store.folder, run.news)
-            facts = thinning.repair(model, load_model(base.keras_file), plan)
+            pruning = Pruning(run.recipe, run.data, run.store.folder, run.log)
+            facts = pruning.repair(model, load_model(base.keras_file), plan)
         return {**facts, **run.save(model, "repaired.keras")}
 
     return run.store.run("repair", inputs, ["repaired.keras"], make)

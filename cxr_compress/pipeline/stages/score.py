@@ -25,18 +25,18 @@ _LATENCY_RUNS = 100
 _REFERENCE = "fp32"
 
 
-def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation: Mapping[str, Any]) -> dict[str, Any]:
+def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantization: Mapping[str, Any]) -> dict[str, Any]:
     """Score every file once on test, time them turn by turn, and write the report.
 
     Args:
         run: the run.
         files: by name, the .tflite file and the Keras file that it came from: the reference, others, the compressed.
-        quantisation: how the compressed file came to int8.
+        quantization: how the compressed file came to int8.
     """
     models = {name: read_model(path) for name, (path, _) in files.items()}
     inputs = {
         "files": {name: model.sha256 for name, model in models.items()},
-        "films": run.data.test.digest(),
+        "images": run.data.test.digest(),
         **{name: getattr(run.recipe, name) for name in ("bootstrap_samples", "max_auroc_drop", "margin", "seed")},
     }
 
@@ -59,7 +59,7 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantisation:
                 margin=run.recipe.margin,
                 reference=scored[_REFERENCE].mean_auroc,
             ),
-            "quantisation": dict(quantisation),
+            "quantization": dict(quantization),
             "original": _original(run),
             "answers": run.store.facts("export_compressed").get("answers"),
             "sizes": _sizes(models[last], sources[files[last][1]]),

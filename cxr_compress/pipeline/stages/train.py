@@ -15,7 +15,7 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.models.zeros import check_zeros, zero_masks
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import SparsityTarget, allocate, layer_outcomes, measure_sparsity, prune_weights
 from cxr_compress.structured import ChannelPlan, analyze_channels
@@ -29,12 +29,12 @@ _SPARSITY = (
 )
 
 
-def recover(run: RunContext, thin: Artefacts, base: Artefacts, plan: ChannelPlan) -> Artefacts:
-    """Fine-tune the thin model, pulled towards the labels and towards the uncut model."""
+def recover(run: RunContext, pruned: Artifacts, base: Artifacts, plan: ChannelPlan) -> Artifacts:
+    """Fine-tune the pruned model, pulled towards the labels and towards the original model."""
     fields = ("recovery_epochs", "recovery_learning_rate", "schedule_epochs", *_TAUGHT)
 
     def make(work: Path) -> Mapping[str, Any]:
-        model = load_model(thin.keras_file)
+        model = load_model(pruned.keras_file)
         config = _taught(
             run,
             run.recipe.recovery_epochs,
@@ -44,10 +44,10 @@ def recover(run: RunContext, thin: Artefacts, base: Artefacts, plan: ChannelPlan
         facts = _train_taught(run, model, base, config, work, plan)
         return {**facts, **run.save(model, "recovered.keras")}
 
-    return run.store.run("recover", run.inputs(fields, thin, base), ["recovered.keras"], make)
+    return run.store.run("recover", run.inputs(fields, pruned, base), ["recovered.keras"], make)
 
 
-def sparsify(run: RunContext, dense: Artefacts, base: Artefacts) -> Artefacts:
+def sparsify(run: RunContext, dense: Artifacts, base: Artifacts) -> Artifacts:
     """Zero the smallest of the remaining weights with TF-MOT while the others make up for it."""
     recipe = run.recipe
     # Not all of what teaches elsewhere: while weights go, feature maps are not compared and weights not averaged.
@@ -67,7 +67,7 @@ def sparsify(run: RunContext, dense: Artefacts, base: Artefacts) -> Artefacts:
             fit=functools.partial(fit, teacher=teacher, pos_weight=run.pos_weight),
             findings=run.data.dataset.findings,
             target=target,
-            progress=run.news,
+            progress=run.log,
         )
         run.save(sparse, "sparse.keras")
         report = measure_sparsity(sparse)
@@ -82,7 +82,7 @@ def sparsify(run: RunContext, dense: Artefacts, base: Artefacts) -> Artefacts:
     return run.store.run("sparsify", run.inputs(fields, dense, base), ["sparse.keras"], make)
 
 
-def finetune(run: RunContext, sparse: Artefacts, base: Artefacts, plan: ChannelPlan | None) -> Artefacts:
+def finetune(run: RunContext, sparse: Artifacts, base: Artifacts, plan: ChannelPlan | None) -> Artifacts:
     """Fine-tune once more after weights went to zero; what is zero stays zero."""
     fields = ("finetune_epochs", "finetune_learning_rate", *_TAUGHT)
 
@@ -121,12 +121,12 @@ def sparsity_target(recipe: Recipe) -> SparsityTarget:
 
 
 def feature_match(student: keras.Model, teacher: keras.Model, plan: ChannelPlan | None) -> FeatureMatch:
-    """The last feature maps of two models, one thinned from the other, channel by channel.
+    """The last feature maps of two models, one pruned from the other, channel by channel.
 
     Args:
-        student: the thin model.
-        teacher: the uncut one.
-        plan: from the uncut to the thin one; None where no channel is gone.
+        student: the pruned model.
+        teacher: the original one.
+        plan: from the original to the pruned one; None where no channel is gone.
 
     Raises:
         CompressionError: the classifier does not read the feature map channel by channel, as after a Flatten.
@@ -164,7 +164,7 @@ def _taught(run: RunContext, epochs: int, learning_rate: float, **changes: Any) 
 def _train_taught(  # noqa: PLR0917 - what a training is made of
     run: RunContext,
     model: keras.Model,
-    base: Artefacts,
+    base: Artifacts,
     config: FitConfig,
     work: Path,
     plan: ChannelPlan | None,

@@ -1,8 +1,8 @@
-"""Repair a thinned model without labels: re-estimate the batch-norm statistics on a few films.
+"""Repair a pruned model without labels: re-estimate the batch-norm statistics on a few images.
 
 Removing channels shifts what every later layer sees, while its batch norms still hold the old means and variances. On
 the trained DenseNet121 at half the MACs, chosen by l1, this alone takes AUROC from 0.852 back to 0.949, before any
-fine-tuning, and to 0.959 with the uncut model as reference. Reconstruction reaches 0.966 and needs neither.
+fine-tuning, and to 0.959 with the original model as reference. Reconstruction reaches 0.966 and needs neither.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NormStatistics:
 
 
 def measure_batch_norms(model: keras.Model, batches: Iterable[FloatArray]) -> NormStatistics:
-    """Measure what every batch norm of a model sees when each normalises with the statistics of its batch.
+    """Measure what every batch norm of a model sees when each normalizes with the statistics of its batch.
 
     Means and variances are pooled over all batches by the law of total variance, so batches may differ in size.
 
@@ -81,15 +81,15 @@ def recalibrate_batch_norm(
     model: keras.Model,
     batches: Iterable[FloatArray],
     *,
-    uncut: keras.Model | None = None,
+    original: keras.Model | None = None,
     plan: ChannelPlan | None = None,
     reference: NormStatistics | None = None,
 ) -> int:
     """Re-estimate, in place, the moving mean and variance of every batch norm of a model.
 
-    Alone, the statistics become those of the images. That replaces what training averaged over far more films and
-    over augmented ones: on the trained DenseNet121 it costs 0.008 AUROC before a single filter is gone. With `uncut`
-    and `plan` every channel's normalised mean and spread become instead what the uncut model's are on the same
+    Alone, the statistics become those of the images. That replaces what training averaged over far more images and
+    over augmented ones: on the trained DenseNet121 it costs 0.008 AUROC before a single filter is gone. With `original`
+    and `plan` every channel's normalized mean and spread become instead what the original model's are on the same
     images: a model that lost nothing stays as it is. Which of the two recovers more depends on what was removed
     (`experiments/results/criteria.csv`): the reference does where the criterion looks at weights alone, by 0.006 to
     0.04; for `lasso` and `random`, which may take what matters most, it is the worse one. Some hundred images are
@@ -98,61 +98,61 @@ def recalibrate_batch_norm(
     Args:
         model: updated in place; only moving statistics change.
         batches: float32 (n, h, w, c), preprocessed as in training; labels are not needed.
-        uncut: the model that `model` was thinned from; only read. Costs a second pass over the images.
+        original: the model that `model` was pruned from; only read. Costs a second pass over the images.
         plan: what was removed from it.
-        reference: `measure_batch_norms(uncut, batches)` of the same batches, to save that pass.
+        reference: `measure_batch_norms(original, batches)` of the same batches, to save that pass.
 
     Returns:
         How many images were used; 0 when the model has no batch norm, and then no batch is read.
 
     Raises:
         DataError: no batch, or a batch that makes a statistic NaN; nothing is changed then.
-        CompressionError: `uncut` and `plan` that do not go together, or that this model was not made from.
+        CompressionError: `original` and `plan` that do not go together, or that this model was not made from.
     """
-    if (uncut is None) != (plan is None):
-        raise CompressionError("expected uncut and plan together: the plan says which channels of uncut are here")
+    if (original is None) != (plan is None):
+        raise CompressionError("expected original and plan together: the plan says which channels of original are here")
     norms = _norms(model)
     if not norms:
         return 0
-    if uncut is None or plan is None:
+    if original is None or plan is None:
         found = measure_batch_norms(model, batches)
         _write(norms, found.seen)
         return found.images
     batches = batches if reference is not None else list(batches)
     found = measure_batch_norms(model, batches)
-    reference = measure_batch_norms(uncut, batches) if reference is None else reference
-    _write(norms, _as_in_uncut(found, reference, _kept_channels(uncut, plan)))
+    reference = measure_batch_norms(original, batches) if reference is None else reference
+    _write(norms, _as_in_original(found, reference, _kept_channels(original, plan)))
     return found.images
 
 
-def _kept_channels(uncut: keras.Model, plan: ChannelPlan) -> dict[str, npt.NDArray[np.bool_]]:
+def _kept_channels(original: keras.Model, plan: ChannelPlan) -> dict[str, npt.NDArray[np.bool_]]:
     """By path, which channels of a batch norm stay; those that follow no channels are not listed."""
-    analysis = analyze_channels(uncut, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
+    analysis = analyze_channels(original, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
     keep = plan.keep_vector(analysis)
     return {path: keep[layer.axes[0].units] for path, layer in analysis.layers.items() if layer.axes}
 
 
-def _as_in_uncut(
-    thin: NormStatistics, uncut: NormStatistics, kept: Mapping[str, npt.NDArray[np.bool_]]
+def _as_in_original(
+    pruned: NormStatistics, original: NormStatistics, kept: Mapping[str, npt.NDArray[np.bool_]]
 ) -> dict[str, tuple[Vector, Vector]]:
-    """Moving statistics with which each channel is normalised to the mean and spread that it has in the uncut model."""
+    """Moving statistics that normalize each channel to the mean and spread it has in the original model."""
     found = {}
-    for path, (mean, variance) in thin.seen.items():
-        if path not in uncut.seen:
-            raise CompressionError(f"expected the model that this one was thinned from; it has no batch norm {path!r}")
+    for path, (mean, variance) in pruned.seen.items():
+        if path not in original.seen:
+            raise CompressionError(f"expected the model that this one was pruned from; it has no batch norm {path!r}")
         stay = kept.get(path, slice(None))
-        uncut_mean, uncut_variance = (values[stay] for values in uncut.seen[path])
-        held_mean, held_variance = (values[stay] for values in uncut.held[path])
-        if len(uncut_mean) != len(mean):
+        original_mean, original_variance = (values[stay] for values in original.seen[path])
+        held_mean, held_variance = (values[stay] for values in original.held[path])
+        if len(original_mean) != len(mean):
             raise CompressionError(
-                f"expected the plan of this model: it leaves {path!r} {len(uncut_mean)} channels, "
+                f"expected the plan of this model: it leaves {path!r} {len(original_mean)} channels, "
                 f"the model has {len(mean)}"
             )
-        epsilon = uncut.epsilon[path]
+        epsilon = original.epsilon[path]
         # The square of how much wider the channel has become; epsilon keeps dead channels at 1.
-        wider = (variance + epsilon) / (uncut_variance + epsilon)
+        wider = (variance + epsilon) / (original_variance + epsilon)
         found[path] = (
-            mean - (uncut_mean - held_mean) * np.sqrt(wider),
+            mean - (original_mean - held_mean) * np.sqrt(wider),
             np.maximum((held_variance + epsilon) * wider - epsilon, 0.0),
         )
     return found

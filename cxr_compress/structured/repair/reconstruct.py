@@ -113,7 +113,7 @@ class ReconstructionReport:
 
 
 def reconstruct_consumers(
-    thin: keras.Model,
+    pruned: keras.Model,
     model: keras.Model,
     plan: ChannelPlan,
     batches: Iterable[Any],
@@ -123,11 +123,11 @@ def reconstruct_consumers(
     seed: int = 0,
     memory_bytes: int = DEFAULT_MEMORY,
 ) -> ReconstructionReport:
-    """Refit, in place, the weights of every layer that lost inputs, so that its output is again the uncut model's.
+    """Refit, in place, the weights of every layer that lost inputs, so that its output is again the original model's.
 
-    Front to back in one pass of both models: a layer's inputs come from the thin model, the layers before it repaired
-    already, its targets from the uncut one. Conv2D and Dense layers are refitted, and each reader of a shared channel
-    by itself; other layers are left and listed. A constant per output goes into the bias or into the batch norm
+    Front to back in one pass of both models: a layer's inputs come from the pruned model, the layers before it repaired
+    already, its targets from the original one. Conv2D and Dense layers are refitted, and each reader of a shared
+    channel by itself; other layers are left and listed. A constant per output goes into the bias or into the batch norm
     behind the layer. Re-estimating the batch norms afterwards (`recalibrate_batch_norm`) is another repair of the same
     damage, not a required second half: measure whether it still helps.
 
@@ -135,8 +135,8 @@ def reconstruct_consumers(
     section 3.1, equation 1 with the selection fixed, and section 3.2.
 
     Args:
-        thin: the thin model; its weights change.
-        model: the uncut model; only read.
+        pruned: the pruned model; its weights change.
+        model: the original model; only read.
         plan: what was removed.
         batches: float32 (n, h, w, c), preprocessed as in training; labels beside them are ignored.
         positions: sampled output positions per image and layer. Rows = images * positions: a 3x3 convolution of 128
@@ -148,16 +148,16 @@ def reconstruct_consumers(
 
     Raises:
         DataError: no batches, batches that do not fit the model, or activations that are not finite.
-        CompressionError: a plan for another model, or a thin model that is not the plan's.
+        CompressionError: a plan for another model, or a pruned model that is not the plan's.
     """
     analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
     keep = plan.keep_vector(analysis)
     if keep.all():
         return ReconstructionReport(0)
-    steps, thin_steps = unroll(model), unroll(thin)
-    if [step.path for step in steps.calls] != [step.path for step in thin_steps.calls]:
-        raise CompressionError("expected the thin model that remove_channels made of this model; the layers differ")
-    fitting = fitting_images(memory_bytes, analysis, analyze_channels(thin))
+    steps, pruned_steps = unroll(model), unroll(pruned)
+    if [step.path for step in steps.calls] != [step.path for step in pruned_steps.calls]:
+        raise CompressionError("expected the pruned model that remove_channels made of this model; the layers differ")
+    fitting = fitting_images(memory_bytes, analysis, analyze_channels(pruned))
     images = take_images(model, batches, fitting, "reconstruction")
     consumers, left = find_consumers(steps, analysis)
     chosen: dict[int, _Refit] = {}
@@ -165,7 +165,7 @@ def reconstruct_consumers(
         if consumer.reader.columns > MAX_COLUMNS:
             left[consumer.path] = f"reads {consumer.reader.columns:,} columns, more than {MAX_COLUMNS:,}"
         else:
-            chosen[consumer.place] = _Refit(consumer, steps, thin_steps, keep)
+            chosen[consumer.place] = _Refit(consumer, steps, pruned_steps, keep)
     rng = np.random.default_rng(seed)
     errors: dict[str, tuple[float, float]] = {}
 
@@ -174,33 +174,35 @@ def reconstruct_consumers(
         equations = refit.collect(inputs, positions, rng)
         errors[refit.consumer.path] = refit.apply(equations, ridge)
 
-    walk([steps, thin_steps], images, chosen, visit)
+    walk([steps, pruned_steps], images, chosen, visit)
     return ReconstructionReport(sum(map(len, images)), errors, left)
 
 
 class _Refit:
     """The refit of one layer."""
 
-    def __init__(self, consumer: Consumer, steps: Steps, thin_steps: Steps, keep: BoolArray) -> None:
+    def __init__(self, consumer: Consumer, steps: Steps, pruned_steps: Steps, keep: BoolArray) -> None:
         self.consumer = consumer
-        self._step: Step = thin_steps.calls[consumer.place]
+        self._step: Step = pruned_steps.calls[consumer.place]
         self._outputs = keep[consumer.outputs]
-        self._sink = ConstantSink(thin_steps, consumer.place)
-        self._uncut_norm = ConstantSink(steps, consumer.place).norm
+        self._sink = ConstantSink(pruned_steps, consumer.place)
+        self._original_norm = ConstantSink(steps, consumer.place).norm
         kernel = self._step.layer.get_weights()[0]
         expected = (int(keep[consumer.units].sum()), int(self._outputs.sum()))
         if (kernel.size // kernel.shape[-1], kernel.shape[-1]) != expected:
-            raise CompressionError(f"{consumer.path}: the thin model was not made from this plan; run remove_channels")
+            raise CompressionError(
+                f"{consumer.path}: the pruned model was not made from this plan; run remove_channels"
+            )
 
     def collect(self, inputs: list[list[list[Any]]], positions: int, rng: np.random.Generator) -> NormalEquations:
-        """Rows of the thin model against outputs of the uncut one, at the same sampled positions."""
+        """Rows of the pruned model against outputs of the original one, at the same sampled positions."""
         wide = self.consumer.reader
         narrow = PatchReader(self._step.layer, tuple(self._step.node.keras_inputs[0].shape)[1:])
         kernel, bias = self.consumer.kernel()[:, self._outputs], self.consumer.bias()[self._outputs]
         equations = NormalEquations(narrow.columns, kernel.shape[1], constant=self._sink.open)
-        for uncut, thin in zip(*inputs, strict=True):
-            places = wide.draw(len(uncut[0]), positions, rng)
-            equations.add(narrow.rows(thin[0], places), wide.rows(uncut[0], places) @ kernel + bias)
+        for original, pruned in zip(*inputs, strict=True):
+            places = wide.draw(len(original[0]), positions, rng)
+            equations.add(narrow.rows(pruned[0], places), wide.rows(original[0], places) @ kernel + bias)
         return equations
 
     def apply(self, equations: NormalEquations, ridge: float) -> tuple[float, float]:
@@ -224,7 +226,7 @@ class _Refit:
             return np.asarray(old)
         if self._sink.norm is None:
             return np.zeros_like(constant)
-        uncut = self._uncut_norm.moving_mean.numpy()[self._outputs].astype(np.float64)
-        old = uncut - self._sink.norm.moving_mean.numpy()
-        self._sink.norm.moving_mean.assign((uncut - constant).astype(np.float32))
+        original = self._original_norm.moving_mean.numpy()[self._outputs].astype(np.float64)
+        old = original - self._sink.norm.moving_mean.numpy()
+        self._sink.norm.moving_mean.assign((original - constant).astype(np.float32))
         return np.asarray(old)

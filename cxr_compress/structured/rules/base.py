@@ -70,7 +70,7 @@ _MULTIPLY_THEN_ADD = 2
 
 
 def stays_in_graph(call: TracedCall) -> bool:
-    """Whether a normalisation or channel-wise scale stays an operator of its own."""
+    """Whether a normalization or channel-wise scale stays an operator of its own."""
     maker = call.inputs[0].maker if call.inputs else None
     behind_kernel = maker is not None and bool(maker.flow.uses) and _activation(maker) == "linear"
     return not (call.layer.class_name == "BatchNormalization" and behind_kernel and call.inputs[0].uses == 1)

@@ -18,7 +18,7 @@ CYCLE = ("1.0", "0.0", "", "-1.0")
 
 
 def make_rows(part: str, first: int, patients: int) -> list[str]:
-    """Two films a patient, the second lateral; labels go round, one step on for each patient and finding."""
+    """Two images a patient, the second lateral; labels go round, one step on for each patient and finding."""
     rows = []
     for patient in range(first, first + patients):
         folder = f"CheXpert-v1.0-small/{part}/patient{patient:05d}/study1"
@@ -76,17 +76,17 @@ def test_load_dataset_chexpert_soft_labels_are_spread_fixed_and_seeded(tmp_path:
         train = load_dataset("chexpert", tmp_path, seed=seed, options={"uncertain": "soft"}).train
         return dict(zip(train.paths, train.labels, strict=True))
 
-    films = soft(0)
-    labels = np.concatenate(list(films.values()))
+    images = soft(0)
+    labels = np.concatenate(list(images.values()))
     drawn = labels[~np.isin(labels, (0, 1))]
     assert len(drawn) == labels.size // 4
     assert 0.55 <= drawn.min() < 0.58
     assert 0.82 < drawn.max() <= 0.85
     assert len(np.unique(drawn)) > 0.98 * len(drawn)
-    np.testing.assert_equal(soft(0), films)
+    np.testing.assert_equal(soft(0), images)
     others = soft(1)
-    path = next(path for path in films if path in others)
-    assert not np.array_equal(others[path], films[path])
+    path = next(path for path in images if path in others)
+    assert not np.array_equal(others[path], images[path])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_load_dataset_chexpert_policy_per_finding(tmp_path: Path, uncertain) -> 
     assert dataset.findings == ("Atelectasis", "Pleural Effusion", "Edema")
     quarter = len(dataset.train) // 4
     np.testing.assert_array_equal(np.isnan(dataset.train.labels).sum(axis=0) > 0, [False, True, False])
-    # A quarter of the films is told to be positive; in the first column about another one, the uncertain, is too.
+    # A quarter of the images is told to be positive; in the first column about another one, the uncertain, is too.
     positives = np.nansum(dataset.train.labels, axis=0)
     assert positives[0] > 1.6 * quarter
     assert max(positives[1:]) < 1.4 * quarter
@@ -119,10 +119,10 @@ def test_load_dataset_chexpert_frontal_only_and_blank_as_unknown(tmp_path: Path)
     assert abs(np.isnan(dataset.dev.labels).mean() - 2 / 4) < 0.1
 
 
-def test_load_dataset_chexpert_missing_films_are_counted_dropped_or_kept(tmp_path: Path) -> None:
+def test_load_dataset_chexpert_missing_images_are_counted_dropped_or_kept(tmp_path: Path) -> None:
     root = make_chexpert(tmp_path)
     (root / "train/patient00007/study1/view2_lateral.jpg").unlink()
-    with pytest.raises(DataError, match="chexpert: 1 of 80 train films and 0 of 12 valid films are missing"):
+    with pytest.raises(DataError, match="chexpert: 1 of 80 train images and 0 of 12 valid images are missing"):
         load_dataset("chexpert", root)
     assert sum(map(len, load_dataset("chexpert", root, allow_missing=True).splits)) == 91
     assert sum(map(len, read_dataset("chexpert", root, missing=Missing.KEEP).splits)) == 92

@@ -21,7 +21,7 @@ def test_load_kermany_root_or_one_level_down_gives_the_same_splits(tmp_path: Pat
     assert dataset.findings == ("Pneumonia",)
     assert not dataset.synthetic
     assert "CC BY 4.0" in dataset.attribution
-    # 12 patients of each of the four series: IM, NORMAL2-IM, bacteria, virus (the last with two films each).
+    # 12 patients of each of the four series: IM, NORMAL2-IM, bacteria, virus (the last with two images each).
     assert len(set(dataset.train.patients) | set(dataset.dev.patients)) == 4 * 12
     assert len(set(dataset.dev.patients)) == 12
     assert len(dataset.train) + len(dataset.dev) == len(dataset.test) == 5 * 12
@@ -104,7 +104,7 @@ def test_load_kermany_patient_in_train_and_test_is_refused_with_counts_and_key(t
     draw(tmp_path / "test" / "PNEUMONIA" / "person3_virus_999.jpeg")
     draw(tmp_path / "test" / "PNEUMONIA" / "person4_virus_999.jpeg")
     with pytest.raises(
-        DataError, match=r"patient\(s\) with \d+ films are in both \w+ and test \(the key is personN_bact"
+        DataError, match=r"patient\(s\) with \d+ images are in both \w+ and test \(the key is personN_bact"
     ):
         load_kermany(tmp_path)
 
@@ -126,11 +126,11 @@ def test_load_kermany_empty_folder_is_refused(tmp_path: Path) -> None:
         load_kermany(tmp_path)
 
 
-def test_load_kermany_class_without_films_is_refused(tmp_path: Path) -> None:
+def test_load_kermany_class_without_images_is_refused(tmp_path: Path) -> None:
     make_kermany(tmp_path)
     for path in (tmp_path / "test" / "PNEUMONIA").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"expected JPEG or PNG films in .*PNEUMONIA, found none"):
+    with pytest.raises(DataError, match=r"expected JPEG or PNG images in .*PNEUMONIA, found none"):
         load_kermany(tmp_path)
 
 

@@ -17,33 +17,33 @@ from cxr_compress.errors import DataError
 from tests.data.files import draw, write_nih
 
 
-def make_films(patients: int = 30) -> dict[str, tuple[str, str]]:
-    """Two films a patient; each patient has two of the findings, the last of every ten none."""
-    films = {}
+def make_images(patients: int = 30) -> dict[str, tuple[str, str]]:
+    """Two images a patient; each patient has two of the findings, the last of every ten none."""
+    images = {}
     for patient in range(1, patients + 1):
         pair = f"{NIH_FINDINGS[patient % 14]}|{NIH_FINDINGS[(patient + 5) % 14]}"
-        for film in range(2):
-            films[f"{patient:08d}_{film:03d}.png"] = (str(patient), "No Finding" if patient % 10 == 0 else pair)
-    return films
+        for image in range(2):
+            images[f"{patient:08d}_{image:03d}.png"] = (str(patient), "No Finding" if patient % 10 == 0 else pair)
+    return images
 
 
 def make_nih(root: Path, **changes) -> Path:
-    films = make_films(90)
-    names = list(films)
-    return write_nih(root, films, **{"train_val": names[:120], "test": names[120:], **changes})
+    images = make_images(90)
+    names = list(images)
+    return write_nih(root, images, **{"train_val": names[:120], "test": names[120:], **changes})
 
 
 def test_load_nih_first_edition_in_several_folders_reads_labels_patients_and_lists(tmp_path: Path) -> None:
     dataset = load_dataset("nih", make_nih(tmp_path))
-    films = make_films(90)
+    images = make_images(90)
     assert dataset.findings == NIH_FINDINGS
     assert len(dataset.train) + len(dataset.dev) == 120
-    assert [path.name for path in dataset.test.paths] == list(films)[120:]
+    assert [path.name for path in dataset.test.paths] == list(images)[120:]
     for split in dataset.splits:
         for path, labels, patient in zip(split.paths, split.labels, split.patients, strict=True):
             named = {finding for finding, flag in zip(NIH_FINDINGS, labels, strict=True) if flag}
-            assert "|".join(sorted(named)) == "|".join(sorted(set(films[path.name][1].split("|")) - {"No Finding"}))
-            assert patient == films[path.name][0]
+            assert "|".join(sorted(named)) == "|".join(sorted(set(images[path.name][1].split("|")) - {"No Finding"}))
+            assert patient == images[path.name][0]
             assert path.is_file()
 
 
@@ -64,7 +64,9 @@ def test_load_nih_missing_images_are_counted_and_allowed_only_on_request(tmp_pat
     gone = [sorted((tmp_path / "images_001" / "images").iterdir())[index] for index in (0, 1, -1)]
     for path in gone:
         path.unlink()
-    with pytest.raises(DataError, match=r"2 of 120 train_val films and 1 of 60 test films are missing .*allow_missing"):
+    with pytest.raises(
+        DataError, match=r"2 of 120 train_val images and 1 of 60 test images are missing .*allow_missing"
+    ):
         load_dataset("nih", tmp_path)
     dataset = load_dataset("nih", tmp_path, allow_missing=True)
     assert sum(map(len, dataset.splits)) == 180 - 3
@@ -86,7 +88,7 @@ def test_load_nih_cut_off_gzip_is_refused(tmp_path: Path) -> None:
         ("Cardiomegaly", "Big Heart", "unknown finding 'Big Heart'; expected 'No Finding' or some of the 14"),
         ("Patient ID", "PID", r"expected the column\(s\) Patient ID in Data_Entry_2017.csv"),
         (",0,1,058Y", ",0,,058Y", "line 2 of Data_Entry_2017.csv has no patient or no labels"),
-        ("00000002_000", "00000002_777", "1 listed without labels, 1 labelled but in no list"),
+        ("00000002_000", "00000002_777", "1 listed without labels, 1 labeled but in no list"),
     ],
 )
 def test_load_nih_damaged_csv_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -97,17 +99,17 @@ def test_load_nih_damaged_csv_is_one_clear_line(tmp_path: Path, old: str, new: s
 
 
 def test_load_nih_patient_in_both_lists_is_refused(tmp_path: Path) -> None:
-    names = list(make_films(90))
-    make_nih(tmp_path, train_val=names[:121], test=names[121:])  # film 120 is the first of two of its patient
+    names = list(make_images(90))
+    make_nih(tmp_path, train_val=names[:121], test=names[121:])  # image 120 is the first of two of its patient
     with pytest.raises(
-        DataError, match=r"1 patient\(s\) with 2 films are in both \w+ and test \(the key is the column"
+        DataError, match=r"1 patient\(s\) with 2 images are in both \w+ and test \(the key is the column"
     ):
         load_nih(tmp_path)
 
 
 def test_load_nih_missing_list_or_images_are_refused(tmp_path: Path) -> None:
     make_nih(tmp_path, images=False)
-    with pytest.raises(DataError, match=r"expected films in images/ or images_001/images/"):
+    with pytest.raises(DataError, match=r"expected images in images/ or images_001/images/"):
         load_nih(tmp_path)
     (tmp_path / "test_list.txt").unlink()
     with pytest.raises(DataError, match=r"expected the official list test_list.txt"):
@@ -116,13 +118,13 @@ def test_load_nih_missing_list_or_images_are_refused(tmp_path: Path) -> None:
         load_nih(tmp_path / "nowhere")
 
 
-def test_load_nih_finding_without_films_in_test_is_refused(tmp_path: Path) -> None:
+def test_load_nih_finding_without_images_in_test_is_refused(tmp_path: Path) -> None:
     entries = make_nih(tmp_path) / "Data_Entry_2017.csv"
     lines = entries.read_text().splitlines()
     lines[121:] = [line.replace("|Hernia", "").replace("Hernia|", "") for line in lines[121:]]
     entries.write_text("\n".join(lines))
     with pytest.raises(
-        DataError, match="expected films with and without 'Hernia' in test, none of its 60 films is with"
+        DataError, match="expected images with and without 'Hernia' in test, none of its 60 images is with"
     ):
         load_nih(tmp_path)
 
@@ -136,7 +138,7 @@ def test_load_nih_real_csv_and_lists_with_a_real_subset_agree_with_its_labels(cx
         rows = {row["image"]: row for row in csv.DictReader(file)}
     for name in rows:
         (tmp_path / "images" / name).symlink_to(cxr_data / "nih_mini" / "images" / name.replace(".png", ".jpg"))
-    with pytest.raises(DataError, match="85062 of 86524 train_val films and 25351 of 25596 test films are missing"):
+    with pytest.raises(DataError, match="85062 of 86524 train_val images and 25351 of 25596 test images are missing"):
         load_dataset("nih", tmp_path)
     dataset = load_dataset("nih", tmp_path, allow_missing=True)
     assert (len(dataset.train) + len(dataset.dev), len(dataset.test)) == (1462, 245)
@@ -163,7 +165,7 @@ def test_load_nih_age_sex_and_view_are_read_in_both_spellings_and_typing_errors_
         load_nih(tmp_path)
 
 
-def test_load_dataset_nih_exclude_list_takes_films_out_wherever_they_are_named(tmp_path: Path) -> None:
+def test_load_dataset_nih_exclude_list_takes_images_out_wherever_they_are_named(tmp_path: Path) -> None:
     whole = load_dataset("nih", make_nih(tmp_path))
     bad = [whole.test.paths[0].name, whole.train.paths[3].name]
     listed = tmp_path / "bad.csv"
@@ -172,13 +174,13 @@ def test_load_dataset_nih_exclude_list_takes_films_out_wherever_they_are_named(t
     names = {path.name for split in dataset.splits for path in split.paths}
     assert len(names) == sum(map(len, whole.splits)) - 2
     assert not names & set(bad)
-    assert dataset.notes == ("2 films of exclude_list are left out",)
+    assert dataset.notes == ("2 images of exclude_list are left out",)
     listed.write_text("nothing\n")
     with pytest.raises(DataError, match=r"no image name of this set is in exclude_list"):
         load_dataset("nih", tmp_path, options={"exclude_list": str(listed)})
 
 
-def test_read_dataset_nih_can_keep_the_missing_films(tmp_path: Path) -> None:
+def test_read_dataset_nih_can_keep_the_missing_images(tmp_path: Path) -> None:
     make_nih(tmp_path)
     gone = sorted((tmp_path / "images_001" / "images").iterdir())[0]
     gone.unlink()
@@ -207,7 +209,7 @@ def test_read_dataset_nih_whole_real_label_file_has_the_published_counts(cxr_dat
     assert {view for split in whole.splits for view in split.views} == {"PA", "AP"}
     with (cxr_data / "nih_meta" / "cxr14_bad_labels.csv").open() as file:
         named = {row["Index"] for row in csv.DictReader(file)}
-    assert len(named) == 257  # in 432 rows: some films are listed more than once
+    assert len(named) == 257  # in 432 rows: some images are listed more than once
     assert named <= {path.name for split in whole.splits for path in split.paths}
 
 

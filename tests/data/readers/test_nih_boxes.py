@@ -19,7 +19,7 @@ def write_boxes(folder: Path, *rows: str) -> Path:
     return path
 
 
-def test_read_boxes_films_with_several_and_the_alias_of_infiltration(tmp_path: Path) -> None:
+def test_read_boxes_images_with_several_and_the_alias_of_infiltration(tmp_path: Path) -> None:
     path = write_boxes(tmp_path, "a.png,Mass,1.5,2,3,4,,,", "b.png,Infiltrate,0,0,1024,1024", "a.png,Nodule,5,6,7,8")
     assert read_boxes(path) == {
         "a.png": (Box("Mass", 1.5, 2, 3, 4), Box("Nodule", 5, 6, 7, 8)),
@@ -33,9 +33,9 @@ def test_read_boxes_films_with_several_and_the_alias_of_infiltration(tmp_path: P
         ("b.png,Cough,1,2,3,4", "line 3 of BBox_List_2017.csv has the unknown finding 'Cough'"),
         ("b.png,Mass,1,2,3,wide", "line 3 of BBox_List_2017.csv has a box that is no four numbers"),
         ("b.png,Mass,1,2,3", "line 3 of BBox_List_2017.csv ends after 5 cells, expected at least 6"),
-        ("b.png,Mass,1000,2,99,4", "line 3 of BBox_List_2017.csv has a box outside the film of 1024 x 1024"),
-        ("b.png,Mass,1,2,0,4", "line 3 of BBox_List_2017.csv has a box outside the film"),
-        ("b.png,Mass,nan,2,3,4", "line 3 of BBox_List_2017.csv has a box outside the film"),
+        ("b.png,Mass,1000,2,99,4", "line 3 of BBox_List_2017.csv has a box outside the image of 1024 x 1024"),
+        ("b.png,Mass,1,2,0,4", "line 3 of BBox_List_2017.csv has a box outside the image"),
+        ("b.png,Mass,nan,2,3,4", "line 3 of BBox_List_2017.csv has a box outside the image"),
     ],
 )
 def test_read_boxes_damaged_row_is_named(tmp_path: Path, row: str, message: str) -> None:
@@ -52,7 +52,7 @@ def test_read_boxes_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_read_boxes_real_file_has_the_published_boxes(cxr_data: Path) -> None:
     boxes = read_boxes(cxr_data / "nih_meta" / "BBox_List_2017.csv.gz")
-    counts = Counter(box.finding for film in boxes.values() for box in film)
+    counts = Counter(box.finding for image in boxes.values() for box in image)
     assert len(boxes) == 880
     assert sum(counts.values()) == 984
     # Wang et al. 2017, section 4: eight findings have boxes.

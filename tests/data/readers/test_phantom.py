@@ -37,12 +37,12 @@ def test_load_dataset_phantom_is_synthetic_patient_wise_and_multi_label(written:
     labels = np.concatenate([split.labels for split in dataset.splits])
     assert ((labels.mean(axis=0) >= 0.15) & (labels.mean(axis=0) <= 0.5)).all()
     assert (labels.sum(axis=1) >= 2).any()
-    patients, films = np.unique([p for split in dataset.splits for p in split.patients], return_counts=True)
-    assert set(films) == {1, 2, 3}
+    patients, images = np.unique([p for split in dataset.splits for p in split.patients], return_counts=True)
+    assert set(images) == {1, 2, 3}
     assert sum(len(set(split.patients)) for split in dataset.splits) == len(patients)
 
 
-def test_write_phantom_films_are_gray_8_bit_png_of_the_size(written: Path) -> None:
+def test_write_phantom_images_are_gray_8_bit_png_of_the_size(written: Path) -> None:
     split = load_phantom(written).test
     assert all(path.suffix == ".png" for path in split.paths)
     image = decode_image(split.paths[0])
@@ -105,11 +105,11 @@ def test_write_phantom_parameter_out_of_range_is_refused(tmp_path: Path, wrong: 
 
 def test_load_phantom_missing_image_and_damaged_labels_are_refused(tmp_path: Path) -> None:
     write_phantom(tmp_path, **SMALL)
-    film = next((tmp_path / "images").iterdir())
-    film.rename(film.with_suffix(".gone"))
+    image = next((tmp_path / "images").iterdir())
+    image.rename(image.with_suffix(".gone"))
     with pytest.raises(DataError, match=r"1 images of labels.csv are missing"):
         load_phantom(tmp_path)
-    film.with_suffix(".gone").rename(film)
+    image.with_suffix(".gone").rename(image)
     table = tmp_path / "labels.csv"
     table.write_text(table.read_text().replace("Nodule", "Nodle"))
     with pytest.raises(DataError, match=r"labels.csv in .* is missing or damaged .*write the set again"):

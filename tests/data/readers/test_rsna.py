@@ -15,36 +15,36 @@ from cxr_compress.errors import DataError
 KINDS = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 
 
-def film_name(film: int) -> str:
-    return f"{film:08x}-0000-4000-8000-000000000000"
+def image_name(picture: int) -> str:
+    return f"{picture:08x}-0000-4000-8000-000000000000"
 
 
-def make_rsna(root: Path, *, films: int = 60, details: bool = True) -> Path:
-    """Every third film is positive, with two boxes. The images are only listed by the reader, so they hold nothing."""
+def make_rsna(root: Path, *, pictures: int = 60, details: bool = True) -> Path:
+    """Every third image is positive, with two boxes. The images are only listed by the reader, so they hold nothing."""
     images = root / "stage_2_train_images"
     images.mkdir(parents=True)
     labels, kinds = ["patientId,x,y,width,height,Target"], ["patientId,class"]
-    for film in range(films):
-        positive = film % 3 == 2
+    for picture in range(pictures):
+        positive = picture % 3 == 2
         boxes = ["264.0,152.0,213.0,379.0,1", "562.0,152.0,256.0,453.0,1"] if positive else [",,,,0"]
-        labels += [f"{film_name(film)},{box}" for box in boxes]
-        kinds += [f"{film_name(film)},{KINDS[film % 3]}" for _ in boxes]
-        (images / f"{film_name(film)}.dcm").write_bytes(b"")
+        labels += [f"{image_name(picture)},{box}" for box in boxes]
+        kinds += [f"{image_name(picture)},{KINDS[picture % 3]}" for _ in boxes]
+        (images / f"{image_name(picture)}.dcm").write_bytes(b"")
     (root / "stage_2_train_labels.csv").write_text("\n".join(labels) + "\n")
     if details:
         (root / "stage_2_detailed_class_info.csv").write_text("\n".join(kinds) + "\n")
     return root
 
 
-def test_load_dataset_rsna_rows_per_box_become_one_film(tmp_path: Path) -> None:
+def test_load_dataset_rsna_rows_per_box_become_one_image(tmp_path: Path) -> None:
     dataset = load_dataset("rsna", make_rsna(tmp_path))
     assert dataset.findings == ("Pneumonia",)
     assert sum(map(len, dataset.splits)) == 60
     for split in dataset.splits:
         for path, label, kind in zip(split.paths, split.labels[:, 0], split.sources, strict=True):
-            film = int(path.stem[:8], 16)
-            assert path == tmp_path / "stage_2_train_images" / f"{film_name(film)}.dcm"
-            assert (label, kind) == (float(film % 3 == 2), KINDS[film % 3])
+            picture = int(path.stem[:8], 16)
+            assert path == tmp_path / "stage_2_train_images" / f"{image_name(picture)}.dcm"
+            assert (label, kind) == (float(picture % 3 == 2), KINDS[picture % 3])
 
 
 def test_load_dataset_rsna_test_split_is_stratified_seeded_and_of_the_size_asked_for(tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_load_dataset_rsna_test_split_is_stratified_seeded_and_of_the_size_asked
     assert dataset.test.paths == again.test.paths != other.test.paths
 
 
-def test_load_dataset_rsna_mapping_keeps_the_films_of_an_nih_patient_together(tmp_path: Path) -> None:
+def test_load_dataset_rsna_mapping_keeps_the_images_of_an_nih_patient_together(tmp_path: Path) -> None:
     make_rsna(tmp_path)
     entries = [
-        {"subset_img_id": film_name(film), "img_id": f"{film // 4:08d}_{film % 4:03d}.png", "orig_labels": []}
-        for film in range(60)
+        {"subset_img_id": image_name(picture), "img_id": f"{picture // 4:08d}_{picture % 4:03d}.png", "orig_labels": []}
+        for picture in range(60)
     ]
     mapping = tmp_path / "pneumonia-challenge-dataset-mappings_2018.json"
     mapping.write_text(json.dumps(entries))
@@ -72,23 +72,23 @@ def test_load_dataset_rsna_mapping_keeps_the_films_of_an_nih_patient_together(tm
     assert all(len(split) == 4 * len(set(split.patients)) for split in dataset.splits)
     assert dataset.patient_key == "the NIH patient that the option mapping gives"
     without = load_dataset("rsna", tmp_path)
-    assert any("patientId numbers films, not people" in note for note in without.notes)
+    assert any("patientId numbers images, not people" in note for note in without.notes)
     mapping.write_text(json.dumps(entries[1:]))
-    with pytest.raises(DataError, match="lacks 1 of 60 films"):
+    with pytest.raises(DataError, match="lacks 1 of 60 images"):
         load_dataset("rsna", tmp_path, options={"mapping": str(mapping)})
     mapping.write_text('{"a": 1}')
     with pytest.raises(DataError, match="expected a JSON list of objects with img_id and subset_img_id"):
         load_dataset("rsna", tmp_path, options={"mapping": str(mapping)})
 
 
-def test_load_dataset_rsna_missing_films_are_counted_dropped_or_kept(tmp_path: Path) -> None:
+def test_load_dataset_rsna_missing_images_are_counted_dropped_or_kept(tmp_path: Path) -> None:
     images = make_rsna(tmp_path) / "stage_2_train_images"
-    (images / f"{film_name(0)}.dcm").unlink()
-    with pytest.raises(DataError, match="rsna: 1 of 60 labelled films are missing"):
+    (images / f"{image_name(0)}.dcm").unlink()
+    with pytest.raises(DataError, match="rsna: 1 of 60 labeled images are missing"):
         load_dataset("rsna", tmp_path)
     assert sum(map(len, load_dataset("rsna", tmp_path, allow_missing=True).splits)) == 59
     assert sum(map(len, read_dataset("rsna", tmp_path, missing=Missing.KEEP).splits)) == 60
-    (images / f"{film_name(0)}.png").write_bytes(b"")  # converted films keep their names
+    (images / f"{image_name(0)}.png").write_bytes(b"")  # converted images keep their names
     assert sum(map(len, load_dataset("rsna", tmp_path).splits)) == 60
 
 
@@ -97,11 +97,11 @@ def test_load_dataset_rsna_missing_films_are_counted_dropped_or_kept(tmp_path: P
     [
         ("Target", "Truth", r"expected the column\(s\) Target in stage_2_train_labels.csv"),
         (
-            f"{film_name(1)},,,,,0",
-            f"{film_name(1)},,,,,2",
+            f"{image_name(1)},,,,,0",
+            f"{image_name(1)},,,,,2",
             "line 3 of stage_2_train_labels.csv has patientId .* Target '2'",
         ),
-        ("562.0,152.0,256.0,453.0,1", ",,,,0", "line 5 of stage_2_train_labels.csv says Target 0 of a film that an"),
+        ("562.0,152.0,256.0,453.0,1", ",,,,0", "line 5 of stage_2_train_labels.csv says Target 0 of an image that an"),
     ],
 )
 def test_load_dataset_rsna_damaged_table_is_one_clear_line(tmp_path: Path, old, new, message) -> None:

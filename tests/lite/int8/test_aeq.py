@@ -1,4 +1,4 @@
-"""The second quantiser: the same ranges, the same audit, codes that differ by single steps."""
+"""The second quantizer: the same ranges, the same audit, codes that differ by single steps."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def test_quantize_aeq_answers_as_the_converter_does(block: Any, ranged: bytes, f
     ours, theirs = Runner(quantize(ranged)), Runner(files["int8"])
     assert theirs.output.scale is not None
     assert theirs.output.scale == pytest.approx(ours.output.scale, rel=1e-3)  # the same ranges
-    # Two quantisers of one graph: a code of every activation may round to the other side.
+    # Two quantizers of one graph: a code of every activation may round to the other side.
     apart = np.abs(ours(images) - theirs(images)) / theirs.output.scale
     assert apart.max() <= 5
     assert apart.mean() < 1
     error = np.sqrt(np.square(theirs(images) - exact).mean())
     assert error < 0.05 * exact.std()
-    assert np.square(theirs(images[::-1]) - exact).mean() > 100 * error**2  # the control: other films
+    assert np.square(theirs(images[::-1]) - exact).mean() > 100 * error**2  # the control: other images
     assert np.array_equal(Runner(files["int8_float_io"])(images), theirs(images))
 
 

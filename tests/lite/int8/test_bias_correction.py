@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr_compress.device.runner import dequantise
+from cxr_compress.device.runner import dequantize
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import graphs_of, read_graphs, to_object
@@ -34,7 +34,7 @@ def observed(content: bytes, index: int, images: np.ndarray) -> np.ndarray:
         observer.invoke()
         found.append(observer.view(index)[0].copy())
     stacked = np.stack(found)
-    return stacked if not tensor.scale else dequantise(stacked, tensor.scale[0], tensor.zero_point[0])
+    return stacked if not tensor.scale else dequantize(stacked, tensor.scale[0], tensor.zero_point[0])
 
 
 def shifts(float_content: bytes, int8_content: bytes, images: np.ndarray) -> list[np.ndarray]:

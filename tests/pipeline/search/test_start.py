@@ -1,4 +1,4 @@
-"""A search with real candidates, small: phantom films, tiny_chexnet, one epoch of everything."""
+"""A search with real candidates, small: phantom images, tiny_chexnet, one epoch of everything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECIPE = make_recipe(
 # Models of one epoch keep nothing: what is tried, kept and scored is tested here, not how good it is.
 LOOSE = SearchSpec(
     macs=(0.6, 0.3), max_auroc_drop=0.9, margin=None, max_loss_rise=None, max_logit_distance=None,
-    cheap_epochs=0, refinements=0, finalists=1,
+    cheap_epochs=0, refinements=0, finalizts=1,
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_search_finds_the_smallest_and_reports_it_on_test(searched):
     assert found.test_looks == 1
 
 
-def test_search_keeps_every_point_and_the_uncut_files_once(searched):
+def test_search_keeps_every_point_and_the_original_files_once(searched):
     folder, _ = searched
     points = json.loads((folder / "search.json").read_text())["points"]
     assert len(points) == 3, "two cheap ones and one in full"
@@ -67,25 +67,25 @@ def test_search_keeps_every_point_and_the_uncut_files_once(searched):
 
 def test_search_again_trains_nothing(searched, phantom):
     folder, found = searched
-    news: list[str] = []
-    again = search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=folder, news=news.append)
+    log: list[str] = []
+    again = search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=folder, log=log.append)
     assert (again.recipe, again.report) == (found.recipe, found.report)
-    assert not [line for line in news if line.endswith(": started")]
+    assert not [line for line in log if line.endswith(": started")]
 
 
-def test_search_that_finds_nothing_never_reads_a_test_film(phantom, searched, tmp_path, monkeypatch):
+def test_search_that_finds_nothing_never_reads_a_test_image(phantom, searched, tmp_path, monkeypatch):
     folder, _ = searched
     strict = replace(LOOSE, max_logit_distance=1e-9)
 
     def looked(self):
-        raise AssertionError("test films were read")
+        raise AssertionError("test images were read")
 
     monkeypatch.setattr(RunData, "test", property(looked))
     with pytest.raises(BudgetError, match="distance of the logits"):
         search_recipe(RECIPE, strict, data_dir=phantom, output_dir=folder)
     assert (folder / "search.png").is_file()
     one = replace(LOOSE, macs=(0.5,))
-    with pytest.raises(AssertionError, match="test films were read"):  # control: whoever scores does read them
+    with pytest.raises(AssertionError, match="test images were read"):  # control: whoever scores does read them
         search_recipe(
             replace(RECIPE, recovery_epochs=0),
             one,

@@ -36,7 +36,7 @@ def table(model, images):
     return measure_costs(model, [images], "int8", want_latency=True, metadata_bytes=3000, calibration_steps=16)
 
 
-def test_measure_costs_prices_the_uncut_file_exactly_and_its_latency(model, images, table):
+def test_measure_costs_prices_the_original_file_exactly_and_its_latency(model, images, table):
     real = len(convert(model, "int8", calibration=[images], calibration_steps=16).content)
     priced = analyze_channels(model).priced(table).baseline
     assert priced.tflite_bytes == real + 3000
@@ -67,8 +67,8 @@ def test_probe_pack_timed_elsewhere_comes_back_as_latency_table(model, images, t
         measure_costs(model, [images], "int8", latency_table=given)
 
 
-def test_latency_predicted_for_a_thin_model_is_that_of_its_converted_file(tmp_path: Path):
-    """Ratios to the uncut model, in processor time, which other programs do not change.
+def test_latency_predicted_for_a_pruned_model_is_that_of_its_converted_file(tmp_path: Path):
+    """Ratios to the original model, in processor time, which other programs do not change.
 
     A table is to be within 15 % on a quiet machine; a third is allowed here for shared caches and changing clock rates.
     The control, the prediction for another plan, is off by half.
@@ -78,14 +78,14 @@ def test_latency_predicted_for_a_thin_model_is_that_of_its_converted_file(tmp_pa
     pack = make_probe_pack(model, tmp_path / "pack.zip", "none")
     table = measure_layers(pack, runs=30)
     scores = score_channels(model, analysis)
-    thick, thin = (
+    thick, pruned = (
         select_channels(analysis, scores, Budget(macs=share), scope="local", cost_table=table) for share in (0.8, 0.2)
     )
-    contents = {"uncut": pack.model, "thin": convert(remove_channels(model, thin), "none").content}
+    contents = {"original": pack.model, "pruned": convert(remove_channels(model, pruned), "none").content}
     calls = {name: prepare_call(content, 1, "auto")[0] for name, content in contents.items()}
     times = time_together(calls, runs=60, warmup=5, clock=time.thread_time)
-    measured = np.median(times["thin"]) / np.median(times["uncut"])
-    predicted, other = (plan.after.latency_ms / plan.before.latency_ms for plan in (thin, thick))
+    measured = np.median(times["pruned"]) / np.median(times["original"])
+    predicted, other = (plan.after.latency_ms / plan.before.latency_ms for plan in (pruned, thick))
     assert predicted == pytest.approx(measured, rel=1 / 3)
     assert other != pytest.approx(measured, rel=1 / 2)
 

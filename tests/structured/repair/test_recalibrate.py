@@ -1,4 +1,4 @@
-"""Batch norms re-estimated with the uncut model as reference: nothing is lost where nothing was removed."""
+"""Batch norms re-estimated with the original model as reference: nothing is lost where nothing was removed."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ def test_recalibrate_with_reference_changes_nothing_where_nothing_was_removed(bu
     model = build()
     plan = identity_plan(model)
     images = nets.batch(model, images=24)
-    thin, alone = remove_channels(model, plan), remove_channels(model, plan)
+    pruned, alone = remove_channels(model, plan), remove_channels(model, plan)
     expected = model.predict(images, verbose=0)
-    recalibrate_batch_norm(thin, [images[:10], images[10:]], uncut=model, plan=plan)
+    recalibrate_batch_norm(pruned, [images[:10], images[10:]], original=model, plan=plan)
     recalibrate_batch_norm(alone, [images[:10], images[10:]])
     # Both models see the same numbers; what remains is one rounding of float64 to float32.
-    np.testing.assert_allclose(thin.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-5 * expected.std())
+    np.testing.assert_allclose(pruned.predict(images, verbose=0), expected, rtol=1e-5, atol=1e-5 * expected.std())
     assert np.abs(alone.predict(images, verbose=0) - expected).max() > 1e-2 * expected.std()
 
 
-def test_recalibrate_with_reference_normalises_each_channel_as_the_uncut_model_does():
+def test_recalibrate_with_reference_normalizes_each_channel_as_the_original_model_does():
     model = nets.dense_block()
     plan = half_plan(model)
     images = nets.batch(model, images=32)
-    thin, control = remove_channels(model, plan), remove_channels(model, plan)
-    used = recalibrate_batch_norm(thin, [images], uncut=model, plan=plan)
+    pruned, control = remove_channels(model, plan), remove_channels(model, plan)
+    used = recalibrate_batch_norm(pruned, [images], original=model, plan=plan)
     assert used == 32
-    uncut, seen = measure_batch_norms(model, [images]), measure_batch_norms(thin, [images])
+    original, seen = measure_batch_norms(model, [images]), measure_batch_norms(pruned, [images])
     keep = plan.keep_vector(analyze_channels(model))
     slices = analyze_channels(model).layers
 
-    def normalised(found, path, stay=slice(None)):
+    def normalized(found, path, stay=slice(None)):
         (mean, variance), (held, spread) = found.seen[path], found.held[path]
         scale = np.sqrt(spread[stay] + found.epsilon[path])
         return (mean[stay] - held[stay]) / scale, np.sqrt(variance[stay] + found.epsilon[path]) / scale
 
     worst = 0.0
-    for path in uncut.seen:
-        wanted = normalised(uncut, path, keep[slices[path].axes[0].units])
-        for got, want in zip(normalised(seen, path), wanted, strict=True):
+    for path in original.seen:
+        wanted = normalized(original, path, keep[slices[path].axes[0].units])
+        for got, want in zip(normalized(seen, path), wanted, strict=True):
             # Moving statistics are kept in float32: 1e-7 of values around 1.
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-        before = normalised(measure_batch_norms(control, [images]), path)
+        before = normalized(measure_batch_norms(control, [images]), path)
         worst = max(worst, float(np.abs(before[0] - wanted[0]).max()))
     assert worst > 1e-2
 
@@ -85,15 +85,15 @@ def test_recalibrate_reference_given_is_the_reference_measured():
     model = nets.dense_block()
     plan = half_plan(model)
     images = nets.batch(model, images=16)
-    thin, again = remove_channels(model, plan), remove_channels(model, plan)
-    recalibrate_batch_norm(thin, iter([images]), uncut=model, plan=plan)
+    pruned, again = remove_channels(model, plan), remove_channels(model, plan)
+    recalibrate_batch_norm(pruned, iter([images]), original=model, plan=plan)
     recalibrate_batch_norm(
-        again, iter([images]), uncut=model, plan=plan, reference=measure_batch_norms(model, [images])
+        again, iter([images]), original=model, plan=plan, reference=measure_batch_norms(model, [images])
     )
-    assert all(np.array_equal(a, b) for a, b in zip(thin.get_weights(), again.get_weights(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(pruned.get_weights(), again.get_weights(), strict=True))
 
 
-def test_recalibrate_with_reference_leaves_dead_channels_finite_and_the_uncut_model_alone():
+def test_recalibrate_with_reference_leaves_dead_channels_finite_and_the_original_model_alone():
     model = nets.dense_block()
     first = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
     weights = first.get_weights()
@@ -101,29 +101,29 @@ def test_recalibrate_with_reference_leaves_dead_channels_finite_and_the_uncut_mo
     first.set_weights(weights)
     before = model.get_weights()
     plan = half_plan(model)
-    thin = remove_channels(model, plan)
-    recalibrate_batch_norm(thin, [nets.batch(model)], uncut=model, plan=plan)
-    assert all(np.isfinite(weight).all() for weight in thin.get_weights())
+    pruned = remove_channels(model, plan)
+    recalibrate_batch_norm(pruned, [nets.batch(model)], original=model, plan=plan)
+    assert all(np.isfinite(weight).all() for weight in pruned.get_weights())
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))
 
 
 def test_recalibrate_with_the_plan_of_another_model_raises_and_changes_nothing():
     model = nets.dense_block()
     plan = half_plan(model)
-    thin = remove_channels(model, plan)
-    before = thin.get_weights()
+    pruned = remove_channels(model, plan)
+    before = pruned.get_weights()
     name = next(iter(plan.kept))
     wrong = dataclasses.replace(plan, kept={**plan.kept, name: plan.kept[name][:-1]})
     with pytest.raises(CompressionError, match="expected the plan of this model"):
-        recalibrate_batch_norm(thin, [nets.batch(model)], uncut=model, plan=wrong)
-    with pytest.raises(CompressionError, match="expected the model that this one was thinned from"):
+        recalibrate_batch_norm(pruned, [nets.batch(model)], original=model, plan=wrong)
+    with pytest.raises(CompressionError, match="expected the model that this one was pruned from"):
         recalibrate_batch_norm(
-            thin, [nets.batch(model)], uncut=model, plan=plan, reference=measure_batch_norms(nets.sequential(), [])
+            pruned, [nets.batch(model)], original=model, plan=plan, reference=measure_batch_norms(nets.sequential(), [])
         )
-    assert all(np.array_equal(a, b) for a, b in zip(thin.get_weights(), before, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(pruned.get_weights(), before, strict=True))
 
 
-def test_recalibrate_uncut_without_plan_raises():
+def test_recalibrate_original_without_plan_raises():
     model = nets.dense_block()
-    with pytest.raises(CompressionError, match="expected uncut and plan together"):
-        recalibrate_batch_norm(model, [nets.batch(model)], uncut=model)
+    with pytest.raises(CompressionError, match="expected original and plan together"):
+        recalibrate_batch_norm(model, [nets.batch(model)], original=model)

@@ -34,10 +34,10 @@ def plan_without(model, gone: dict[str, list[int]]) -> ChannelPlan:
     return ChannelPlan(kept, channels, (), {}, analysis.baseline, analysis.cost_model.cost(keep))
 
 
-def difference(thin, model, images) -> float:
-    """Largest difference of the outputs over the uncut model's spread."""
+def difference(pruned, model, images) -> float:
+    """Largest difference of the outputs over the original model's spread."""
     full = model.predict(images, verbose=0)
-    return float(np.abs(thin.predict(images, verbose=0) - full).max() / full.std())
+    return float(np.abs(pruned.predict(images, verbose=0) - full).max() / full.std())
 
 
 def linear_net(**conv):
@@ -71,14 +71,14 @@ def test_reconstruct_a_channel_that_others_combine_to_is_exact_and_without_it_is
     combine(model, 2, {0: 0.7, 4: -1.1, 5: 0.4})
     plan = plan_without(model, {"a": [2]})
     images = nets.batch(model, images=32)
-    thin = remove_channels(model, plan)
-    before = difference(thin, model, images)
-    report = reconstruct_consumers(thin, model, plan, [images], ridge=1e-9, positions=49)
+    pruned = remove_channels(model, plan)
+    before = difference(pruned, model, images)
+    report = reconstruct_consumers(pruned, model, plan, [images], ridge=1e-9, positions=49)
     held_out = nets.batch(model, images=16, seed=9)
     # The ridge leaves 1e-9 of the weakest direction, float32 weights 1e-7 of every product.
-    assert difference(thin, model, held_out) < 1e-4
+    assert difference(pruned, model, held_out) < 1e-4
     assert before > 100 * 1e-4
-    assert before > 100 * difference(thin, model, held_out)
+    assert before > 100 * difference(pruned, model, held_out)
     assert list(report.errors) == ["b"]
     assert report.errors["b"][1] < 1e-8 < report.errors["b"][0]
 
@@ -89,11 +89,11 @@ def test_reconstruct_dense_behind_flatten_is_exact():
     model = nets.enliven(keras.Model(image, layers.Dense(3, name="logits")(x)))
     combine(model, 1, {0: 0.5, 3: 2.0})
     plan = plan_without(model, {"a": [1]})
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     held_out = nets.batch(model, images=8, seed=9)
-    before = difference(thin, model, held_out)
-    reconstruct_consumers(thin, model, plan, [nets.batch(model, images=200)], ridge=1e-9)
-    assert difference(thin, model, held_out) < 1e-4 < before / 100
+    before = difference(pruned, model, held_out)
+    reconstruct_consumers(pruned, model, plan, [nets.batch(model, images=200)], ridge=1e-9)
+    assert difference(pruned, model, held_out) < 1e-4 < before / 100
 
 
 @pytest.mark.parametrize(
@@ -106,25 +106,25 @@ def test_reconstruct_lowers_the_error_on_held_out_images(build, criterion):
     images = nets.batch(model, images=64)
     scores = score_channels(model, analysis, criterion=criterion, batches=[images])
     plan = select_channels(analysis, scores, Budget(macs=0.6), scope="local", round_to=1)
-    thin, repaired = remove_channels(model, plan), remove_channels(model, plan)
+    pruned, repaired = remove_channels(model, plan), remove_channels(model, plan)
     report = reconstruct_consumers(repaired, model, plan, [images])
     held_out = nets.batch(model, images=32, seed=9)
     full = model.predict(held_out, verbose=0)
-    error = [float(np.mean((net.predict(held_out, verbose=0) - full) ** 2)) for net in (thin, repaired)]
+    error = [float(np.mean((net.predict(held_out, verbose=0) - full) ** 2)) for net in (pruned, repaired)]
     assert error[1] < 0.7 * error[0]
     assert not report.left
     assert report.images == 64
     assert all(after <= before * 1.001 for before, after in report.errors.values())
 
 
-def test_reconstruct_leaves_the_uncut_model_alone_and_repeats():
+def test_reconstruct_leaves_the_original_model_alone_and_repeats():
     model = nets.dense_block()
     before = [weight.copy() for weight in model.get_weights()]
     plan = plan_without(model, {"stem": [0, 3], "g1": [1]})
     images = nets.batch(model, images=12)
     first, second = remove_channels(model, plan), remove_channels(model, plan)
-    for thin in (first, second):
-        reconstruct_consumers(thin, model, plan, [images[:5], images[5:]], positions=8)
+    for pruned in (first, second):
+        reconstruct_consumers(pruned, model, plan, [images[:5], images[5:]], positions=8)
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
 
@@ -144,20 +144,20 @@ def test_reconstruct_lists_what_it_leaves():
 def test_reconstruct_uses_no_more_images_than_memory_holds():
     model = nets.dense_block()
     plan = plan_without(model, {"stem": [0]})
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     one = plan.before.peak_activation_bytes + plan.after.peak_activation_bytes
-    report = reconstruct_consumers(thin, model, plan, [nets.batch(model, images=9)], memory_bytes=5 * one)
+    report = reconstruct_consumers(pruned, model, plan, [nets.batch(model, images=9)], memory_bytes=5 * one)
     assert report.images == 5
 
 
 def test_reconstruct_errors_are_one_line():
     model = nets.dense_block()
     plan, other = plan_without(model, {"stem": [0]}), plan_without(model, {"stem": [0, 1]})
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     with pytest.raises(DataError, match="reconstruction needs images: pass batches=images; got none"):
-        reconstruct_consumers(thin, model, plan, [])
-    with pytest.raises(CompressionError, match="g1: the thin model was not made from this plan"):
-        reconstruct_consumers(thin, model, other, [nets.batch(model)])
+        reconstruct_consumers(pruned, model, plan, [])
+    with pytest.raises(CompressionError, match="g1: the pruned model was not made from this plan"):
+        reconstruct_consumers(pruned, model, other, [nets.batch(model)])
     with pytest.raises(CompressionError, match="the layers differ"):
         reconstruct_consumers(nets.chain(), model, plan, [nets.batch(model)])
 
@@ -165,10 +165,10 @@ def test_reconstruct_errors_are_one_line():
 def test_reconstruct_and_fold_with_nothing_removed_change_nothing():
     model = nets.dense_block()
     plan = plan_without(model, {"stem": []})
-    thin = remove_channels(model, plan)
-    assert reconstruct_consumers(thin, model, plan, []).errors == {}
-    assert fold_constant_channels(thin, model, plan, []).folded == {}
-    assert all(np.array_equal(a, b) for a, b in zip(thin.get_weights(), model.get_weights(), strict=True))
+    pruned = remove_channels(model, plan)
+    assert reconstruct_consumers(pruned, model, plan, []).errors == {}
+    assert fold_constant_channels(pruned, model, plan, []).folded == {}
+    assert all(np.array_equal(a, b) for a, b in zip(pruned.get_weights(), model.get_weights(), strict=True))
 
 
 def constant_net(use_bias: bool, norm: bool, size: int = 1):
@@ -189,12 +189,12 @@ def constant_net(use_bias: bool, norm: bool, size: int = 1):
 def test_fold_constant_channel_is_exact_in_front_of_1x1_and_without_folding_is_not(use_bias, norm):
     model = constant_net(use_bias, norm)
     plan = plan_without(model, {"a": [1, 4]})
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     held_out = nets.batch(model, images=8, seed=9)
-    control = difference(thin, model, held_out)
-    report = fold_constant_channels(thin, model, plan, [nets.batch(model, images=2)])
+    control = difference(pruned, model, held_out)
+    report = fold_constant_channels(pruned, model, plan, [nets.batch(model, images=2)])
     # The folded constant is one float32 rounding of what some products added up to.
-    assert difference(thin, model, held_out) < 1e-5
+    assert difference(pruned, model, held_out) < 1e-5
     assert control > 1e-2
     assert report.folded["b"] > 0.1
     assert report.left == {}
@@ -203,21 +203,21 @@ def test_fold_constant_channel_is_exact_in_front_of_1x1_and_without_folding_is_n
 def test_fold_constant_channel_in_front_of_padded_3x3_helps_but_is_not_exact():
     model = constant_net(use_bias=True, norm=False, size=3)
     plan = plan_without(model, {"a": [1, 4]})
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     held_out = nets.batch(model, images=8, seed=9)
-    control = difference(thin, model, held_out)
-    fold_constant_channels(thin, model, plan, [nets.batch(model, images=8)])
-    assert 1e-4 < difference(thin, model, held_out) < 0.5 * control
+    control = difference(pruned, model, held_out)
+    fold_constant_channels(pruned, model, plan, [nets.batch(model, images=8)])
+    assert 1e-4 < difference(pruned, model, held_out) < 0.5 * control
 
 
 def test_fold_without_bias_or_batch_norm_behind_is_listed():
     model = constant_net(use_bias=False, norm=False)
     plan = plan_without(model, {"a": [1]})
-    thin = remove_channels(model, plan)
-    before = [weight.copy() for weight in thin.get_weights()]
-    report = fold_constant_channels(thin, model, plan, [nets.batch(model)])
+    pruned = remove_channels(model, plan)
+    before = [weight.copy() for weight in pruned.get_weights()]
+    report = fold_constant_channels(pruned, model, plan, [nets.batch(model)])
     assert report.left == {"b": "has no bias, and no batch norm of its own behind it"}
-    assert all(np.array_equal(a, b) for a, b in zip(thin.get_weights(), before, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(pruned.get_weights(), before, strict=True))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

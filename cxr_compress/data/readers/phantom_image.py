@@ -1,6 +1,7 @@
-"""One phantom film: anatomy, findings, look-alikes, then the X-ray tube and the detector.
+"""One phantom image: anatomy, findings, look-alikes, then the X-ray tube and the detector.
 
-Everything here is synthetic. No real film was used to make it, and nothing measured on it says anything about patients.
+Everything here is synthetic. No real image was used to make it, and nothing measured on it says anything about
+patients.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ PHANTOM_FINDINGS = ("Opacity", "Effusion", "Large_Heart", "Nodule", "Pneumothora
 _STREAMS = ("pose", "vessels", "look-alikes", "devices", "tube", *PHANTOM_FINDINGS)
 
 
-def render_film(seed: int, patient: int, film: int, findings: Collection[str], *, size: int = 128) -> NDArray[np.uint8]:
-    """Draws one film.
+def render_image(
+    seed: int, patient: int, image: int, findings: Collection[str], *, size: int = 128
+) -> NDArray[np.uint8]:
+    """Draws one image.
 
     Anatomy depends on (seed, patient); pose, breath, devices, exposure, noise and the place of each finding on
-    (seed, patient, film). Two calls that differ in ``findings`` alone give films that differ only where those are.
+    (seed, patient, image). Two calls that differ in ``findings`` alone give images that differ only where those are.
 
     Args:
         seed: Of the whole set, 0 or more.
         patient: Number of the patient, 0 or more.
-        film: Number of the film of this patient, 0 or more.
+        image: Number of the image of this patient, 0 or more.
         findings: Some of ``PHANTOM_FINDINGS``.
         size: Pixels per edge; a nodule is 8 to 12 pixels wide at 128.
 
@@ -56,7 +59,7 @@ def render_film(seed: int, patient: int, film: int, findings: Collection[str], *
         raise DataError(f"expected findings of {', '.join(PHANTOM_FINDINGS)}; got {sorted(unknown)[0]!r}")
 
     def rng(stream: str) -> np.random.Generator:
-        return np.random.default_rng((seed, patient, film, _STREAMS.index(stream)))
+        return np.random.default_rng((seed, patient, image, _STREAMS.index(stream)))
 
     anatomy = make_anatomy(np.random.default_rng((seed, patient)), large_heart="Large_Heart" in findings)
     pose = rng("pose")
@@ -80,7 +83,7 @@ def render_film(seed: int, patient: int, film: int, findings: Collection[str], *
 
 
 def _breathe(rng: np.random.Generator) -> list[float]:
-    """How far each diaphragm stands up: on some films one is high, a look-alike of an effusion."""
+    """How far each diaphragm stands up: on some images one is high, a look-alike of an effusion."""
     breath = rng.uniform(-0.03, 0.06)
     return [breath + rng.uniform(0.06, 0.14) * high for high in happens(rng, 0.15, 0.15)]
 
@@ -96,7 +99,7 @@ def _cover(density: Field, chest: Chest, look_alikes: np.random.Generator, devic
 def _expose(density: Field, canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Tube and detector: scatter, uneven beam, contrast and exposure of the day, blur, quantum noise, collimation.
 
-    None of the draws depends on the film's content: no gray level gives a finding away.
+    None of the draws depends on the image's content: no gray level gives a finding away.
     """
     size = canvas.size
     scatter, tilt = rng.uniform(0.05, 0.22), rng.uniform(-0.07, 0.07, 2).tolist()
@@ -112,14 +115,14 @@ def _expose(density: Field, canvas: Canvas, rng: np.random.Generator) -> NDArray
     return _collimate(np.clip(light * 255, 0, 255).astype(np.uint8), rng)
 
 
-def _collimate(film: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Unexposed borders on some films, and the lead letter that marks a side."""
-    size = len(film)
+def _collimate(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Unexposed borders on some images, and the lead letter that marks a side."""
+    size = len(image)
     *borders, left = happens(rng, 0.2, 0.2, 0.2, 0.2, 0.5)
     top, bottom, west, east = (round(rng.uniform(0, 0.05) * size) * border for border in borders)
     height, bright = rng.uniform(0.08, 0.2), int(rng.integers(190, 256))
     corner = (round(size * (0.04 if left else 0.89)), round(size * height))
-    cv2.putText(film, "R" if left else "L", corner, cv2.FONT_HERSHEY_SIMPLEX, size / 330, bright, 1, cv2.LINE_AA)
-    film[:top] = film[size - bottom :] = 0
-    film[:, :west] = film[:, size - east :] = 0
-    return film
+    cv2.putText(image, "R" if left else "L", corner, cv2.FONT_HERSHEY_SIMPLEX, size / 330, bright, 1, cv2.LINE_AA)
+    image[:top] = image[size - bottom :] = 0
+    image[:, :west] = image[:, size - east :] = 0
+    return image

@@ -1,4 +1,4 @@
-"""The golden files of the device tests; make_golden.py, make_cam.py, make_films.py and make_probe_pack.py make them."""
+"""The reference files of the device tests; the make_*.py beside them make them."""
 
 from pathlib import Path
 
@@ -11,4 +11,4 @@ CAM_MODEL = FOLDER / "tiny_cam_int8.tflite"
 CAM_EXPECTED = FOLDER / "cam.json"
 EXPECTED = FOLDER / "expected.json"
 PROBE_PACK = FOLDER / "probe_pack.zip"
-FILMS = FOLDER / "films"
+IMAGES = FOLDER / "images"

@@ -1,6 +1,6 @@
-"""Make the tiny golden models of the device tests and their expected outputs; needs the `train` extra.
+"""Make the tiny reference models of the device tests and their expected outputs; needs the `train` extra.
 
-    python -m tests.device.golden.make_golden
+    python -m tests.device.reference.make_reference
 
 Writes tiny_int8.tflite, tiny_float.tflite, expected.json and newer_op.tflite beside this file (seconds). The same
 TensorFlow version writes the same bytes. The device tests read them without TensorFlow. newer_op.tflite is a bare
@@ -34,8 +34,8 @@ from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
 from cxr_compress.files import write_bytes, write_text
 from cxr_compress.lite import pack_file
-from tests.device.films import draw_film
-from tests.device.golden import EXPECTED, FLOAT_MODEL, INT8_MODEL, NEWER_OP_FLATBUFFER
+from tests.device.images import draw_image
+from tests.device.reference import EXPECTED, FLOAT_MODEL, INT8_MODEL, NEWER_OP_FLATBUFFER
 
 SPEC = PreprocessSpec(height=32, width=32)
 LABELS = ("opacity", "large heart")
@@ -44,7 +44,7 @@ CALIBRATION_SEEDS = range(100, 132)
 
 
 def build_network() -> Any:
-    """The network drawn above with seeded weights, its batch norms fitted to the calibration films."""
+    """The network drawn above with seeded weights, its batch norms fitted to the calibration images."""
     from cxr_compress.keras2 import keras
 
     layers = keras.layers
@@ -55,10 +55,10 @@ def build_network() -> Any:
         layers.ReLU()(layers.BatchNormalization(name="bn_b")(branch))
     )
     joined = layers.Concatenate()([stem, branch])
-    thin = layers.Conv2D(6, 1, use_bias=False)(layers.ReLU()(layers.BatchNormalization(name="bn_c")(joined)))
-    thin = layers.AveragePooling2D(2)(thin)
-    thin = layers.ReLU()(layers.BatchNormalization(name="bn_d")(thin))
-    logits = layers.Dense(len(LABELS), name="logits")(layers.GlobalAveragePooling2D()(thin))
+    pruned = layers.Conv2D(6, 1, use_bias=False)(layers.ReLU()(layers.BatchNormalization(name="bn_c")(joined)))
+    pruned = layers.AveragePooling2D(2)(pruned)
+    pruned = layers.ReLU()(layers.BatchNormalization(name="bn_d")(pruned))
+    logits = layers.Dense(len(LABELS), name="logits")(layers.GlobalAveragePooling2D()(pruned))
     model = keras.Model(image, logits)
     rng = np.random.default_rng(7)
     for layer in model.layers:
@@ -67,34 +67,34 @@ def build_network() -> Any:
             fan_in = np.prod(kernel.shape[:-1])
             drawn = rng.normal(0.0, np.sqrt(2.0 / fan_in), kernel.shape)
             layer.set_weights([drawn, *layer.get_weights()[1:]])
-    _fit_to_films(keras, model, rng)
+    _fit_to_images(keras, model, rng)
     return model
 
 
-def _fit_to_films(keras: Any, model: Any, rng: np.random.Generator) -> None:
+def _fit_to_images(keras: Any, model: Any, rng: np.random.Generator) -> None:
     """Give each batch norm the statistics of its input, in order, so that the signal stays alive to the logits."""
-    films = calibration_batch()
+    pictures = calibration_batch()
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            values = keras.Model(model.input, layer.input).predict(films, verbose=0)
+            values = keras.Model(model.input, layer.input).predict(pictures, verbose=0)
             mean, variance = values.mean((0, 1, 2)), values.var((0, 1, 2))
             gamma = rng.uniform(0.7, 1.3, mean.shape)
             layer.set_weights([gamma, rng.normal(0.0, 0.3, mean.shape), mean, variance])
-    # Logits centred on 0 with a spread of 1.5, as a trained classifier has them.
+    # Logits centered on 0 with a spread of 1.5, as a trained classifier has them.
     head = model.get_layer("logits")
     kernel, _ = head.get_weights()
-    features = keras.Model(model.input, head.input).predict(films, verbose=0)
+    features = keras.Model(model.input, head.input).predict(pictures, verbose=0)
     kernel *= 1.5 / (features @ kernel).std(0)
     head.set_weights([kernel, -(features @ kernel).mean(0)])
 
 
 def calibration_batch() -> np.ndarray:
-    """float32 (32, 32, 32, 3): films that are none of the tested ones."""
-    return np.stack([preprocess(draw_film(seed), SPEC) for seed in CALIBRATION_SEEDS])
+    """float32 (32, 32, 32, 3): images that are none of the tested ones."""
+    return np.stack([preprocess(draw_image(seed), SPEC) for seed in CALIBRATION_SEEDS])
 
 
-def convert_network(model: Any, quantised: bool) -> bytes:
-    """Plain TFLiteConverter, so that the device's golden files do not depend on the project's own exporter."""
+def convert_network(model: Any, quantized: bool) -> bytes:
+    """Plain TFLiteConverter, so that the device's reference files do not depend on the project's own exporter."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec((1, 32, 32, 3), tf.float32, name="image")])
@@ -102,9 +102,9 @@ def convert_network(model: Any, quantised: bool) -> bytes:
         return model(image, training=False)
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], model)
-    if quantised:
+    if quantized:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([film[np.newaxis]] for film in calibration_batch())
+        converter.representative_dataset = lambda: ([picture[np.newaxis]] for picture in calibration_batch())
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8
     return bytes(converter.convert())
@@ -125,10 +125,10 @@ def convert_newer_op() -> bytes:
     return bytes(converter.convert())
 
 
-def golden_info(quant_type: str) -> ModelInfo:
-    """What the golden files say about themselves."""
+def reference_info(quant_type: str) -> ModelInfo:
+    """What the reference files say about themselves."""
     return ModelInfo(
-        model_name=f"golden_{quant_type}",
+        model_name=f"reference_{quant_type}",
         labels=LABELS,
         preprocess=SPEC,
         logit_slope=(1.0, 0.8),
@@ -143,20 +143,20 @@ def golden_info(quant_type: str) -> ModelInfo:
 
 
 def main() -> None:
-    """Make, check and write the golden files."""
+    """Make, check and write the reference files."""
     model = build_network()
-    films = np.stack([preprocess(draw_film(seed), SPEC) for seed in SEEDS])
-    keras_logits = model.predict(films, verbose=0)
+    pictures = np.stack([preprocess(draw_image(seed), SPEC) for seed in SEEDS])
+    keras_logits = model.predict(pictures, verbose=0)
     expected: dict[str, Any] = {"seeds": list(SEEDS), "keras_logits": keras_logits.tolist()}
     assert keras_logits.std(0).min() > 0.5, f"the outputs hardly depend on the input: {keras_logits.std(0)}"
     for quant_type, path in (("int8", INT8_MODEL), ("none", FLOAT_MODEL)):
-        quantised = quant_type == "int8"
-        write_bytes(path, pack_file(convert_network(model, quantised), golden_info(quant_type)))
+        quantized = quant_type == "int8"
+        write_bytes(path, pack_file(convert_network(model, quantized), reference_info(quant_type)))
         classifier = Classifier(path)
-        logits = classifier.logits(films)
+        logits = classifier.logits(pictures)
         expected[path.name] = {"logits": logits.tolist(), "output_scale": classifier.output_scale}
         error = float(np.abs(logits - keras_logits).max())
-        limit = 1e-4 if not quantised else 0.35 * float(keras_logits.std(0).min())
+        limit = 1e-4 if not quantized else 0.35 * float(keras_logits.std(0).min())
         print(f"{path.name}: {path.stat().st_size} bytes, largest difference from Keras {error:.2g}")
         assert error < limit, f"{path.name} is {error} away from Keras, limit {limit}"
     write_bytes(NEWER_OP_FLATBUFFER, convert_newer_op())

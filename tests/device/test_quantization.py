@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.runner import TensorFormat, dequantise, quantise
+from cxr_compress.device.runner import TensorFormat, dequantize, quantize
 from cxr_compress.errors import ModelFileError
 
 DTYPES = [np.int8, np.uint8, np.int16]
@@ -25,10 +25,10 @@ def every_code(dtype: type) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data(), scale=scales)
-def test_quantise_after_dequantise_is_the_identity_on_codes(dtype: type, data: st.DataObject, scale: float) -> None:
+def test_quantize_after_dequantize_is_the_identity_on_codes(dtype: type, data: st.DataObject, scale: float) -> None:
     zero_point = data.draw(points(dtype))
     codes = every_code(dtype)
-    again = quantise(dequantise(codes, scale, zero_point), scale, zero_point, dtype)
+    again = quantize(dequantize(codes, scale, zero_point), scale, zero_point, dtype)
     assert again.dtype == dtype
     np.testing.assert_array_equal(again, codes)
 
@@ -36,36 +36,36 @@ def test_quantise_after_dequantise_is_the_identity_on_codes(dtype: type, data: s
 # No subnormals, here and in the other files: on ARM, tflite-runtime switches the process to flush them to zero.
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data(), scale=scales, share=st.floats(0, 1, allow_subnormal=False))
-def test_dequantise_after_quantise_is_within_half_a_step_inside_the_range(
+def test_dequantize_after_quantize_is_within_half_a_step_inside_the_range(
     dtype: type, data: st.DataObject, scale: float, share: float
 ) -> None:
     zero_point = data.draw(points(dtype))
-    low, high = (float(dequantise(np.array(end, dtype), scale, zero_point)) for end in every_code(dtype)[[0, -1]])
+    low, high = (float(dequantize(np.array(end, dtype), scale, zero_point)) for end in every_code(dtype)[[0, -1]])
     value = np.float32(low + share * (high - low))
-    error = abs(float(dequantise(quantise(value, scale, zero_point, dtype), scale, zero_point)) - float(value))
+    error = abs(float(dequantize(quantize(value, scale, zero_point, dtype), scale, zero_point)) - float(value))
     # Half a step, and float32 rounding (2**-24 relative, a few operations) of numbers as large as the range.
     assert error <= scale / 2 + max(abs(low), abs(high)) * 2**-22
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data(), scale=scales, factor=st.floats(1.01, 1e6))
-def test_quantise_outside_the_range_saturates(dtype: type, data: st.DataObject, scale: float, factor: float) -> None:
+def test_quantize_outside_the_range_saturates(dtype: type, data: st.DataObject, scale: float, factor: float) -> None:
     zero_point = data.draw(points(dtype))
     limits = np.iinfo(dtype)
     reach = scale * 2.0 * (limits.max - limits.min) * factor
-    codes = quantise(np.array([-reach, reach], np.float32), scale, zero_point, dtype)
+    codes = quantize(np.array([-reach, reach], np.float32), scale, zero_point, dtype)
     np.testing.assert_array_equal(codes, [limits.min, limits.max])
 
 
-def test_quantise_known_numbers_round_halves_to_even() -> None:
+def test_quantize_known_numbers_round_halves_to_even() -> None:
     values = np.array([0.0, 0.25, 0.5, 0.75, -0.25, -0.75, 100.0, -100.0], np.float32)
     # values / 0.5 = 0, 0.5, 1, 1.5, -0.5, -1.5; then the zero point -3.
-    np.testing.assert_array_equal(quantise(values, 0.5, -3, np.int8), [-3, -3, -2, -1, -3, -5, 127, -128])
+    np.testing.assert_array_equal(quantize(values, 0.5, -3, np.int8), [-3, -3, -2, -1, -3, -5, 127, -128])
 
 
-def test_quantise_control_truncation_would_differ() -> None:
+def test_quantize_control_truncation_would_differ() -> None:
     values = np.array([0.4, 0.9], np.float32)
-    assert not np.array_equal(quantise(values, 0.5, 0, np.int8), np.trunc(values / 0.5))
+    assert not np.array_equal(quantize(values, 0.5, 0, np.int8), np.trunc(values / 0.5))
 
 
 def details(dtype: type, scales: list[float], points: list[int]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_tensor_format_other_dtype_is_refused(dtype: type) -> None:
 
 @pytest.mark.parametrize("scales", [[], [0.0], [float("nan")], [0.1, 0.2]])
 def test_tensor_format_integer_tensor_without_one_scale_is_refused(scales: list[float]) -> None:
-    with pytest.raises(ModelFileError, match="expected one quantisation scale above 0 for an int8 tensor"):
+    with pytest.raises(ModelFileError, match="expected one quantization scale above 0 for an int8 tensor"):
         TensorFormat.from_details(details(np.int8, scales, [0] * len(scales)))
 
 
@@ -114,6 +114,6 @@ def test_tensor_format_of_pixels_hands_uint8_through(scales: list[float]) -> Non
     assert tensor.encode(pixels.astype(np.float32)).dtype == np.uint8
 
 
-def test_tensor_format_of_quantised_floats_takes_no_pixels() -> None:
+def test_tensor_format_of_quantized_floats_takes_no_pixels() -> None:
     assert not TensorFormat.from_details(details(np.uint8, [0.5], [0])).takes_pixels
     assert not TensorFormat.from_details(details(np.int8, [1.0], [0])).takes_pixels

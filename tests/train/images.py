@@ -1,4 +1,4 @@
-"""Drawn films that a very small network learns in seconds: a bright spot where the label says so."""
+"""Drawn images that a very small network learns in seconds: a bright spot where the label says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPEC = PreprocessSpec(32, 32)
 FINDINGS = ("left spot", "right spot")
 
 
-def drawn_films(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 (count, 32, 32), labels float32 (count, 2)): a spot in the left half, one in the right half."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, (count, 2)).astype(np.float32)

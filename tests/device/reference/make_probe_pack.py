@@ -1,6 +1,6 @@
 """Make the tiny probe pack of the device tests; needs the `train` extra.
 
-    python -m tests.device.golden.make_probe_pack
+    python -m tests.device.reference.make_probe_pack
 
 Writes probe_pack.zip beside this file (seconds): float32 probes of the network below, a few widths of each.
 
@@ -14,7 +14,7 @@ from dataclasses import replace
 from cxr_compress.files import write_bytes
 from cxr_compress.keras2 import keras
 from cxr_compress.pipeline.stages.base import make_probe_pack
-from tests.device.golden import PROBE_PACK
+from tests.device.reference import PROBE_PACK
 from tests.nets import enliven
 
 

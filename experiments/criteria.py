@@ -1,7 +1,7 @@
 r"""Every criterion at the same budgets without fine-tuning: raw, recalibrated, reconstructed.
 
-Command:  cxr_import_weights --from=npz --input_file=kermany_densenet121_fp16.npz --num_classes=1 --input_size=112 \
-              --output_file=chexnet_kermany.keras
+Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet_kermany/weights_fp16.npz \
+              --input_size=112 --output_file=chexnet_kermany.keras
           python experiments/criteria.py --keras_model_file=chexnet_kermany.keras --data_dir=kermany224 \
               --run_dir=criteria_run
           python experiments/criteria_table.py --run_dir=criteria_run
@@ -13,7 +13,9 @@ Result:   in --run_dir one .npz per criterion, seed and budget: the logits of th
           (reconstructed_recalibrated). A criterion that has nothing to say of this model leaves a file with the
           reason. `criteria_table.py` turns them into experiments/results/criteria.csv, .json and .png.
 
-All criteria see the same training images; nothing is chosen on test, so each row is one look at it.
+All criteria see the same training images; nothing is chosen on test, so each row is one look at it. What is kept in
+experiments/results was made from other weights (AUROC 0.967 as they are), which are not in the repository: with those
+of the first line the numbers are others.
 """
 
 from __future__ import annotations

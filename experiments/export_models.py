@@ -2,7 +2,7 @@ r"""Whether other image models go through every quant type: size, how far each f
 
 Command:  python experiments/export_models.py
           python experiments/export_models.py --tflite_python=.venv-tflite/bin/python    # runs each file there too
-Time:     about 10 minutes on two cores; training and int16x8, on reference kernels, take most of it.
+Time:     6 to 10 minutes on two cores; training and int16x8, on reference kernels, take most of it.
 Result:   experiments/results/export_models.json and .csv: a row per model and quant type. The bars: no float island in
           an int8 file, every file within its limit of the model, and at most 3 LSB (float and int16x8: 1e-3 of the
           spread) between LiteRT without XNNPACK and tflite-runtime 2.14, dynamic aside; what XNNPACK's kernels add is

@@ -2,8 +2,8 @@ r"""The table and the plot of the unified runs, from what unified.py measured.
 
 Command:  python experiments/unified_table.py
 Time:     2 seconds.
-Result:   the README's table on stdout, then what the parts alone reach at the same deflated bytes; the plot in
-          experiments/results/unified.png. Needs the extra `report` (matplotlib).
+Result:   the table of experiments/README.md on stdout, then what the parts alone reach at the same deflated bytes; the
+          plot in experiments/results/unified.png. Needs the extra `report` (matplotlib).
 """
 
 from __future__ import annotations

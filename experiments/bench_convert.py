@@ -15,10 +15,10 @@ compared and asserted:
 - time: all five of ours in 60 s, and six times as fast as the stock converter's five;
 - memory: at most 1.2 times the stock converter's peak;
 - none and fp16: our file and the stock file, largest difference over the spread of the outputs (limit 1e-6);
-- int8 and int16x8: our quantiser given the stock calibrator's ranges, against the stock file (limit 1 LSB);
+- int8 and int16x8: our quantizer given the stock calibrator's ranges, against the stock file (limit 1 LSB);
 - int8 with our own min-max ranges: error against the float model, beside the stock file's error (limit for ours 5 %
   of the spread). The two files differ by more than rounding, because the stock calibrator gives some tensors of this
-  network a neighbour's range (lite/int8/ranges.py). Which is better, only a trained network could tell;
+  network a neighbor's range (lite/int8/ranges.py). Which is better, only a trained network could tell;
 - dynamic: error against the float model, beside the stock file's. They differ on purpose: the stock file's dense layer
   has a scale per filter, which is FULLY_CONNECTED version 12 and does not load in tflite-runtime 2.14.
 """
@@ -42,14 +42,14 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.device.runner import Runner
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
 from cxr_compress.lite.convert import quantize
 from cxr_compress.lite.lowering import quantize_int16
 from cxr_compress.models import chexnet, load_model
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 
 TYPES = ("none", "fp16", "dynamic", "int8", "int16x8")
 SIDES = ("ours", "stock")
@@ -88,7 +88,7 @@ def main(_: list[str]) -> None:
         sides = convert_all(work, together=arguments.smoke)
         files = {f"{side} {name}": (work / f"{side}_{name}.tflite").read_bytes() for side in SIDES for name in TYPES}
     agreement = compare(model, files, compared, calibration)
-    totals = summarise(sides)
+    totals = summarize(sides)
     report = {"model": "smoke" if arguments.smoke else "DenseNet121", "input_size": size}
     report |= {"calibration_images": count, "totals": totals, "agreement": agreement}
     report["exports"] = [row for side in SIDES for row in sides[side]["rows"]]
@@ -197,7 +197,7 @@ def row(side: str, quant_type: str, wall: float, cpu: float | None = None) -> Ro
     }  # fmt: skip
 
 
-def summarise(sides: dict[str, Row]) -> Row:
+def summarize(sides: dict[str, Row]) -> Row:
     """Seconds and memory of both, and by how much they differ."""
     whole = {side: sides[side]["rows"][-1] for side in SIDES}
     ours, theirs = whole["ours"], whole["stock"]
@@ -278,7 +278,7 @@ def compare(model: Any, files: dict[str, bytes], images: np.ndarray, calibration
 
 
 def same_ranges(ranged: bytes, files: dict[str, bytes], images: np.ndarray) -> Row:
-    """Steps of the output between our quantisers and the stock ones, given one and the same ranges."""
+    """Steps of the output between our quantizers and the stock ones, given one and the same ranges."""
     few = images[:COMPARED_INT16]
     pairs = {"int8": (quantize(ranged), images), "int16x8": (quantize_int16(ranged), few)}
     apart = {}
@@ -292,7 +292,7 @@ def stock_ranges(model: Any, calibration: np.ndarray) -> bytes:
     """The float graph of our frozen function with the ranges that TensorFlow's calibrator measures."""
     import tensorflow as tf
 
-    log("stock calibrator on our graph, for the comparison of the quantisers ...")
+    log("stock calibrator on our graph, for the comparison of the quantizers ...")
     frozen = freeze(model).function
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], frozen)
     converter._experimental_calibrate_only = True
@@ -328,8 +328,8 @@ def check(agreement: Row, totals: Row, *, smoke: bool) -> None:
         "a wrong image is noticed": agreement["wrong_image_difference"] > 100 * FLOAT_LIMIT,
         "float files agree": agreement["float_ours_vs_stock"] <= FLOAT_LIMIT,
         "fp16 files agree": agreement["fp16_ours_vs_stock"] <= FLOAT_LIMIT,
-        "int8 quantisers agree": agreement["int8_same_ranges_max_lsb"] <= LSB_LIMIT,
-        "int16x8 quantisers agree": agreement["int16x8_same_ranges_max_lsb"] <= LSB_LIMIT,
+        "int8 quantizers agree": agreement["int8_same_ranges_max_lsb"] <= LSB_LIMIT,
+        "int16x8 quantizers agree": agreement["int16x8_same_ranges_max_lsb"] <= LSB_LIMIT,
         "int8 follows the float model": agreement["int8_rms_error_ours"] <= INT8_LIMIT,
     }
     if not smoke:

@@ -1,19 +1,19 @@
-r"""Whether reading films ever limits training: images/s of decoding, of the cache and of the networks, in one run.
+r"""Whether reading images ever limits training: images/s of decoding, of the cache and of the networks, in one run.
 
 Command:  python experiments/bench_data.py
 Time:     about 6 minutes on two cores, nearly all of it training steps.
 Result:   experiments/results/bench_data.json; the bars are, for each network, that one core delivers augmented and
-          normalised batches from the cache at twice the speed of training, and that training fed by the cache runs at
+          normalized batches from the cache at twice the speed of training, and that training fed by the cache runs at
           0.9 or more of the speed of training on one batch that lies ready in memory.
 
 Measured turn by turn in several rounds, medians reported; the ratios hold where single speeds drift with the machine.
 
-- decode: drawn films of 1,024 px as JPEG, PNG and (with pydicom) DICOM, by one thread, by a thread per core and by a
+- decode: drawn images of 1,024 px as JPEG, PNG and (with pydicom) DICOM, by one thread, by a thread per core and by a
   process per core; the last two are why ``data.decoding`` uses threads.
-- input, one core: rows of the memory map; the same normalised; the same augmented and normalised, as training has it.
+- input, one core: rows of the memory map; the same normalized; the same augmented and normalized, as training has it.
 - networks: training step and inference on a batch in memory, and training fed by ``train.batches.ahead``.
 
-The cached films lie in the system's page cache meanwhile; a disk must bring 50 KB an image of 224 px once per epoch
+The cached images lie in the system's page cache meanwhile; a disk must bring 50 KB an image of 224 px once per epoch
 where memory is too small for that. For a consumer faster than these cores, a GPU:
 ``cores_to_feed_1000_images_per_second`` says how many cores the cache needs, and how many each decoder would.
 """
@@ -38,23 +38,23 @@ import cv2
 import numpy as np
 from absl import app, flags
 
+from cxr_compress.data.cache import decode_split
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.images import decode_split
-from cxr_compress.data.phantom_film import render_film
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.data.readers.phantom_image import render_image
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, normalize
+from cxr_compress.files import write_bytes, write_text
 
 RESULTS = Path(__file__).parent / "results"
 TWICE, NEARLY = 2.0, 0.9
 _CONSUMER = 1000
 
-_SMOKE = flags.DEFINE_boolean("smoke", False, "Small films, tiny_chexnet, one round: checks the script, no speeds.")
-_SIZE = flags.DEFINE_integer("size", 224, "Pixels of the cached films and the networks' input.")
+_SMOKE = flags.DEFINE_boolean("smoke", False, "Small images, tiny_chexnet, one round: checks the script, no speeds.")
+_SIZE = flags.DEFINE_integer("size", 224, "Pixels of the cached images and the networks' input.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of everything.")
-_BATCH = flags.DEFINE_integer("batch_size", 16, "Films per training step.")
+_BATCH = flags.DEFINE_integer("batch_size", 16, "Images per training step.")
 _SECONDS = flags.DEFINE_integer("seconds", 10, "About how long a network trains per round; at most one epoch.")
 
-Work = Callable[[], int]  # does something, and says with how many films
+Work = Callable[[], int]  # does something, and says with how many images
 
 
 def main(_: list[str]) -> None:
@@ -62,12 +62,12 @@ def main(_: list[str]) -> None:
     smoke = _SMOKE.value
     size, source, rounds = (32, 128, 1) if smoke else (_SIZE.value, 1024, _ROUNDS.value)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as pools:
-        files = write_films(Path(folder), source, 4 if smoke else 24)
+        files = write_images(Path(folder), source, 4 if smoke else 24)
         images, build = build_cache(files["png"], PreprocessSpec(size, size), Path(folder), 64 if smoke else 1024)
         decode = rates(decode_works(files, size, pools, repeats=1 if smoke else 4), rounds)
         inputs = rates(input_works(images, size), rounds)
         networks = {name: measure_network(name, images, size, rounds) for name in network_names()}
-    result = summarize(decode, inputs, networks) | {"cache_build_films_per_second": build}
+    result = summarize(decode, inputs, networks) | {"cache_build_images_per_second": build}
     result |= {"size": size, "source_size": source, "batch_size": _BATCH.value, "cores": os.cpu_count()}
     print(json.dumps(result, indent=2))
     if not smoke:
@@ -76,21 +76,21 @@ def main(_: list[str]) -> None:
         check(result["networks"])
 
 
-def write_films(folder: Path, size: int, count: int) -> dict[str, list[Path]]:
-    """Drawn films of their usual size in every format there is a decoder for."""
-    films = [render_film(0, patient, 0, (), size=size) for patient in range(count)]
+def write_images(folder: Path, size: int, count: int) -> dict[str, list[Path]]:
+    """Drawn images of their usual size in every format there is a decoder for."""
+    pictures = [render_image(0, patient, 0, (), size=size) for patient in range(count)]
     files: dict[str, list[Path]] = {}
     for kind, options in {"jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95], "png": []}.items():
         files[kind] = [folder / f"{number}.{kind}" for number in range(count)]
-        for film, path in zip(films, files[kind], strict=True):
-            write_bytes(path, cv2.imencode(path.suffix, film, options)[1].tobytes())
+        for picture, path in zip(pictures, files[kind], strict=True):
+            write_bytes(path, cv2.imencode(path.suffix, picture, options)[1].tobytes())
     with contextlib.suppress(ModuleNotFoundError):
-        files["dicom"] = [write_dicom(film, folder / f"{number}.dcm") for number, film in enumerate(films)]
+        files["dicom"] = [write_dicom(picture, folder / f"{number}.dcm") for number, picture in enumerate(pictures)]
     return files
 
 
-def write_dicom(film: np.ndarray, path: Path) -> Path:
-    """One film as an uncompressed 12-bit DICOM, as a digital detector sends it."""
+def write_dicom(picture: np.ndarray, path: Path) -> Path:
+    """One image as an uncompressed 12-bit DICOM, as a digital detector sends it."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
@@ -100,16 +100,16 @@ def write_dicom(film: np.ndarray, path: Path) -> Path:
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=[path.name])
     dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PixelRepresentation = "MONOCHROME2", 1, 0
-    dataset.Rows, dataset.Columns = film.shape
+    dataset.Rows, dataset.Columns = picture.shape
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
     dataset.WindowCenter, dataset.WindowWidth = 2048, 4096
-    dataset.PixelData = (film.astype("<u2") * 16).tobytes()
+    dataset.PixelData = (picture.astype("<u2") * 16).tobytes()
     dataset.save_as(path, enforce_file_format=True)
     return path
 
 
 def build_cache(files: Sequence[Path], spec: PreprocessSpec, folder: Path, count: int) -> tuple[np.ndarray, float]:
-    """A memory-mapped cache of `count` films, and films/s of building it, disk included."""
+    """A memory-mapped cache of `count` images, and images/s of building it, disk included."""
     paths = tuple(files[number % len(files)] for number in range(count))
     split = Split("train", paths, np.zeros((count, 1), np.float32), tuple(map(str, range(count))))
     started = time.perf_counter()
@@ -137,7 +137,7 @@ def decode_works(
 
 
 def decode_all(pool: Executor, tasks: list[list[Path]], size: int) -> int:
-    """Decode every task's films with the pool; how many they were."""
+    """Decode every task's images with the pool; how many they were."""
     return sum(pool.map(partial(decode_some, size), tasks))
 
 
@@ -155,7 +155,7 @@ def input_works(images: np.ndarray, size: int) -> dict[str, Work]:
     return {
         "cache_rows": lambda: sum(len(images[rows]) for rows in chosen),
         "cache_normalized": lambda: sum(len(normalize(images[rows], spec)) for rows in chosen),
-        "cache_augmented": lambda: sum(len(films) for films, _ in iterate(batches_of(images, size))),
+        "cache_augmented": lambda: sum(len(pictures) for pictures, _ in iterate(batches_of(images, size))),
     }
 
 
@@ -193,11 +193,13 @@ def measure_network(name: str, images: np.ndarray, size: int, rounds: int) -> di
     steps = 2 if _SMOKE.value else steps_of(lambda: step(*ready), len(batches_of(images, size)))
 
     def in_memory() -> int:
-        return sum(len(films) for films, labels in [ready] * steps if float(step(films, labels)) >= 0)
+        return sum(len(pictures) for pictures, labels in [ready] * steps if float(step(pictures, labels)) >= 0)
 
     def fed() -> int:
         with contextlib.closing(ahead(batches_of(images, size))) as stream:
-            return sum(len(films) for films, labels in islice(stream, steps) if float(step(films, labels)) >= 0)
+            return sum(
+                len(pictures) for pictures, labels in islice(stream, steps) if float(step(pictures, labels)) >= 0
+            )
 
     def inference() -> int:
         return sum(len(forward(ready[0])) for _ in range(steps))
@@ -214,14 +216,14 @@ def steps_of(step: Callable[[], Any], epoch: int) -> int:
 
 
 def rates(works: dict[str, Work], rounds: int) -> dict[str, float]:
-    """Films/s of each, the median over rounds in which each has its turn; a first round is not counted."""
+    """Images/s of each, the median over rounds in which each has its turn; a first round is not counted."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
             started = time.perf_counter()
-            films = work()
+            pictures = work()
             if number:
-                found[name].append(films / (time.perf_counter() - started))
+                found[name].append(pictures / (time.perf_counter() - started))
     return {name: round(statistics.median(values), 1) for name, values in found.items()}
 
 
@@ -238,7 +240,7 @@ def summarize(
         speeds["input_of_one_core_over_inference"] = round(inputs["cache_normalized"] / speeds["inference"], 2)
         speeds["fed_over_in_memory"] = round(speeds["training_from_cache"] / training, 3)
     return {
-        "decode_films_per_second": decode,
+        "decode_images_per_second": decode,
         "threads_over_processes": {k: round(decode[f"{k}_threads"] / decode[f"{k}_processes"], 2) for k in kinds},
         "input_images_per_second_of_one_core": inputs,
         "cores_to_feed_1000_images_per_second": {k: round(_CONSUMER / speed, 2) for k, speed in per_core.items()},
@@ -254,7 +256,7 @@ def check(networks: dict[str, dict[str, float]]) -> None:
         if speeds["input_of_one_core_over_training"] < TWICE or speeds["fed_over_in_memory"] < NEARLY
     ]
     if broken:
-        raise SystemExit(f"bench_data: reading films limits the training of {', '.join(broken)}")
+        raise SystemExit(f"bench_data: reading images limits the training of {', '.join(broken)}")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ Result:   JSON on stdout and in experiments/results/bench_removal.json, and a li
           Torch-Pruning, analysis at most 0.2 s (DenseNet121) and a tenth of its graph build, peak under 3 GiB.
 
 Both systems start from a built network of the same architecture (14 logits, random weights, 224 px; the parameters
-are counted alike and must be equal) and end with a thin one. Our plan takes 30 % of every group of filters by l1,
+are counted alike and must be equal) and end with a pruned one. Our plan takes 30 % of every group of filters by l1,
 rounded towards keeping, scope local; Torch-Pruning is told to keep the same number of filters in every convolution,
 also by its l1, and must end with the same number of parameters. Building the network is in neither time. Ours builds
-a second, thin network and leaves the first untouched, theirs cuts the one it is given. Nearly all of our seconds are
+a second, pruned network and leaves the first untouched, theirs cuts the one it is given. Nearly all of our seconds are
 Keras building layers; they grow with the number of layers, Torch-Pruning's grow faster than that. On DenseNet121 it is
 the faster one of the two, and only on DenseNet201 is being no slower a bar.
 
 Every measurement is the first in a fresh process, ours and theirs turn by turn; what is written are medians, of each
 number for itself. Only Torch-Pruning's whole removal comes third in its process, after two graph builds of which the
-first is compared with our first analysis; that favours it, as does --torch_threads=1: its work is small tensors, and
+first is compared with our first analysis; that favors it, as does --torch_threads=1: its work is small tensors, and
 beside other programs two threads wait for each other. CPU seconds stand beside wall-clock seconds, which other programs
 lengthen more. Garbage is collected before each step, outside of its time: a full collection beside TensorFlow takes
 0.3 s, more than an analysis, and would fall to either side by chance. Memory is what is resident: before, after, and
@@ -48,7 +48,7 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_text
+from cxr_compress.files import write_text
 
 # The measuring process loads no TensorFlow: a new process would start with its parent's memory as its own peak.
 
@@ -82,9 +82,9 @@ def measure_removal(blocks: tuple[int, ...], size: int, fraction: float) -> Row:
             analysis, scores, all_of(analysis, fraction), scope="local", round_to=1, max_removed_fraction=fraction
         ),
     )
-    thin = clock.time("rebuild", lambda: remove_channels(model, plan))
+    pruned = clock.time("rebuild", lambda: remove_channels(model, plan))
     measured = clock.total() | {"resident_before_bytes": before, "resident_after_bytes": resident_bytes()}
-    measured |= {"peak_bytes": peak_bytes(), "params": model.count_params(), "thin_params": thin.count_params()}
+    measured |= {"peak_bytes": peak_bytes(), "params": model.count_params(), "pruned_params": pruned.count_params()}
     clock.time("analysis_again", lambda: analyze_channels(model))
     kept = [len(plan.kept.get(name, range(group.channels))) for name, group in analysis.groups.items()]
     return {"measured": measured | clock.seconds, "kept": kept, "versions": our_versions()}
@@ -125,9 +125,9 @@ def measure_reconstruction(blocks: tuple[int, ...], size: int, count: int, round
     scores = clock.time("score", lambda: score_channels(model, analysis, criterion="lasso", batches=batches))
     budget = Budget(macs=0.5)
     plan = clock.time("plan", lambda: select_channels(analysis, scores, budget, scope="local", round_to=round_to))
-    thin = clock.time("rebuild", lambda: remove_channels(model, plan))
-    report = clock.time("reconstruct", lambda: reconstruct_consumers(thin, model, plan, batches))
-    clock.time("recalibrate", lambda: recalibrate_batch_norm(thin, batches))
+    pruned = clock.time("rebuild", lambda: remove_channels(model, plan))
+    report = clock.time("reconstruct", lambda: reconstruct_consumers(pruned, model, plan, batches))
+    clock.time("recalibrate", lambda: recalibrate_batch_norm(pruned, batches))
     measured = clock.total() | clock.seconds | {"resident_before_bytes": before, "peak_bytes": peak_bytes()}
     measured |= {"images": report.images, "refitted_layers": len(report.errors)}
     return {"measured": measured, "versions": our_versions()}
@@ -222,7 +222,7 @@ def summary(found: list[Row]) -> Row:
 
 def require_equal(name: str, sides: Row) -> None:
     """Stop unless both sides had the same network before and after."""
-    for key in ("params", "thin_params"):
+    for key in ("params", "pruned_params"):
         counted = {side: numbers[key] for side, numbers in sides.items()}
         if len(set(counted.values())) != 1:
             sys.exit(f"bench_removal: expected the same {name} on both sides, got {key} {counted}: no comparison")

@@ -1,4 +1,4 @@
-r"""How long a user waits before anything happens: importing the package, and predicting one film from the prompt.
+r"""How long a user waits before anything happens: importing the package, and predicting one image from the prompt.
 
 Command:  python experiments/bench_startup.py
 Time:     about 1 minute.
@@ -22,8 +22,8 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.data.phantom_film import render_film
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.data.readers.phantom_image import render_image
+from cxr_compress.files import write_bytes, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -58,13 +58,13 @@ def seconds(command: list[str]) -> float:
     return taken
 
 
-def measure(film: Path, rounds: int) -> dict[str, Any]:
+def measure(image: Path, rounds: int) -> dict[str, Any]:
     """Median seconds of each process, measured turn by turn after one round that is not counted."""
     python = [sys.executable, "-c"]
     commands = {
         "empty_python": [*python, "pass"],
         "import_cxr_compress": [*python, "import cxr_compress"],
-        "predict_one_png": [*python, _PREDICT, f"--model={_MODEL.value}", str(film)],
+        "predict_one_png": [*python, _PREDICT, f"--model={_MODEL.value}", str(image)],
         "import_tensorflow": [*python, "import tensorflow"],
     }
     taken: dict[str, list[float]] = {name: [] for name in commands}
@@ -87,9 +87,9 @@ def main(_: list[str]) -> None:
     import cv2
 
     with tempfile.TemporaryDirectory() as folder:
-        film = Path(folder) / "film.png"
-        write_bytes(film, cv2.imencode(".png", render_film(0, 0, 0, (), size=1024))[1].tobytes())
-        result = measure(film, 1 if _SMOKE.value else _ROUNDS.value)
+        image = Path(folder) / "image.png"
+        write_bytes(image, cv2.imencode(".png", render_image(0, 0, 0, (), size=1024))[1].tobytes())
+        result = measure(image, 1 if _SMOKE.value else _ROUNDS.value)
     print(json.dumps(result, indent=2))
     if not _SMOKE.value:
         RESULTS.mkdir(exist_ok=True)

@@ -3,7 +3,7 @@ r"""How long analysis, plan and rebuild of a DenseNet121 take, and what removing
 Command:  python experiments/bench_structured.py
 Time:     about 2 minutes on two cores.
 Result:   experiments/results/bench_structured.json; the bars are analysis < 0.2 s, plan < 1 s, rebuild < 12 s, and
-          at half the MACs at most 0.65 of the uncut model's time per image (224 px, same runtime, same threads).
+          at half the MACs at most 0.65 of the original model's time per image (224 px, same runtime, same threads).
 
 The weights are random: neither the time of an operation nor that of a kernel depends on their values. Latencies of
 both models are measured turn by turn in one process, so the ratio holds where single times drift with the machine.
@@ -20,8 +20,8 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_text
 from cxr_compress.device.benchmark import measure_together
+from cxr_compress.files import write_text
 from cxr_compress.lite import convert
 from cxr_compress.models import chexnet, tiny_chexnet
 from cxr_compress.structured import (
@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
     round_to = 4 if _SMOKE.value else 8
     analysis, analysis_seconds = timed(lambda: analyze_channels(model), repeats)
     scores, score_seconds = timed(lambda: score_channels(model, analysis), repeats)
-    files = {"uncut": convert(model, "none").content}
+    files = {"original": convert(model, "none").content}
     rows: dict[str, Any] = {}
     for scope in _SCOPES.value:
 
@@ -70,9 +70,9 @@ def main(_: list[str]) -> None:
 
         plan, plan_seconds = timed(plan_it, repeats)
         started = time.perf_counter()
-        thin = remove_channels(model, plan)
+        pruned = remove_channels(model, plan)
         rebuild_seconds = time.perf_counter() - started
-        files[scope] = convert(thin, "none").content
+        files[scope] = convert(pruned, "none").content
         rows[scope] = {
             "plan_seconds": plan_seconds,
             "rebuild_seconds": rebuild_seconds,
@@ -84,14 +84,14 @@ def main(_: list[str]) -> None:
     for scope, row in rows.items():
         row["tflite_bytes"] = len(files[scope])
         row["p50_ms"] = latency[scope].p50_ms
-        row["time_ratio"] = latency[scope].p50_ms / latency["uncut"].p50_ms
+        row["time_ratio"] = latency[scope].p50_ms / latency["original"].p50_ms
     result = {
         "model": model.name,
         "groups": len(analysis.groups),
         "before": analysis.baseline.to_dict(),
         "analysis_seconds": analysis_seconds,
         "score_seconds": score_seconds,
-        "uncut": {"tflite_bytes": len(files["uncut"]), **latency["uncut"].to_dict()},
+        "original": {"tflite_bytes": len(files["original"]), **latency["original"].to_dict()},
         "half": rows,
     }
     print(json.dumps(result, indent=2))

@@ -1,19 +1,21 @@
 r"""Every criterion at the same budgets without fine-tuning: raw, recalibrated, reconstructed.
 
-Command:  cxr_import_weights --from=npz --input_file=kermany_densenet121_fp16.npz --num_classes=1 --input_size=112 \
-              --output_file=chexnet_kermany.keras
+Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet_kermany/weights_fp16.npz \
+              --input_size=112 --output_file=chexnet_kermany.keras
           python experiments/criteria.py --keras_model_file=chexnet_kermany.keras --data_dir=kermany224 \
               --run_dir=criteria_run
           python experiments/criteria_table.py --run_dir=criteria_run
 Time:     about 2 minutes a row at 112 px on two cores; 3 budgets x (7 criteria + 5 random seeds) are 36 rows. Every
           finished row is kept: run the same command again to go on.
-Result:   in --run_dir one .npz per criterion, seed and budget: the logits of the official test films of the thinned
-          model as it is (raw), with batch norms re-estimated alone (reestimated), re-estimated with the uncut model
+Result:   in --run_dir one .npz per criterion, seed and budget: the logits of the official test images of the pruned
+          model as it is (raw), with batch norms re-estimated alone (reestimated), re-estimated with the original model
           as reference (recalibrated), with its consumers refitted (reconstructed), and with both
           (reconstructed_recalibrated). A criterion that has nothing to say of this model leaves a file with the
           reason. `criteria_table.py` turns them into experiments/results/criteria.csv, .json and .png.
 
-All criteria see the same training films; nothing is chosen on test, so each row is one look at it.
+All criteria see the same training images; nothing is chosen on test, so each row is one look at it. What is kept in
+experiments/results was made from other weights (AUROC 0.967 as they are), which are not in the repository: with those
+of the first line the numbers are others.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ import tensorflow as tf
 from absl import app, flags
 
 from cxr_compress.data import decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import make_folder, write_bytes
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import make_folder, write_bytes
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.models import tiny_chexnet
@@ -57,16 +59,16 @@ from cxr_compress.train import pos_weights, weighted_bce
 RANDOM_SEEDS = range(5)
 BATCH = 32
 
-_SMOKE = flags.DEFINE_boolean("smoke", False, "A small random network on phantom films: checks the script.")
+_SMOKE = flags.DEFINE_boolean("smoke", False, "A small random network on phantom images: checks the script.")
 _MODEL = flags.DEFINE_string("keras_model_file", None, "The trained model, logits out.")
-_DATASET = flags.DEFINE_string("dataset", "kermany", "The films: kermany or nih.")
+_DATASET = flags.DEFINE_string("dataset", "kermany", "The images: kermany or nih.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where they lie.")
 _CRITERIA = flags.DEFINE_list(
     "criteria", ["random", "l1", "l2", "geometric_median", "bn_scale", "taylor", "apoz", "lasso"], "What to compare."
 )
 _TARGETS = flags.DEFINE_list("target_macs", ["0.75", "0.5", "0.25"], "Shares of the MACs that stay.")
 _SCOPE = flags.DEFINE_string("scope", "local", "local: the same share of every group; global: ranked together.")
-_IMAGES = flags.DEFINE_integer("images", 512, "Training films for scores, reconstruction and batch norms.")
+_IMAGES = flags.DEFINE_integer("images", 512, "Training images for scores, reconstruction and batch norms.")
 _RUN = flags.DEFINE_string("run_dir", None, "Where the rows are kept.")
 
 Images = npt.NDArray[np.float32]
@@ -78,11 +80,11 @@ class Bench:
     """What every row shares.
 
     Attributes:
-        model: the uncut model.
+        model: the original model.
         analysis: its channels.
-        images: float32 training films.
+        images: float32 training images.
         labels: theirs.
-        test: decoded test films, uint8.
+        test: decoded test images, uint8.
         truth: their labels.
         patients: whose they are.
         spec: their preprocessing.
@@ -100,18 +102,18 @@ class Bench:
     round_to: int
 
     def batches(self) -> Iterator[tuple[Images, Images]]:
-        """Training films with labels."""
+        """Training images with labels."""
         for start in range(0, len(self.images), BATCH):
             yield self.images[start : start + BATCH], self.labels[start : start + BATCH]
 
-    def unlabelled(self) -> Iterator[Images]:
-        """Training films alone."""
+    def unlabeled(self) -> Iterator[Images]:
+        """Training images alone."""
         return (images for images, _ in self.batches())
 
     @cached_property
     def norms(self) -> NormStatistics:
-        """What the uncut model's batch norms see on the training films."""
-        return measure_batch_norms(self.model, self.unlabelled())
+        """What the original model's batch norms see on the training images."""
+        return measure_batch_norms(self.model, self.unlabeled())
 
 
 class Scorer:
@@ -123,7 +125,7 @@ class Scorer:
         self._call = tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
 
     def logits(self) -> Images:
-        """(test films, findings) float32."""
+        """(test images, findings) float32."""
         test, spec = self._bench.test, self._bench.spec
         starts = range(0, len(test), BATCH)
         return np.concatenate(
@@ -145,18 +147,18 @@ def measure(bench: Bench, criterion: str, seed: int, target: float) -> Row:
         plan = select_channels(bench.analysis, scores, Budget(macs=target), scope=_SCOPE.value, round_to=bench.round_to)
     except CompressionError as error:
         return {"note": np.array(str(error))}
-    thin = remove_channels(bench.model, plan)
-    scorer, start = Scorer(bench, thin), thin.get_weights()
+    pruned = remove_channels(bench.model, plan)
+    scorer, start = Scorer(bench, pruned), pruned.get_weights()
     row: Row = {"macs": np.array(plan.after.macs), "params": np.array(plan.after.params), "raw": scorer.logits()}
-    recalibrate_batch_norm(thin, bench.unlabelled())
+    recalibrate_batch_norm(pruned, bench.unlabeled())
     row["reestimated"] = scorer.logits()
-    thin.set_weights(start)
-    recalibrate_batch_norm(thin, bench.unlabelled(), uncut=bench.model, plan=plan, reference=bench.norms)
+    pruned.set_weights(start)
+    recalibrate_batch_norm(pruned, bench.unlabeled(), original=bench.model, plan=plan, reference=bench.norms)
     row["recalibrated"] = scorer.logits()
-    thin.set_weights(start)
-    reconstruct_consumers(thin, bench.model, plan, bench.batches())
+    pruned.set_weights(start)
+    reconstruct_consumers(pruned, bench.model, plan, bench.batches())
     row["reconstructed"] = scorer.logits()
-    recalibrate_batch_norm(thin, bench.unlabelled(), uncut=bench.model, plan=plan, reference=bench.norms)
+    recalibrate_batch_norm(pruned, bench.unlabeled(), original=bench.model, plan=plan, reference=bench.norms)
     row["reconstructed_recalibrated"] = scorer.logits()
     return row
 
@@ -177,7 +179,7 @@ def told(truth: Images, row: Row) -> str:
 
 
 def prepare(folder: Path) -> Bench:
-    """Model and films, real or small."""
+    """Model and images, real or small."""
     if _SMOKE.value:
         write_phantom(folder, n_train=48, n_test=24, size=64)
         dataset = load_dataset("phantom", folder)
@@ -188,7 +190,7 @@ def prepare(folder: Path) -> Bench:
     spec = PreprocessSpec(*model.input_shape[1:3])
     count = min(len(dataset.train), 16 if _SMOKE.value else _IMAGES.value)
     chosen = np.sort(np.random.default_rng(0).choice(len(dataset.train), size=count, replace=False)).tolist()
-    # Only the chosen films are decoded; the rest of the training set plays no part.
+    # Only the chosen images are decoded; the rest of the training set plays no part.
     sample = replace(
         dataset.train,
         paths=tuple(dataset.train.paths[index] for index in chosen),
@@ -212,10 +214,10 @@ def run(folder: Path, rows: Path) -> None:
     """Measure every row that is not there yet."""
     bench = prepare(folder)
     make_folder(rows)
-    uncut = Scorer(bench, bench.model).logits()
+    original = Scorer(bench, bench.model).logits()
     baseline = bench.analysis.baseline
-    facts = {"logits": uncut, "labels": bench.truth, "patients": np.array(_numbered(bench.patients))}
-    write_row(rows / "uncut.npz", {**facts, "macs": np.array(baseline.macs), "params": np.array(baseline.params)})
+    facts = {"logits": original, "labels": bench.truth, "patients": np.array(_numbered(bench.patients))}
+    write_row(rows / "original.npz", {**facts, "macs": np.array(baseline.macs), "params": np.array(baseline.params)})
     for target in [0.5] if _SMOKE.value else [float(share) for share in _TARGETS.value]:
         for criterion in _CRITERIA.value:
             for seed in RANDOM_SEEDS if criterion == "random" and not _SMOKE.value else range(1):
@@ -238,7 +240,7 @@ def main(_: list[str]) -> None:
     """Run with the flags; a smoke run leaves nothing behind unless it is told where."""
     with tempfile.TemporaryDirectory() as folder:
         if _SMOKE.value:
-            run(Path(folder) / "films", Path(_RUN.value or folder))
+            run(Path(folder) / "images", Path(_RUN.value or folder))
         elif not _MODEL.value or not _DATA.value or not _RUN.value:
             raise app.UsageError("give --keras_model_file, --data_dir and --run_dir, or --smoke")
         else:

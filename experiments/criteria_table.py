@@ -23,15 +23,15 @@ import numpy as np
 import numpy.typing as npt
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes, write_text
 from cxr_compress.errors import DataError
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.metrics import auroc_per_finding, auroc_samples, bootstrap_mean
 
 MEASURES = ("raw", "reestimated", "recalibrated", "reconstructed", "reconstructed_recalibrated")
-COLUMNS = ("criterion", "seeds", "target_macs", "macs_fraction", "params", "uncut", *MEASURES, "note")
+COLUMNS = ("criterion", "seeds", "target_macs", "macs_fraction", "params", "original", *MEASURES, "note")
 PANELS = {
     "raw": "as cut",
-    "recalibrated": "batch norms as in the uncut model",
+    "recalibrated": "batch norms as in the original model",
     "reconstructed": "consumers refitted (axis magnified)",
 }
 # Where `random` loses this much, a criterion can show what it is worth.
@@ -82,15 +82,15 @@ class Point:
 
 
 def read_run(folder: Path) -> tuple[Scored, float, list[Point]]:
-    """The uncut model, its MACs, and every point, seeds pooled.
+    """The original model, its MACs, and every point, seeds pooled.
 
     Raises:
         DataError: no run there.
     """
-    if not (folder / "uncut.npz").is_file():
-        raise DataError("expected --run_dir to hold what criteria.py wrote, found no uncut.npz")
-    uncut = _load(folder / "uncut.npz")
-    labels, patients = uncut["labels"], uncut["patients"].tolist()
+    if not (folder / "original.npz").is_file():
+        raise DataError("expected --run_dir to hold what criteria.py wrote, found no original.npz")
+    original = _load(folder / "original.npz")
+    labels, patients = original["labels"], original["patients"].tolist()
 
     def score(logits: npt.NDArray[Any]) -> Scored:
         return Scored(auroc_per_finding(labels, logits), auroc_samples(labels, logits, patients))
@@ -101,7 +101,7 @@ def read_run(folder: Path) -> tuple[Scored, float, list[Point]]:
         files.setdefault((criterion, float(target)), []).append(path)
     points = [_point(criterion, target, paths, score) for (criterion, target), paths in files.items()]
     points.sort(key=lambda point: (-point.target, point.criterion))
-    return score(uncut["logits"]), float(uncut["macs"]), points
+    return score(original["logits"]), float(original["macs"]), points
 
 
 def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -123,33 +123,33 @@ def _point(criterion: str, target: float, paths: Sequence[Path], score: Any) -> 
     return Point(criterion, target, len(rows), macs, params, measures)
 
 
-def table(uncut: Scored, whole: float, points: Sequence[Point]) -> str:
+def table(original: Scored, whole: float, points: Sequence[Point]) -> str:
     """The CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for point in points:
         row: dict[str, Any] = {"criterion": point.criterion, "seeds": point.seeds, "target_macs": point.target}
-        row.update(uncut=round(uncut.auroc, 4), note=point.note)
+        row.update(original=round(original.auroc, 4), note=point.note)
         if point.measures:
             row.update(macs_fraction=round(point.macs / whole, 4), params=round(point.params))
         writer.writerow({**row, **{name: round(scored.auroc, 4) for name, scored in point.measures.items()}})
     return text.getvalue()
 
 
-def comparisons(uncut: Scored, points: Sequence[Point]) -> dict[str, Any]:
+def comparisons(original: Scored, points: Sequence[Point]) -> dict[str, Any]:
     """Losses with intervals, and LASSO beside l1 and random at each budget."""
     found: dict[str, Any] = {}
     for point in points:
         budget = found.setdefault(str(point.target), {"loss": {}})
-        budget["loss"][point.criterion] = {name: uncut.minus(scored) for name, scored in point.measures.items()}
+        budget["loss"][point.criterion] = {name: original.minus(scored) for name, scored in point.measures.items()}
     for target, budget in found.items():
         here = {point.criterion: point.measures for point in points if str(point.target) == target and point.measures}
         if {"random", "lasso"} <= set(here):
             # Whichever way of re-estimating batch norms does more for `random`: it should not lose by the repair.
             best = max(here["random"][name].auroc for name in ("reestimated", "recalibrated"))
-            budget["random_recalibrated_loses"] = round(uncut.auroc - best, 5)
-            budget["lasso_reconstructed_loses"] = round(uncut.auroc - here["lasso"]["reconstructed"].auroc, 5)
+            budget["random_recalibrated_loses"] = round(original.auroc - best, 5)
+            budget["lasso_reconstructed_loses"] = round(original.auroc - here["lasso"]["reconstructed"].auroc, 5)
             budget["telling"] = budget["random_recalibrated_loses"] >= TELLING_LOSS
         if {"l1", "lasso"} <= set(here):
             budget["lasso_minus_l1"] = {name: here["lasso"][name].minus(here["l1"][name]) for name in MEASURES}
@@ -158,7 +158,7 @@ def comparisons(uncut: Scored, points: Sequence[Point]) -> dict[str, Any]:
     return found
 
 
-def draw(uncut: Scored, points: Sequence[Point], path: Path) -> None:
+def draw(original: Scored, points: Sequence[Point], path: Path) -> None:
     """AUROC over MACs, one line per criterion: as cut, recalibrated, reconstructed."""
     import matplotlib as mpl
 
@@ -173,14 +173,14 @@ def draw(uncut: Scored, points: Sequence[Point], path: Path) -> None:
             shares = [point.target for point in mine]
             style = "k--" if criterion == "random" else f"C{number}-"
             panel.plot(shares, [point.measures[name].auroc for point in mine], style, marker="o", ms=4, label=criterion)
-        panel.axhline(uncut.auroc, color="#8a97a6", lw=1)
+        panel.axhline(original.auroc, color="#8a97a6", lw=1)
         panel.annotate(
-            "uncut", (0.75, uncut.auroc), textcoords="offset points", xytext=(-4, 4), color="#5a6672", size=8
+            "original", (0.75, original.auroc), textcoords="offset points", xytext=(-4, 4), color="#5a6672", size=8
         )
         panel.set_title(title, loc="left", fontsize=10)
         panel.set_xlabel("share of MACs that stays")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("AUROC, official test films, no fine-tuning")
+    panels[0].set_ylabel("AUROC, official test images, no fine-tuning")
     panels[1].legend(fontsize=8, frameon=False, loc="lower right")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
@@ -189,11 +189,11 @@ def draw(uncut: Scored, points: Sequence[Point], path: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Read, compare, write."""
-    uncut, whole, points = read_run(Path(_RUN.value))
+    original, whole, points = read_run(Path(_RUN.value))
     output = Path(_OUTPUT.value)
-    write_text(output, table(uncut, whole, points))
-    write_text(output.with_suffix(".json"), json.dumps(comparisons(uncut, points), indent=1) + "\n")
-    draw(uncut, points, output.with_suffix(".png"))
+    write_text(output, table(original, whole, points))
+    write_text(output.with_suffix(".json"), json.dumps(comparisons(original, points), indent=1) + "\n")
+    draw(original, points, output.with_suffix(".png"))
     print(output.read_text(encoding="utf-8"), end="")
 
 

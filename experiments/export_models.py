@@ -2,13 +2,13 @@ r"""Whether other image models go through every quant type: size, how far each f
 
 Command:  python experiments/export_models.py
           python experiments/export_models.py --tflite_python=.venv-tflite/bin/python    # runs each file there too
-Time:     about 10 minutes on two cores; training and int16x8, on reference kernels, take most of it.
+Time:     6 to 10 minutes on two cores; training and int16x8, on reference kernels, take most of it.
 Result:   experiments/results/export_models.json and .csv: a row per model and quant type. The bars: no float island in
           an int8 file, every file within its limit of the model, and at most 3 LSB (float and int16x8: 1e-3 of the
           spread) between LiteRT without XNNPACK and tflite-runtime 2.14, dynamic aside; what XNNPACK's kernels add is
           in the table.
 
-Each model is first trained for a minute on drawn phantom films: with random weights a network amplifies any rounding,
+Each model is first trained for a minute on drawn phantom images: with random weights a network amplifies any rounding,
 and the files of two runtimes, or of one model, then say nothing about one another. What int8 costs a model that was
 trained in earnest this does not say.
 """
@@ -32,20 +32,20 @@ from absl import app, flags
 from other_runtime import answers_there
 
 from cxr_compress.data import decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import write_text
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import QUANT_TYPES, LiteModel, convert
-from cxr_compress.models.backbones import build
+from cxr_compress.models.architectures import build
 from cxr_compress.models.logits_head import to_logits
 
 SKIN = "skin_softmax"
 RESULTS = Path(__file__).parent / "results"
-FILMS, CALIBRATION, COMPARED = 480, 64, 16
+IMAGES, CALIBRATION, COMPARED = 480, 64, 16
 # In decibels, of the logits against the model's.
 LOWEST_SNR = {"none": 80.0, "fp16": 40.0, "dynamic": 10.0, "int8": 10.0, "int8_float_io": 10.0, "int16x8": 20.0}
 
@@ -85,17 +85,17 @@ class Subject:
     compared: npt.NDArray[np.float32]
 
 
-def subject(name: str, size: int, films: int, epochs: int) -> Subject:
+def subject(name: str, size: int, images: int, epochs: int) -> Subject:
     """Build a model and train it a little."""
     with tempfile.TemporaryDirectory() as folder:
-        write_phantom(folder, n_train=films, n_test=CALIBRATION + COMPARED, size=size)
+        write_phantom(folder, n_train=images, n_test=CALIBRATION + COMPARED, size=size)
         dataset = load_dataset("phantom", folder)
         spec = PreprocessSpec.preset("imagenet_torch", size, size)
         train, test = (normalize(decode_split(part, spec), spec) for part in (dataset.train, dataset.test))
     labels = np.asarray(dataset.train.labels, np.float32)
     keras.utils.set_random_seed(_SEED.value)
     if name == SKIN:
-        # One class a film: its first finding, or none.
+        # One class an image: its first finding, or none.
         labels = np.concatenate([labels, np.full((len(labels), 1), 0.5, np.float32)], axis=1).argmax(axis=1)
     model = MODELS[name](size, len(dataset.findings) + (name == SKIN))
     for layer in model.layers:
@@ -219,7 +219,7 @@ def main(_: list[str]) -> None:
     failed = []
     for name in names:
         try:
-            rows = rows_of(subject(name, *((32, 32, 1) if _SMOKE.value else (_SIZE.value, FILMS, _EPOCHS.value))))
+            rows = rows_of(subject(name, *((32, 32, 1) if _SMOKE.value else (_SIZE.value, IMAGES, _EPOCHS.value))))
         except CompressionError as error:
             sys.exit(f"export_models: {error}")
         failed += [f"{entry['model']} {entry['quant_type']}: {entry['missed']}" for entry in rows if entry["missed"]]

@@ -25,12 +25,12 @@ from typing import Any
 from absl import app, flags
 
 from cxr_compress.data import decode_split, load_dataset
-from cxr_compress.data.split import join_splits
-from cxr_compress.device.atomic import write_text
+from cxr_compress.data.splits import join_splits
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import from_classifier, groups_of, match_findings, score_groups, score_model
+from cxr_compress.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "external_validation.json"
 SET = "nih_mini"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_bytes
 
 # All that the other environment needs: numbers in, numbers out.
 _RUN = """

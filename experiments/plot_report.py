@@ -20,7 +20,7 @@ from cxr_compress.report import read_report
 _REPORT = flags.DEFINE_string("report", "demo_run/report.json", "The report.json of a run.")
 _OUTPUT = flags.DEFINE_string("output", "experiments/results/demo.png", "The picture to write.")
 
-COLOURS = ("#8a97a6", "#5b8db8", "#1f5f99")
+COLORS = ("#8a97a6", "#5b8db8", "#1f5f99")
 INK = "#22303c"
 
 
@@ -33,21 +33,21 @@ def draw(report: Mapping[str, Any], output: Path) -> None:
 
     rows = report["rows"]
     compressed = f"compressed, {report['facts']['recipe']['quant_type']}"
-    names = ["uncut, float32", "uncut, int8", compressed][: len(rows)]
+    names = ["original, float32", "original, int8", compressed][: len(rows)]
     figure, panels = plt.subplots(1, 3, figsize=(11, 2.6), sharey=True, layout="constrained")
     _bars(panels[0], names, [row["tflite_bytes"] / 1e3 for row in rows], "file size, kB", "{:,.0f} kB")
     _bars(panels[1], names, [row["latency"]["p50_ms"] for row in rows], "time per image, ms", "{:.2f} ms")
     _intervals(panels[2], [row["evaluation"]["mean_auroc"] for row in rows])
     panels[0].invert_yaxis()
     dataset = report["dataset"]
-    what = "SYNTHETIC films" if dataset["synthetic"] else f"{dataset['splits']['test']['films']} official test films"
+    what = "SYNTHETIC images" if dataset["synthetic"] else f"{dataset['splits']['test']['images']} official test images"
     figure.suptitle(f"{rows[0]['name'].removesuffix('_fp32')} on {dataset['name']}, {what}", color=INK, fontsize=11)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)
 
 
 def _bars(panel: Any, names: Sequence[str], values: Sequence[float], title: str, form: str) -> None:
-    panel.barh(range(len(values)), values, color=COLOURS[: len(values)], height=0.62)
+    panel.barh(range(len(values)), values, color=COLORS[: len(values)], height=0.62)
     for place, value in enumerate(values):
         panel.text(value, place, " " + form.format(value), va="center", color=INK, fontsize=9)
     panel.set_yticks(range(len(names)), names, color=INK)
@@ -57,9 +57,9 @@ def _bars(panel: Any, names: Sequence[str], values: Sequence[float], title: str,
 
 def _intervals(panel: Any, intervals: Sequence[Mapping[str, float]]) -> None:
     """AUROC as a point with its interval: bars that start at 0 would hide every difference."""
-    for place, (found, colour) in enumerate(zip(intervals, COLOURS, strict=False)):
-        panel.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=3, solid_capstyle="round")
-        panel.plot(found["value"], place, "o", color=colour, markersize=8)
+    for place, (found, color) in enumerate(zip(intervals, COLORS, strict=False)):
+        panel.plot([found["low"], found["high"]], [place, place], color=color, linewidth=3, solid_capstyle="round")
+        panel.plot(found["value"], place, "o", color=color, markersize=8)
         panel.text(found["value"], place - 0.3, f"{found['value']:.3f}", ha="center", color=INK, fontsize=9)
     _tidy(panel, "AUROC on test, 95 % interval")
 

@@ -1,4 +1,4 @@
-r"""Post-training int8 of a DenseNet, one choice at a time: ranges, folding, shared scales, biases, and the quantiser.
+r"""Post-training int8 of a DenseNet, one choice at a time: ranges, folding, shared scales, biases, and the quantizer.
 
 Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet_kermany/weights_fp16.npz \
               --input_size=112 --output_file=chexnet_kermany.keras
@@ -8,17 +8,17 @@ Time:     20 to 60 s a row at 112 px on two cores, 23 rows. Every finished row i
           on.
 Result:   experiments/results/ptq_densenet.json and .csv, or --name. Per row: how far the logits are from the float
           file's (root mean square, SNR in dB), AUROC, bytes and operators; and for the rows with min-max ranges, of
-          which the others differ in no operator, median milliseconds a film on one thread, all timed turn by turn.
+          which the others differ in no operator, median milliseconds an image on one thread, all timed turn by turn.
 
-Calibrated on training films; judged on dev films and, so that there are enough, on further training films that no
+Calibrated on training images; judged on dev images and, so that there are enough, on further training images that no
 calibration saw. Nothing is chosen on test, which is not read. What int8 does to a logit is measured against the same
-network in float: that needs no label, so training films serve. All rows come from one float graph (folded and
-equalised ones from its copies), the same calibration films and the same rounding step.
+network in float: that needs no label, so training images serve. All rows come from one float graph (folded and
+equalized ones from its copies), the same calibration images and the same rounding step.
 
-Rows: `ranges` says how they follow from the films; `fold` what was done with the 62 batch norms that TFLite keeps as
+Rows: `ranges` says how they follow from the images; `fold` what was done with the 62 batch norms that TFLite keeps as
 MUL and ADD (shift: the scale moves on into the next kernel; chosen: only where that adds little noise, as `convert`
 does by default; bounds: MAXIMUM instead); `shared` whether activations that
-a concatenation joins have one range; then bias correction, cross-layer equalisation and ai-edge-quantizer, where it is
+a concatenation joins have one range; then bias correction, cross-layer equalization and ai-edge-quantizer, where it is
 installed.
 """
 
@@ -39,29 +39,27 @@ import numpy.typing as npt
 from absl import app, flags
 
 from cxr_compress.data import Dataset, decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import RuntimeUnavailableError
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.lite import audit, equalize, freeze
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.int8.aeq import AEQ, check_quantizer, quantize_aeq
 from cxr_compress.lite.int8.bias_correction import correct_bias
-from cxr_compress.lite.int8.clipping import clipped_ranges, joined_ranges
-from cxr_compress.lite.int8.fold_choice import choose_folds
-from cxr_compress.lite.int8.fold_scale import fold_scales
-from cxr_compress.lite.int8.ranges import Ranges, measure_ranges, write_ranges
+from cxr_compress.lite.int8.fold import choose_folds, fold_scales
+from cxr_compress.lite.int8.ranges import Ranges, clipped_ranges, joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import load_model
+from cxr_compress.models.files import load_model
 
 THREADS = 2
 RUNS = 40
 
-Films = npt.NDArray[np.float32]
+SplitImages = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -116,18 +114,18 @@ class Bench:
     """What every row shares.
 
     Attributes:
-        graphs: float flatbuffers, by (equalised, fold).
-        calibration: training films.
-        judged: films that no calibration saw.
+        graphs: float flatbuffers, by (equalized, fold).
+        calibration: training images.
+        judged: images that no calibration saw.
         truth: their labels.
         exact: logits of the float file on them.
     """
 
     graphs: dict[tuple[bool, str], bytes]
-    calibration: Films
-    judged: Films
-    truth: Films
-    exact: Films
+    calibration: SplitImages
+    judged: SplitImages
+    truth: SplitImages
+    exact: SplitImages
 
     def ranges(self, plan: Plan, found: dict[Any, Ranges]) -> Ranges:
         """The ranges of a row; those that several rows share are measured once, in `found`."""
@@ -165,17 +163,17 @@ class Bench:
             "auroc": round(mean_auroc(self.truth, logits), 5),
             "bytes": len(content),
             "operators": sum(ops.values()),
-            "requantise_operators": ops.get("QUANTIZE", 0),
+            "requantize_operators": ops.get("QUANTIZE", 0),
         }
 
 
 def prepare(dataset: Dataset, model: Any, calibration: int, judged: int) -> Bench:
-    """Films and float graphs."""
+    """Images and float graphs."""
     spec = PreprocessSpec(*model.input_shape[1:3])
     chosen = pick_evenly(range(len(dataset.train)), calibration + max(0, judged - len(dataset.dev)))
     used = pick_evenly(chosen, calibration)
     fresh = sorted(set(chosen) - set(used))
-    films = normalize(decode_split(dataset.train.take(used), spec), spec)
+    pictures = normalize(decode_split(dataset.train.take(used), spec), spec)
     dev = dataset.dev.take(pick_evenly(range(len(dataset.dev)), judged))
     parts = [dev, *([dataset.train.take(fresh)] if fresh else [])]
     images = np.concatenate([normalize(decode_split(part, spec), spec) for part in parts])
@@ -186,13 +184,13 @@ def prepare(dataset: Dataset, model: Any, calibration: int, judged: int) -> Benc
         graphs[equalized, "none"] = lower(freeze(network), "none")
     graphs[False, "shift"] = fold_scales(graphs[False, "none"])[0]
     graphs[False, "bounds"] = fold_scales(graphs[False, "none"], bounds=True)[0]
-    chosen_norms = choose_folds(graphs[False, "none"], films, num_threads=THREADS)
+    chosen_norms = choose_folds(graphs[False, "none"], pictures, num_threads=THREADS)
     graphs[False, "chosen"] = fold_scales(graphs[False, "none"], only=chosen_norms)[0]
-    return Bench(graphs, films, images, truth, Runner(graphs[False, "none"], num_threads=THREADS)(images))
+    return Bench(graphs, pictures, images, truth, Runner(graphs[False, "none"], num_threads=THREADS)(images))
 
 
 def settle(model: Any, dataset: Dataset) -> None:
-    """Give the batch norms of an untrained network the statistics of films; as they are, TFLite drops them."""
+    """Give the batch norms of an untrained network the statistics of images; as they are, TFLite drops them."""
     spec = PreprocessSpec(*model.input_shape[1:3])
     for layer in model.layers:
         layer.momentum = 0.0
@@ -257,8 +255,8 @@ def main(arguments: Any) -> None:
             bench = prepare(dataset, model, values.calibration_images, values.judged_images)
         rows = run(bench, make_folder(values.run_dir or Path(folder) / "rows"), 3 if values.smoke else RUNS)
     size = int(model.input_shape[1])
-    report = {"model": model.name, "dataset": dataset.name, "input_size": size, "judged_films": len(bench.judged)}
-    report |= {"calibration_films": len(bench.calibration), "rows": rows}
+    report = {"model": model.name, "dataset": dataset.name, "input_size": size, "judged_images": len(bench.judged)}
+    report |= {"calibration_images": len(bench.calibration), "rows": rows}
     if not values.smoke or values.results_dir:
         write_results(Path(values.results_dir or Path(__file__).parent / "results"), report)
     print(json.dumps(report, indent=2))
@@ -266,11 +264,11 @@ def main(arguments: Any) -> None:
 
 def define_flags() -> None:
     """The flags of this experiment."""
-    flags.DEFINE_bool("smoke", False, "A small random network on phantom films: checks the script.")
+    flags.DEFINE_bool("smoke", False, "A small random network on phantom images: checks the script.")
     flags.DEFINE_string("keras_model_file", None, "The trained DenseNet, logits out.")
-    flags.DEFINE_string("data_dir", None, "Where the films of Kermany et al. lie.")
-    flags.DEFINE_integer("calibration_images", 128, "Training films for the ranges.", lower_bound=16)
-    flags.DEFINE_integer("judged_images", 512, "Films to judge on, dev films first.", lower_bound=16)
+    flags.DEFINE_string("data_dir", None, "Where the images of Kermany et al. lie.")
+    flags.DEFINE_integer("calibration_images", 128, "Training images for the ranges.", lower_bound=16)
+    flags.DEFINE_integer("judged_images", 512, "Images to judge on, dev images first.", lower_bound=16)
     flags.DEFINE_string("run_dir", None, "Where finished rows are kept.")
     flags.DEFINE_string("results_dir", None, "Where the CSV and JSON go; experiments/results by default.")
     flags.DEFINE_string("name", "ptq_densenet", "Of the CSV and JSON.")

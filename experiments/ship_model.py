@@ -4,8 +4,8 @@ Command:  python experiments/ship_model.py --run_dir=demo_run --model=tiny_chexn
               --name=tiny_chexnet_kermany_m50_w50_int8 --external=experiments/results/external_validation.json
 Time:     seconds.
 Result:   tflite_models/NAME.tflite, NAME.md and the hash in SHA256SUMS (to check: sha256sum -c SHA256SUMS, in there);
-          with --weights=FILE.npz also the uncut model's weights as float16, for cxr_import_weights --from=npz; those of
-          the shipped model are experiments/results/tiny_chexnet_kermany/weights_fp16.npz.
+          with --weights=FILE.npz also the original model's weights as float16, for cxr_import_weights --from=npz; those
+          of the shipped model are experiments/results/tiny_chexnet_kermany/weights_fp16.npz.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import make_folder, write_bytes, write_text
 from cxr_compress.report import read_report
-from cxr_compress.report.card import render_card
+from cxr_compress.report.cards import render_card
 
 SHELF = Path(__file__).resolve().parent.parent / "tflite_models"
 
@@ -30,12 +30,12 @@ _MODEL = flags.DEFINE_string("model", "tiny_chexnet_m50_w50_int8", "The file of 
 _NAME = flags.DEFINE_string("name", "tiny_chexnet_kermany_m50_w50_int8", "What it is called on the shelf.")
 _POPULATION = flags.DEFINE_string(
     "population",
-    "children of 1 to 5 years, anterior-posterior films of one hospital in Guangzhou",
-    "Whose films the data set holds.",
+    "children of 1 to 5 years, anterior-posterior images of one hospital in Guangzhou",
+    "Whose images the data set holds.",
 )
 _SHELF = flags.DEFINE_string("shelf", str(SHELF), "Where it goes.")
 _EXTERNAL = flags.DEFINE_string("external", None, "What external_validation.py measured of the file, if it was run.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "Where the weights of the uncut model go.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Where the weights of the original model go.")
 
 
 def ship(  # noqa: PLR0917 - what is shipped, from where, to where, and what is said of it

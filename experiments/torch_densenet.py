@@ -72,7 +72,7 @@ def count_params(model: Any) -> int:
 
 
 def remove(model: Any, image: Any, kept: list[int]) -> None:
-    """Thin the model in place: each convolution keeps as many filters as listed.
+    """Pruned the model in place: each convolution keeps as many filters as listed.
 
     Raises:
         ValueError: the list is for another network, or other widths came out.
@@ -121,7 +121,7 @@ def measure(blocks: list[int], classes: int, size: int, kept: list[int]) -> dict
     result["total_seconds"] = time.perf_counter() - wall
     result["total_cpu_seconds"] = time.process_time() - cpu
     result |= {"resident_after_bytes": resident_bytes(), "peak_bytes": peak_bytes()}
-    return result | {"thin_params": count_params(model)}
+    return result | {"pruned_params": count_params(model)}
 
 
 def main() -> None:

@@ -6,19 +6,19 @@ Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet
               --run_dir=unified_run          # the next row that is missing; again for the one after it
           python experiments/unified.py ... --rows=unified_1000kB,removal_1000kB
           python experiments/unified_table.py
-          # Against the uncut model at the size that it is best at: import with --input_size=160, then
+          # Against the original model at the size that it is best at: import with --input_size=160, then
           python experiments/unified.py ... --rows=unified_1000kB --input_size=160 --training=patient \
               --run_dir=unified_run_160_patient
           python experiments/unified_table.py --results=experiments/results/unified_160_patient.json
 Time:     20 to 60 minutes a row at 112 px on two cores, 13 rows. A row that is stopped goes on where it was, stage by
           stage; a finished one is kept.
 Result:   experiments/results/unified[_SIZE][_TRAINING].json, by the flags: per row bytes, deflated bytes, MACs,
-          parameters and time per film, all at 224 px, beside the uncut float file on the same runtime and thread; AUROC
-          on the official test films and its paired difference to the uncut model; what the run took.
+          parameters and time per image, all at 224 px, beside the original float file on the same runtime and thread;
+          AUROC on the official test images and its paired difference to the original model; what the run took.
           `unified_table.py` turns it into a table and a plot.
 
-Every row has the same number of training epochs. Test films are scored once per row, by its run; nothing is chosen on
-them. Sizes and times are measured on the same network rebuilt for 224 px films, whatever it was trained at.
+Every row has the same number of training epochs. Test images are scored once per row, by its run; nothing is chosen on
+them. Sizes and times are measured on the same network rebuilt for 224 px images, whatever it was trained at.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ from unified_rows import (
 )
 
 from cxr_compress.data import Dataset, decode_split, load_dataset
-from cxr_compress.data.phantom import write_phantom
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
+from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.evaluate import judge_loss, score_file
+from cxr_compress.files import make_folder, write_bytes, write_text
 from cxr_compress.lite import convert, pack_file
 from cxr_compress.metrics import Interval, paired_auroc_difference
 from cxr_compress.models import ModelAbout, tiny_chexnet
-from cxr_compress.models.keras_file import load_model, save_model
+from cxr_compress.models.files import load_model, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
@@ -74,24 +74,26 @@ from cxr_compress.train.transfer import at_size
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
 SIZE = 224
-# Ranges hardly change the size of a file or the time of a kernel: a few films do.
-CALIBRATION_FILMS = 16
+# Ranges hardly change the size of a file or the time of a kernel: a few images do.
+CALIBRATION_IMAGES = 16
 MAX_LOSS, MARGIN = 0.005, 0.01
 
-_SMOKE = flags.DEFINE_boolean("smoke", False, "Two rows of a small random network on phantom films: checks the script.")
+_SMOKE = flags.DEFINE_boolean(
+    "smoke", False, "Two rows of a small random network on phantom images: checks the script."
+)
 _MODEL = flags.DEFINE_string("keras_model_file", None, "The trained model, logits out.")
-_DATASET = flags.DEFINE_string("dataset", "kermany", "The films.")
+_DATASET = flags.DEFINE_string("dataset", "kermany", "The images.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where they lie.")
 _RUN = flags.DEFINE_string("run_dir", None, "Where the runs are kept, a folder each.")
 _NAMES = flags.DEFINE_list("rows", None, f"Which rows: of {', '.join(ROWS)}; without it the next that is missing.")
 _RESULTS = flags.DEFINE_string("results", None, "The JSON that rows go to; see Result.")
-_INPUT = flags.DEFINE_integer("input_size", None, "Of the model and the films, pixels; by default the recipe's 112.")
+_INPUT = flags.DEFINE_integer("input_size", None, "Of the model and the images, pixels; by default the recipe's 112.")
 _TRAINING = flags.DEFINE_enum(
     "training",
     USUAL,
     list(TRAININGS),
-    "as_uncut: augment, decay and smooth as chexnet_kermany was trained; patient: so, with twice the epochs, following "
-    "the uncut model alone.",
+    "as_original: augment, decay and smooth as chexnet_kermany was trained; patient: so, with twice the epochs, "
+    "following the original model alone.",
 )
 _THREADS = flags.DEFINE_integer("num_threads", 1, "Of the TFLite kernels, for the times.")
 
@@ -101,8 +103,8 @@ class Bench:
     """What all rows share.
 
     Attributes:
-        keras_model_file: the uncut model.
-        dataset: its films.
+        keras_model_file: the original model.
+        dataset: its images.
         data_dir: where they lie.
         folder: of the runs.
         results: the JSON.
@@ -119,48 +121,48 @@ class Bench:
     runs: int
 
     def calibration(self, spec: PreprocessSpec) -> npt.NDArray[np.float32]:
-        """A few training films at `size`."""
+        """A few training images at `size`."""
         train = self.dataset.train
-        films = train.take(np.linspace(0, len(train) - 1, min(CALIBRATION_FILMS, len(train)), dtype=int))
+        images = train.take(np.linspace(0, len(train) - 1, min(CALIBRATION_IMAGES, len(train)), dtype=int))
         spec = dataclasses.replace(spec, height=self.size, width=self.size)
-        return normalize(decode_split(films, spec), spec)
+        return normalize(decode_split(images, spec), spec)
 
 
-def measure(bench: Bench, name: str, plan: RowPlan, recipe: Recipe, news: Callable[[str], None]) -> dict[str, Any]:
+def measure(bench: Bench, name: str, plan: RowPlan, recipe: Recipe, log: Callable[[str], None]) -> dict[str, Any]:
     """Run one row and measure it; JSON-ready."""
     folder = bench.folder / name
     report = run_recipe(
-        recipe, data_dir=bench.data_dir, output_dir=folder, keras_model_file=bench.keras_model_file, news=news
+        recipe, data_dir=bench.data_dir, output_dir=folder, keras_model_file=bench.keras_model_file, log=log
     )
-    uncut, compressed = report["rows"][0], report["rows"][-1]
+    original, compressed = report["rows"][0], report["rows"][-1]
     file = read_model(folder / compressed["file"])
     keep_logits(bench, folder, file)
-    news(f"sizes and times at {bench.size} px")
+    log(f"sizes and times at {bench.size} px")
     difference = compressed["difference"]["mean_auroc"]
     gate = judge_loss(Interval(**difference), max_loss=MAX_LOSS, margin=MARGIN)
     return {
         "method": plan.method,
         "recipe": recipe.to_dict(),
-        **at_full_size(bench, folder, file, read_model(folder / uncut["file"])),
+        **at_full_size(bench, folder, file, read_model(folder / original["file"])),
         "delivered": {key: compressed[key] for key in ("tflite_bytes", "deflated_bytes", "weight_sparsity")},
         "auroc": compressed["evaluation"]["mean_auroc"],
-        "uncut_auroc": uncut["evaluation"]["mean_auroc"],
+        "original_auroc": original["evaluation"]["mean_auroc"],
         "difference": difference,
         "gate": gate.to_dict(),
         **spent(folder),
     }
 
 
-def at_full_size(bench: Bench, folder: Path, file: ModelFile, uncut: ModelFile) -> dict[str, Any]:
-    """Bytes, MACs and times of a run's file and of the uncut float one, both for films of the full size."""
-    thin, whole = (at_size(load_model(source_of(folder, one)), bench.size) for one in (file, uncut))
-    lite = convert(thin, file.info.quant_type, calibration=[bench.calibration(file.info.preprocess)])
-    # Thresholds hold for films of the trained size only; here they count as the bytes that they are.
+def at_full_size(bench: Bench, folder: Path, file: ModelFile, original: ModelFile) -> dict[str, Any]:
+    """Bytes, MACs and times of a run's file and of the original float one, both for images of the full size."""
+    pruned, whole = (at_size(load_model(source_of(folder, one)), bench.size) for one in (file, original))
+    lite = convert(pruned, file.info.quant_type, calibration=[bench.calibration(file.info.preprocess)])
+    # Thresholds hold for images of the trained size only; here they count as the bytes that they are.
     spec = dataclasses.replace(file.info.preprocess, height=bench.size, width=bench.size)
     packed = pack_file(lite.content, dataclasses.replace(file.info, preprocess=spec, model_card=""))
     reference = convert(whole, "none").content
-    times = measure_together({"uncut": reference, "row": lite.content}, runs=bench.runs, num_threads=_THREADS.value)
-    cost, before = measure_cost(thin), measure_cost(whole)
+    times = measure_together({"original": reference, "row": lite.content}, runs=bench.runs, num_threads=_THREADS.value)
+    cost, before = measure_cost(pruned), measure_cost(whole)
     return {
         "size": bench.size,
         "tflite_bytes": len(packed),
@@ -168,9 +170,9 @@ def at_full_size(bench: Bench, folder: Path, file: ModelFile, uncut: ModelFile) 
         "macs": cost.macs,
         "macs_fraction": cost.macs_fraction(before),
         "params": cost.params,
-        "speedup": times["uncut"].p50_ms / times["row"].p50_ms,
+        "speedup": times["original"].p50_ms / times["row"].p50_ms,
         "latency": {name: latency.to_dict() for name, latency in times.items()},
-        "uncut": {
+        "original": {
             "tflite_bytes": len(reference),
             "deflated_bytes": len(zlib.compress(reference, 9)),
             "macs": before.macs,
@@ -185,7 +187,7 @@ def source_of(folder: Path, file: ModelFile) -> Path:
     Raises:
         DataError: it is not there any more.
     """
-    for name, sha256 in reversed(file.info.parents.items()):  # the uncut model stands first, the thinnest last
+    for name, sha256 in reversed(file.info.parents.items()):  # the original model stands first, the thinnest last
         path = folder / name
         if path.suffix == ".keras" and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
             return path
@@ -193,7 +195,7 @@ def source_of(folder: Path, file: ModelFile) -> Path:
 
 
 def keep_logits(bench: Bench, folder: Path, file: ModelFile) -> None:
-    """What a file says of the test films, so that rows can be compared in pairs: the scoring of its run once more."""
+    """What a file says of the test images, so that rows can be compared in pairs: the scoring of its run once more."""
     test = bench.dataset.test
     scored = score_file(
         file, decode_split(test, file.info.preprocess), test.labels, test.patients, bench.dataset.findings, samples=2
@@ -251,7 +253,7 @@ def _at_bytes(rows: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
 def _difference(folder: Path, name: str, other: str) -> dict[str, float]:
     mine, theirs = (np.load(folder / row / "test_logits.npz", allow_pickle=False) for row in (name, other))
     if not np.array_equal(mine["labels"], theirs["labels"], equal_nan=True):
-        raise DataError(f"the rows {name} and {other} were scored on different films: run both on one data set")
+        raise DataError(f"the rows {name} and {other} were scored on different images: run both on one data set")
     found = paired_auroc_difference(mine["labels"], mine["logits"], theirs["logits"], mine["patients"])
     return dataclasses.asdict(found)
 
@@ -274,19 +276,19 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> Bench:
-    """Model and films, real or small."""
+    """Model and images, real or small."""
     results = Path(_RESULTS.value) if _RESULTS.value else _results_file(folder)
     if not _SMOKE.value:
         dataset = load_dataset(_DATASET.value, _DATA.value)
         return Bench(Path(_MODEL.value), dataset, Path(_DATA.value), folder, results, SIZE, 50)
-    films = folder / "films"
-    if not films.is_dir():
-        write_phantom(films, n_train=64, n_test=24, size=48)
-    dataset = load_dataset("phantom", films)
+    images = folder / "images"
+    if not images.is_dir():
+        write_phantom(images, n_train=64, n_test=24, size=48)
+    dataset = load_dataset("phantom", images)
     model = tiny_chexnet(num_classes=len(dataset.findings), input_shape=(32, 32, 3))
     about = ModelAbout(dataset.findings, PreprocessSpec.preset("imagenet_torch", 32, 32), dataset=dataset.name)
-    save_model(model, folder / "uncut.keras", about=about)
-    return Bench(folder / "uncut.keras", dataset, films, folder, results, 64, 5)
+    save_model(model, folder / "original.keras", about=about)
+    return Bench(folder / "original.keras", dataset, images, folder, results, 64, 5)
 
 
 def _results_file(folder: Path) -> Path:
@@ -312,14 +314,14 @@ def recipe_for(plan: RowPlan) -> Recipe:
 def fill(bench: Bench, plans: Mapping[str, RowPlan], names: list[str]) -> None:
     """Measure rows and add each to the results at once."""
     for name in names:
-        news = lambda line, name=name: print(f"{name}: {line}", file=sys.stderr, flush=True)  # noqa: E731
-        row = measure(bench, name, plans[name], recipe_for(plans[name]), news)
+        log = lambda line, name=name: print(f"{name}: {line}", file=sys.stderr, flush=True)  # noqa: E731
+        row = measure(bench, name, plans[name], recipe_for(plans[name]), log)
         results = read_results(bench.results)
         results["dataset"] = {
             "name": bench.dataset.name,
             "synthetic": bench.dataset.synthetic,
             "attribution": bench.dataset.attribution,
-            "test_films": len(bench.dataset.test),
+            "test_images": len(bench.dataset.test),
         }
         results["rows"][name] = row
         results["comparisons"] = compare(results, bench.folder)

@@ -35,18 +35,18 @@ _SHARED: dict[str, Any] = {
     **{"distill_weight": 0.7, "feature_weight": 0.1, "ema_decay": 0.99, "recovery_learning_rate": 6e-4},
 }
 # As chexnet_kermany was trained (``baselines.py``); the usual augmentation is weaker, without decay and smoothing.
-_AS_UNCUT: dict[str, Any] = {
+_AS_ORIGINAL: dict[str, Any] = {
     "augment": {"shift": 0.08, "rotation": 10, "scale": 0.1, "contrast": 0.25, "brightness": 25, "gamma": 0.2},
     **{"weight_decay": 0.01, "label_smoothing": 0.05},
 }
 # Ways to train that a row may be run with, as changes of its recipe, and the factor of its epochs. "patient" follows
-# the teacher alone, on the same changed films, for long: Beyer et al., "Knowledge distillation: A good teacher is
+# the teacher alone, on the same changed images, for long: Beyer et al., "Knowledge distillation: A good teacher is
 # patient and consistent" (arXiv 2106.05237).
 USUAL = "usual"
 TRAININGS: Mapping[str, tuple[Mapping[str, Any], int]] = {
     USUAL: ({}, 1),
-    "as_uncut": (_AS_UNCUT, 1),
-    "patient": ({**_AS_UNCUT, "distill_weight": 1.0}, 2),
+    "as_original": (_AS_ORIGINAL, 1),
+    "patient": ({**_AS_ORIGINAL, "distill_weight": 1.0}, 2),
 }
 _EPOCHS = ("recovery_epochs", "sparsity_epochs", "finetune_epochs")
 # Eight epochs each, however they are spread.
@@ -55,7 +55,7 @@ _REMOVAL_ALONE: dict[str, Any] = {"recovery_epochs": 8, "weight_sparsity": 0.0, 
 _PRUNING_ALONE: dict[str, Any] = {"target_macs": None, "sparsity_epochs": 5, "finetune_epochs": 3}
 # The size that matters most comes first.
 _MACS = {1_000_000: 0.12, 2_000_000: 0.3, 640_000: None, 330_000: None}
-# Where this set of films tells models apart: each pair is about as large as the other when deflated.
+# Where this set of images tells models apart: each pair is about as large as the other when deflated.
 _EQUAL_DEFLATED = {400_000: 290_000, 640_000: 495_000}
 
 
@@ -97,5 +97,5 @@ def recipe_of(plan: RowPlan, dataset: str, input_size: int | None, training: str
 
 
 def smoke_recipe_of(plan: RowPlan) -> Recipe:
-    """The same for phantom films and a small network."""
+    """The same for phantom images and a small network."""
     return make_recipe("tiny_chexnet", {"dataset": "phantom", **_SMOKE_RECIPE, **plan.changes})

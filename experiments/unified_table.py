@@ -2,8 +2,8 @@ r"""The table and the plot of the unified runs, from what unified.py measured.
 
 Command:  python experiments/unified_table.py
 Time:     2 seconds.
-Result:   the README's table on stdout, then what the parts alone reach at the same deflated bytes; the plot in
-          experiments/results/unified.png. Needs the extra `report` (matplotlib).
+Result:   the table of experiments/README.md on stdout, then what the parts alone reach at the same deflated bytes; the
+          plot in experiments/results/unified.png. Needs the extra `report` (matplotlib).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_bytes
 from cxr_compress.device.modelinfo import INTENDED_USE
-from cxr_compress.report.pareto import TRIED, ParetoPoint, draw_pareto
+from cxr_compress.files import write_bytes
+from cxr_compress.report.plots import TRIED, ParetoPoint, draw_pareto
 
 HEADERS = (
     *("row", "`.tflite` bytes", "deflated", "MACs", "params", "faster", "AUROC [95 % CI]", "change [95 % CI]"),
@@ -30,8 +30,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "The plot; by default beside the r
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown: the uncut model, then the rows by method and size."""
-    lines = [_line(HEADERS), _line("---" for _ in HEADERS), _line(_uncut(results))]
+    """Markdown: the original model, then the rows by method and size."""
+    lines = [_line(HEADERS), _line("---" for _ in HEADERS), _line(_original(results))]
     rows: Mapping[str, Any] = results["rows"]
     methods = list(dict.fromkeys(row["method"] for row in rows.values()))
     order = sorted(rows.values(), key=lambda row: (methods.index(row["method"]), -row["deflated_bytes"]))
@@ -42,11 +42,19 @@ def _line(cells: Any) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _uncut(results: Mapping[str, Any]) -> list[str]:
+def _original(results: Mapping[str, Any]) -> list[str]:
     row = next(iter(results["rows"].values()))
-    uncut = row["uncut"]
-    sizes = [f"{uncut[name]:,}" for name in ("tflite_bytes", "deflated_bytes")]
-    return ["uncut, float32", *sizes, "1", f"{uncut['params']:,}", "1.0x", _interval(row["uncut_auroc"]), *[""] * 4]
+    original = row["original"]
+    sizes = [f"{original[name]:,}" for name in ("tflite_bytes", "deflated_bytes")]
+    return [
+        "original, float32",
+        *sizes,
+        "1",
+        f"{original['params']:,}",
+        "1.0x",
+        _interval(row["original_auroc"]),
+        *[""] * 4,
+    ]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -97,17 +105,17 @@ def draw(results: Mapping[str, Any]) -> bytes:
     """Deflated bytes against AUROC on test, a series per method."""
     rows = list(results["rows"].values())
     points = [_point(_name(row), row["deflated_bytes"], row["auroc"], row["method"]) for row in rows]
-    auroc = rows[0]["uncut_auroc"]
-    uncut = _point("uncut, float32", rows[0]["uncut"]["deflated_bytes"], auroc)
+    auroc = rows[0]["original_auroc"]
+    original = _point("original, float32", rows[0]["original"]["deflated_bytes"], auroc)
     dataset = results["dataset"]
-    films = f"{dataset['test_films']} test films of {dataset['name']}"
+    images = f"{dataset['test_images']} test images of {dataset['name']}"
     return draw_pareto(
         points,
-        [uncut],
-        title=("SYNTHETIC films: " if dataset["synthetic"] else "") + "what each way of compressing keeps",
+        [original],
+        title=("SYNTHETIC images: " if dataset["synthetic"] else "") + "what each way of compressing keeps",
         floor=auroc["value"] - rows[0]["gate"]["max_loss"],
         x_label=f"deflated bytes at {rows[0]['size']} px",
-        y_label=f"AUROC, {films}",
+        y_label=f"AUROC, {images}",
     )
 
 

@@ -3,7 +3,7 @@ r"""Whether filter removal works on every image model of `keras.applications`: h
 Command:  python experiments/zoo.py                      sixteen architectures, each through the oracle
           python experiments/zoo.py --analyze            analysis alone, of every architecture, at its own input size
 Time:     about 6 minutes on two cores, --analyze about 4.
-Result:   experiments/results/zoo.csv and .json (zoo_analysis.* with --analyze). The bars: half the MACs met, the thin
+Result:   experiments/results/zoo.csv and .json (zoo_analysis.* with --analyze). The bars: half the MACs met, the pruned
           model within 1e-4 of the oracle (in units of the output's spread), and a control that keeps as many but other
           channels at least 100 times further away.
 
@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from absl import app, flags
 
-from cxr_compress.device.atomic import write_text
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import (
     Budget,
@@ -89,7 +89,7 @@ def enliven(model: keras.Model, images: npt.NDArray[np.float32], rng: np.random.
 
 
 def leaves(model: keras.Model) -> list[Any]:
-    """Every layer that holds weights of its own, input standardisation aside."""
+    """Every layer that holds weights of its own, input standardization aside."""
     found = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -144,7 +144,7 @@ def found(model: keras.Model, analysis: ChannelAnalysis) -> dict[str, Any]:
 
 
 def checked(name: str, size: int) -> dict[str, Any]:
-    """The row of one architecture: thinned to the budget and compared with the oracle and its control."""
+    """The row of one architecture: pruned to the budget and compared with the oracle and its control."""
     # The oracle is the one that the tests use: both then mean the same by "equal".
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from tests.structured.oracle import parity
@@ -162,9 +162,9 @@ def checked(name: str, size: int) -> dict[str, Any]:
     plan = select_channels(analysis, scores, Budget(macs=_TARGET.value), round_to=_ROUND_TO.value)
     plan_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     rebuild_seconds = time.perf_counter() - started
-    got = parity(model, plan, images, thin)
+    got = parity(model, plan, images, pruned)
     if got.input_sensitivity < SENSITIVITY:
         raise AssertionError(f"{name}: the output hardly depends on the input ({got.input_sensitivity:.1e})")
     return {

@@ -112,7 +112,7 @@ def mobilenet_v3() -> keras.Model:
 
 
 def efficientnet() -> keras.Model:
-    """standardise -> stem(8) -> dw -+-> gate: GAP -> reshape(1, 1, 8) -> s1(3) -> s2(8) -+-> multiply -> p(6)
+    """standardize -> stem(8) -> dw -+-> gate: GAP -> reshape(1, 1, 8) -> s1(3) -> s2(8) -+-> multiply -> p(6)
     +---------------------------------------------------+
     """
     image = _image()

@@ -23,17 +23,17 @@ from cxr_compress.metrics import (
 )
 
 # Few distinct scores: ties within and across classes are the rule, as with int8 outputs.
-films = st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=2, max_size=40)
+images = st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=2, max_size=40)
 
 
 def count_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
-    """AUROC by definition: every sick film against every healthy one."""
+    """AUROC by definition: every sick image against every healthy one."""
     pairs = [(s > h) + 0.5 * (s == h) for s in scores[labels == 1] for h in scores[labels == 0]]
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
-def make_films(seed: int = 0, patients: int = 120, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and patients; a patient has one to four films that resemble one another."""
+def make_images(seed: int = 0, patients: int = 120, signal: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores and patients; a patient has one to four images that resemble one another."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
     labels = (rng.uniform(size=patients) < 0.4)[groups].astype(float)
@@ -41,15 +41,15 @@ def make_films(seed: int = 0, patients: int = 120, signal: float = 1.0) -> tuple
     return labels, scores, groups
 
 
-@given(films)
-def test_auroc_any_films_equals_the_pair_count(drawn: list[tuple[bool, int]]) -> None:
+@given(images)
+def test_auroc_any_images_equals_the_pair_count(drawn: list[tuple[bool, int]]) -> None:
     labels, scores = np.array(drawn, float).T
     # Both are quotients of whole numbers: equal to the last bits.
     np.testing.assert_allclose(auroc(labels, scores), count_pairs(labels, scores), rtol=1e-12)
 
 
-@given(films)
-def test_average_precision_any_films_equals_scikit_learn(drawn: list[tuple[bool, int]]) -> None:
+@given(images)
+def test_average_precision_any_images_equals_scikit_learn(drawn: list[tuple[bool, int]]) -> None:
     from sklearn.metrics import average_precision_score
 
     labels, scores = np.array(drawn, float).T
@@ -63,7 +63,7 @@ def test_average_precision_any_films_equals_scikit_learn(drawn: list[tuple[bool,
 def test_auroc_continuous_and_tied_scores_equals_scikit_learn(digits: int) -> None:
     from sklearn.metrics import roc_auc_score
 
-    labels, scores, _ = make_films()
+    labels, scores, _ = make_images()
     scores = scores.round(digits)
     assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert auroc(labels, -scores) == pytest.approx(1 - roc_auc_score(labels, scores), abs=1e-12)
@@ -71,12 +71,12 @@ def test_auroc_continuous_and_tied_scores_equals_scikit_learn(digits: int) -> No
 
 @pytest.mark.parametrize("change", [np.exp, lambda s: 3 * s - 7, lambda s: s**3, np.tanh])
 def test_auroc_monotone_change_of_scores_changes_nothing(change) -> None:
-    labels, scores, _ = make_films()
+    labels, scores, _ = make_images()
     assert auroc(labels, change(scores)) == auroc(labels, scores)
 
 
 def test_auroc_non_monotone_change_of_scores_is_noticed() -> None:
-    labels, scores, _ = make_films()
+    labels, scores, _ = make_images()
     assert abs(auroc(labels, np.abs(scores)) - auroc(labels, scores)) > 0.05
 
 
@@ -116,38 +116,38 @@ def test_auroc_bad_input_is_one_clear_line(labels, scores, message) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_auroc_samples_each_set_equals_the_auroc_of_the_films_drawn() -> None:
-    labels, scores, groups = make_films(patients=15)
+def test_auroc_samples_each_set_equals_the_auroc_of_the_images_drawn() -> None:
+    labels, scores, groups = make_images(patients=15)
     drawn = auroc_samples(labels, scores, groups, samples=40, seed=3)[:, 0]
     rng = np.random.default_rng(3)
     for value in drawn:
-        films_drawn = np.concatenate([np.flatnonzero(groups == p) for p in rng.integers(0, 15, 15)])
-        np.testing.assert_allclose(value, count_pairs(labels[films_drawn], scores[films_drawn]), rtol=1e-12)
+        images_drawn = np.concatenate([np.flatnonzero(groups == p) for p in rng.integers(0, 15, 15)])
+        np.testing.assert_allclose(value, count_pairs(labels[images_drawn], scores[images_drawn]), rtol=1e-12)
 
 
-def test_bootstrap_auroc_order_of_films_changes_nothing() -> None:
-    labels, scores, groups = make_films()
+def test_bootstrap_auroc_order_of_images_changes_nothing() -> None:
+    labels, scores, groups = make_images()
     order = np.random.default_rng(1).permutation(len(labels))
     assert bootstrap_auroc(labels, scores, groups) == bootstrap_auroc(labels[order], scores[order], groups[order])
     assert bootstrap_auroc(labels, scores, groups) != bootstrap_auroc(labels, scores, groups, seed=1)
 
 
 def test_bootstrap_auroc_chunked_draws_equal_draws_at_once(monkeypatch) -> None:
-    labels, scores, groups = make_films(patients=30)
+    labels, scores, groups = make_images(patients=30)
     at_once = auroc_samples(labels, scores, groups, samples=50)
     monkeypatch.setattr("cxr_compress.metrics.bootstrap._CHUNK_VALUES", 7 * len(labels))
     np.testing.assert_array_equal(auroc_samples(labels, scores, groups, samples=50), at_once)
 
 
-def test_bootstrap_auroc_films_of_one_patient_widen_the_interval() -> None:
-    """Ten copies of each film add no information: clustered, the interval stays; unclustered it would shrink."""
-    labels, scores, _ = make_films(patients=80)
+def test_bootstrap_auroc_images_of_one_patient_widen_the_interval() -> None:
+    """Ten copies of each image add no information: clustered, the interval stays; unclustered it would shrink."""
+    labels, scores, _ = make_images(patients=80)
     patients = np.arange(len(labels))
     single = bootstrap_auroc(labels, scores, patients)
     labels10, scores10, patients10 = (np.repeat(values, 10) for values in (labels, scores, patients))
     assert bootstrap_auroc(labels10, scores10, patients10) == single
     naive = bootstrap_auroc(labels10, scores10, np.arange(len(labels10)))
-    # Ten times the films shrink a standard error by sqrt(10) = 3.2; a factor of 2 is far from chance.
+    # Ten times the images shrink a standard error by sqrt(10) = 3.2; a factor of 2 is far from chance.
     assert naive.high - naive.low < (single.high - single.low) / 2
 
 
@@ -164,7 +164,7 @@ def test_bootstrap_auroc_of_simulated_sets_covers_the_truth_at_the_stated_level(
 
 
 def test_bootstrap_auroc_several_findings_is_the_interval_of_their_mean() -> None:
-    labels, scores, groups = make_films()
+    labels, scores, groups = make_images()
     both_labels, both_scores = np.stack([labels, 1 - labels], 1), np.stack([scores, scores], 1)
     found = bootstrap_auroc(both_labels, both_scores, groups)
     # The second finding is the mirror image of the first: whatever is drawn, the mean is one half.
@@ -184,11 +184,11 @@ def test_bootstrap_auroc_too_few_positive_patients_gives_no_bounds() -> None:
 
 
 def test_bootstrap_auroc_wrong_number_of_patients_is_refused() -> None:
-    with pytest.raises(DataError, match="one patient per film, got 3 patients for 2 films"):
+    with pytest.raises(DataError, match="one patient per image, got 3 patients for 2 images"):
         bootstrap_auroc([0, 1], [0.1, 0.2], ["a", "b", "c"])
 
 
-def test_bootstrap_auroc_thousand_samples_of_624_films_take_under_two_seconds() -> None:
+def test_bootstrap_auroc_thousand_samples_of_624_images_take_under_two_seconds() -> None:
     rng = np.random.default_rng(0)
     labels, scores = np.arange(624) % 3 > 0, rng.normal(size=624)
     started = time.perf_counter()
@@ -197,13 +197,13 @@ def test_bootstrap_auroc_thousand_samples_of_624_films_take_under_two_seconds() 
 
 
 def test_paired_difference_same_scores_is_exactly_zero() -> None:
-    labels, scores, groups = make_films()
+    labels, scores, groups = make_images()
     found = paired_auroc_difference(labels, scores, 2 * scores + 1, groups)
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
 def test_paired_difference_is_a_minus_b_and_narrower_than_the_single_intervals() -> None:
-    labels, scores, groups = make_films()
+    labels, scores, groups = make_images()
     worse = scores + 0.4 * np.random.default_rng(5).normal(size=len(scores))
     found = paired_auroc_difference(labels, worse, scores, groups)
     swapped = paired_auroc_difference(labels, scores, worse, groups)
@@ -217,12 +217,12 @@ def test_choose_threshold_separable_scores_lies_half_way_between_the_classes() -
     assert choose_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]) == pytest.approx(0.4)
 
 
-@given(films)
-def test_choose_threshold_any_films_no_other_threshold_is_better(drawn: list[tuple[bool, int]]) -> None:
+@given(images)
+def test_choose_threshold_any_images_no_other_threshold_is_better(drawn: list[tuple[bool, int]]) -> None:
     labels, codes = np.array(drawn, float).T
     probabilities = (codes + 4) / 8
     if labels.min() == labels.max():
-        with pytest.raises(DataError, match="films with and without the finding"):
+        with pytest.raises(DataError, match="images with and without the finding"):
             choose_threshold(labels, probabilities)
         return
 
@@ -237,7 +237,7 @@ def test_choose_threshold_any_films_no_other_threshold_is_better(drawn: list[tup
     assert all(gain(t) < best - 1e-9 for t in np.unique(probabilities) if t < chosen and gain(t) != gain(chosen))
 
 
-def test_choose_threshold_scores_worse_than_chance_calls_every_film_positive() -> None:
+def test_choose_threshold_scores_worse_than_chance_calls_every_image_positive() -> None:
     assert choose_threshold([1, 1, 0, 0], [0.1, 0.2, 0.6, 0.9]) == 0.0
 
 
@@ -247,7 +247,7 @@ def test_choose_threshold_unknown_rule_is_refused() -> None:
 
 
 def test_auroc_real_predictions_reproduce_the_published_numbers(cxr_data) -> None:
-    """A CheXNet's own predictions on 22,433 films, and the AUROCs its author computed from them."""
+    """A CheXNet's own predictions on 22,433 images, and the AUROCs its author computed from them."""
     import csv
     import gzip
 
@@ -266,7 +266,7 @@ def test_auroc_real_predictions_reproduce_the_published_numbers(cxr_data) -> Non
     assert set(published) == set(found)
     assert found == pytest.approx(published, abs=1e-12)
     assert round(mean_auroc(labels, scores), 3) == 0.838
-    # The control: one film in a hundred labelled the other way is noticed.
+    # The control: one image in a hundred labeled the other way is noticed.
     turned = labels ^ (np.random.default_rng(0).uniform(size=labels.shape) < 0.01)
     assert mean_auroc(turned, scores) < 0.83
 
@@ -288,7 +288,7 @@ def test_auroc_of_the_mini_set_agrees_with_scikit_learn_on_a_teachers_prediction
     assert labels.shape == (844, 14)
     found = auroc_per_finding(labels, scores)
     np.testing.assert_allclose(found, roc_auc_score(labels, scores, average=None), rtol=1e-12)
-    assert 0.75 < found.mean() < 0.95  # a real CheXNet on its own held-out films, not a mix-up of columns
+    assert 0.75 < found.mean() < 0.95  # a real CheXNet on its own held-out images, not a mix-up of columns
     for k in range(14):
         expected = average_precision_score(labels[:, k], scores[:, k])
         assert average_precision(labels[:, k], scores[:, k]) == pytest.approx(expected, abs=1e-12)

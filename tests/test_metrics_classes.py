@@ -21,7 +21,7 @@ from cxr_compress.metrics import (
     predicted_classes,
     softmax,
 )
-from cxr_compress.metrics.checks import mean_defined
+from cxr_compress.metrics.ranking import mean_defined
 
 NAN = float("nan")
 LOGITS = arrays.arrays(

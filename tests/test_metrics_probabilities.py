@@ -11,13 +11,13 @@ from cxr_compress.metrics import (
     expected_calibration_error,
     sensitivity_specificity,
 )
-from tests.test_metrics import make_films
+from tests.test_metrics import make_images
 
 
 def test_brier_and_shares_equal_scikit_learn() -> None:
     from sklearn.metrics import brier_score_loss, recall_score
 
-    labels, scores, _ = make_films()
+    labels, scores, _ = make_images()
     chances = 1 / (1 + np.exp(-scores))
     assert brier_score(labels, chances) == pytest.approx(brier_score_loss(labels, chances), abs=1e-12)
     called = chances > 0.6
@@ -29,7 +29,7 @@ def test_expected_calibration_error_distinct_scores_equals_scikit_learn() -> Non
     from sklearn.calibration import calibration_curve
 
     rng = np.random.default_rng(0)
-    chances = rng.uniform(size=300)  # 15 bins of exactly 20 films: the mean over bins is the mean over films
+    chances = rng.uniform(size=300)  # 15 bins of exactly 20 images: the mean over bins is the mean over images
     labels = (rng.uniform(size=300) < chances**2).astype(float)
     share, mean = calibration_curve(labels, chances, n_bins=15, strategy="quantile")
     assert len(share) == 15
@@ -41,7 +41,7 @@ def test_expected_calibration_error_is_small_for_true_chances_and_large_for_doub
     logits = 2 * rng.normal(size=20_000)
     chances = 1 / (1 + np.exp(-logits))
     labels = (rng.uniform(size=20_000) < chances).astype(float)
-    # 1333 films a bin: their share errs by at most 0.014, on average by 0.8 of its deviation.
+    # 1333 images a bin: their share errs by at most 0.014, on average by 0.8 of its deviation.
     assert expected_calibration_error(labels, chances) < 0.02
     assert expected_calibration_error(labels, 1 / (1 + np.exp(-2 * logits))) > 0.06
 

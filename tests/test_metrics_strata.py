@@ -1,4 +1,4 @@
-"""AUROC inside strata against brute force, and on films whose source gives the label away."""
+"""AUROC inside strata against brute force, and on images whose source gives the label away."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cxr_compress.errors import DataError
 from cxr_compress.metrics import (
     auroc,
-    count_comparable_films,
+    count_comparable_images,
     interval,
     stratified_auroc,
     stratified_auroc_samples,
@@ -18,7 +18,7 @@ from cxr_compress.metrics import (
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-4, 4), st.sampled_from("abc")), min_size=2, max_size=40))
-def test_stratified_auroc_any_films_counts_pairs_inside_strata(drawn: list[tuple[bool, int, str]]) -> None:
+def test_stratified_auroc_any_images_counts_pairs_inside_strata(drawn: list[tuple[bool, int, str]]) -> None:
     labels, scores, strata = (np.array(column) for column in zip(*drawn, strict=True))
     won = [
         (s > h) + 0.5 * (s == h)
@@ -43,11 +43,11 @@ def test_stratified_auroc_of_a_network_that_only_knows_the_source_is_one_half() 
     )
     assert found.low < 0.5 < found.high
     assert found.high - found.low < 0.15
-    positives, negatives = count_comparable_films(labels, strata)
+    positives, negatives = count_comparable_images(labels, strata)
     assert (positives[0], negatives[0]) == (labels.sum(), 2000 - labels.sum())
-    assert count_comparable_films(labels, ["sick" if label else "well" for label in labels])[0].tolist() == [0]
+    assert count_comparable_images(labels, ["sick" if label else "well" for label in labels])[0].tolist() == [0]
 
 
 def test_stratified_auroc_wrong_number_of_strata_is_refused() -> None:
-    with pytest.raises(DataError, match="one stratum per film, got 1 strata for 2 films"):
+    with pytest.raises(DataError, match="one stratum per image, got 1 strata for 2 images"):
         stratified_auroc([0, 1], [0.1, 0.2], ["a"])

@@ -1,14 +1,14 @@
 """Time .tflite models on this machine: the model alone, and from a PNG in memory to findings.
 
     cxr_benchmark --model=model.tflite
-    cxr_benchmark --model=uncut.tflite,compressed.tflite --runs=100
+    cxr_benchmark --model=original.tflite,compressed.tflite --runs=100
     cxr_benchmark --layers=pack.zip --output_file=table.json
 
 Several models are run turn by turn, so their ratios (to the first one) are fair even on a busy machine; the absolute
 numbers hold for this machine only. The peak memory is that of this process with all the models loaded.
 
 --layers times single layers at several widths, from a probe pack that was made where the model is trained, and writes a
-table with which a model can be thinned to a latency on this machine. With one thread it takes the processor's time,
+table with which a model can be pruned to a latency on this machine. With one thread it takes the processor's time,
 which other programs do not add to.
 
 Exit code 2: wrong flag, model or probe pack.
@@ -22,11 +22,9 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, print_error, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.device.atomic import write_text
+from cxr_compress.cli.app import EXIT_OK, UsageError, print_error, run_command
+from cxr_compress.cli.device_flags import define_delegate_flag
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.device.benchmark import (
     Latency,
     describe_machine,
@@ -39,6 +37,7 @@ from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.layer_times import LayerReport, time_layers
 from cxr_compress.device.modelfile import INTENDED_USE, ModelFile, read_model
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 
 NAME = "cxr_benchmark"
 _COLUMNS = (

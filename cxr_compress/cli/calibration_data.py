@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError, reader_options
-from cxr_compress.cli.quiet import Say
+from cxr_compress.cli.app import Say, UsageError, reader_options
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
-from cxr_compress.data.cache_reading import open_cache_file
-from cxr_compress.data.load import read_dataset
-from cxr_compress.data.split import Split
-from cxr_compress.data.table import OTHER_NAMES, RESERVED
+from cxr_compress.data.cache import open_cache_file
+from cxr_compress.data.readers.csv_table import OTHER_NAMES, RESERVED
+from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES
-from cxr_compress.device.folder import look_into
 from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.sources import look_into
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
-from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, image_batches, pick_evenly
-from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput
+from cxr_compress.lite.calibration import (
+    DEFAULT_STEPS,
+    MIN_IMAGES,
+    CalibrationWarning,
+    ExpectedInput,
+    image_batches,
+    pick_evenly,
+)
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
@@ -151,7 +156,7 @@ def expected_input(spec: PreprocessSpec, about: ModelAbout | None) -> ExpectedIn
         return ExpectedInput.of(spec)
     trained = replace(about.preprocess, height=spec.height, width=spec.width, input=spec.input)
     # Flags that change what is fed cannot be held against the file's own; they are compared where they can be.
-    return ExpectedInput.of(trained if trained.input_shape == spec.input_shape else spec, about.films)
+    return ExpectedInput.of(trained if trained.input_shape == spec.input_shape else spec, about.images)
 
 
 def _kind(path: Path) -> str:
@@ -162,8 +167,8 @@ def _kind(path: Path) -> str:
     return _CACHE if name.endswith(_CACHE) else ".csv" if name.endswith(_TABLES) else ""
 
 
-def _of_split(films: Split, spec: PreprocessSpec, steps: int) -> Batches:
-    chosen = films.take(pick_evenly(range(len(films)), steps))
+def _of_split(images: Split, spec: PreprocessSpec, steps: int) -> Batches:
+    chosen = images.take(pick_evenly(range(len(images)), steps))
     return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
 
 

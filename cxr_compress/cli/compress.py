@@ -5,12 +5,12 @@
     cxr_compress --keras_model_file=base.keras ... --search --max_auroc_drop=0.005
 
 Trains the model (or loads yours), removes filters down to the budget, refits what is left without labels, fine-tunes,
-zeroes weights, quantises, converts, and scores the uncut float file, its int8 twin and the compressed file once on the
-test split, through the code that runs on the device. Budgets on MACs, parameters, bytes and milliseconds may be
+zeroes weights, quantizes, converts, and scores the original float file, its int8 twin and the compressed file once on
+the test split, through the code that runs on the device. Budgets on MACs, parameters, bytes and milliseconds may be
 combined: all hold. --search looks for the smallest model that keeps --max_auroc_drop, or for the best one within
---target_bytes or --target_latency_ms, judging on dev films alone. Every stage leaves its artefact in the output folder;
-the same command again goes on where it was stopped. Exit codes: 0 done, 2 wrong flag, data or model, 3 done but worse
-than --max_auroc_drop allows, 130 Ctrl-C.
+--target_bytes or --target_latency_ms, judging on dev images alone. Every stage leaves its artifact in the output
+folder; the same command again goes on where it was stopped. Exit codes: 0 done, 2 wrong flag, data or model, 3 done but
+worse than --max_auroc_drop allows, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, UsageError, run_command
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, UsageError, quiet_native_stderr, run_command
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.recipe_flags import define_recipe_flags, make_recipe_of
-from cxr_compress.device.atomic import check_writable
-from cxr_compress.device.first_bytes import check_keras_file
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import check_keras_file, check_writable
 from cxr_compress.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -149,7 +147,7 @@ def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None])
         "data_dir": Path(values.data_dir),
         "output_dir": Path(values.output_dir),
         "keras_model_file": Path(values.keras_model_file) if values.keras_model_file else None,
-        "news": progress.tell,
+        "log": progress.tell,
         "decoding": progress.decoding,
         "overwrite": values.overwrite,
     }
@@ -234,7 +232,7 @@ class _Progress:
     def decoding(self, split: str, done: int, total: int) -> None:
         """Write a line when a split is read, and every few seconds before."""
         if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self.tell(f"read {done} of {total} {split} films")
+            self.tell(f"read {done} of {total} {split} images")
 
 
 def _print(form: str, report: dict[str, Any]) -> None:

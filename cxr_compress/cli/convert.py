@@ -1,7 +1,7 @@
 """Export a Keras classifier to .tflite files that carry their labels and preprocessing.
 
     cxr_convert --keras_model_file=model.keras --output_file=model.tflite
-    cxr_convert --saved_model_dir=saved/ --output_file=model.tflite --quant_type=none,int8 --calibration_data=films/
+    cxr_convert --saved_model_dir=saved/ --output_file=model.tflite --quant_type=none,int8 --calibration_data=images/
 
 A sigmoid or softmax at the end of a Keras file is taken off, and said so: files give logits, and the device computes
 the probabilities; a SavedModel has to give logits by itself. The int8 types need calibration images: training images
@@ -16,14 +16,17 @@ Research use only; not a medical device and not a diagnosis.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from cxr_compress.cli.app import EXIT_OK, Say, UsageError, quiet_native_stderr, reader_options, run_command
 from cxr_compress.cli.calibration_data import (
     Batches,
     calibration_batches,
@@ -35,35 +38,120 @@ from cxr_compress.cli.calibration_data import (
     named_dataset,
     warnings_said,
 )
-from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.convert_report import print_report
 from cxr_compress.cli.convert_source import Source, check_head_flag, define_head_flag, load_source
-from cxr_compress.cli.edgetpu_flag import check_edgetpu_flag, define_edgetpu_flag
-from cxr_compress.cli.export_flags import (
-    changed_export_options,
-    check_export_flags,
-    define_export_flags,
-    export_options,
-)
+from cxr_compress.cli.device_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
 from cxr_compress.cli.fit_flag import DevImages, check_fit_flag, define_fit_flag, dev_images
-from cxr_compress.cli.int8_flags import changed_options, check_int8_flags, define_int8_flags, int8_options
-from cxr_compress.cli.meaning_flags import define_meaning_flags
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.cli.sign_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
-from cxr_compress.device.atomic import write_bytes
-from cxr_compress.device.first_bytes import check_keras_file
+from cxr_compress.cli.flags import (
+    changed_export_options,
+    changed_options,
+    check_edgetpu_flag,
+    check_export_flags,
+    check_int8_flags,
+    define_edgetpu_flag,
+    define_export_flags,
+    define_int8_flags,
+    define_meaning_flags,
+    export_options,
+    int8_options,
+)
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import check_keras_file, write_bytes
 from cxr_compress.lite import QUANT_TYPES, FrozenFunction, LiteModel, convert
 from cxr_compress.lite.convert import check_quant_types
 from cxr_compress.lite.describe.pack_file import pack_file
-from cxr_compress.lite.load import fingerprint
+from cxr_compress.lite.freeze import fingerprint
+from cxr_compress.lite.int8.layer_snr import COLUMNS as LAYER_COLUMNS
 
 if TYPE_CHECKING:
+    from cxr_compress.lite import EqualizeReport
     from cxr_compress.models import ModelAbout
+
+
+_COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights", "answers", "dB", "rank", "runs on")
+
+
+def print_report(
+    form: str,
+    targets: Mapping[str, Path],
+    made: Mapping[str, LiteModel],
+    packed: Mapping[str, bytes],
+    *,
+    equalized: EqualizeReport | None = None,
+    layers: bool = False,
+) -> None:
+    """Print the files, and the layers before them; CSV can hold one table: that of the layers, where it was asked for.
+
+    Args:
+        form: "table", "json" or "csv".
+        targets: file by quant type.
+        made: conversion by quant type.
+        packed: what was written, by quant type.
+        equalized: what --equalize did.
+        layers: print those of the int8 files.
+    """
+    document: dict[str, Any] = {"files": [_entry(targets[name], made[name], packed[name]) for name in targets]}
+    if equalized is not None:
+        document["equalized"] = equalized.to_dict()
+    rows = [[name, *one.row()] for name in targets for one in made[name].layers] if layers else []
+    headers = ("quant_type", *LAYER_COLUMNS)
+    if form == "csv" and rows:
+        write_results(form, document=document, headers=headers, rows=rows)
+        return
+    if form == "table":
+        _print_extras(made, headers, rows, equalized)
+    write_results(form, document=document, headers=_COLUMNS, rows=[_row(targets[n], made[n], packed[n]) for n in made])
+
+
+def _entry(path: Path, made: LiteModel, data: bytes) -> dict[str, Any]:
+    """JSON of one file; only int8 files have layers to compare."""
+    about: dict[str, Any] = {"file": str(path), "quant_type": made.quant_type, "bytes": len(data)}
+    about |= {"sha256": hashlib.sha256(data).hexdigest(), "audit": made.audit.to_dict()}
+    about["parity"] = None if made.parity is None else made.parity.to_dict()
+    if made.layers:
+        about["layers"] = [one.to_dict() for one in made.layers]
+    if made.fallback is not None:
+        about["fallback"] = made.fallback.to_dict()
+    return about
+
+
+def _row(path: Path, made: LiteModel, data: bytes) -> list[Any]:
+    found = made.audit
+    ends = [found.inputs[0].dtype, found.outputs[0].dtype]
+    return [str(path), made.quant_type, len(data), *ends, f"{found.sparsity.fraction:.1%}", *_parity_cells(made)]
+
+
+def _parity_cells(made: LiteModel) -> list[str]:
+    """Fewest answers of a finding, decibels, lowest rank correlation; then who can load the file."""
+    runtimes = " ".join(made.audit.runtimes) or "none"
+    if made.parity is None:
+        return ["", "", "", runtimes]
+    lowest = made.parity.lowest_spearman
+    rank = "" if lowest is None else f"{lowest:.4f}"
+    return [str(min(made.parity.codes)), f"{made.parity.snr_db:.1f}", rank, runtimes]
+
+
+def _print_extras(
+    made: Mapping[str, LiteModel], headers: tuple[str, ...], rows: list[list[str]], equalized: EqualizeReport | None
+) -> None:
+    """What a reader wants to see above the files."""
+    from tabulate import tabulate
+
+    if rows:
+        numbers = ["left", "left", "left", "right", "right", "right", "left"]
+        sys.stdout.write(tabulate(rows, headers, disable_numparse=True, colalign=numbers) + "\n\n")
+    if equalized is not None:
+        sys.stdout.write(f"{len(equalized.pairs)} pairs of layers equalized, {len(equalized.left)} layers left alone\n")
+        sys.stdout.writelines(f"  {layer}: {reason}\n" for layer, reason in equalized.left.items())
+    for one in made.values():
+        if one.fallback is not None:
+            sys.stdout.write(f"{one.quant_type}: {one.fallback.to_text()}\n\n")
+    lines = [f"{name}: {one.parity.to_text()}\n" for name, one in made.items() if one.parity is not None]
+    sys.stdout.write("".join([*lines, "\n"]) if lines else "")
+
 
 NAME = "cxr_convert"
 _SOURCES = ("keras_model_file", "saved_model_dir")
@@ -91,7 +179,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     define_overwrite_flag(values)
     text = "Height and width in pixels, where the model leaves them open."
     flags.DEFINE_integer("input_size", None, text, lower_bound=1, flag_values=values)
-    text = "What the device feeds: float32, normalised, or uint8 pixels, which the file then normalises itself."
+    text = "What the device feeds: float32, normalized, or uint8 pixels, which the file then normalizes itself."
     flags.DEFINE_enum("input", "float32", INPUTS, text, flag_values=values)
 
 

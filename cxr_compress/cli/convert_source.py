@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
-from cxr_compress.cli.quiet import Say
+from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.device.modelinfo import logits_of
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite import EqualizeReport, FrozenFunction, equalize, freeze
+from cxr_compress.lite.freeze import load_saved_model
 from cxr_compress.lite.head import HEADS, LOGITS, LOGITS_AND_CAM, frozen_pair, headed, read_frozen_head
-from cxr_compress.lite.load import load_saved_model
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
@@ -105,7 +104,7 @@ def load_source(values: flags.FlagValues, say: Say) -> Source:
         _timed("load and freeze", start, say)
         return _of_graph(values, frozen, say)
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
-    from cxr_compress.models.keras_file import load_model, read_about
+    from cxr_compress.models.files import load_model, read_about
     from cxr_compress.models.logits_head import read_head, softmax_classes
     from cxr_compress.models.meaning import normalizes_inside
 

@@ -1,17 +1,17 @@
 """Look at a data set, split it, decode it once, or download one; the first argument says which.
 
     cxr_data check --dataset=kermany --data_dir=chest_xray
-    cxr_data split --dataset=csv --data_dir=films --test_fraction=0.2 --output_file=split.csv
+    cxr_data split --dataset=csv --data_dir=images --test_fraction=0.2 --output_file=split.csv
     cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --size=224
     cxr_data fetch --dataset=pneumoniamnist --size=64 --output_dir=medmnist
 
-check reads and decodes every film, and reports everything at once: films, patients, positive and unknown labels of each
-finding in each split; patients in two splits; missing and corrupt files; the same file, or the same image saved anew,
-in two splits or within one. It ends with 0 if all is well, 1 with bad or doubled films or a finding with one class, and
-2 with patient leakage or a set that cannot be read.
+check reads and decodes every image, and reports everything at once: images, patients, positive and unknown labels of
+each finding in each split; patients in two splits; missing and corrupt files; the same file, or the same image saved
+anew, in two splits or within one. It ends with 0 if all is well, 1 with bad or doubled images or a finding with one
+class, and 2 with patient leakage or a set that cannot be read.
 
-split writes a table of the splits that --dataset=csv reads again (--data_dir for the films,
---options=table=split.csv), and its SHA-256 beside it. A set's own test split stays; with --test_fraction all films are
+split writes a table of the splits that --dataset=csv reads again (--data_dir for the images,
+--options=table=split.csv), and its SHA-256 beside it. A set's own test split stays; with --test_fraction all images are
 divided anew: by patient, stratified by each patient's rarest finding, the same for a seed on every machine.
 
 cxr_data cache --help and cxr_data fetch --help show the flags of those two.
@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli import data_cache, data_fetch
-from cxr_compress.cli.common import (
+from cxr_compress.cli.app import (
     EXIT_OK,
     EXIT_SOME_INPUTS_BAD,
     EXIT_WRONG_INPUT,
@@ -40,22 +40,20 @@ from cxr_compress.cli.common import (
     print_error,
     run_command,
 )
-from cxr_compress.cli.data_choice import chosen_set, define_dataset, load
-from cxr_compress.cli.meter import Meter
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.data.checks import count_films, examine, is_serious
+from cxr_compress.cli.data_cache import chosen_set, define_dataset, load
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.cli.progress import Meter
+from cxr_compress.data.checks import count_images, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
-from cxr_compress.data.load import read_dataset
-from cxr_compress.data.reading import Missing
-from cxr_compress.data.split import join_splits
-from cxr_compress.data.splits import divide
-from cxr_compress.data.write_table import table_bytes
-from cxr_compress.device.atomic import write_bytes, write_text
+from cxr_compress.data.readers.base import Missing
+from cxr_compress.data.readers.csv_table import table_bytes
+from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.splits import divide, join_splits
+from cxr_compress.files import write_bytes, write_text
 
 NAME = "cxr_data"
-_COLUMNS = ("split", "finding", "films", "patients", "positives", "unknown")
-_NAMED = 10  # of the films of a problem that a table shows; JSON has all
+_COLUMNS = ("split", "finding", "images", "patients", "positives", "unknown")
+_NAMED = 10  # of the images of a problem that a table shows; JSON has all
 # With these no number that is measured on the set means anything.
 _UNUSABLE = frozenset({ProblemKind.LEAKAGE, ProblemKind.EMPTY_SPLIT})
 
@@ -91,7 +89,9 @@ def _define_nothing(values: flags.FlagValues) -> None:
 def _define_split(values: flags.FlagValues) -> None:
     """What `split` needs beside the set."""
     flags.DEFINE_string("output_file", None, "split: the table to write.", flag_values=values)
-    text = "split: divide all films anew, with this share of the patients in test; without it the set's own test stays."
+    text = (
+        "split: divide all images anew, with this share of the patients in test; without it the set's own test stays."
+    )
     flags.DEFINE_float("test_fraction", None, text, flag_values=values)
     define_overwrite_flag(values)
 
@@ -106,7 +106,7 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> int:
     _expect_flags_only(arguments)
     missing = Missing.DROP if values.allow_missing else Missing.KEEP
     dataset = read_dataset(**chosen_set(values), missing=missing)
-    problems = examine(dataset, progress=Meter(NAME).counter("looked at", "films"))
+    problems = examine(dataset, progress=Meter(NAME).counter("looked at", "images"))
     _print_check(values.format, dataset, problems)
     kinds = {problem.kind for problem in problems if is_serious(problem)}
     if kinds & _UNUSABLE:
@@ -132,7 +132,7 @@ def _print_check(form: str, dataset: Dataset, problems: list[Problem]) -> None:
 
 
 def _problem_lines(problems: list[Problem]) -> list[str]:
-    """One line a problem, and some of the films under it."""
+    """One line a problem, and some of the images under it."""
     lines = [] if problems else ["no problem found"]
     for problem in problems:
         lines.append(f"{'PROBLEM' if is_serious(problem) else 'note'}: {problem.kind.value}: {problem.text}")
@@ -185,7 +185,7 @@ def _digest_line(content: bytes, path: Path) -> str:
 
 
 def _divided(values: flags.FlagValues) -> Dataset:
-    """All films of the set, divided anew; leakage between its own splits does not matter then."""
+    """All images of the set, divided anew; leakage between its own splits does not matter then."""
     missing = Missing.DROP if values.allow_missing else Missing.REFUSE
     found = read_dataset(**chosen_set(values), missing=missing)
     whole = join_splits(found.splits, "all")
@@ -202,14 +202,14 @@ def _expect_flags_only(arguments: list[str]) -> None:
 
 def _document(dataset: Dataset) -> dict[str, Any]:
     """What JSON says of every set."""
-    films = Counter({split.name: len(split) for split in dataset.splits})
+    images = Counter({split.name: len(split) for split in dataset.splits})
     return {
         "dataset": dataset.name,
         "attribution": dataset.attribution,
         "notes": list(dataset.notes),
         "patient_key": dataset.patient_key,
-        "films": dict(films),
-        "counts": [asdict(count) for count in count_films(dataset)],
+        "images": dict(images),
+        "counts": [asdict(count) for count in count_images(dataset)],
     }
 
 

@@ -3,9 +3,10 @@ r"""Decode a data set once, into files that training reads like memory: ``cxr_da
     cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --size=224,112
     cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --size=224 --verify
 
-One file per split and size, 50 KB a film at 224 px (112,120 films: 5.6 GB). Ctrl-C, a crash or a full disk lose a few
-seconds of work: the same command goes on. Caches that are complete and whose films have not changed are left alone;
---verify then reads every byte of them, and of the films, and compares checksums.
+One file per split and size, 50 KB an image at 224 px (112,120 images: 5.6 GB). Ctrl-C, a crash or a full disk lose a
+few
+seconds of work: the same command goes on. Caches that are complete and whose images have not changed are left alone;
+--verify then reads every byte of them, and of the images, and compares checksums.
 """
 
 from __future__ import annotations
@@ -15,32 +16,68 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, print_error
-from cxr_compress.cli.data_choice import load
-from cxr_compress.cli.meter import Meter
+from cxr_compress.cli.app import EXIT_OK, UsageError, print_error, reader_options
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data.cache import build_cache, verify_cache
-from cxr_compress.data.dataset import Split
-from cxr_compress.device.atomic import check_writable
+from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.readers.load import DATASETS, load_dataset
 from cxr_compress.device.preprocess import PreprocessSpec
+from cxr_compress.files import check_writable
 
-_COLUMNS = ("split", "size", "films", "decoded", "bytes", "seconds", "films_per_second", "sha256")
+
+def define_dataset(values: flags.FlagValues) -> None:
+    """Define the flags that choose a set, the same for every verb."""
+    flags.DEFINE_string("dataset", None, f"Which set: {', '.join(DATASETS)}.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Where it lies.", flag_values=values)
+    flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of the choice of patients.", lower_bound=0, flag_values=values)
+    text = "Use what is there of a set whose list names more images."
+    flags.DEFINE_boolean("allow_missing", False, text, flag_values=values)
+    flags.DEFINE_list("options", [], "Of the set's reader, as name=value.", flag_values=values)
+
+
+def load(values: flags.FlagValues) -> Dataset:
+    """The checked set that the flags choose.
+
+    Raises:
+        UsageError: A flag is missing or an option has no value.
+        DataError: As `load_dataset`.
+    """
+    return load_dataset(**chosen_set(values), allow_missing=values.allow_missing)
+
+
+def chosen_set(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags that choose a set, as arguments."""
+    for flag_name in ("dataset", "data_dir"):
+        if not values[flag_name].value:
+            raise UsageError(f"--{flag_name} is missing")
+    return {
+        "name": values.dataset,
+        "data_dir": values.data_dir,
+        "dev_fraction": values.dev_fraction,
+        "seed": values.seed,
+        "options": reader_options(values.options),
+    }
+
+
+_COLUMNS = ("split", "size", "images", "decoded", "bytes", "seconds", "images_per_second", "sha256")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this sub-command; those that choose the data set are shared with the others."""
     flags.DEFINE_string("cache_dir", None, "Where the caches go; may be shared by data sets.", flag_values=values)
-    flags.DEFINE_list("size", ["224"], "Heights and widths of the films, pixels.", flag_values=values)
+    flags.DEFINE_list("size", ["224"], "Heights and widths of the images, pixels.", flag_values=values)
     text = "Keep three channels, as for skin; by default as the set is."
     flags.DEFINE_boolean("color", None, text, flag_values=values)
-    flags.DEFINE_boolean("verify", False, "Also read and check all of the caches and films.", flag_values=values)
+    flags.DEFINE_boolean("verify", False, "Also read and check all of the caches and images.", flag_values=values)
 
 
 def run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Build what is missing, and print a row per split and size.
 
     Raises:
-        CompressionError: A wrong flag, films that cannot be used, no room on the disk, or a damaged cache.
+        CompressionError: A wrong flag, images that cannot be used, no room on the disk, or a damaged cache.
     """
     if arguments:
         raise UsageError(f"expected flags only, got {arguments[0]!r}")
@@ -79,18 +116,18 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
 def _build(split: Split, spec: PreprocessSpec, values: flags.FlagValues, meter: Meter) -> dict[str, Any]:
     what = f"{split.name} at {spec.height}x{spec.width}"
     started = time.perf_counter()
-    entry = build_cache(split, spec, values.cache_dir, progress=meter.counter(f"cached {what}", "films"))
+    entry = build_cache(split, spec, values.cache_dir, progress=meter.counter(f"cached {what}", "images"))
     seconds = time.perf_counter() - started
     if values.verify:
-        verify_cache(split, spec, values.cache_dir, progress=meter.counter(f"verified {what}", "films"))
+        verify_cache(split, spec, values.cache_dir, progress=meter.counter(f"verified {what}", "images"))
     return {
         "split": split.name,
         "size": spec.height,
-        "films": entry.films,
+        "images": entry.images,
         "decoded": entry.decoded,
         "bytes": entry.bytes,
         "seconds": round(seconds, 2),
-        "films_per_second": round(entry.decoded / seconds, 1) if entry.decoded else None,
+        "images_per_second": round(entry.decoded / seconds, 1) if entry.decoded else None,
         "sha256": entry.sha256,
         "path": str(entry.path),
     }

@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError
-from cxr_compress.cli.meter import Meter
+from cxr_compress.cli.app import EXIT_OK, UsageError
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data.fetch import ATTRIBUTION, FETCHABLE, SIZES, fetch, medmnist_archive
 
 _COLUMNS = ("file", "bytes", "md5", "seconds")
@@ -27,7 +27,7 @@ _COLUMNS = ("file", "bytes", "md5", "seconds")
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this sub-command; --dataset is shared with the others."""
     flags.DEFINE_enum(
-        "size", str(SIZES[0]), [str(size) for size in SIZES], "Pixels of the films in the archive.", flag_values=values
+        "size", str(SIZES[0]), [str(size) for size in SIZES], "Pixels of the images in the archive.", flag_values=values
     )
     flags.DEFINE_string("output_dir", None, "Where the archive goes.", flag_values=values)
     flags.DEFINE_string(

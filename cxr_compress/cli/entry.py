@@ -56,7 +56,7 @@ def _load_and_run(name: str, command: str) -> int:
             signal.signal(number, end_while_loading(name))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    from cxr_compress.device.child import die_with_parent, no_core_file
+    from cxr_compress.device.native import die_with_parent, no_core_file
 
     if hasattr(os, "fork"):
         die_with_parent()

@@ -1,4 +1,4 @@
-"""Score a model on a labelled set: AUROC with its interval and the rest, per finding and per group of films.
+"""Score a model on a labeled set: AUROC with its interval and the rest, per finding and per group of images.
 
     cxr_evaluate --model=model.tflite --dataset=kermany --data_dir=chest_xray
     cxr_evaluate --model=model.keras --dataset=nih --data_dir=nih --by=source,sex --output_file=eval.json
@@ -29,17 +29,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
-from cxr_compress.cli.meaning_flags import define_meaning_flags
+from cxr_compress.cli.app import EXIT_OK, Say, UsageError, quiet_native_stderr, reader_options, run_command
+from cxr_compress.cli.device_flags import define_delegate_flag
+from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import Say, quiet_native_stderr
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
-from cxr_compress.data.split import join_splits
-from cxr_compress.device.atomic import write_bytes
-from cxr_compress.device.first_bytes import check_keras_file
+from cxr_compress.data.splits import join_splits
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
@@ -58,7 +54,8 @@ from cxr_compress.evaluate import (
     score_groups,
     score_model,
 )
-from cxr_compress.metrics import count_comparable_films, count_films
+from cxr_compress.files import check_keras_file, write_bytes
+from cxr_compress.metrics import count_comparable_images, count_images
 
 if TYPE_CHECKING:
     from cxr_compress.models.original import Original
@@ -82,15 +79,15 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("model", None, "The .tflite, .keras or .h5 file.", flag_values=values)
     text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
     text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
-    choice("split", "test", _SPLITS, "Which films; all is train, dev and test.", flag_values=values)
-    help_text = "Size of the films in pixels, where a Keras model is to be scored at another than its own."
+    choice("split", "test", _SPLITS, "Which images; all is train, dev and test.", flag_values=values)
+    help_text = "Size of the images in pixels, where a Keras model is to be scored at another than its own."
     number("input_size", None, help_text, lower_bound=1, flag_values=values)
     define_meaning_flags(values)
     help_text = f"Report by {', '.join(GROUPINGS)}; {_AUTO}: by all that the set knows; empty: by none."
     flags.DEFINE_list("by", [_AUTO], help_text, flag_values=values)
     number("bootstrap_samples", 1000, "Resampled sets behind an interval.", lower_bound=1, flag_values=values)
     text("output_file", None, "Write the results as JSON.", flag_values=values)
-    help_text = "Write labels and logits of every film as CSV: films by number, patients hashed, no names."
+    help_text = "Write labels and logits of every image as CSV: images by number, patients hashed, no names."
     text("predictions_file", None, help_text, flag_values=values)
     help_text = "Threads; default: one for a .tflite, as on the device, and all cores for the rest."
     number("threads", None, help_text, lower_bound=1, flag_values=values)
@@ -100,7 +97,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     number("seed", 0, "Of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
     help_text = "Go on with a part of the images that the set's own list names."
     flags.DEFINE_boolean("allow_missing", False, help_text, flag_values=values)
-    text("cache_dir", None, "Keep decoded films here, for sets larger than the memory.", flag_values=values)
+    text("cache_dir", None, "Keep decoded images here, for sets larger than the memory.", flag_values=values)
     define_overwrite_flag(values)
 
 
@@ -112,7 +109,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         progress = _Progress(say)
         dataset = _load_dataset(values)
         split = join_splits(dataset.splits, "all") if values.split == "all" else getattr(dataset, values.split)
-        count_films(split.labels)  # refuses soft labels before anything slow
+        count_images(split.labels)  # refuses soft labels before anything slow
         groups = _groups(values.by, split, dataset.name)
         opened = _open(path, values, dataset, progress.tell)
         by_position = values.match == "position"
@@ -220,24 +217,24 @@ def _load_dataset(values: flags.FlagValues) -> Dataset:
 
 
 def _groups(asked: Sequence[str], split: Split, dataset: str) -> dict[str, tuple[str, ...]]:
-    """The ways to divide the films: those asked for, or all that divide them."""
+    """The ways to divide the images: those asked for, or all that divide them."""
     known = groups_of(split)
     if _AUTO in asked:
-        # Groups that never hold a film with a finding beside one without it (subtypes of the disease, say) cannot be
+        # Groups that never hold an image with a finding beside one without it (subtypes of the disease, say) cannot be
         # scored, alone or within.
         return {by: names for by, names in known.items() if len(set(names)) > 1 and _comparable(split, names)}
     lacking = [by for by in asked if by not in known]
     if lacking:
         raise CompressionError(
-            f"{dataset} does not say the {lacking[0]} of its {split.name} films (it says: "
+            f"{dataset} does not say the {lacking[0]} of its {split.name} images (it says: "
             f"{', '.join(known) or 'nothing'}); correct --by"
         )
     return {by: known[by] for by in asked}
 
 
 def _comparable(split: Split, names: Sequence[str]) -> bool:
-    """Whether any group has films with and without any one finding."""
-    return bool(np.any(count_comparable_films(split.labels, names)))
+    """Whether any group has images with and without any one finding."""
+    return bool(np.any(count_comparable_images(split.labels, names)))
 
 
 def _open(path: Path, values: flags.FlagValues, dataset: Dataset, say: Say) -> OpenedModel:
@@ -293,11 +290,11 @@ def _document(
 
 
 def _describe(values: flags.FlagValues, dataset: Dataset, split: Split) -> dict[str, Any]:
-    """What the results say about the films."""
+    """What the results say about the images."""
     return {
         "name": dataset.name,
         "split": split.name,
-        "films": len(split),
+        "images": len(split),
         "patients": len(set(split.patients)),
         "patient_key": dataset.patient_key,
         "findings": list(dataset.findings),
@@ -313,7 +310,7 @@ def _describe(values: flags.FlagValues, dataset: Dataset, split: Split) -> dict[
 def _say_what_to_know(say: Say, dataset: Dataset, split: Split, match: Match) -> None:
     """What a reader of the numbers has to know, before they come."""
     if split.name in ("train", "all"):
-        say(f"note: --split={split.name} holds films that a model trained on {dataset.name} has seen")
+        say(f"note: --split={split.name} holds images that a model trained on {dataset.name} has seen")
     if match.by_position:
         say("note: findings are matched by position, not by name")
     for whose, names in (("the model", match.only_model), ("the data set", match.only_dataset)):
@@ -362,10 +359,10 @@ def _print(form: str, document: dict[str, Any], scored: Evaluation, groupings: S
     if form != "table":
         write_results(form, document=document, headers=flat_columns(scored), rows=flat_rows(scored, groupings))
         return
-    model, films = document["model"], document["dataset"]
+    model, images = document["model"], document["dataset"]
     size = model["preprocess"]
     heading = (
-        f"{model['file']} on {films['name']} {films['split']}: {films['films']:,} films of {films['patients']:,} "
+        f"{model['file']} on {images['name']} {images['split']}: {images['images']:,} images of {images['patients']:,} "
         f"patients, {size['height']} x {size['width']} px, intervals from {scored.samples:,} resamplings of patients"
     )
     sys.stdout.write(f"{heading}\n\n{render_evaluation(scored, groupings)}\n\n{INTENDED_USE}\n")
@@ -390,9 +387,9 @@ class _Progress:
         def count(done: int, total: int) -> None:
             now = time.monotonic()
             if done == total:
-                self.tell(f"{verb} {total:,} films{then}")
+                self.tell(f"{verb} {total:,} images{then}")
             elif now - self._told > _SECONDS_BETWEEN_LINES:
                 left = (now - begun) / done * (total - done)
-                self.tell(f"{verb} {done:,} of {total:,} films, about {left:.0f} s left")
+                self.tell(f"{verb} {done:,} of {total:,} images, about {left:.0f} s left")
 
         return count

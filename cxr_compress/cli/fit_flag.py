@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.cli.convert_source import Source, answers
-from cxr_compress.cli.quiet import Say
 from cxr_compress.data import Dataset, decode_split
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
@@ -134,7 +133,7 @@ class DevImages:
             logits[:, columns],
             # What the offsets undo: the class weights of the loss.
             np.exp(-np.asarray(info.logit_offset)[columns]),
-            films=f"{len(self.dataset.dev)} dev images of {self.dataset.name}",
+            images=f"{len(self.dataset.dev)} dev images of {self.dataset.name}",
             held_out=_HELD_OUT,
             columns=columns,
             force=force,

@@ -26,14 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import quiet_native_stderr
-from cxr_compress.device.first_bytes import check_weights_file
+from cxr_compress.cli.app import EXIT_OK, UsageError, quiet_native_stderr, run_command
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.files import check_weights_file
 
 if TYPE_CHECKING:
-    from cxr_compress.models.foreign import Imported
+    from cxr_compress.models.imports.foreign import Imported
 
 NAME = "cxr_import_weights"
 # The keys of models.foreign_kinds.FOREIGN_KINDS, which cannot be imported here: it would load Keras for --help.
@@ -72,7 +70,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "input_size",
         None,
-        "Height and width of the films in pixels; the weights fit any. Left out: what the file says, or 224.",
+        "Height and width of the images in pixels; the weights fit any. Left out: what the file says, or 224.",
         flag_values=values,
     )
     flags.DEFINE_list("findings", [], "Name of each logit, in order; else the usual ones.", flag_values=values)

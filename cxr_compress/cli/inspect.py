@@ -29,14 +29,17 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, UsageError, run_command
-from cxr_compress.cli.output import write_results
-from cxr_compress.cli.output_files import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.quiet import Say, quiet_native_stderr
-from cxr_compress.device.atomic import special_kind, write_bytes
-from cxr_compress.device.first_bytes import check_keras_file
-from cxr_compress.errors import CompressionError
-from cxr_compress.report.plan_view import HEADERS, draw_plan, plan_rows, plan_title
+from cxr_compress.cli.app import EXIT_OK, Say, UsageError, print_error, quiet_native_stderr, run_command
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.device.modelfile import check_tflite, read_model
+from cxr_compress.device.modelinfo import JSON_NAME, ModelInfo
+from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.files import check_keras_file, special_kind, write_bytes
+from cxr_compress.lite import Audit, audit
+from cxr_compress.lite.targets.edgetpu import EdgeTpuReport, OpVerdict, edgetpu_report
+from cxr_compress.lite.targets.edgetpu_compiler import COMPILER, find_compiler, run_compiler
+from cxr_compress.lite.targets.xnnpack_nodes import NodeVerdict, XnnpackReport, xnnpack_report
+from cxr_compress.report.plots import HEADERS, draw_plan, plan_rows, plan_title
 
 NAME = "cxr_inspect"
 _KERAS = (".keras", ".h5", ".hdf5")
@@ -75,13 +78,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     path = _model_path(arguments)
     _check_usage(values, path)
     if path.suffix.lower() == _TFLITE and values.target:
-        from cxr_compress.cli.inspect_target import print_target
-
         print_target(path, values.format, values.target)
         return EXIT_OK
     if path.suffix.lower() == _TFLITE:
-        from cxr_compress.cli.inspect_tflite import print_tflite
-
         print_tflite(path, values.format)
         return EXIT_OK
     plan_text = _read_plan(values.plan) if values.plan else None
@@ -154,9 +153,9 @@ def _read_plan(path: str) -> str:
 
 
 def _describe(values: flags.FlagValues, path: Path, plan_text: str | None, say: Say) -> dict[str, Any]:
-    """Load and analyse the model; its description, or that of what the plan does to it."""
+    """Load and analyze the model; its description, or that of what the plan does to it."""
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
-    from cxr_compress.models.keras_file import load_model
+    from cxr_compress.models.files import load_model
     from cxr_compress.structured import ChannelPlan, analyze_channels
     from cxr_compress.structured.describe import describe_model, describe_plan
 
@@ -267,3 +266,132 @@ def _names(names: list[str], shorten: bool) -> str:
     if not shorten or len(names) <= _NAMES_SHOWN:
         return " ".join(names)
     return f"{' '.join(names[:_NAMES_SHOWN])} +{len(names) - _NAMES_SHOWN}"
+
+
+_OP_LINE = "op  "
+
+
+def print_tflite(path: Path, form: str) -> None:
+    """Print what a .tflite holds, in the --format asked for.
+
+    Raises:
+        ModelFileError: no .tflite, or a damaged one.
+    """
+    data, content, info = read_any(path)
+    try:
+        found = audit(content)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path.name}: {error}") from error
+    if form == "table":
+        sys.stdout.write(_text(found, info, len(data)) + "\n\n")
+    document = {"model": str(path), "bytes": len(data), "info": info.to_dict() if info else None, **found.to_dict()}
+    rows = [[op.kind, op.version, op.count] for op in found.ops]
+    write_results(form, document=document, headers=("operator", "version", "count"), rows=rows)
+
+
+def read_any(path: Path) -> tuple[bytes, bytes, ModelInfo | None]:
+    """A .tflite of cxr_compress or not: the whole file, the flatbuffer in it, and what it says about itself or None.
+
+    Raises:
+        ModelFileError: one of cxr_compress that is damaged.
+    """
+    check_tflite(path)
+    data = path.read_bytes()
+    # One of ours is verified; a damaged one must not pass for a foreign file.
+    own = read_model(path) if JSON_NAME.encode() in data else None
+    return (data, own.content, own.info) if own else (data, data, None)
+
+
+def _text(found: Audit, info: ModelInfo | None, size: int) -> str:
+    """The lines above the list of operators."""
+    lines = [f"file    {size} bytes", *_own_lines(info)]
+    lines += [line for line in found.to_text().splitlines() if not line.startswith(_OP_LINE)]
+    if not found.float_islands:
+        lines.append("float   " + ("no float islands" if found.has_integer_activations else "computes in float"))
+    return "\n".join(lines)
+
+
+def _own_lines(info: ModelInfo | None) -> list[str]:
+    """What the file says about itself."""
+    if info is None:
+        return ["about   not of cxr_compress: no labels and no preprocessing inside"]
+    spec: dict[str, Any] = info.preprocess.to_dict()
+    shape = f"{spec['height']} x {spec['width']} x {spec['channels']} {spec['color']}"
+    return [
+        f"about   {info.model_name}, quantization {info.quant_type}, images {shape}",
+        f"labels  {', '.join(info.labels)}",
+        _decision_line(info),
+        *_origin_lines(info),
+        *(["trained on drawn phantom images: its findings say nothing about patients"] if info.synthetic else []),
+    ]
+
+
+def _decision_line(info: ModelInfo) -> str:
+    """How an image gets its findings, or its one class."""
+    if info.exclusive:
+        return "classes exclude one another: one softmax, and the likeliest is predicted"
+    return f"at      {', '.join(f'{value:.4g}' for value in info.thresholds)} ({info.threshold_source})"
+
+
+def _origin_lines(info: ModelInfo) -> list[str]:
+    """Where its numbers come from and what it can be checked by; what a file of version 1 does not say is left out."""
+    images = (
+        f"reference  {info.reference.shape[0]} images, answered by {info.reference.runtime}" if info.reference else ""
+    )
+    lines = [
+        f"scaled  {info.calibration_source}",
+        f"weights canonical sha256 {info.canonical_hash}" if info.canonical_hash else "",
+        *(f"from    {name} sha256 {digest}" for name, digest in info.parents.items()),
+        images,
+    ]
+    return [line for line in lines if line]
+
+
+_COLUMNS = ("index", "operator", "version", "verdict", "reason", "layer")
+_NOTES = {
+    "edgetpu": "predicted from the documented rules; only the compiler knows how large a tensor may be",
+    "xnnpack": "as LiteRT 2 takes them; tflite-runtime 2.14 takes fewer 8-bit operators",
+}
+
+
+def print_target(path: Path, form: str, target: str) -> None:
+    """Print what a target makes of a .tflite: a summary and a row for each operator.
+
+    Raises:
+        ModelFileError: no .tflite, or a damaged one.
+    """
+    report = _report(path, target)
+    if form == "table":
+        sys.stdout.write(f"{report.to_text()}\nnote       {_NOTES[target]}\n\n")
+    document = {"model": str(path), "target": target, "note": _NOTES[target], **report.to_dict()}
+    write_results(form, document=document, headers=_COLUMNS, rows=_rows(report))
+
+
+def _report(path: Path, target: str) -> EdgeTpuReport | XnnpackReport:
+    _, content, _ = read_any(path)
+    try:
+        return xnnpack_report(content) if target == "xnnpack" else _with_compiler(edgetpu_report(content), content)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path.name}: {error}") from error
+
+
+def _with_compiler(report: EdgeTpuReport, content: bytes) -> EdgeTpuReport:
+    """The report with what edgetpu_compiler says, where it is installed; the prediction stands without it too."""
+    program = find_compiler()
+    if program is None:
+        return report
+    try:
+        return report.with_compiler(run_compiler(content, program))
+    except CompressionError as error:
+        print_error("cxr_inspect", f"{COMPILER} is left out: {error}")
+        return report
+
+
+def _rows(report: EdgeTpuReport | XnnpackReport) -> list[list[Any]]:
+    if isinstance(report, XnnpackReport):
+        return [_row(op, "xnnpack" if op.taken else "left") for op in report.ops]
+    return [_row(op, "edge tpu" if op.mapped else "cpu") for op in report.ops]
+
+
+def _row(op: OpVerdict | NodeVerdict, verdict: str) -> list[Any]:
+    return [op.index, op.kind, op.version, verdict, op.reason, op.layer]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
-from cxr_compress.cli.quiet import Say
+from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.spec import PreprocessSpec
@@ -64,7 +63,7 @@ def open_tflite(
     classifier = Classifier(file, num_threads=threads, delegate=delegate)
     spec = classifier.spec
     if input_size not in (None, spec.height):
-        raise UsageError(f"{path.name} takes films of {spec.height} px only: leave --input_size out")
+        raise UsageError(f"{path.name} takes images of {spec.height} px only: leave --input_size out")
     model = from_classifier(classifier)
     facts = {**_facts(path, model), "name": file.info.model_name, "quant_type": file.info.quant_type}
     if file.info.synthetic:

@@ -6,10 +6,17 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from absl import flags
+
+from cxr_compress.cli.app import UsageError, print_error
 from cxr_compress.device.modelinfo import INTENDED_USE
+from cxr_compress.errors import CompressionError
+from cxr_compress.files import check_writable, special_kind
 
 
 def write_results(
@@ -84,3 +91,109 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# What people call the formats that a wrong name would be taken for.
+_FORMATS = {
+    ".onnx": "an ONNX model",
+    ".keras": "a Keras model",
+    ".h5": "an HDF5 file",
+    ".hdf5": "an HDF5 file",
+    ".pb": "a TensorFlow graph",
+    ".tflite": "a TFLite model",
+    ".pt": "a PyTorch file",
+    ".pth": "a PyTorch file",
+    ".npz": "a NumPy archive",
+    ".safetensors": "a safetensors file",
+    ".json": "a JSON file",
+    ".csv": "a table",
+    ".zip": "a ZIP archive",
+    ".gz": "a packed file",
+    ".xlsx": "a workbook",
+    ".png": "a picture",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a command is told to write.
+
+    Attributes:
+        flag: whose value it is.
+        path: where it goes.
+        suffix: of what is written, such as ".tflite".
+        made_before: says of a file that stands there how an earlier call of this command made it, in words such as
+            "made from base.keras"; "" where it did not, or where nobody can tell.
+    """
+
+    flag: str
+    path: Path
+    suffix: str
+    made_before: Callable[[Path], str]
+
+
+def define_overwrite_flag(values: flags.FlagValues) -> None:
+    """Define the flag of every command that writes a file."""
+    text = "Replace files that are there and were not written by this command; a file that is read never is."
+    flags.DEFINE_boolean("overwrite", False, text, flag_values=values)
+
+
+def check_outputs(
+    name: str, outputs: Iterable[Output], *, inputs: Iterable[str | Path | None], overwrite: bool
+) -> None:
+    """Refuse what must not be written; say of every file that it will be replaced.
+
+    Args:
+        name: of the command.
+        outputs: all that it will write.
+        inputs: files and folders that it reads; None for those that are not given.
+        overwrite: the value of --overwrite.
+
+    Raises:
+        UsageError: a wrong suffix, or one file for two things.
+        CompressionError: the folder is missing or cannot be written to, or what stands there must stay.
+    """
+    outputs, read = list(outputs), [Path(path) for path in inputs if path]
+    for number, output in enumerate(outputs):
+        _check_name(output)
+        if other := next((one for one in outputs[:number] if one.path.absolute() == output.path.absolute()), None):
+            raise UsageError(f"--{other.flag} and --{output.flag} are both {output.path}: give two names")
+        folder = output.path.parent
+        if not folder.is_dir():
+            raise CompressionError(f"the folder of --{output.flag}, {folder}, does not exist: create it first")
+        check_writable(folder)
+        _check_place(name, output, read, overwrite=overwrite)
+
+
+def _check_name(output: Output) -> None:
+    """A name without a suffix names no other format."""
+    suffix = output.path.suffix.lower()
+    if suffix in ("", output.suffix):
+        return
+    told = f", the suffix of {_FORMATS[suffix]}" if suffix in _FORMATS else ""
+    raise UsageError(f"expected --{output.flag} to end in {output.suffix}, got {output.path.name!r}{told}")
+
+
+def _check_place(name: str, output: Output, read: Iterable[Path], *, overwrite: bool) -> None:
+    """What stands there already."""
+    path = output.path
+    where = f"--{output.flag} {path}"
+    if kind := special_kind(path):
+        raise CompressionError(f"{where} is {kind}: give the name of a file")
+    if not path.exists():
+        if path.is_symlink():
+            raise CompressionError(f"{where} is a link to nothing: remove it, or give another name")
+        return
+    if any(source.exists() and source.samefile(path) for source in read):
+        raise CompressionError(f"{where} is a file that this command reads: give another name")
+    made = output.made_before(path)
+    if made:
+        print_error(name, f"replaces {path}, {made}")
+        return
+    if any(source.is_dir() and path.resolve().is_relative_to(source.resolve()) for source in read):
+        raise CompressionError(f"{where} is a file of a folder that this command reads: give another name")
+    if not overwrite:
+        raise CompressionError(
+            f"{where} is there already, and not a file that {name} is known to have written: give another name, or "
+            "--overwrite to replace it"
+        )

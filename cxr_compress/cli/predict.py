@@ -13,7 +13,7 @@ diagnosis.
 A model of classes that exclude one another (normal, bacteria, virus) gives each image exactly one: "predicted", the
 likeliest, in every format; its row alone is positive, its probabilities add up to 1, and it has no thresholds.
 
-With --heatmap_dir each positive finding gets a picture of where in the film its score came from: evidence, not an
+With --heatmap_dir each positive finding gets a picture of where in the image its score came from: evidence, not an
 outline of disease. Pictures are named by the number of the image, whose file name is often a patient's.
 
 What looks odd about an image (inverted, nearly black or white, few gray levels, noise, a few pixels large, or read in
@@ -29,6 +29,7 @@ rows appear as soon as an image is done.
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -38,20 +39,87 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
-from cxr_compress.cli.heatmaps import HeatmapWriter, define_heatmap_flag
+from cxr_compress.cli.app import EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
+from cxr_compress.cli.device_flags import check_signature, define_delegate_flag, define_public_key_flag
 from cxr_compress.cli.output import write_csv_rows, write_results
-from cxr_compress.cli.sign_flags import check_signature, define_public_key_flag
 from cxr_compress.device.classifier import Classifier, Findings
 from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.device.dicom import DicomView
-from cxr_compress.device.folder import look_into
+from cxr_compress.device.heatmap import overlay, to_png
 from cxr_compress.device.image_checks import in_short
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelfile import ModelFile, read_model
-from cxr_compress.device.preprocess import GATES, ImageGateWarning
-from cxr_compress.errors import DataError
+from cxr_compress.device.preprocess import GATES, ImageGateWarning, prepare
+from cxr_compress.device.sources import look_into
+from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.files import check_writable, make_folder, write_bytes
+
+_PICTURE = re.compile(r"image_\d{4,}_\d{2,}_[a-z0-9_]+\.png")
+
+
+def define_heatmap_flag(values: flags.FlagValues) -> None:
+    """Define it."""
+    text = (
+        "Folder for one PNG an image and positive finding that shows where its score came from; not an outline of "
+        "disease. Needs a model exported with --head=logits+cam."
+    )
+    flags.DEFINE_string("heatmap_dir", None, text, flag_values=values)
+
+
+class HeatmapWriter:
+    """Writes pictures under names made of the image's number, never of its file name, which is often a patient's."""
+
+    def __init__(self, folder: str, model: ModelFile, classifier: Classifier, view: DicomView) -> None:
+        """Make the folder.
+
+        Raises:
+            ModelFileError: the model has no map.
+            CompressionError: the folder cannot be made or written to, or holds pictures of an earlier run, some of
+                which would be left among the new ones under the same numbers.
+        """
+        classifier.require_map()
+        self._folder, self._spec, self._view = make_folder(folder), model.info.preprocess, view
+        earlier = sum(_PICTURE.fullmatch(path.name) is not None for path in self._folder.iterdir())
+        if earlier:
+            raise CompressionError(
+                f"--heatmap_dir {folder} holds {earlier} pictures of an earlier run: give another folder, or move them "
+                "away"
+            )
+        check_writable(self._folder)
+        self._use = model.info.intended_use
+
+    def write(self, number: int, image: str, findings: Findings) -> dict[str, str]:
+        """Write the pictures of one image; give the path of each positive finding's.
+
+        Args:
+            number: of the image in this run, from 1.
+            image: its path.
+            findings: what the model says of it.
+
+        Raises:
+            DataError: the image can no longer be read.
+        """
+        chosen = [label for label, positive in zip(findings.labels, findings.positive, strict=True) if positive]
+        if not chosen:
+            return {}
+        with warnings.catch_warnings():
+            # The check for color was passed, or its warning given, when the image was classified.
+            warnings.simplefilter("ignore", ImageGateWarning)
+            pixels = prepare(image, self._spec, "off", self._view).image
+        written = {}
+        for label in chosen:
+            name = f"image_{number:04d}_{findings.labels.index(label) + 1:02d}_{_file_part(label)}.png"
+            path = self._folder / name
+            title = f"{label}: {findings.probabilities[findings.labels.index(label)]:.2f}. {self._use}"
+            write_bytes(path, to_png(overlay(pixels, findings.heatmap(label), title=title)))
+            written[label] = str(path)
+        return written
+
+
+def _file_part(label: str) -> str:
+    """A finding as part of a file name on any system."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", label).strip("_").lower() or "finding"
+
 
 NAME = "cxr_predict"
 _COLUMNS = ("image", "label", "probability", "threshold", "positive", "logit", "milliseconds", "warnings")
@@ -116,7 +184,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         "gate",
         "error",
         GATES,
-        "What to do with an image the model was not made for, a blank one or a colour photograph: refuse it (error), "
+        "What to do with an image the model was not made for, a blank one or a color photograph: refuse it (error), "
         "or warn and go on at your own risk (off).",
         flag_values=values,
     )

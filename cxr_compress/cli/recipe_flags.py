@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import UsageError
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import PRESETS, Recipe, make_recipe
 from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, find_entry

@@ -1,9 +1,9 @@
-"""Train or fine-tune a classifier of chest films; resumes when the output folder holds its run.
+"""Train or fine-tune a classifier of chest images; resumes when the output folder holds its run.
 
     cxr_train --model=chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run --sizes=64,112,160 --epochs=8,4,3
     cxr_train --keras_model_file=base.keras --dataset=csv --data_dir=labels.csv --output_dir=run --sizes=224
 
-Films may start small and grow (--sizes): a step at 64 px costs an eighth of one at 224. --epochs, --batch_size and
+Images may start small and grow (--sizes): a step at 64 px costs an eighth of one at 224. --epochs, --batch_size and
 --learning_rate take one value, or one per size. The best epoch is chosen by the mean AUROC on dev, patients set aside
 from train, or with --distill_weight by the loss there; test is never looked at (cxr_evaluate does that). The folder
 receives model.keras, training.json, and per size run.json, log.jsonl, TensorBoard events and the last epoch's whole
@@ -25,20 +25,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from absl import flags
 
-from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
-from cxr_compress.cli.common import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.meaning_flags import define_meaning_flags
+from cxr_compress.cli.app import EXIT_OK, UsageError, quiet_native_stderr, reader_options, run_command
+from cxr_compress.cli.flags import augment_ranges, define_augment_flags, define_meaning_flags
 from cxr_compress.cli.output import write_results
-from cxr_compress.cli.quiet import quiet_native_stderr
 from cxr_compress.data import DATASETS, decode_split, load_dataset
-from cxr_compress.data.match import match_findings
-from cxr_compress.device.atomic import check_writable
-from cxr_compress.device.first_bytes import check_keras_file
+from cxr_compress.data.dataset import match_findings
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.files import check_keras_file, check_writable
 
 if TYPE_CHECKING:
-    from cxr_compress.train.plan import TrainingPlan
+    from cxr_compress.train.transfer import TrainingPlan
 
 NAME = "cxr_train"
 _SECONDS_BETWEEN_LINES = 10
@@ -48,7 +45,7 @@ _NUMBERS = {
     "dev_fraction": (0.1, "Share of the training patients set aside to choose the best epoch."),
     "focal_gamma": (2.0, "Exponent of --loss=focal."),
     "label_smoothing": (0.0, "Share by which labels move towards 0.5, or towards equal shares with softmax."),
-    "mixup": (0.0, "Blend films and labels, with shares of a Beta distribution of this parameter, say 0.2; 0: not."),
+    "mixup": (0.0, "Blend images and labels, with shares of a Beta distribution of this parameter, say 0.2; 0: not."),
     "weight_decay": (0.0, "Decoupled weight decay (AdamW); batch norms and biases are spared."),
     "warmup_fraction": (0.05, "Share of the steps of a size in which the learning rate climbs."),
     "ema_decay": (0.0, "Score and keep a running average of the weights with this decay, say 0.999; 0: the weights."),
@@ -79,9 +76,9 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
     text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
     text("output_dir", None, "Where the run goes.", flag_values=values)
-    flags.DEFINE_list("sizes", ["224"], "Heights and widths of the films, pixels, in turn.", flag_values=values)
+    flags.DEFINE_list("sizes", ["224"], "Heights and widths of the images, pixels, in turn.", flag_values=values)
     flags.DEFINE_list("epochs", ["10"], "Training epochs per size.", flag_values=values)
-    flags.DEFINE_list("batch_size", ["32"], "Films per step, over all workers.", flag_values=values)
+    flags.DEFINE_list("batch_size", ["32"], "Images per step, over all workers.", flag_values=values)
     flags.DEFINE_list("learning_rate", ["1e-3"], "At the end of the warm-up; falls to 0.", flag_values=values)
     define_meaning_flags(values, force=False)
     flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
@@ -93,7 +90,7 @@ def _define_flags(values: flags.FlagValues) -> None:
            "Cross-entropy (categorical with softmax) or focal loss, per finding.", flag_values=values)  # fmt: skip
     choice("pos_weight", "balanced", ["balanced", "sqrt", "none"],
            "Weight of positives in it, or of each class with softmax.", flag_values=values)  # fmt: skip
-    switch("augment", True, "Change each film a little, by at most the ranges below.", flag_values=values)
+    switch("augment", True, "Change each image a little, by at most the ranges below.", flag_values=values)
     define_augment_flags(values, with_defaults=True)
     for name, (default, explanation) in _NUMBERS.items():
         flags.DEFINE_float(name, default, explanation, flag_values=values)
@@ -104,7 +101,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     text("teacher", None, "A Keras model whose probabilities the loss also follows.", flag_values=values)
     choice("distribution", "none", ["none", "mirrored", "multi_worker"],
            "Train on all GPUs of this machine, or on the machines of TF_CONFIG.", flag_values=values)  # fmt: skip
-    text("cache_dir", None, "Keep decoded films here, for sets larger than the memory.", flag_values=values)
+    text("cache_dir", None, "Keep decoded images here, for sets larger than the memory.", flag_values=values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -197,7 +194,7 @@ def _check_models(values: flags.FlagValues) -> None:
 def _plan(values: flags.FlagValues) -> TrainingPlan:
     """The training that the flags ask for."""
     from cxr_compress.recipe import AugmentRanges
-    from cxr_compress.train.plan import TrainingPlan
+    from cxr_compress.train.transfer import TrainingPlan
 
     direct = (
         *("dataset", "match", "allow_missing", "activation", "loss", "pos_weight", "augment"),
@@ -299,7 +296,7 @@ class _Progress:
     def decoding(self, split: str, done: int, total: int) -> None:
         """Write a line when a split is read, and every few seconds before."""
         if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self.tell(f"read {done} of {total} {split} films")
+            self.tell(f"read {done} of {total} {split} images")
 
     def step(self, epoch: int, batch: int, batches: int, loss: float) -> None:
         """Move the bar of an epoch."""

@@ -3,7 +3,7 @@
     cxr_verify --model=model.tflite
     cxr_verify --model=a.tflite,b.tflite --runtime=tflite-runtime
 
-Every file of cxr_compress carries what it answered to a few films that are drawn from a seed; here they are drawn and
+Every file of cxr_compress carries what it answered to a few images that are drawn from a seed; here they are drawn and
 answered again. Run it once on each device before it is used: it sees a runtime, a processor or a delegate that computes
 a model wrong, which the file's own hashes cannot. It says nothing about how good the model is.
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.common import EXIT_GATE, EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
-from cxr_compress.cli.delegate_flag import define_delegate_flag
+from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
+from cxr_compress.cli.device_flags import define_delegate_flag
 from cxr_compress.cli.output import write_results
 from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelinfo import INTENDED_USE
@@ -28,7 +28,7 @@ from cxr_compress.errors import CompressionError
 
 NAME = "cxr_verify"
 _COLUMNS = (
-    *("model", "verdict", "runtime", "films", "largest_difference", "tolerance"),
+    *("model", "verdict", "runtime", "images", "largest_difference", "tolerance"),
     *("decisions", "flipped", "too_close"),
 )
 

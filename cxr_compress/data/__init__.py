@@ -1,14 +1,13 @@
-"""Chest X-ray sets on disk as labelled, patient-wise splits: readers, checks, decoding, and phantom images."""
+"""Chest X-ray sets on disk as labeled, patient-wise splits: readers, checks, decoding, and phantom images."""
 
-from cxr_compress.data.chexpert import CHEXPERT_FINDINGS
+from cxr_compress.data.cache import decode_split
 from cxr_compress.data.dataset import Dataset, Split
-from cxr_compress.data.images import decode_split
-from cxr_compress.data.kermany import load_kermany
-from cxr_compress.data.load import DATASETS, load_dataset
-from cxr_compress.data.nih import NIH_FINDINGS, load_nih
-from cxr_compress.data.nih_boxes import Box, read_boxes
-from cxr_compress.data.phantom import load_phantom, write_phantom
-from cxr_compress.data.phantom_film import PHANTOM_FINDINGS
+from cxr_compress.data.readers.chexpert import CHEXPERT_FINDINGS
+from cxr_compress.data.readers.kermany import load_kermany
+from cxr_compress.data.readers.load import DATASETS, load_dataset
+from cxr_compress.data.readers.nih import NIH_FINDINGS, Box, load_nih, read_boxes
+from cxr_compress.data.readers.phantom import load_phantom, write_phantom
+from cxr_compress.data.readers.phantom_image import PHANTOM_FINDINGS
 
 __all__ = [
     "CHEXPERT_FINDINGS",

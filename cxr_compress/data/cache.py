@@ -1,15 +1,15 @@
-r"""Decoded films on disk: decoded once, then read through a memory map in every epoch of every run.
+r"""Decoded images on disk: decoded once, then read through a memory map in every epoch of every run.
 
-A cache is one .npy file of fixed-size uint8 rows (``numpy.load`` reads it) and a JSON manifest beside it; 112,120 films
-at 224 px take 5.6 GB. It belongs to one split (order, relative paths and sizes of its films) and one size and colour.
-Anything in a cache folder may be deleted when nothing uses it: what is missing is made again. Caches of films that have
-changed since, and unfinished ones (.partial, .journal), stay until then.
+A cache is one .npy file of fixed-size uint8 rows (``numpy.load`` reads it) and a JSON manifest beside it; 112,120
+images at 224 px take 5.6 GB. It belongs to one split (order, relative paths and sizes of its images) and one size and
+color. Anything in a cache folder may be deleted when nothing uses it: what is missing is made again. Caches of images
+that have changed since, and unfinished ones (.partial, .journal), stay until then.
 
 What an opened cache trusts, from cheap to dear:
 
-- always: the manifest, the size of the data file, and that every film has the size and modification time it had. If
-  only times differ (the set was copied), the films' contents are compared, which reads them but decodes nothing.
-- ``verify_cache``: every byte of the cache, and the contents of every film. Only this finds a film that was changed
+- always: the manifest, the size of the data file, and that every image has the size and modification time it had. If
+  only times differ (the set was copied), the images' contents are compared, which reads them but decodes nothing.
+- ``verify_cache``: every byte of the cache, and the contents of every image. Only this finds an image that was changed
   without changing its size or time, and a disk that flips bits.
 
 Neither names nor patients are in the manifest: only digests.
@@ -25,12 +25,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.data.cache_file import exclusive, file_sha256, open_partial, read_chunk_digest
-from cxr_compress.data.cache_plan import CachePlan, Manifest, changed_chunks, plan_cache, same_contents
+from cxr_compress.data.cache_plan import (
+    FORMAT,
+    PREPROCESS_VERSION,
+    CachePlan,
+    Manifest,
+    changed_chunks,
+    pixel_fields,
+    plan_cache,
+    same_contents,
+)
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import Progress, decode_chunks, refuse_bad, source_digests, warn_of_notes
-from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, refuse_bad, source_digests, warn_of_notes
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,14 @@ class CacheEntry:
 
     Attributes:
         path: The .npy file.
-        films: Rows in it.
+        images: Rows in it.
         bytes: Of the file.
         sha256: Of the file.
-        decoded: Films that this call decoded; 0 if the cache was there already.
+        decoded: Images that this call decoded; 0 if the cache was there already.
     """
 
     path: Path
-    films: int
+    images: int
     bytes: int
     sha256: str
     decoded: int
@@ -66,19 +75,19 @@ def build_cache(
     processes that want the same cache one builds it and the others wait.
 
     Args:
-        split: Which films; at least one.
-        spec: Size and colour; its normalisation does not matter.
+        split: Which images; at least one.
+        spec: Size and color; its normalization does not matter.
         cache_dir: Where; made if missing.
         workers: Threads; None for one per core.
-        progress: Called as (films done, films in all).
+        progress: Called as (images done, images in all).
 
     Raises:
-        DataError: Films cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
+        DataError: Images cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
             has no room: says how many bytes are needed and free.
         CompressionError: The folder cannot be written.
     """
     if not len(split):
-        raise DataError(f"expected films to cache, the {split.name} split has none")
+        raise DataError(f"expected images to cache, the {split.name} split has none")
     plan = plan_cache(split, spec, cache_dir)
     manifest = _read_true(plan, workers)
     if manifest is not None:
@@ -99,10 +108,10 @@ def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDA
     """A split's complete cache as a read-only memory map, to be used like any array.
 
     Returns:
-        ``numpy.memmap``, uint8 (films, height, width), or (films, height, width, 3) where ``spec.color`` is "rgb".
+        ``numpy.memmap``, uint8 (images, height, width), or (images, height, width, 3) where ``spec.color`` is "rgb".
 
     Raises:
-        DataError: There is none, or its films have changed.
+        DataError: There is none, or its images have changed.
     """
     plan = plan_cache(split, spec, cache_dir)
     return map_cache(_entry(plan, _require(plan), 0))
@@ -122,17 +131,17 @@ def verify_cache(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CacheEntry:
-    """Read all of a cache and all of its films, and compare both with what was noted when it was made.
+    """Read all of a cache and all of its images, and compare both with what was noted when it was made.
 
     Args:
         split: As in ``build_cache``.
         spec: As in ``build_cache``.
         cache_dir: As in ``build_cache``.
-        workers: Threads that read the films; None for one per core.
-        progress: Called as (films done, films in all) while the films are read.
+        workers: Threads that read the images; None for one per core.
+        progress: Called as (images done, images in all) while the images are read.
 
     Raises:
-        DataError: There is no complete cache, a part of it is damaged, or films have other contents than when they
+        DataError: There is no complete cache, a part of it is damaged, or images have other contents than when they
             were decoded.
     """
     plan = plan_cache(split, spec, cache_dir)
@@ -140,21 +149,21 @@ def verify_cache(
     remedy = f"delete {plan.data} and run the same command again"
     for index, record in enumerate(manifest.chunks):
         if read_chunk_digest(plan, plan.data, index) != record.pixels:
-            raise DataError(f"the cache {plan.data} is damaged in {_films(plan, index)}; {remedy}")
+            raise DataError(f"the cache {plan.data} is damaged in {_images(plan, index)}; {remedy}")
     if file_sha256(plan.data) != manifest.sha256:
-        raise DataError(f"the cache {plan.data} is damaged before its first film; {remedy}")
+        raise DataError(f"the cache {plan.data} is damaged before its first image; {remedy}")
     found = source_digests(split, plan.chunks, workers=workers, progress=progress)
     for index, (sources, record) in enumerate(zip(found, manifest.chunks, strict=True)):
         if sources != record.sources:
             raise DataError(
-                f"{_films(plan, index)} of {split.name} hold something else than when they were cached, though their "
+                f"{_images(plan, index)} of {split.name} hold something else than when they were cached, though their "
                 f"sizes and times are the same; {remedy}"
             )
     return _entry(plan, manifest, 0)
 
 
 def _read_true(plan: CachePlan, workers: int | None = None) -> Manifest | None:
-    """The manifest if the cache is complete and its films are those that were decoded."""
+    """The manifest if the cache is complete and its images are those that were decoded."""
     manifest = plan.read_manifest()
     if manifest is None:
         return None
@@ -193,7 +202,7 @@ def _require(plan: CachePlan) -> Manifest:
     if manifest is None:
         raise DataError(
             f"expected a complete cache of {plan.split.name} at {plan.spec.height}x{plan.spec.width} "
-            f"({plan.spec.color}) in {plan.data.parent}, found none that fits these films: build it first (cxr_data "
+            f"({plan.spec.color}) in {plan.data.parent}, found none that fits these images: build it first (cxr_data "
             "cache)"
         )
     return manifest
@@ -203,6 +212,106 @@ def _entry(plan: CachePlan, manifest: Manifest, decoded: int) -> CacheEntry:
     return CacheEntry(plan.data, len(plan.split), plan.data_bytes, manifest.sha256, decoded)
 
 
-def _films(plan: CachePlan, index: int) -> str:
-    films = plan.chunks[index]
-    return f"films {films.start} to {films.stop - 1}"
+def _images(plan: CachePlan, index: int) -> str:
+    images = plan.chunks[index]
+    return f"images {images.start} to {images.stop - 1}"
+
+
+_CHUNK = 256  # images; here only the unit in which finished work is handed on
+
+
+def decode_split(
+    split: Split,
+    spec: PreprocessSpec,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cache_dir: str | Path | None = None,
+) -> NDArray[np.uint8]:
+    """All images of a split, decoded and resized, in the split's order.
+
+    ``device.preprocess.normalize`` of a row is bit-equal to ``device.preprocess.preprocess`` of its file, or of its
+    array where the split holds pixels. What is held is the array that is returned (11 KB an image at 112 px), plus one
+    full-size image per worker. With a cache folder nearly nothing is held: the images are read from disk as they are
+    used, and later calls decode nothing; see ``data.cache`` for what that trusts.
+
+    Args:
+        split: Which images.
+        spec: Size and color; the normalization in it is not applied here.
+        workers: Threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
+        progress: Called as (images done, images in all) from the calling thread.
+        cache_dir: Folder of memory-mapped caches; made if missing. None decodes into memory.
+
+    Returns:
+        uint8 (n, height, width), or (n, height, width, 3) where ``spec.color`` is "rgb"; a read-only memory map with a
+        cache folder.
+
+    Raises:
+        DataError: Images that cannot be used: up to five are named, each with its reason, all are counted. With a cache
+            folder also as ``build_cache``.
+    """
+    if cache_dir is not None and len(split):
+        return map_cache(build_cache(split, spec, cache_dir, workers=workers, progress=progress))
+    images = np.empty((len(split), *image_shape(spec)), np.uint8)
+    chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
+    bad: list[tuple[int, str]] = []
+    notes: list[tuple[int, str]] = []
+    for chunk in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
+        bad += chunk.bad
+        notes += chunk.notes
+    refuse_bad(split, bad)
+    warn_of_notes(split, notes)
+    return images
+
+
+_TEST = "test"
+
+
+def open_cache_file(path: str | Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """The decoded images of a cache, as a read-only memory map.
+
+    Its manifest has to lie beside it, as ``cxr_data cache`` leaves it. Whether the images have changed since cannot be
+    seen without them; where the data set is at hand, ``open_cache`` looks.
+
+    Args:
+        path: the .npy file.
+        spec: size and color that the images have to have.
+
+    Returns:
+        uint8 (images, height, width), or (images, height, width, 3) where ``spec.color`` is "rgb".
+
+    Raises:
+        DataError: no cache, an unfinished or damaged one, of other images than ``spec`` asks for, or of the test part,
+            which nothing but a score may be taken from.
+    """
+    path = Path(path)
+    if path.name.startswith(f"{_TEST}_"):
+        raise DataError(f"{path.name} is a cache of the test part, which is for scoring alone: give that of train")
+    manifest, images = _read(path)
+    if (manifest.format, manifest.preprocess_version) != (FORMAT, PREPROCESS_VERSION):
+        raise DataError(f"{path.name} was made by another version of cxr_data: build it again with cxr_data cache")
+    if manifest.preprocessing != pixel_fields(spec) or images.shape[1:] != image_shape(spec):
+        size, color = (images.shape[1:3], manifest.preprocessing.get("color"))
+        raise DataError(
+            f"expected images of {spec.height} x {spec.width} ({spec.color}) for this model, {path.name} holds "
+            f"{' x '.join(map(str, size))} ({color}): build one with cxr_data cache --size={spec.height}"
+        )
+    return images
+
+
+def _read(path: Path) -> tuple[Manifest, NDArray[np.uint8]]:
+    """Manifest and images, of which the one describes the other."""
+    try:
+        manifest = Manifest.from_json(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path.name} has no manifest of cxr_data cache beside it ({path.with_suffix('.json').name}): give a cache "
+            "that is finished, with both of its files"
+        ) from error
+    try:
+        images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path.name} cannot be read as a cache ({error}): build it again with cxr_data") from error
+    if images.dtype != np.uint8 or images.shape != manifest.shape:
+        raise DataError(f"{path.name} does not hold what its manifest says: build it again with cxr_data cache")
+    return manifest, images

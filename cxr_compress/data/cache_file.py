@@ -17,8 +17,8 @@ import cv2
 
 from cxr_compress.data.cache_plan import FORMAT, PREPROCESS_VERSION, CachePlan, ChunkRecord, Manifest
 from cxr_compress.data.decoding import DIGEST_BYTES, Pixels
-from cxr_compress.device.atomic import write_text
 from cxr_compress.errors import DataError
+from cxr_compress.files import write_text
 
 try:
     import fcntl
@@ -61,7 +61,7 @@ class PartialCache:
 
         Args:
             index: Of the chunk in the plan.
-            images: uint8 (films of the chunk, height, width[, 3]).
+            images: uint8 (images of the chunk, height, width[, 3]).
             sources: Digest of what it was decoded from.
 
         Raises:
@@ -108,8 +108,8 @@ class PartialCache:
 
     def _missing_bytes(self) -> int:
         plan = self._plan
-        films = sum(len(plan.chunks[index]) for index in range(len(plan.chunks)) if index not in self.done)
-        return films * plan.film_bytes + len(plan.header)
+        images = sum(len(plan.chunks[index]) for index in range(len(plan.chunks)) if index not in self.done)
+        return images * plan.image_bytes + len(plan.header)
 
     def _too_full(self) -> str:
         folder = self._plan.partial.parent
@@ -192,12 +192,12 @@ def _locked(path: Path) -> IO[bytes] | None:
 
 def chunk_offset(plan: CachePlan, index: int) -> int:
     """Where a chunk starts in the data file, bytes."""
-    return len(plan.header) + plan.chunks[index].start * plan.film_bytes
+    return len(plan.header) + plan.chunks[index].start * plan.image_bytes
 
 
 def read_chunk_digest(plan: CachePlan, path: Path, index: int) -> str | None:
     """The digest of a chunk as it lies on the disk; None where the file is missing or too short."""
-    size = len(plan.chunks[index]) * plan.film_bytes
+    size = len(plan.chunks[index]) * plan.image_bytes
     try:
         with path.open("rb") as file:
             file.seek(chunk_offset(plan, index))
@@ -222,7 +222,7 @@ def _heading(plan: CachePlan) -> str:
 
 
 def _read_journal(plan: CachePlan) -> dict[int, ChunkRecord]:
-    """The chunks an earlier run noted whose films still look the same; the last line may be torn."""
+    """The chunks an earlier run noted whose images still look the same; the last line may be torn."""
     try:
         lines = plan.journal.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError):

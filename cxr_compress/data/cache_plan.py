@@ -1,4 +1,4 @@
-"""What a cache of decoded films is called, what it must hold, and by which signs it is still true."""
+"""What a cache of decoded images is called, what it must hold, and by which signs it is still true."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import DIGEST_BYTES, film_shape, own_pixels, source_digests
+from cxr_compress.data.decoding import DIGEST_BYTES, image_shape, own_pixels, source_digests
 from cxr_compress.device.preprocess import PreprocessSpec
 
 FORMAT = 1
 # Count up whenever `device.preprocess.load_uint8` gives other bytes for the same file and spec: old caches then miss.
 PREPROCESS_VERSION = 2
-CHUNK_BYTES = 32 * 1024 * 1024  # what a crash can cost: 668 films of 224 px, seconds to decode; one fsync each
-CHUNK_FILMS = 1024
+CHUNK_BYTES = 32 * 1024 * 1024  # what a crash can cost: 668 images of 224 px, seconds to decode; one fsync each
+CHUNK_IMAGES = 1024
 
 # What `normalize` alone reads: models that differ only in these share a cache. A field that is not listed parts them.
 _NOT_IN_PIXELS = frozenset({"channels", "mean", "std", "order", "input"})
@@ -34,8 +34,8 @@ class ChunkRecord:
     """What is known of a finished chunk: digests only, no name.
 
     Attributes:
-        state: Of the sizes and modification times of its films.
-        sources: Of the contents of its films.
+        state: Of the sizes and modification times of its images.
+        sources: Of the contents of its images.
         pixels: Of its decoded bytes.
     """
 
@@ -87,10 +87,10 @@ class CachePlan:
     """The cache of one split under one spec in one folder, whether it exists or not.
 
     Attributes:
-        split: Whose films.
-        spec: Their size and colour.
+        split: Whose images.
+        spec: Their size and color.
         chunks: Runs of rows that are written, recorded and checked as one.
-        states: One per chunk, of its films as they lie there now.
+        states: One per chunk, of its images as they lie there now.
         data: The complete cache, a .npy file.
         manifest: What makes it complete.
         partial: The data while it is being written.
@@ -110,8 +110,8 @@ class CachePlan:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(films, height, width[, 3])."""
-        return len(self.split), *film_shape(self.spec)
+        """(images, height, width[, 3])."""
+        return len(self.split), *image_shape(self.spec)
 
     @property
     def header(self) -> bytes:
@@ -121,14 +121,14 @@ class CachePlan:
         return buffer.getvalue()
 
     @property
-    def film_bytes(self) -> int:
-        """Of one decoded film."""
-        return int(np.prod(film_shape(self.spec)))
+    def image_bytes(self) -> int:
+        """Of one decoded image."""
+        return int(np.prod(image_shape(self.spec)))
 
     @property
     def data_bytes(self) -> int:
         """Of the complete data file."""
-        return len(self.header) + len(self.split) * self.film_bytes
+        return len(self.header) + len(self.split) * self.image_bytes
 
     def preprocessing(self) -> dict[str, Any]:
         """The fields of the spec that shape the pixels."""
@@ -147,15 +147,16 @@ class CachePlan:
 
 
 def plan_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> CachePlan:
-    """Look at the films (not into them) and say where their cache belongs.
+    """Look at the images (not into them) and say where their cache belongs.
 
-    The name of a complete cache stands for the films' order, relative paths and sizes and for the spec, so a film that
-    is replaced makes another cache, and a set that is moved as a whole keeps its own. That of an unfinished one leaves
-    out the sizes: after a broken film has been repaired, only its chunk is decoded again.
+    The name of a complete cache stands for the images' order, relative paths and sizes and for the spec, so an image
+    that is replaced makes another cache, and a set that is moved as a whole keeps its own. That of an unfinished one
+    leaves
+    out the sizes: after a broken image has been repaired, only its chunk is decoded again.
     """
-    chunks = _chunks(len(split), int(np.prod(film_shape(spec))))
+    chunks = _chunks(len(split), int(np.prod(image_shape(spec))))
     names, sizes, states = _file_facts(split, chunks) if split.paths else _array_facts(split, chunks)
-    fields = json.dumps([FORMAT, PREPROCESS_VERSION, CHUNK_BYTES, CHUNK_FILMS, pixel_fields(spec)], sort_keys=True)
+    fields = json.dumps([FORMAT, PREPROCESS_VERSION, CHUNK_BYTES, CHUNK_IMAGES, pixel_fields(spec)], sort_keys=True)
     unfinished = _digest([fields, names])
     stem = f"{re.sub(r'[^A-Za-z0-9]', '_', split.name)}_{spec.height}x{spec.width}_{spec.color}_"
     folder = Path(cache_dir)
@@ -175,21 +176,21 @@ def plan_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> Cac
 
 
 def changed_chunks(plan: CachePlan, manifest: Manifest) -> list[int]:
-    """Which chunks have films with another size or time than when they were cached."""
+    """Which chunks have images with another size or time than when they were cached."""
     pairs = zip(plan.states, manifest.chunks, strict=True)
     return [index for index, (state, record) in enumerate(pairs) if state != record.state]
 
 
 def same_contents(plan: CachePlan, manifest: Manifest, which: Sequence[int], workers: int | None) -> bool:
-    """Whether the films of these chunks hold the bytes that were cached; reads the files."""
+    """Whether the images of these chunks hold the bytes that were cached; reads the files."""
     chunks = [plan.chunks[index] for index in which]
     found = source_digests(plan.split, chunks, workers=workers)
     return found == [manifest.chunks[index].sources for index in which]
 
 
-def _chunks(films: int, film_bytes: int) -> tuple[range, ...]:
-    step = max(1, min(CHUNK_FILMS, CHUNK_BYTES // film_bytes))
-    return tuple(range(start, min(start + step, films)) for start in range(0, films, step))
+def _chunks(images: int, image_bytes: int) -> tuple[range, ...]:
+    step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
+    return tuple(range(start, min(start + step, images)) for start in range(0, images, step))
 
 
 def _file_facts(split: Split, chunks: Sequence[range]) -> tuple[str, str, tuple[str, ...]]:
@@ -199,7 +200,7 @@ def _file_facts(split: Split, chunks: Sequence[range]) -> tuple[str, str, tuple[
     facts = [_size_and_time(path) for path in paths]
     names = _digest(path[len(root) :] for path in paths)
     sizes = _digest(str(size) for size, _ in facts)
-    states = tuple(_digest(f"{facts[row][0]} {facts[row][1]}" for row in films) for films in chunks)
+    states = tuple(_digest(f"{facts[row][0]} {facts[row][1]}" for row in images) for images in chunks)
     return names, sizes, states
 
 
@@ -210,7 +211,7 @@ def _array_facts(split: Split, chunks: Sequence[range]) -> tuple[str, str, tuple
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
-    """Bytes and nanoseconds; a missing film has none and is reported when it is to be decoded."""
+    """Bytes and nanoseconds; a missing image has none and is reported when it is to be decoded."""
     try:
         found = os.stat(path)  # noqa: PTH116 - 112,120 of them
     except OSError:

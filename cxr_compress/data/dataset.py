@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from cxr_compress.data.split import Split, join_splits
+from cxr_compress.data.splits import Split, join_splits
 from cxr_compress.errors import DataError
 
 __all__ = ["Dataset", "Problem", "ProblemKind", "Split", "check_dataset", "find_problems", "join_splits"]
@@ -22,14 +22,14 @@ class Dataset:
         findings: (k,) what the columns of the labels mean.
         train: What weights are fitted on.
         dev: What every choice is made on (checkpoint, threshold, calibration): patients carved out of train.
-        test: The official test films, scored once per final artefact.
-        attribution: Whose data this is and under what licence; goes into every report and model file.
+        test: The official test images, scored once per final artifact.
+        attribution: Whose data this is and under what license; goes into every report and model file.
         synthetic: True for drawn images: no number measured on them says anything about patients.
         notes: Sentences a reader of results must know, e.g. that the set has no patients.
         patient_key: In words, what the reader takes for a patient.
-        allow_one_class: Dev and test may have only films with, or only films without, a finding. Its column stays;
+        allow_one_class: Dev and test may have only images with, or only images without, a finding. Its column stays;
             evaluation calls it "not enough data". Small real sets need that for rare findings.
-        color: "gray" or "rgb": what the films are.
+        color: "gray" or "rgb": what the images are.
         exclusive: The findings are classes that exclude one another: each image has exactly one of them.
     """
 
@@ -92,7 +92,7 @@ class Problem:
         kind: Which rule.
         text: One line that starts with the set's name: what was expected, what was found, what to do.
         splits: The parts concerned.
-        count: How many patients, films or groups.
+        count: How many patients, images or groups.
         names: What it is about (file names, groups of them), for results a user asked for; never for logs.
     """
 
@@ -114,7 +114,7 @@ def check_dataset(dataset: Dataset, *, patient_key: str | None = None) -> Datase
         The same object.
 
     Raises:
-        DataError: A split is empty, a patient is in two splits, or a finding is in all or none of a split's films of
+        DataError: A split is empty, a patient is in two splits, or a finding is in all or none of a split's images of
             which it is known. The text is that of the first of ``find_problems``.
     """
     for problem in find_problems(dataset, patient_key=patient_key):
@@ -131,7 +131,7 @@ def find_problems(dataset: Dataset, *, patient_key: str | None = None) -> Iterat
     """
     for split in dataset.splits:
         if not len(split):
-            text = f"{dataset.name}: the {split.name} split has no films; use a larger set or dev_fraction"
+            text = f"{dataset.name}: the {split.name} split has no images; use a larger set or dev_fraction"
             yield Problem(ProblemKind.EMPTY_SPLIT, text, (split.name,), 0)
     for one, other in combinations(dataset.splits, 2):
         yield from _shared_patients(dataset, one, other, patient_key or dataset.patient_key)
@@ -144,10 +144,10 @@ def _shared_patients(dataset: Dataset, one: Split, other: Split, patient_key: st
     """No patient may be in two splits: the model would be tested on a body it has learnt by heart."""
     shared = set(one.patients) & set(other.patients)
     if shared:
-        films = sum(patient in shared for split in (one, other) for patient in split.patients)
+        images = sum(patient in shared for split in (one, other) for patient in split.patients)
         text = (
-            f"{dataset.name}: {len(shared)} patient(s) with {films} films are in both {one.name} and {other.name} "
-            f"(the key is {patient_key}); move all films of a patient into one split"
+            f"{dataset.name}: {len(shared)} patient(s) with {images} images are in both {one.name} and {other.name} "
+            f"(the key is {patient_key}); move all images of a patient into one split"
         )
         yield Problem(ProblemKind.LEAKAGE, text, (one.name, other.name), len(shared), tuple(sorted(shared)))
 
@@ -159,11 +159,85 @@ def _one_class(dataset: Dataset, split: Split) -> Iterator[Problem]:
         if 0 < count < known:
             continue
         lacking = "with" if count == 0 else "without"
-        films = f"{known} films" if known == len(split) else f"{known} films with a known label"
+        images = f"{known} images" if known == len(split) else f"{known} images with a known label"
         # A finding that train lacks cannot be learnt; one that dev or test lacks can only not be scored.
         remedy = "use a larger set" if split is dataset.train else "use a larger set, or the option allow_one_class"
         text = (
-            f"{dataset.name}: expected films with and without {finding!r} in {split.name}, none of its {films} is "
+            f"{dataset.name}: expected images with and without {finding!r} in {split.name}, none of its {images} is "
             f"{lacking} it; {remedy}"
         )
         yield Problem(ProblemKind.ONE_CLASS, text, (split.name,), 1, (finding,))
+
+
+@dataclass(frozen=True)
+class Match:
+    """The findings that a model and a data set have in common, in the data set's order.
+
+    Attributes:
+        findings: (m,) their names, as the data set writes them.
+        logits: (m,) the model's column of each.
+        labels: (m,) the data set's column of each.
+        only_model: Findings of the model that the data set says nothing about.
+        only_dataset: Findings of the data set that the model does not know.
+        by_position: They were not matched by name: columns were taken in order.
+    """
+
+    findings: tuple[str, ...]
+    logits: tuple[int, ...]
+    labels: tuple[int, ...]
+    only_model: tuple[str, ...] = ()
+    only_dataset: tuple[str, ...] = ()
+    by_position: bool = False
+
+
+def match_findings(
+    model: Sequence[str] | None, dataset: Sequence[str], *, logits: int, by_position: bool = False
+) -> Match:
+    """Pairs logits with label columns.
+
+    Names are compared without case, and with "_" as a space: Pleural_Thickening is Pleural thickening. Nothing else is
+    guessed; "Effusion" and "Pleural Effusion" differ, because a wrong pair gives a number that looks right.
+
+    Args:
+        model: The model's findings in the order of its logits; None if it does not say.
+        dataset: The data set's findings in the order of its labels.
+        logits: How many logits the model gives.
+        by_position: The user says that the logits stand in the order of the data set's findings, whatever their names.
+
+    Raises:
+        DataError: Nothing in common, a model without names, or by position not as many logits as findings.
+    """
+    if model is not None and len(model) != logits:
+        raise DataError(f"expected one logit for each of the model's {len(model)} findings, it gives {logits}")
+    if by_position:
+        if len(dataset) != logits:
+            raise DataError(
+                f"--match=position needs one finding for each of the model's {logits} outputs, the data set has "
+                f"{len(dataset)} ({', '.join(dataset)}): match by name"
+            )
+        every = tuple(range(logits))
+        return Match(tuple(dataset), every, every, by_position=True)
+    if model is None:
+        raise DataError(
+            f"the model does not name its {logits} outputs, so which of them belongs to which of the data set's "
+            f"findings ({', '.join(dataset)}) is unknown: name them in their order with --labels, or say with "
+            "--match=position that they stand in the order of the data set"
+        )
+    columns = {finding_key(name): column for column, name in enumerate(model)}
+    pairs = [
+        (columns[finding_key(name)], column) for column, name in enumerate(dataset) if finding_key(name) in columns
+    ]
+    if not pairs:
+        raise DataError(
+            f"model and data set have no finding in common: the model has {', '.join(model)}, the data set has "
+            f"{', '.join(dataset)}; use the kind of set it was made for, or, where the names alone differ, name its "
+            "outputs with --labels or say --match=position"
+        )
+    known = {finding_key(name) for name in dataset}
+    return Match(
+        tuple(dataset[column] for _, column in pairs),
+        tuple(logit for logit, _ in pairs),
+        tuple(column for _, column in pairs),
+        tuple(name for name in model if finding_key(name) not in known),
+        tuple(name for name in dataset if finding_key(name) not in columns),
+    )

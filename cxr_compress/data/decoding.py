@@ -1,4 +1,4 @@
-"""Decodes runs of films on all cores, in order, and says which of them cannot be used."""
+"""Decodes runs of images on all cores, in order, and says which of them cannot be used."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Pixels = NDArray[np.uint8]
 
 DIGEST_BYTES = 16
 
-_NAMED = 5  # bad films that an error names; the others are counted
+_NAMED = 5  # bad images that an error names; the others are counted
 _TASK = (
-    8  # films per task: long beside the cost of a task, short enough that progress is smooth and Ctrl-C ends at once
+    8  # images per task: long beside the cost of a task, short enough that progress is smooth and Ctrl-C ends at once
 )
 _WAITING = 3  # tasks queued per worker, so that no core waits while the caller writes what is done
 
@@ -37,33 +37,33 @@ class ImageNoteWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A decoded run of films.
+    """A decoded run of images.
 
     Attributes:
-        films: Which rows of the split.
-        images: uint8 (films, height, width[, 3]); rows of bad films hold anything.
-        bad: (row, reason) of the films that cannot be used.
+        images: Which rows of the split.
+        images: uint8 (images, height, width[, 3]); rows of bad images hold anything.
+        bad: (row, reason) of the images that cannot be used.
         notes: (row, note) of the images that a person should know something about.
         sources: Digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
     """
 
-    films: range
+    rows: range
     images: Pixels
     bad: tuple[tuple[int, str], ...]
     notes: tuple[tuple[int, str], ...]
     sources: str
 
 
-def film_shape(spec: PreprocessSpec) -> tuple[int, ...]:
-    """(height, width) of a decoded film, or (height, width, 3) where ``spec.color`` is "rgb"."""
+def image_shape(spec: PreprocessSpec) -> tuple[int, ...]:
+    """(height, width) of a decoded image, or (height, width, 3) where ``spec.color`` is "rgb"."""
     return (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
 
 
-def decode_film(split: Split, row: int, spec: PreprocessSpec) -> tuple[Pixels, tuple[str, ...]]:
-    """One film of a split, from its file or from the split's own pixels, and what is to be said about its file.
+def decode_image(split: Split, row: int, spec: PreprocessSpec) -> tuple[Pixels, tuple[str, ...]]:
+    """One image of a split, from its file or from the split's own pixels, and what is to be said about its file.
 
     Raises:
-        DataError: The film cannot be used.
+        DataError: The image cannot be used.
     """
     if split.paths:
         prepared = prepare(split.paths[row], spec)
@@ -84,16 +84,16 @@ def decode_chunks(
     """Yield the chunks in order while the workers are already at the next ones.
 
     Threads, not processes: OpenCV, zlib and hashlib work outside Python's lock. On two cores, threads beside processes
-    gave 8,341 and 8,704 films/s on JPEGs of 224 px, 307 and 306 on JPEGs of about 1,300 px, 216 and 225 on PNGs of
-    1,024 px, and processes cost start-up, memory and a copy of every film.
+    gave 8,341 and 8,704 images/s on JPEGs of 224 px, 307 and 306 on JPEGs of about 1,300 px, 216 and 225 on PNGs of
+    1,024 px, and processes cost start-up, memory and a copy of every image.
 
     Args:
-        split: Whose films.
-        spec: Size and colour.
+        split: Whose images.
+        spec: Size and color.
         chunks: Rows to decode.
-        into: Array of all films of the split whose rows are filled; new arrays per chunk if None.
+        into: Array of all images of the split whose rows are filled; new arrays per chunk if None.
         workers: Threads; None for one per core.
-        progress: Called as (films done, films in all), counting films outside ``chunks`` as done.
+        progress: Called as (images done, images in all), counting images outside ``chunks`` as done.
         digests: Compute ``Chunk.sources``; every file is then read twice, once from the system's cache.
     """
     count = workers or os.cpu_count() or 1
@@ -105,19 +105,19 @@ def decode_chunks(
         while upcoming or waiting:
             # Two chunks at least: one is being written by the caller while the other is decoded.
             while upcoming and (len(waiting) < 2 or sum(len(t) for *_, t in waiting) < _WAITING * count):  # noqa: PLR2004
-                films = upcoming.popleft()
-                images = _rows(into, films, spec)
-                decode = partial(_decode, split, spec, first=films.start, images=images, digests=digests)
-                futures = [pool.submit(decode, films[at : at + _TASK]) for at in range(0, len(films), _TASK)]
-                waiting.append((films, images, futures))
-            films, images, futures = waiting.popleft()
+                rows = upcoming.popleft()
+                images = _rows(into, rows, spec)
+                decode = partial(_decode, split, spec, first=rows.start, images=images, digests=digests)
+                futures = [pool.submit(decode, rows[at : at + _TASK]) for at in range(0, len(rows), _TASK)]
+                waiting.append((rows, images, futures))
+            rows, images, futures = waiting.popleft()
             results = []
             for future in futures:
                 results.append(future.result())
-                done += len(results[-1].films)
+                done += len(results[-1].rows)
                 if progress is not None:
                     progress(done, len(split))
-            yield _join(films, images, results, digests=digests)
+            yield _join(rows, images, results, digests=digests)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -130,24 +130,24 @@ def source_digests(
     A file that cannot be read has a digest of its own that no readable file has.
 
     Args:
-        split: Whose films.
+        split: Whose images.
         chunks: Rows.
         workers: Threads; None for one per core.
-        progress: Called as (films done, films in these chunks).
+        progress: Called as (images done, images in these chunks).
     """
     digests = []
     done, total = 0, sum(map(len, chunks))
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for films in chunks:
-            digests.append(_combine(pool.map(lambda row: _film_digest(split, row), films)))
-            done += len(films)
+        for rows in chunks:
+            digests.append(_combine(pool.map(lambda row: _image_digest(split, row), rows)))
+            done += len(rows)
             if progress is not None:
                 progress(done, total)
     return digests
 
 
 def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
-    """Stop if films cannot be used.
+    """Stop if images cannot be used.
 
     Raises:
         DataError: There are any: up to five are named, each with its reason, all are counted.
@@ -156,7 +156,7 @@ def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
         return
     named = "; ".join(_name(split, row, reason) for row, reason in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    raise DataError(f"{len(bad)} of the {len(split)} films in {split.name} cannot be used: {named}{more}")
+    raise DataError(f"{len(bad)} of the {len(split)} images in {split.name} cannot be used: {named}{more}")
 
 
 def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
@@ -173,42 +173,42 @@ def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
 class _Done:
     """What one task gives back; the pixels are in the chunk's array already."""
 
-    films: range
+    rows: range
     bad: tuple[tuple[int, str], ...]
     notes: tuple[tuple[int, str], ...]
     digests: tuple[bytes, ...]
 
 
-def _decode(split: Split, spec: PreprocessSpec, films: range, *, first: int, images: Pixels, digests: bool) -> _Done:
+def _decode(split: Split, spec: PreprocessSpec, rows: range, *, first: int, images: Pixels, digests: bool) -> _Done:
     bad: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
     found: list[bytes] = []
-    for row in films:
-        # Before decoding: should the film change in between, its digest is the old one and the change is noticed.
+    for row in rows:
+        # Before decoding: should the image change in between, its digest is the old one and the change is noticed.
         if digests:
-            found.append(_film_digest(split, row))
+            found.append(_image_digest(split, row))
         try:
-            images[row - first], said = decode_film(split, row, spec)
+            images[row - first], said = decode_image(split, row, spec)
             notes += ((row, text) for text in said)
         except DataError as error:
             bad.append((row, str(error)))
-    return _Done(films, tuple(bad), tuple(notes), tuple(found))
+    return _Done(rows, tuple(bad), tuple(notes), tuple(found))
 
 
-def _join(films: range, images: Pixels, results: Sequence[_Done], *, digests: bool) -> Chunk:
+def _join(rows: range, images: Pixels, results: Sequence[_Done], *, digests: bool) -> Chunk:
     bad = tuple(failed for result in results for failed in result.bad)
     notes = tuple(note for result in results for note in result.notes)
     sources = _combine(digest for result in results for digest in result.digests) if digests else ""
-    return Chunk(films, images, bad, notes, sources)
+    return Chunk(rows, images, bad, notes, sources)
 
 
-def _rows(into: Pixels | None, films: range, spec: PreprocessSpec) -> Pixels:
+def _rows(into: Pixels | None, rows: range, spec: PreprocessSpec) -> Pixels:
     if into is None:
-        return np.empty((len(films), *film_shape(spec)), np.uint8)
-    return into[films.start : films.stop]
+        return np.empty((len(rows), *image_shape(spec)), np.uint8)
+    return into[rows.start : rows.stop]
 
 
-def _film_digest(split: Split, row: int) -> bytes:
+def _image_digest(split: Split, row: int) -> bytes:
     if not split.paths:
         return hashlib.blake2b(np.ascontiguousarray(own_pixels(split)[row]).data, digest_size=DIGEST_BYTES).digest()
     try:
@@ -219,7 +219,7 @@ def _film_digest(split: Split, row: int) -> bytes:
 
 
 def _combine(digests: Iterable[bytes]) -> str:
-    """One digest of the digests of a chunk's films, in order."""
+    """One digest of the digests of a chunk's images, in order."""
     total = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for digest in digests:
         total.update(digest)
@@ -238,6 +238,6 @@ def own_pixels(split: Split) -> Pixels:
 
 
 def _name(split: Split, row: int, reason: str) -> str:
-    """The reason with the film's file name, or its position in a set of arrays."""
-    name = split.paths[row].name if split.paths else f"film {row}"
+    """The reason with the image's file name, or its position in a set of arrays."""
+    name = split.paths[row].name if split.paths else f"image {row}"
     return reason if name in reason else f"{name}: {reason}"

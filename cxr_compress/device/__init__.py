@@ -13,7 +13,7 @@ _PUBLIC = {
     "CostTable": "cost_table",
     "DicomView": "dicom",
     "Findings": "classifier",
-    "GoldenVectors": "golden_vectors",
+    "ReferenceOutputs": "reference_outputs",
     "ImageGateWarning": "preprocess",
     "INTENDED_USE": "modelinfo",
     "Latency": "benchmark",

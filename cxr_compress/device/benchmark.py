@@ -17,10 +17,9 @@ import numpy as np
 
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.decode import decode_bytes
-from cxr_compress.device.interpreter import load_interpreter
+from cxr_compress.device.interpreter import load_interpreter, try_model
 from cxr_compress.device.modelfile import ModelFile
-from cxr_compress.device.quantisation import TensorFormat
-from cxr_compress.device.trial import try_model
+from cxr_compress.device.runner import TensorFormat
 from cxr_compress.errors import DataError
 
 _INPUT_SEED = 0
@@ -103,7 +102,7 @@ def measure_together(
     for name, content in models.items():
         calls[name], runtimes[name] = prepare_call(content, num_threads, runtime, delegate)
     times = time_together(calls, runs=runs, warmup=warmup)
-    return {name: summarise(times[name], num_threads=num_threads, runtime=runtimes[name]) for name in models}
+    return {name: summarize(times[name], num_threads=num_threads, runtime=runtimes[name]) for name in models}
 
 
 def measure_end_to_end(
@@ -138,7 +137,7 @@ def measure_end_to_end(
         classifiers[name] = Classifier(model, num_threads=num_threads, runtime=runtime, delegate=delegate)
         calls[name] = _end_to_end_call(classifiers[name], png)
     times = time_together(calls, runs=runs, warmup=warmup)
-    return {name: summarise(times[name], num_threads=num_threads, runtime=classifiers[name].runtime) for name in models}
+    return {name: summarize(times[name], num_threads=num_threads, runtime=classifiers[name].runtime) for name in models}
 
 
 def time_together(
@@ -172,7 +171,7 @@ def time_together(
     return times
 
 
-def summarise(times: np.ndarray, *, num_threads: int, runtime: str) -> Latency:
+def summarize(times: np.ndarray, *, num_threads: int, runtime: str) -> Latency:
     """Give the statistics of run times (runs,) in milliseconds."""
     p50, p95 = (float(value) for value in np.percentile(times, (50, 95)))
     return Latency(
@@ -201,7 +200,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def synthetic_png(size: int) -> bytes:
-    """Draw a seeded gray PNG (size, size) that compresses about as badly as a film; no patient image."""
+    """Draw a seeded gray PNG (size, size) that compresses about as badly as an image; no patient image."""
     rng = np.random.default_rng(_INPUT_SEED)
     coarse = rng.integers(0, 200, size=(8, 8)).astype(np.uint8)
     smooth = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -222,7 +221,7 @@ def prepare_call(
     loaded = load_interpreter(content, num_threads=num_threads, runtime=runtime, delegate=delegate)
     rng = np.random.default_rng(_INPUT_SEED)
     for details in loaded.interpreter.get_input_details():
-        # Normalised X-rays lie in about [-2, 2.6]; zeros could make some kernels faster than they will be.
+        # Normalized X-rays lie in about [-2, 2.6]; zeros could make some kernels faster than they will be.
         values = rng.uniform(-2.0, 2.6, size=details["shape"]).astype(np.float32)
         tensor = TensorFormat.from_details(details)
         if tensor.takes_pixels:

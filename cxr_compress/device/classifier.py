@@ -12,11 +12,11 @@ import numpy as np
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView
 from cxr_compress.device.heatmap import no_map, pick_map
 from cxr_compress.device.image_checks import blank_text, image_warnings
+from cxr_compress.device.interpreter import try_model
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import normalize, prepare
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
-from cxr_compress.device.trial import try_model
 from cxr_compress.errors import DataError, ModelFileError
 
 
@@ -26,7 +26,7 @@ class Findings:
 
     Attributes:
         labels: the k findings.
-        logits: the model's output, dequantised; of a file that gives probabilities, their logits.
+        logits: the model's output, dequantized; of a file that gives probabilities, their logits.
         probabilities: sigmoid(slope * logit + offset) with the calibration of the model file; of classes that exclude
             one another the softmax of all of them, which adds up to 1.
         thresholds: on the probabilities; of exclusive classes 0.5 each, and not used.
@@ -109,7 +109,7 @@ class Classifier:
         labels: the findings, in the order of the logits.
         spec: the preprocessing.
         runtime: which TFLite runtime runs it, for instance "ai-edge-litert 2.3.0".
-        output_scale: one step (LSB) of the logits of a quantised output; None for a float output.
+        output_scale: one step (LSB) of the logits of a quantized output; None for a float output.
     """
 
     info: ModelInfo
@@ -135,7 +135,7 @@ class Classifier:
             num_threads: threads of the TFLite kernels.
             runtime: "auto", "litert" or "tflite-runtime".
             delegate: library of an accelerator, as "libedgetpu.so.1"; None runs on the processor.
-            gate: "error" refuses a blank image, and a colour image for a gray model; "off" goes on, with a warning in
+            gate: "error" refuses a blank image, and a color image for a gray model; "off" goes on, with a warning in
                 the findings for the one and an `ImageGateWarning` for the other.
             view: which frame and window of DICOM files, and the bit depth of what stores 16 bits.
 
@@ -172,10 +172,10 @@ class Classifier:
 
         Args:
             batch: (n, *spec.input_shape) of dtype `spec.input`, as `device.preprocess.normalize` gives it: float32, or
-                uint8 where the model normalises; n may be 0.
+                uint8 where the model normalizes; n may be 0.
 
         Returns:
-            float32 (n, k), dequantised.
+            float32 (n, k), dequantized.
 
         Raises:
             DataError: another shape or dtype, or NaN or infinite values.

@@ -167,11 +167,11 @@ def _element(data: bytes, order: Literal["little", "big"], *, explicit: bool) ->
 
 
 def without_alpha(image: np.ndarray, *, bgr: bool = False) -> Picture:
-    """Drop the last channel of gray or colour with transparency; says so where something shows through.
+    """Drop the last channel of gray or color with transparency; says so where something shows through.
 
     Args:
         image: uint8 or uint16, (H, W), or (H, W, 1 to 4).
-        bgr: the colours are in the order of OpenCV.
+        bgr: the colors are in the order of OpenCV.
 
     Raises:
         DataError: another dtype.

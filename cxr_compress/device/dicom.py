@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cxr_compress.device import dicom_header as header
-from cxr_compress.device.checked_decoding import complaints_refused
-from cxr_compress.device.dicom_codestream import check_codestream, check_fragments, stated_bits
-from cxr_compress.device.dicom_silence import silenced
+from cxr_compress.device.checked_decoding import check_codestream, check_fragments, complaints_refused, stated_bits
+from cxr_compress.device.dicom_header import silenced
 from cxr_compress.device.grayscale import (
     GrayScale,
     Lut,
@@ -125,7 +124,7 @@ def read_dicom(data: bytes, view: DicomView = FIRST_VIEW) -> Picture:
         view: which frame and window.
 
     Returns:
-        uint8, (H, W) for gray, (H, W, 3) RGB for colour and palette images.
+        uint8, (H, W) for gray, (H, W, 3) RGB for color and palette images.
 
     Raises:
         DataError: pydicom or a decoder is missing (names the transfer syntax and what to install), no image, cut short,
@@ -149,8 +148,8 @@ def read_dicom(data: bytes, view: DicomView = FIRST_VIEW) -> Picture:
             failure = f"has a palette that is damaged; {_AGAIN}"
             resolved = _guarded(lambda: _resolve_palette(dataset, pixels, view), failure)
             return Picture(resolved.pixels, about.notes + notes + resolved.notes)
-    colour = pixels.ndim != 2  # noqa: PLR2004
-    shown = _colour_to_8_bits(pixels, about.bits_stored, view) if colour else _display(pixels, about, view)
+    color = pixels.ndim != 2  # noqa: PLR2004
+    shown = _color_to_8_bits(pixels, about.bits_stored, view) if color else _display(pixels, about, view)
     return Picture(shown.pixels, about.notes + notes + shown.notes)
 
 
@@ -187,14 +186,14 @@ def _frame_index(about: header.Header, view: DicomView) -> int:
     if about.frames == 1 and view.frame is None:
         return 0
     if view.frame is None:
-        raise DataError(f"holds {about.frames} frames, expected one film; choose one with --frame=1 to {about.frames}")
+        raise DataError(f"holds {about.frames} frames, expected one image; choose one with --frame=1 to {about.frames}")
     if view.frame > about.frames:
         raise DataError(f"holds {about.frames} frames, frame {view.frame} is none of them")
     return view.frame - 1
 
 
 def _check_size(about: header.Header) -> None:
-    """Refuse sizes no film has before memory is asked for: a header of 20 bytes may claim gigabytes."""
+    """Refuse sizes no image has before memory is asked for: a header of 20 bytes may claim gigabytes."""
     if about.rows * about.columns * about.samples > _MAX_PIXELS:
         raise DataError(f"claims {about.rows} x {about.columns} pixels, at most {_MAX_PIXELS} are read")
 
@@ -403,16 +402,16 @@ def _chosen(views: tuple[Window | Lut, ...], wanted: int | tuple[float, float] |
 
 
 def _resolve_palette(dataset: Any, pixels: np.ndarray, view: DicomView) -> Picture:
-    """Replace palette indices (H, W) by their colours, uint8 (H, W, 3)."""
+    """Replace palette indices (H, W) by their colors, uint8 (H, W, 3)."""
     from pydicom.pixels.processing import apply_color_lut
 
     if not dataset.original_encoding[1]:
         raise DataError("has a palette in the retired big-endian encoding; export it again")
-    coloured = np.asarray(apply_color_lut(pixels, dataset))
-    return _colour_to_8_bits(coloured, coloured.dtype.itemsize * 8, view)
+    colored = np.asarray(apply_color_lut(pixels, dataset))
+    return _color_to_8_bits(colored, colored.dtype.itemsize * 8, view)
 
 
-def _colour_to_8_bits(pixels: np.ndarray, bits: int, view: DicomView) -> Picture:
+def _color_to_8_bits(pixels: np.ndarray, bits: int, view: DicomView) -> Picture:
     """Scale RGB of `bits` bits, or of those that it uses, to uint8, rounded."""
     highest = int(pixels.max())
     depth = used_depth(highest, bits)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+import threading
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +55,7 @@ TAGS = (
 )
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _ONE_SAMPLE = (*_GRAY, "PALETTE COLOR")
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+_COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 _MAX_BITS = 16
 _BYTE = 8
 _SIGN = 2**15
@@ -73,7 +78,7 @@ class Header:
         bits_stored: meaningful bits of a sample, up to 16.
         expected_bytes: what the pixels take uncompressed.
         pixel_bytes: what they take in the file.
-        scale: the gray-scale steps; without meaning for colour.
+        scale: the gray-scale steps; without meaning for color.
         high_bit: where the highest meaningful bit of a sample lies; `bits_stored` - 1 but in files that contradict
             themselves.
         unsigned_by_default: the file does not say whether its values are signed.
@@ -102,7 +107,7 @@ def read_header(dataset: Any, *, own_window: bool = False) -> Header:
         own_window: the windows and VOI LUTs of the file are not wanted, and need not be sound.
 
     Raises:
-        DataError: no image, or one of a kind no film has; names tags, not what they hold.
+        DataError: no image, or one of a kind no image has; names tags, not what they hold.
     """
     _check_is_image(dataset)
     photometric = _photometric(dataset)
@@ -121,7 +126,7 @@ def read_header(dataset: Any, *, own_window: bool = False) -> Header:
         notes = ("does not say how its colors are ordered (PlanarConfiguration), read pixel by pixel; look at it",)
     values = rows * columns * frames * samples
     if photometric == "YBR_FULL_422":
-        values = values * 2 // 3  # two pixels share their colour
+        values = values * 2 // 3  # two pixels share their color
     return Header(
         rows=rows,
         columns=columns,
@@ -163,7 +168,7 @@ def describe(syntax: Any) -> str:
 def _check_is_image(dataset: Any) -> None:
     """Raise a DataError unless there are integer pixels."""
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise DataError("holds floating-point pixels, expected the integers of a film; export it as an image")
+        raise DataError("holds floating-point pixels, expected the integers of an image; export it as an image")
     if "PixelData" not in dataset:
         raise DataError(
             "is cut short: its pixels are missing or incomplete; copy or export it again"
@@ -175,9 +180,9 @@ def _check_is_image(dataset: Any) -> None:
 def _photometric(dataset: Any) -> str:
     """The photometric interpretation; one that is not known is not repeated, it could be anything."""
     value = _term(dataset, "PhotometricInterpretation")
-    if value not in (*_ONE_SAMPLE, *_COLOUR):
+    if value not in (*_ONE_SAMPLE, *_COLOR):
         raise DataError(
-            f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOUR))}"
+            f"has a PhotometricInterpretation that is not read, expected one of {', '.join((*_ONE_SAMPLE, *_COLOR))}"
         )
     dataset.PhotometricInterpretation = value  # as pydicom expects it
     return value
@@ -333,3 +338,68 @@ def _integer(dataset: Any, name: str, least: int, default: int | None = None) ->
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DataError(f"has no usable {name}, expected a whole number from {least} on; export it again")
     return int(value)
+
+
+# The reader and the decoders it calls; the last ones are ours, where a warning may be laid at the caller's door.
+_OURS = ("cxr_compress.device.dicom", "cxr_compress.device.dicom_header")
+_SPEAKERS = ("pydicom", "pylibjpeg", "openjpeg", "rle", "gdcm", *_OURS)
+
+_reading = threading.local()
+_lock = threading.Lock()
+_readers = 0
+_undo = contextlib.ExitStack()
+
+
+class _DropWhileReading(logging.Filter):
+    """Drops what a thread logs while it reads an image; what pydicom logs for anybody else passes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(_reading, "active", False)
+
+
+_DROP = _DropWhileReading()
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """While inside, pydicom and its decoders neither warn nor log, at any level, pydicom's own debug mode included.
+
+    Log lines are dropped for the calling thread alone; warnings, which Python filters per process, for all threads, and
+    only those that come from the modules named above. May be entered by several threads at a time.
+    """
+    _filter_loggers()
+    _enter()
+    before = getattr(_reading, "active", False)
+    _reading.active = True
+    try:
+        yield
+    finally:
+        _reading.active = before
+        _leave()
+
+
+def _filter_loggers() -> None:
+    """Put the filter on every logger of the speakers; again each time, because modules make loggers when they load."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in _SPEAKERS:
+            logging.getLogger(name).addFilter(_DROP)  # a second time has no effect
+
+
+def _enter() -> None:
+    """The first reader changes the warning filters; they are one list for all threads."""
+    global _readers  # noqa: PLW0603
+    with _lock:
+        if _readers == 0:
+            _undo.enter_context(warnings.catch_warnings())
+            for speaker in _SPEAKERS:
+                warnings.filterwarnings("ignore", module=rf"{speaker}($|\.)".replace(".device.", r"\.device\."))
+        _readers += 1
+
+
+def _leave() -> None:
+    """The last reader puts the warning filters back."""
+    global _readers  # noqa: PLW0603
+    with _lock:
+        _readers -= 1
+        if _readers == 0:
+            _undo.close()

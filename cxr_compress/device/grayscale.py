@@ -1,6 +1,6 @@
 """The gray-scale steps of DICOM as numbers: stored value -> modality -> window or VOI LUT -> inverted once -> 8 bits.
 
-All of it happens on the few values a pixel can store, so a film of any size costs one table and one look-up. Nothing
+All of it happens on the few values a pixel can store, so an image of any size costs one table and one look-up. Nothing
 here knows a file or pydicom.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from cxr_compress.errors import DataError
 
 WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-# Levels are rounded on this grid first: what arithmetic leaves of a half is a half again, so that a film and its
+# Levels are rounded on this grid first: what arithmetic leaves of a half is a half again, so that an image and its
 # negative round to exact opposites.
 _GRID = 2**16
 # What detectors and converters use of 16 bits.
@@ -40,7 +40,7 @@ class Window:
         usable = np.isfinite(self.center) and np.isfinite(self.width) and self.width >= least and self.width > 0
         if not usable:
             raise DataError(
-                f"has a window that no film can be seen through (a {self.function} width is at least {least:g} and "
+                f"has a window that no image can be seen through (a {self.function} width is at least {least:g} and "
                 "above 0); choose one with --window=CENTER,WIDTH"
             )
 

@@ -1,6 +1,6 @@
 """Signs that an image is not what a model was trained on: sentences for a person to judge.
 
-Color is checked where an image becomes gray (`preprocess.coloured_share`). Here it is what would get a finding like
+Color is checked where an image becomes gray (`preprocess.colored_share`). Here it is what would get a finding like
 any other image: a blank one, one that is nearly black or white, of a few gray levels, of noise, a few pixels large, and
 one stored with dark bones, which no number in a file tells.
 
@@ -11,9 +11,13 @@ start.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+
+from cxr_compress.errors import DataError
 
 # Limits for images in 8 bits at their own size, and the most extreme of 624 images of Kermany's test split, 1,707 of
 # nih_mini and 1,000 of nih1000_64 (64 px): not one false alarm of these four kinds among the 3,331.
@@ -172,3 +176,60 @@ def _mean(image: np.ndarray, rows: slice, columns: tuple[float, float], shift: f
 
 def _pixels(shares: slice) -> slice:
     return slice(int(shares.start * _SIZE), int(shares.stop * _SIZE))
+
+
+_IMAGES = 1024  # at most; a mean over so many images is good to 1 % of their spread
+_LEVELS = 256
+_IMAGE_RANK = 3
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Mean and standard deviation of pixel / 255 over images, one of each per channel: one for gray, three for RGB."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not all(0 <= n <= 1 for n in numbers):
+            raise DataError(f"expected mean and std of 1 or 3 channels in [0, 1], got {self.mean} and {self.std}")
+
+    @classmethod
+    def of(cls, images: np.ndarray) -> ImageStatistics:
+        """Those of uint8 images (n, height, width[, 3]), of 1024 spread evenly where there are more.
+
+        Counted, not summed: the same images give the same bits in any order.
+
+        Raises:
+            DataError: no images, or another dtype or shape.
+        """
+        if images.dtype != np.uint8 or not len(images) or images.ndim not in (_IMAGE_RANK, _IMAGE_RANK + 1):
+            raise DataError(f"expected uint8 images (n, height, width[, 3]), got {images.dtype} {images.shape}")
+        count = min(_IMAGES, len(images))
+        counts = np.zeros((images.shape[3] if images.ndim > _IMAGE_RANK else 1, _LEVELS), np.int64)
+        for place in range(count):
+            image = images[place * len(images) // count].reshape(-1, len(counts))
+            for channel in range(len(counts)):
+                counts[channel] += np.bincount(image[:, channel], minlength=_LEVELS)
+        levels = np.arange(_LEVELS) / 255.0
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        mean = shares @ levels
+        std = np.sqrt(np.maximum(0.0, shares @ levels**2 - mean**2))
+        return cls(tuple(float(round(value, 6)) for value in mean), tuple(float(round(value, 6)) for value in std))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> ImageStatistics:
+        """Build what `to_dict` gave.
+
+        Raises:
+            DataError: something else.
+        """
+        try:
+            return cls(*(tuple(float(value) for value in fields[name]) for name in ("mean", "std")))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"expected mean and std of images, got {fields!r}") from error

@@ -18,10 +18,10 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cxr_compress.device.first_bytes import first_bytes
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
 from cxr_compress.device.modelinfo import INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
 from cxr_compress.errors import ModelFileError
+from cxr_compress.files import first_bytes
 
 __all__ = ["INTENDED_USE", "MAX_METADATA_BYTES", "ModelFile", "ModelInfo", "pack_model", "read_model"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.golden_vectors import GoldenVectors
+from cxr_compress.device.reference_outputs import ReferenceOutputs
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
@@ -23,12 +23,13 @@ NOT_STATED = "not stated"
 ACTIVATIONS = ("sigmoid", "softmax")
 # What the file computes: those logits, or the probabilities themselves, where no logits could be had of the model.
 OUTPUTS = ("logits", "probabilities")
-# What came with version 3; a file that has the usual value is written as version 2, so that older readers take it too.
+# What a file of version 2, and one of version 1 besides, does not say.
 _SINCE_3: dict[str, Any] = {"activation": "sigmoid", "outputs": "logits"}
+_SINCE_2: dict[str, Any] = {"calibration_source": NOT_STATED, "model_card": "", "canonical_hash": "", "reference": None}
+# What versions 1 and 2 called it.
+_FORMER_NAMES = {"golden": "reference"}
 # Probabilities nearer to 0 or 1 have no finite logit in float32.
 _LEAST_PROBABILITY = 1e-7
-# What came with version 2, and what a file of version 1 says instead.
-_SINCE_2: dict[str, Any] = {"calibration_source": NOT_STATED, "model_card": "", "canonical_hash": "", "golden": None}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ModelInfo:
         quant_type: none, fp16, dynamic, int8, int8_float_io, int16x8.
         parents: earlier stage -> sha256 of what it made, the model that it all began with first.
         training_data: the data set, in words.
-        attribution: what its licence asks to be said.
+        attribution: what its license asks to be said.
         synthetic: trained on drawn phantom images, so its findings say nothing about patients.
         recipe: the recipe of the run, JSON-ready.
         intended_use: the sentence every output carries.
@@ -55,7 +56,7 @@ class ModelInfo:
         model_card: Markdown for people; "" where there is none.
         canonical_hash: of weights, operators and wiring alone (`lite.canonical_hash`): equal for equal networks,
             however they are packed; "" where it was not computed.
-        golden: what the file answers to drawn films; None where it was not asked.
+        reference: what the file answers to drawn images; None where it was not asked.
         activation: one of ACTIVATIONS: "sigmoid" for findings of their own, "softmax" for classes that exclude one
             another.
         outputs: one of OUTPUTS: what the file computes; `logits_of` turns either into logits.
@@ -78,7 +79,7 @@ class ModelInfo:
     calibration_source: str = NOT_STATED
     model_card: str = ""
     canonical_hash: str = ""
-    golden: GoldenVectors | None = None
+    reference: ReferenceOutputs | None = None
     activation: str = "sigmoid"
     outputs: str = "logits"
 
@@ -100,22 +101,22 @@ class ModelInfo:
                 raise ModelFileError(f"expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.activation == "softmax" and len(self.labels) == 1:
             raise ModelFileError(f"expected two or more classes that exclude one another (softmax), got {self.labels}")
-        if self.golden is not None and _expect("golden", self.golden, GoldenVectors).shape[1] != len(self.labels):
-            raise ModelFileError(f"expected golden vectors of {len(self.labels)} findings, got {self.golden.shape[1]}")
+        if self.reference is not None and _expect("reference", self.reference, ReferenceOutputs).shape[1] != len(
+            self.labels
+        ):
+            raise ModelFileError(
+                f"expected reference outputs of {len(self.labels)} findings, got {self.reference.shape[1]}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields and `format_version` as JSON-ready values."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         later = {
-            "golden": self.golden.to_dict() if self.golden is not None else None,
+            "reference": self.reference.to_dict() if self.reference is not None else None,
             "parents": [list(pair) for pair in self.parents.items()],  # a JSON object would lose their order
         }
-        version = FORMAT_VERSION
-        if all(fields[name] == usual for name, usual in _SINCE_3.items()):
-            version = FORMAT_VERSION - 1
-            fields = {name: value for name, value in fields.items() if name not in _SINCE_3}
-        return {**fields, **later, "preprocess": self.preprocess.to_dict(), "format_version": version}
+        return {**fields, **later, "preprocess": self.preprocess.to_dict(), "format_version": FORMAT_VERSION}
 
     def to_json(self) -> str:
         """Give the fields as JSON text: keys sorted, so equal infos give equal text."""
@@ -130,6 +131,8 @@ class ModelInfo:
         """
         fields = dict(fields)
         version = _checked_version(fields.pop("format_version", None))
+        if version < FORMAT_VERSION:
+            fields = {_FORMER_NAMES.get(name, name): value for name, value in fields.items()}
         if version == 1 and not set(fields) & set(_SINCE_2):
             fields |= _SINCE_2
         if version < FORMAT_VERSION and not set(fields) & set(_SINCE_3):
@@ -144,8 +147,8 @@ class ModelInfo:
             spec = PreprocessSpec.from_dict(_expect("preprocess", fields["preprocess"], dict))
         except DataError as error:
             raise ModelFileError(f"{JSON_NAME}: {error}") from error
-        golden = GoldenVectors.from_dict(fields["golden"]) if fields["golden"] is not None else None
-        return cls(**{**fields, "preprocess": spec, "golden": golden, "parents": _pairs(fields["parents"])})
+        reference = ReferenceOutputs.from_dict(fields["reference"]) if fields["reference"] is not None else None
+        return cls(**{**fields, "preprocess": spec, "reference": reference, "parents": _pairs(fields["parents"])})
 
     def logits_of(self, outputs: np.ndarray) -> np.ndarray:
         """What the file computed (..., k) as logits, float32 of the same shape; `probabilities` turns them back."""

@@ -1,7 +1,7 @@
 """From an image, in whatever form it comes, to the model's input: the only preprocessing in the project.
 
 Training, calibration, evaluation and the device all come through here, so that a model is scored on exactly what it
-will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resize to uint8 -> normalise to float32
+will see. The order is fixed: decode -> 8 bits -> gray or RGB -> INTER_AREA resize to uint8 -> normalize to float32
 (the last step is left to the network where the spec says that it takes uint8 pixels).
 """
 
@@ -31,7 +31,7 @@ __all__ = [
     "ImageGateWarning",
     "Prepared",
     "PreprocessSpec",
-    "coloured_share",
+    "colored_share",
     "decode_image",
     "load_uint8",
     "normalize",
@@ -42,12 +42,12 @@ __all__ = [
     "to_uint8",
 ]
 
-# The gray check: a pixel is coloured when its largest and smallest channel differ by more than this many of 255 levels.
-# JPEG's chroma subsampling leaves at most 13 levels of a gray film with noise of 6 levels in each channel (qualities 30
-# to 95); a window frame, skin, a light box under a lamp or an old film gone yellow lie above.
-COLOUR_LEVELS = 16
-# At most this share of coloured pixels passes, so that a small coloured side marker or pen stroke does not stop a film.
-COLOURED_SHARE_LIMIT = 0.01
+# The gray check: a pixel is colored when its largest and smallest channel differ by more than this many of 255 levels.
+# JPEG's chroma subsampling leaves at most 13 levels of a gray image with noise of 6 levels in each channel (qualities
+# 30 to 95); a window frame, skin, a light box under a lamp or an old image gone yellow lie above.
+COLOR_LEVELS = 16
+# At most this share of colored pixels passes, so that a small colored side marker or pen stroke does not stop an image.
+COLORED_SHARE_LIMIT = 0.01
 
 GATES = ("error", "off")
 
@@ -74,7 +74,7 @@ class Prepared:
 
 
 def prepare(source: Any, spec: PreprocessSpec, gate: str = "error", view: DicomView = FIRST_VIEW) -> Prepared:
-    """Bring an image to uint8 of the model's colour and size.
+    """Bring an image to uint8 of the model's color and size.
 
     Of 16-bit files and arrays the bits that are used are told by the highest value, unless `view.bit_depth` or
     `spec.bit_depth` (anything but 16) says how many they are.
@@ -123,21 +123,21 @@ def _settle_depth(
 
 
 def to_uint8(image: np.ndarray, spec: PreprocessSpec, gate: str = "error") -> np.ndarray:
-    """Bring a decoded image to 8 bits and to the spec's colour; the argument is left unchanged.
+    """Bring a decoded image to 8 bits and to the spec's color; the argument is left unchanged.
 
-    A colour image for a gray model is weighed to luminance after the gray check; a gray image for an RGB model is
+    A color image for a gray model is weighed to luminance after the gray check; a gray image for an RGB model is
     repeated in three channels.
 
     Args:
         image: uint8 or uint16, (H, W), (H, W, 1) or (H, W, 3) RGB.
         spec: what the model expects.
-        gate: "error", or "off" to warn about a colour image (`ImageGateWarning`) and go on.
+        gate: "error", or "off" to warn about a color image (`ImageGateWarning`) and go on.
 
     Returns:
         uint8, (H, W) for gray, (H, W, 3) for rgb.
 
     Raises:
-        DataError: another dtype or shape, an empty image, or a colour image for a gray model with gate="error".
+        DataError: another dtype or shape, an empty image, or a color image for a gray model with gate="error".
     """
     if gate not in GATES:
         raise DataError(f"expected a gate of {', '.join(GATES)}; got {gate!r}")
@@ -212,7 +212,7 @@ def preprocess(source: Any, spec: PreprocessSpec, gate: str = "error", view: Dic
 
     Args:
         source: a path, bytes, a binary file object, a Pillow image or an array, as `sources.read_source` takes it; the
-            colours of an array are in the order RGB, not BGR.
+            colors of an array are in the order RGB, not BGR.
         spec: what the model expects.
         gate: as `to_uint8`.
         view: which frame and window of a DICOM file.
@@ -223,24 +223,24 @@ def preprocess(source: Any, spec: PreprocessSpec, gate: str = "error", view: Dic
     return normalize(prepare(source, spec, gate, view).pixels, spec)
 
 
-def coloured_share(image: np.ndarray) -> float:
-    """Give the share, in [0, 1], of pixels of a uint8 (H, W, 3) whose channels differ by more than `COLOUR_LEVELS`."""
+def colored_share(image: np.ndarray) -> float:
+    """Give the share, in [0, 1], of pixels of a uint8 (H, W, 3) whose channels differ by more than `COLOR_LEVELS`."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    return float(np.count_nonzero(spread > COLOUR_LEVELS)) / spread.size
+    return float(np.count_nonzero(spread > COLOR_LEVELS)) / spread.size
 
 
 def _check_gray(image: np.ndarray, gate: str) -> None:
-    """Raise or warn when a colour image (H, W, 3) is not a gray film saved in colour."""
-    share = coloured_share(image)
-    if share <= COLOURED_SHARE_LIMIT:
+    """Raise or warn when a color image (H, W, 3) is not a gray image saved in color."""
+    share = colored_share(image)
+    if share <= COLORED_SHARE_LIMIT:
         return
     text = (
-        f"expected a gray image, got colour: the channels of {share:.1%} of the pixels differ by more than "
-        f"{COLOUR_LEVELS} of 255 levels (limit {COLOURED_SHARE_LIMIT:.0%})"
+        f"expected a gray image, got color: the channels of {share:.1%} of the pixels differ by more than "
+        f"{COLOR_LEVELS} of 255 levels (limit {COLORED_SHARE_LIMIT:.0%})"
     )
     if gate == "error":
-        raise DataError(f"{text}; export the film itself, or go on at your own risk with --gate=off")
+        raise DataError(f"{text}; export the image itself, or go on at your own risk with --gate=off")
     warnings.warn(f"{text}; it was turned to gray because the gate is off", ImageGateWarning, stacklevel=3)
 
 

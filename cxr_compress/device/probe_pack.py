@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.first_bytes import first_bytes
+from cxr_compress.device.cost_table import LayerUse
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
-from cxr_compress.device.kernel_kind import LayerUse
 from cxr_compress.errors import ModelFileError
+from cxr_compress.files import first_bytes
 
 PACK_FORMAT = 1
 MAX_PACK_BYTES = 1 << 30
@@ -59,11 +59,11 @@ class ProbePack:
     """What is needed to find out where a model's time goes.
 
     Attributes:
-        model: flatbuffer of the uncut model.
+        model: flatbuffer of the original model.
         idle: flatbuffer that computes next to nothing: what a run costs in any case.
         probes: single layers at several widths.
         moves: element-wise layers of several sizes.
-        uses: every use of a kernel in the uncut model.
+        uses: every use of a kernel in the original model.
         moved: elements that its layers without a kernel read or write.
         quant_type: of all the flatbuffers.
     """

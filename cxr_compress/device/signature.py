@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import write_bytes
 from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.files import write_bytes
 
 SIGNATURE_SUFFIX = ".sig"
 MAKE_KEY = "openssl genpkey -algorithm ed25519 -out private.pem"

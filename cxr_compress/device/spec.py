@@ -11,7 +11,7 @@ import numpy as np
 
 from cxr_compress.errors import DataError
 
-# Source: the ImageNet statistics that CheXNet (Rajpurkar et al. 2017, section 2.2) normalises with.
+# Source: the ImageNet statistics that CheXNet (Rajpurkar et al. 2017, section 2.2) normalizes with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Source: the means that Caffe's ImageNet models subtract from pixels of 0 to 255, in the order blue, green, red.
@@ -23,7 +23,7 @@ _CAFFE_MEAN = (103.939 / 255, 116.779 / 255, 123.68 / 255)
 #   tf              x / 127.5 - 1: Keras' MobileNet and Inception
 #   caffe           BGR, x - mean: Keras' ResNet50 and VGG
 #   xrv             (2 x / 255 - 1) * 1024, one channel: torchxrayvision
-#   raw             x: networks that normalise themselves
+#   raw             x: networks that normalize themselves
 PRESETS: dict[str, dict[str, Any]] = {
     "imagenet_torch": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
     "unit": {"mean": (0.0,) * 3, "std": (1.0,) * 3},
@@ -46,14 +46,14 @@ class PreprocessSpec:
         height: rows of the model input, pixels.
         width: columns of the model input, pixels. The image is squashed to fit; its aspect ratio is not kept.
         channels: channels the network computes with; a gray image is repeated in each.
-        color: "gray" (a colour image is an error) or "rgb".
+        color: "gray" (a color image is an error) or "rgb".
         bit_depth: meaningful bits of files and arrays that store 16 bits; 2**bit_depth - 1 becomes 255.
         resize: the resampling, always "area".
         mean: per channel of the network, of pixel / 255.
         std: per channel of the network, of pixel / 255.
         order: "rgb" or "bgr", the order of the network's channels; files and arrays are RGB always.
-        input: what is fed: "float32", normalised with mean and std, or "uint8" pixels that the network itself
-            normalises so, one channel of them for gray.
+        input: what is fed: "float32", normalized with mean and std, or "uint8" pixels that the network itself
+            normalizes so, one channel of them for gray.
     """
 
     height: int

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.golden_vectors import GOLDEN_FILMS, GoldenVectors, draw_golden_films
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
 from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.reference_outputs import REFERENCE_IMAGES, ReferenceOutputs, draw_reference_images
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import ModelFileError
 
@@ -27,26 +27,26 @@ MAX_DYNAMIC_SHARE = MAX_STEPS / 255
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of the golden vectors of a file on this machine.
+    """What became of the reference outputs of a file on this machine.
 
     Attributes:
         runtime: what ran it here.
         made_with: what ran it where it was made.
-        films: golden films.
+        images: reference images.
         tolerance: how far a logit may be off: 3 codes; where they are float, 1e-3 of the spread of the recorded ones,
             or 3/255 of it in a dynamic file.
         largest_difference: of a logit from its record; infinite where it is no number.
         logits_off: logits beyond the tolerance.
-        decisions: findings times films; of classes that exclude one another one a film, its likeliest class.
+        decisions: findings times images; of classes that exclude one another one an image, its likeliest class.
         too_close: decisions whose score lies within the tolerance of its threshold, or whose two likeliest classes lie
             within what both logits may be off; they are not judged.
         flipped: judged decisions that differ from their record.
-        varied: the recorded logits depend on the film; where they do not, the comparison proves nothing.
+        varied: the recorded logits depend on the image; where they do not, the comparison proves nothing.
     """
 
     runtime: str
     made_with: str
-    films: int
+    images: int
     tolerance: float
     largest_difference: float
     logits_off: int
@@ -57,7 +57,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Every logit within the tolerance, no judged decision flipped, and a record that depends on the film."""
+        """Every logit within the tolerance, no judged decision flipped, and a record that depends on the image."""
         return self.varied and not self.logits_off and not self.flipped
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,12 +72,10 @@ class Verification:
     def to_text(self) -> str:
         """One line for people."""
         if not self.varied:
-            return (
-                "FAILED: the recorded logits are the same for every golden film, so they prove nothing; train it first"
-            )
+            return "FAILED: the recorded logits are the same for every image, which proves nothing; train it first"
         return (
-            f"{'passed' if self.passed else 'FAILED'}: {self.films} golden films on {self.runtime}, largest difference "
-            f"{self.largest_difference:.2g} of {self.tolerance:.2g} allowed, {self.logits_off} logits off, "
+            f"{'passed' if self.passed else 'FAILED'}: {self.images} reference images on {self.runtime}, largest "
+            f"difference {self.largest_difference:.2g} of {self.tolerance:.2g} allowed, {self.logits_off} logits off, "
             f"{self.flipped} of {self.decisions} decisions flipped ({self.too_close} too close to call)"
         )
 
@@ -85,7 +83,7 @@ class Verification:
 def verify_model(
     model: str | Path | ModelFile, *, num_threads: int = 1, runtime: str = "auto", delegate: str | None = None
 ) -> Verification:
-    """Draw the golden films of a file, run it on them, and compare with what it recorded when it was packed.
+    """Draw the reference images of a file, run it on them, and compare with what it recorded when it was packed.
 
     The file's own hashes say that it is whole; this says that runtime, processor and delegate compute it right. Costs
     four inferences.
@@ -97,39 +95,39 @@ def verify_model(
         delegate: likewise, library of an accelerator; None runs on the processor.
 
     Raises:
-        ModelFileError: the file is damaged, not ours, or carries no golden vectors.
+        ModelFileError: the file is damaged, not ours, or carries no reference outputs.
         RuntimeUnavailableError: no TFLite runtime here can run it.
     """
     file = model if isinstance(model, ModelFile) else read_model(model)
-    golden = file.info.golden
-    if golden is None:
-        raise ModelFileError(f"{file.path}: carries no golden vectors to verify it with; convert the model again")
+    reference = file.info.reference
+    if reference is None:
+        raise ModelFileError(f"{file.path}: carries no reference outputs to verify it with; convert the model again")
     classifier = Classifier(file, num_threads=num_threads, runtime=runtime, delegate=delegate)
-    logits = classifier.logits(_inputs(file.info, golden.seed, len(golden.logits)))
+    logits = classifier.logits(_inputs(file.info, reference.seed, len(reference.logits)))
     positive = np.array([classifier.decide(row).positive for row in logits])
     return compare(file.info, logits, positive, classifier.runtime)
 
 
-def record(content: bytes, info: ModelInfo, *, step: float | None = None, seed: int = 0) -> GoldenVectors:
-    """Run a flatbuffer on golden films and note what it answers.
+def record(content: bytes, info: ModelInfo, *, step: float | None = None, seed: int = 0) -> ReferenceOutputs:
+    """Run a flatbuffer on reference images and note what it answers.
 
     Args:
         content: the flatbuffer.
         info: what the file will say about itself; its preprocessing and thresholds count.
         step: the value of one code of the logits where a float output hides it; None takes the output's own.
-        seed: of the films.
+        seed: of the images.
 
     Raises:
         ModelFileError: the flatbuffer contradicts `info`.
         RuntimeUnavailableError: no TFLite runtime here can run it.
     """
     classifier = Classifier(ModelFile(Path("unnamed"), content, info, len(content), ""))
-    inputs = _inputs(info, seed, GOLDEN_FILMS)
+    inputs = _inputs(info, seed, REFERENCE_IMAGES)
     logits = classifier.logits(inputs)
     other = info.logits_of(Runner(content, xnnpack=False)(inputs))
     # Codes of probabilities are no even steps of their logits.
     step = classifier.output_scale or step if info.outputs == "logits" else None
-    return GoldenVectors(
+    return ReferenceOutputs(
         seed=seed,
         # By way of its text, a float32 becomes the shortest number that reads back as it.
         logits=tuple(tuple(float(str(value)) for value in row) for row in logits),
@@ -146,20 +144,20 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
     Raises:
         ModelFileError: it carries none.
     """
-    golden = info.golden
-    if golden is None:
-        raise ModelFileError("the file carries no golden vectors to verify it with; convert the model again")
-    expected = np.asarray(golden.logits, np.float32).astype(np.float64)
+    reference = info.reference
+    if reference is None:
+        raise ModelFileError("the file carries no reference outputs to verify it with; convert the model again")
+    expected = np.asarray(reference.logits, np.float32).astype(np.float64)
     spread = float(np.ptp(expected, axis=0).max())
     share = MAX_DYNAMIC_SHARE if info.quant_type == "dynamic" else MAX_FLOAT_SHARE
-    tolerance = max(MAX_STEPS * golden.step if golden.step else share * spread, KERNEL_ROOM * golden.kernels)
+    tolerance = max(MAX_STEPS * reference.step if reference.step else share * spread, KERNEL_ROOM * reference.kernels)
     # What is no number agrees with nothing. Not np.nan_to_num: after an emulated or old ARM runtime has switched tiny
     # numbers off, it warns about the processor.
     difference = np.abs(logits.astype(np.float64) - expected)
     difference = np.where(np.isfinite(difference), difference, np.inf)
     # Logits are rounded to float32: exactly three steps are three steps.
     off = difference > tolerance * (1 + 1e-6)
-    changed = positive != np.asarray(golden.positive)
+    changed = positive != np.asarray(reference.positive)
     if info.exclusive:
         judged = _class_margins(info, expected) > tolerance
         changed = changed.any(axis=1)
@@ -168,8 +166,8 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
     flipped = judged & changed
     return Verification(
         runtime=runtime,
-        made_with=golden.runtime,
-        films=len(expected),
+        made_with=reference.runtime,
+        images=len(expected),
         tolerance=tolerance,
         largest_difference=float(difference.max()),
         logits_off=int(off.sum()),
@@ -181,12 +179,12 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
 
 
 def _inputs(info: ModelInfo, seed: int, count: int) -> np.ndarray:
-    """The golden films as the model takes them."""
-    return normalize(draw_golden_films(info.preprocess, seed, count), info.preprocess)
+    """The reference images as the model takes them."""
+    return normalize(draw_reference_images(info.preprocess, seed, count), info.preprocess)
 
 
 def _class_margins(info: ModelInfo, logits: np.ndarray) -> np.ndarray:
-    """How far every logit of a film (n, k) may be off, all at once, before another class is the likeliest: (n,).
+    """How far every logit of an image (n, k) may be off, all at once, before another class is the likeliest: (n,).
 
     Of the class with the highest calibrated score and another one, both logits may be off, each times its slope: hence
     the distance of the scores over the sum of the slopes.

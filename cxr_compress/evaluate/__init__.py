@@ -1,6 +1,6 @@
-"""Scoring what ships: the device's own classifier on a labelled set, and the harm between two files."""
+"""Scoring what ships: the device's own classifier on a labeled set, and the degradation between two files."""
 
-from cxr_compress.data.match import Match, match_findings
+from cxr_compress.data.dataset import Match, match_findings
 from cxr_compress.evaluate.calibrate import (
     NO_THRESHOLDS,
     Calibration,
@@ -8,15 +8,26 @@ from cxr_compress.evaluate.calibrate import (
     choose_class_calibration,
     undo_class_weights,
 )
-from cxr_compress.evaluate.class_score import ClassScore
-from cxr_compress.evaluate.compare import Difference, auroc_difference
-from cxr_compress.evaluate.finding_score import FindingScore
-from cxr_compress.evaluate.fit_file import file_logits, fit_info, fittable
-from cxr_compress.evaluate.gate import Gate, judge_difference, judge_loss
+from cxr_compress.evaluate.degradation import Difference, Gate, auroc_difference, judge_difference, judge_loss
+from cxr_compress.evaluate.finding import ClassScore, FindingScore
+from cxr_compress.evaluate.fit_file import (
+    BATCH,
+    ScorableModel,
+    file_logits,
+    fit_info,
+    fittable,
+    from_classifier,
+    run_model,
+)
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
-from cxr_compress.evaluate.predictions import PREDICTIONS_START, predictions_csv
-from cxr_compress.evaluate.scorable import BATCH, ScorableModel, from_classifier, run_model
-from cxr_compress.evaluate.score import Evaluation, score_file, score_logits, score_model
+from cxr_compress.evaluate.score import (
+    PREDICTIONS_START,
+    Evaluation,
+    predictions_csv,
+    score_file,
+    score_logits,
+    score_model,
+)
 from cxr_compress.evaluate.view import FLAT_COLUMNS, flat_columns, flat_rows, render_evaluation
 
 __all__ = [

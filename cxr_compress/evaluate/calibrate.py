@@ -10,9 +10,121 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate.platt import fit_platt
-from cxr_compress.evaluate.temperature import fit_temperature
-from cxr_compress.metrics import ENOUGH_FILMS, auroc, check_exclusive, choose_threshold, softmax
+from cxr_compress.metrics import ENOUGH_IMAGES, auroc, check_exclusive, choose_threshold, softmax
+
+Array = NDArray[np.float64]
+
+_STEPS = 100
+_CONVERGED = 1e-10
+_HALVINGS = 30
+
+
+def fit_platt(labels: Array, logits: Array) -> tuple[float, float] | None:
+    """Slope and offset of probability = sigmoid(slope * logit + offset) that make the labels most likely.
+
+    Two numbers cannot change the order of images, so ranking and AUROC stay. Labels count as (n + 1) / (n + 2) and
+    1 / (m + 2) instead of 1 and 0, which keeps the slope finite where the logits separate the classes.
+
+    Source: Platt 1999, "Probabilistic outputs for support vector machines", section 2.2; Newton's method with step
+    halving as in Lin, Lin and Weng 2007.
+
+    Args:
+        labels: (n,) 0 or 1, both present.
+        logits: (n,) finite.
+
+    Returns:
+        Slope and offset; None where higher logits do not mean more of the finding, so that no slope above 0 fits.
+    """
+    positives = labels.sum()
+    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    center, spread = float(logits.mean()), float(logits.std())
+    if not spread > 0:
+        return None
+    scaled = (logits - center) / spread  # one size of step then suits every file
+    slope, offset = _minimize(target, scaled)
+    if not slope > 0:
+        return None
+    return slope / spread, offset - slope * center / spread
+
+
+def _minimize(target: Array, x: Array) -> tuple[float, float]:
+    """Where the cross entropy, which is convex, is least."""
+    parameters = np.array([0.0, float(np.log(target.mean() / (1 - target.mean())))])
+    inputs = np.stack([x, np.ones_like(x)])
+    loss = _loss(target, parameters @ inputs)
+    for _ in range(_STEPS):
+        z = parameters @ inputs
+        probability = np.exp(-np.logaddexp(0.0, -z))
+        gradient = inputs @ (probability - target)
+        weight = probability * (1 - probability)
+        # A hair above singular, where all images are far out on the sigmoid's flat ends.
+        hessian = (inputs * weight) @ inputs.T + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        if float(gradient @ step) < _CONVERGED:
+            break
+        for halving in range(_HALVINGS):
+            tried = parameters - step / 2**halving
+            after = _loss(target, tried @ inputs)
+            if after < loss:
+                parameters, loss = tried, after
+                break
+        else:
+            break
+    return float(parameters[0]), float(parameters[1])
+
+
+def _loss(target: Array, z: Array) -> float:
+    """Cross entropy of targets in (0, 1) and logits, without overflow."""
+    return float((np.logaddexp(0.0, z) - target * z).sum())
+
+
+_DOUBLINGS = 60
+_TEMPERATURE_HALVINGS = 100
+
+
+def fit_temperature(labels: Array, logits: Array, offset: Array) -> float | None:
+    """Slope s (one over the temperature) of ``softmax(s * logits + offset)`` that makes the labels most likely.
+
+    Labels count as (n + 1) / (n + k) and 1 / (n + k), n images of the class and k classes, instead of 1 and 0, which
+    keeps the slope finite where the logits separate the classes.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2; the targets of
+    Platt 1999 for more than two classes.
+
+    Args:
+        labels: (n, k), one 1 a row.
+        logits: (n, k), finite.
+        offset: (k,).
+
+    Returns:
+        The slope; None where larger logits do not mean more of their class, so that no slope above 0 fits.
+    """
+    classes = labels.shape[1]
+    counts = labels.sum(axis=0)
+    rest = 1 / (counts + classes)
+    target = labels * (counts * rest) + (labels @ rest)[:, None]
+    centered = logits - logits.mean(axis=1, keepdims=True)
+    spread = float(centered.std())
+    if not spread > 0:
+        return None
+    unit = centered / spread
+
+    def rise(slope: float) -> float:
+        """Derivative of the cross-entropy by the slope; it grows with the slope, as the cross-entropy is convex."""
+        return float(((softmax(slope * unit + offset) - target) * unit).sum(axis=1).mean())
+
+    if not rise(0.0) < 0:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(_DOUBLINGS):
+        if rise(high) >= 0:
+            break
+        low, high = high, 2 * high
+    for _ in range(_TEMPERATURE_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rise(middle) < 0 else (low, middle)
+    return high / spread
+
 
 # What a file says of thresholds where there are none: the likeliest class is the one.
 NO_THRESHOLDS = "not used: the classes exclude one another and the likeliest is predicted"
@@ -28,7 +140,7 @@ class Calibration(NamedTuple):
         slope: probability = sigmoid(slope * logit + offset), or one softmax of all classes that exclude one another.
         offset: See slope.
         thresholds: On that probability.
-        fitted: Whether slope and offset were fitted on films; otherwise only the class weights of the loss are undone.
+        fitted: Whether slope and offset were fitted on images; otherwise only the class weights of the loss are undone.
         falling: Whether the finding becomes rarer as its logit rises, by more than chance: then something is wrong.
     """
 
@@ -39,36 +151,36 @@ class Calibration(NamedTuple):
     falling: tuple[bool, ...] = ()
     activation: str = "sigmoid"
 
-    def source(self, films: str, findings: Sequence[str]) -> str:
+    def source(self, images: str, findings: Sequence[str]) -> str:
         """How slope and offset came about, in words: what a model file says of them.
 
         Args:
-            films: What they were fitted on, in words.
+            images: What they were fitted on, in words.
             findings: Their names.
         """
         if self.activation == "softmax" and all(self.fitted):
             undone = "; class weights of the training loss undone" if any(self.offset) else ""
-            return f"temperature scaling (one slope for all classes) fitted on {films}{undone}"
+            return f"temperature scaling (one slope for all classes) fitted on {images}{undone}"
         plain = [name for name, fitted in zip(findings, self.fitted, strict=True) if not fitted]
         if len(plain) == len(findings):
-            return f"class weights of the training loss undone; too few of {films} to fit more"
-        said = f"Platt scaling fitted on {films}"
+            return f"class weights of the training loss undone; too few of {images} to fit more"
+        said = f"Platt scaling fitted on {images}"
         return f"{said}; of {', '.join(plain)} only the class weights of the training loss undone" if plain else said
 
 
 def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight: ArrayLike) -> Calibration:
     """Fits slope and offset (`fit_platt`) and picks each threshold, on the dev set and for this very file.
 
-    That corrects over- and underconfidence and what quantisation shifts; probabilities refer to the prevalence of the
-    dev set. A finding with fewer than ``ENOUGH_FILMS`` dev films of either class, or whose logits do not rise with it,
-    keeps slope 1; its offset undoes the class weights alone: a loss that counts positives ``pos_weight`` times teaches
-    logits that are log(pos_weight) too high. Thresholds maximise sensitivity + specificity; they come from dev alone,
-    carry its sampling error, and must be chosen again for a clinic with other patients or other costs of a missed
-    finding.
+    That corrects over- and underconfidence and what quantization shifts; probabilities refer to the prevalence of the
+    dev set. A finding with fewer than ``ENOUGH_IMAGES`` dev images of either class, or whose logits do not rise with
+    it, keeps slope 1; its offset undoes the class weights alone: a loss that counts positives ``pos_weight`` times
+    teaches logits that are log(pos_weight) too high. Thresholds maximize sensitivity + specificity; they come from dev
+    alone, carry its sampling error, and must be chosen again for a clinic with other patients or other costs of a
+    missed finding.
 
     Args:
         labels_dev: (n, k), 0 or 1, or nan where unknown.
-        logits_dev: (n, k), from the very file that will ship: quantisation moves logits.
+        logits_dev: (n, k), from the very file that will ship: quantization moves logits.
         pos_weight: (k,) as in the loss; ones for an unweighted loss.
 
     Raises:
@@ -89,7 +201,7 @@ def choose_class_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, class
 
     The offsets undo the class weights alone: a loss that counts class i ``w_i`` times teaches logits that are log(w_i)
     too high. One slope leaves the order of equally weighted classes, and with it the likeliest one, as it was. With
-    fewer than ``ENOUGH_FILMS`` dev images of known class, or logits that do not rise with their class, the slope stays
+    fewer than ``ENOUGH_IMAGES`` dev images of known class, or logits that do not rise with their class, the slope stays
     1. There are no thresholds: the likeliest class is predicted.
 
     Args:
@@ -103,7 +215,7 @@ def choose_class_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, class
     labels, logits, weights = _checked_tables(labels_dev, logits_dev, class_weight)
     known = check_exclusive(labels, where="dev")
     offset = -np.log(weights)
-    enough = np.count_nonzero(known) >= ENOUGH_FILMS and bool(np.isfinite(logits).all())
+    enough = np.count_nonzero(known) >= ENOUGH_IMAGES and bool(np.isfinite(logits).all())
     slope = fit_temperature(labels[known], logits[known], offset) if enough else None
     count = len(weights)
     shares = softmax(logits + offset)
@@ -125,7 +237,7 @@ def _checked_tables(
     weights = np.asarray(pos_weight, np.float64)
     if labels.shape != logits.shape or labels.shape[1:] != weights.shape or weights.ndim != 1:
         raise DataError(
-            f"expected labels and logits (films, findings) and one weight per finding, got {labels.shape}, "
+            f"expected labels and logits (images, findings) and one weight per finding, got {labels.shape}, "
             f"{logits.shape} and {weights.shape}"
         )
     if not (np.isfinite(weights) & (weights > 0)).all():
@@ -134,9 +246,9 @@ def _checked_tables(
 
 
 def _fit(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Slope and offset of one finding; None where its films are too few or say nothing."""
+    """Slope and offset of one finding; None where its images are too few or say nothing."""
     known = np.isfinite(labels)
-    if min(np.count_nonzero(labels == value) for value in (0, 1)) < ENOUGH_FILMS or not np.isfinite(logits).all():
+    if min(np.count_nonzero(labels == value) for value in (0, 1)) < ENOUGH_IMAGES or not np.isfinite(logits).all():
         return None
     return fit_platt(labels[known], logits[known])
 
@@ -149,7 +261,7 @@ def _falls(labels: NDArray[np.float64], logits: NDArray[np.float64]) -> bool:
     """
     known = np.isfinite(labels) & np.isfinite(logits)
     positives, negatives = (int(np.count_nonzero(labels[known] == value)) for value in (1, 0))
-    if min(positives, negatives) < ENOUGH_FILMS:
+    if min(positives, negatives) < ENOUGH_IMAGES:
         return False
     deviation = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
     return auroc(labels[known], logits[known]) < _CHANCE - _TWO_SIDED * deviation

@@ -1,8 +1,8 @@
 """The same numbers by source, sex, age and view: a good mean can hide a group that the model fails.
 
-Two views of each way to divide the films. *In each group* the AUROC of that group alone. *Within groups* one AUROC over
-all films that compares a film only with films of its own group: where source and finding go together, a network that
-has learnt to tell the sources apart looks good overall and falls to one half here.
+Two views of each way to divide the images. *In each group* the AUROC of that group alone. *Within groups* one AUROC
+over all images that compares an image only with images of its own group: where source and finding go together, a
+network that has learnt to tell the sources apart looks good overall and falls to one half here.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.data import Split
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate.finding_score import NOT_ENOUGH_DATA, UNDEFINED, interval_dict
+from cxr_compress.evaluate.finding import NOT_ENOUGH_DATA, UNDEFINED, interval_dict
 from cxr_compress.evaluate.score import Evaluation
 from cxr_compress.metrics import (
-    ENOUGH_FILMS,
+    ENOUGH_IMAGES,
     Interval,
     auroc_per_finding,
     auroc_samples,
     bootstrap_mean,
-    count_comparable_films,
-    count_films,
+    count_comparable_images,
+    count_images,
     interval,
     stratified_auroc_per_finding,
     stratified_auroc_samples,
@@ -43,9 +43,9 @@ class GroupFinding:
 
     Attributes:
         finding: Its name.
-        positives: Films of the group that have it; within groups: that have one without it to be compared with.
-        negatives: Films that do not, likewise.
-        auroc: With its interval over resampled patients; nan where fewer than 20 films of a class are there.
+        positives: Images of the group that have it; within groups: that have one without it to be compared with.
+        negatives: Images that do not, likewise.
+        auroc: With its interval over resampled patients; nan where fewer than 20 images of a class are there.
     """
 
     finding: str
@@ -56,7 +56,7 @@ class GroupFinding:
     @property
     def enough_data(self) -> bool:
         """Whether the AUROC is given."""
-        return min(self.positives, self.negatives) >= ENOUGH_FILMS
+        return min(self.positives, self.negatives) >= ENOUGH_IMAGES
 
     def to_dict(self) -> dict[str, Any]:
         """Gives JSON-ready values."""
@@ -66,11 +66,11 @@ class GroupFinding:
 
 @dataclass(frozen=True)
 class Group:
-    """The films that have something in common.
+    """The images that have something in common.
 
     Attributes:
         name: For instance "F" or "40-59".
-        films: How many.
+        images: How many.
         patients: Of how many people.
         scores: One per finding.
         mean_auroc: Over the findings with enough data in this group: which ones differs between groups, so two means
@@ -78,7 +78,7 @@ class Group:
     """
 
     name: str
-    films: int
+    images: int
     patients: int
     scores: tuple[GroupFinding, ...]
     mean_auroc: Interval
@@ -86,7 +86,7 @@ class Group:
     def to_dict(self) -> dict[str, Any]:
         """Gives JSON-ready values."""
         return {
-            "films": self.films,
+            "images": self.images,
             "patients": self.patients,
             "mean_auroc": interval_dict(self.mean_auroc),
             "mean_over": [score.finding for score in self.scores if score.enough_data],
@@ -96,12 +96,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """One way to divide the films.
+    """One way to divide the images.
 
     Attributes:
         by: For instance "source".
         groups: In order of name.
-        within: All films, compared inside their group only; its counts are of the films that enter a pair.
+        within: All images, compared inside their group only; its counts are of the images that enter a pair.
     """
 
     by: str
@@ -128,7 +128,7 @@ def age_bands(ages: ArrayLike) -> tuple[str, ...]:
 
 
 def groups_of(split: Split) -> dict[str, tuple[str, ...]]:
-    """What a split says of its films: grouping -> the group of each film; those it says nothing about are left out."""
+    """What a split says of its images: grouping -> the group of each image; others are left out."""
     said: dict[str, Sequence[str] | None] = {
         "source": split.sources,
         "sex": split.sexes,
@@ -143,11 +143,11 @@ def score_groups(scored: Evaluation, groups: Mapping[str, Sequence[str]]) -> tup
     """Divides what was scored.
 
     Args:
-        scored: All films.
-        groups: Grouping -> the group of each film, as ``groups_of`` gives it.
+        scored: All images.
+        groups: Grouping -> the group of each image, as ``groups_of`` gives it.
 
     Raises:
-        DataError: A grouping does not name one group per film.
+        DataError: A grouping does not name one group per image.
     """
     return tuple(_score_grouping(scored, by, tuple(names)) for by, names in groups.items())
 
@@ -155,34 +155,34 @@ def score_groups(scored: Evaluation, groups: Mapping[str, Sequence[str]]) -> tup
 def _score_grouping(scored: Evaluation, by: str, names: tuple[str, ...]) -> Grouping:
     """Each group alone, and all of them compared within."""
     if len(names) != len(scored.labels):
-        raise DataError(f"expected one {by} per film, got {len(names)} for {len(scored.labels)} films")
+        raise DataError(f"expected one {by} per image, got {len(names)} for {len(scored.labels)} images")
     ordered = sorted(set(names), key=lambda name: (name == UNKNOWN, name))
     member = np.asarray(names)
     within = _make_group(
         scored,
         f"within {by}",
         np.ones(len(names), bool),
-        count_comparable_films(scored.labels, names),
+        count_comparable_images(scored.labels, names),
         strata=names,
     )
     return Grouping(by, tuple(_alone(scored, name, member == name) for name in ordered), within)
 
 
-def _alone(scored: Evaluation, name: str, films: NDArray[np.bool_]) -> Group:
-    return _make_group(scored, name, films, count_films(scored.labels[films]))
+def _alone(scored: Evaluation, name: str, images: NDArray[np.bool_]) -> Group:
+    return _make_group(scored, name, images, count_images(scored.labels[images]))
 
 
 def _make_group(
     scored: Evaluation,
     name: str,
-    films: NDArray[np.bool_],
+    images: NDArray[np.bool_],
     counts: tuple[NDArray[np.int64], NDArray[np.int64]],
     strata: tuple[str, ...] | None = None,
 ) -> Group:
-    """Measures the findings with enough films and leaves the others undefined."""
-    enough = np.minimum(*counts) >= ENOUGH_FILMS
-    labels, logits = scored.labels[films][:, enough], scored.ranking[films][:, enough]
-    patients = [patient for patient, chosen in zip(scored.patients, films, strict=True) if chosen]
+    """Measures the findings with enough images and leaves the others undefined."""
+    enough = np.minimum(*counts) >= ENOUGH_IMAGES
+    labels, logits = scored.labels[images][:, enough], scored.ranking[images][:, enough]
+    patients = [patient for patient, chosen in zip(scored.patients, images, strict=True) if chosen]
     options: dict[str, Any] = {"samples": scored.samples, "seed": scored.seed}
     if not enough.any():
         values, drawn = np.empty(0), np.empty((scored.samples, 0))
@@ -196,4 +196,4 @@ def _make_group(
         GroupFinding(finding, int(counts[0][column]), int(counts[1][column]), measured.get(column, UNDEFINED))
         for column, finding in enumerate(scored.findings)
     )
-    return Group(name, int(films.sum()), len(set(patients)), scores, bootstrap_mean(values, drawn))
+    return Group(name, int(images.sum()), len(set(patients)), scores, bootstrap_mean(values, drawn))

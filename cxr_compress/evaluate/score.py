@@ -1,7 +1,11 @@
-"""Runs a model file on a labelled set, through the code that will run it on the device."""
+"""Runs a model file on a labeled set, through the code that will run it on the device."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +17,16 @@ from numpy.typing import NDArray
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate.class_score import ClassScore, score_classes
-from cxr_compress.evaluate.finding_score import UNDEFINED, FindingScore, draw, interval_dict, score_findings
-from cxr_compress.evaluate.scorable import Progress, ScorableModel, from_classifier, run_model
+from cxr_compress.evaluate.finding import (
+    UNDEFINED,
+    ClassScore,
+    FindingScore,
+    draw,
+    interval_dict,
+    score_classes,
+    score_findings,
+)
+from cxr_compress.evaluate.fit_file import Progress, ScorableModel, from_classifier, run_model
 from cxr_compress.metrics import (
     Interval,
     auroc_per_finding,
@@ -28,20 +39,20 @@ from cxr_compress.metrics import (
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A model file on a set of films; what its numbers rest on is kept, so that two files can be compared in pairs.
+    """A model file on a set of images; what its numbers rest on is kept, so that two files can be compared in pairs.
 
     Attributes:
         logits: float32 (n, k) as the device gives them.
         labels: float32 (n, k), nan where unknown.
-        patients: (n,) the patient of each film.
+        patients: (n,) the patient of each image.
         decisions: bool (n, k), probability at or above the file's threshold; None for a model without thresholds. Of
             classes that exclude one another True for the likeliest.
         scores: One per finding.
-        mean_auroc: Over all findings that have both classes, however few films of one.
+        mean_auroc: Over all findings that have both classes, however few images of one.
         samples: Number of resampled sets behind each interval.
         seed: Of the resampling.
         runtime: What ran the file, or None if the logits were given.
-        mean_auroc_enough_data: Over the findings with at least 20 films of each class: the mean to quote.
+        mean_auroc_enough_data: Over the findings with at least 20 images of each class: the mean to quote.
         classes: Of classes that exclude one another: accuracy, balanced accuracy and confusion matrix; else None.
         shares: float32 (n, k), of such classes the probabilities, by which each is ranked against the others; None
             where the logits themselves rank.
@@ -67,7 +78,7 @@ class Evaluation:
 
     @property
     def ranking(self) -> NDArray[np.float32]:
-        """(n, k), what films are ordered by for an AUROC: a logit alone does not order them by a softmax's share."""
+        """(n, k), what images are ordered by for an AUROC: a logit alone does not order them by a softmax's share."""
         return self.logits if self.shares is None else self.shares
 
     @property
@@ -76,9 +87,9 @@ class Evaluation:
         return tuple(score.finding for score in self.scores)
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives JSON-ready values: summaries only, nothing of a single film or patient."""
+        """Gives JSON-ready values: summaries only, nothing of a single image or patient."""
         fields: dict[str, Any] = {
-            "films": len(self.labels),
+            "images": len(self.labels),
             "patients": len(set(self.patients)),
             "mean_auroc": interval_dict(self.mean_auroc),
             "mean_auroc_enough_data": interval_dict(self.mean_auroc_enough_data),
@@ -96,7 +107,7 @@ class Evaluation:
         if self.classes is not None:
             fields["classes"] = self.classes.to_dict()
         if np.isnan(self.mean_auroc.value):
-            fields["reason"] = "no finding has films with and without it"
+            fields["reason"] = "no finding has images with and without it"
         return fields
 
 
@@ -119,17 +130,17 @@ def score_file(
         model: The file, or what ``read_model`` gave.
         images: uint8 (n, h, w[, 3]) at the model's size, as ``data.decode_split`` gives them.
         labels: (n, k), 0 or 1, or nan where unknown.
-        patients: (n,) the patient of each film; intervals resample these.
+        patients: (n,) the patient of each image; intervals resample these.
         findings: (k,) what the columns of ``labels`` mean; must be those of the file, in its order
             (``match_findings`` brings others into it).
         samples: Resampled sets per interval.
         seed: Of the resampling.
         num_threads: Threads of the TFLite kernels.
         runtime: "auto", "litert" or "tflite-runtime".
-        progress: Called as (films done, films in all).
+        progress: Called as (images done, images in all).
 
     Raises:
-        DataError: Findings, sizes or numbers of films do not agree.
+        DataError: Findings, sizes or numbers of images do not agree.
         ModelFileError, RuntimeUnavailableError: As ``Classifier``.
     """
     file = from_classifier(Classifier(model, num_threads=num_threads, runtime=runtime))
@@ -153,24 +164,24 @@ def score_model(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Scores anything that turns films into logits.
+    """Scores anything that turns images into logits.
 
     Args:
         model: See there.
         images: uint8 (n, h, w[, 3]) at the model's size.
         labels: (n, k), 0 or 1, or nan where unknown.
-        patients: (n,) the patient of each film.
+        patients: (n,) the patient of each image.
         findings: (k,) what the columns of ``labels`` mean.
         columns: (k,) which logit belongs to each; None for the first k in order.
         samples: Resampled sets per interval.
         seed: Of the resampling.
-        progress: Called as (films done, films in all).
+        progress: Called as (images done, images in all).
 
     Raises:
-        DataError: Sizes or numbers of films do not agree, a label is soft, or a logit is nan.
+        DataError: Sizes or numbers of images do not agree, a label is soft, or a logit is nan.
     """
     if len(images) != len(labels):
-        raise DataError(f"expected one row of labels per film, got {len(images)} films and {len(labels)} rows")
+        raise DataError(f"expected one row of labels per image, got {len(images)} images and {len(labels)} rows")
     logits = run_model(model, images, progress)
     chosen = list(range(len(findings)) if columns is None else columns)
     probabilities = None if model.probabilities is None or not len(logits) else model.probabilities(logits)
@@ -258,7 +269,7 @@ def score_logits(
         runtime: Recorded.
 
     Raises:
-        DataError: Shapes disagree, there are no films, a label is soft, or a logit is nan; an image has no class or
+        DataError: Shapes disagree, there are no images, a label is soft, or a logit is nan; an image has no class or
             several where they exclude one another.
     """
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.float32)
@@ -296,12 +307,60 @@ def _check_shapes(
     decisions: NDArray[np.bool_] | None,
     thresholds: Sequence[float] | None,
 ) -> None:
-    """One column per finding and one row per film, everywhere."""
+    """One column per finding and one row per image, everywhere."""
     called = labels if decisions is None else decisions
     count = len(findings) if thresholds is None else len(thresholds)
     columns = {len(findings), count, *logits.shape[1:], *labels.shape[1:], *called.shape[1:]}
     if len(columns) != 1 or logits.shape != labels.shape or called.shape != labels.shape:
         raise DataError(
-            f"expected logits, labels and decisions of shape (films, {len(findings)}) and as many thresholds, got "
+            f"expected logits, labels and decisions of shape (images, {len(findings)}) and as many thresholds, got "
             f"{logits.shape}, {labels.shape}, {called.shape} and {count}"
         )
+
+
+_FIRST_COLUMNS = ("image", "patient")
+PREDICTIONS_START = f"{','.join(_FIRST_COLUMNS)},".encode()  # which every such file begins with
+_KEY_BYTES = 32
+_HASH_BYTES = 8  # 16 hexadecimal digits: two of 100,000 patients share one with a chance below one in a billion
+
+
+def predictions_csv(scored: Evaluation, *, key: bytes | None = None) -> str:
+    """A CSV with a row per image: its number in the split, its hashed patient, its labels and its logits.
+
+    Images of one patient carry the same hash, so intervals can be computed again. The hash is keyed with random bytes
+    that are thrown away: ids of patients are short numbers, and a plain hash of them could be undone by trying all.
+    Hence the hashes of two files differ; rows of two models on one split are paired by the image's number.
+
+    Args:
+        scored: The images.
+        key: Of the hash; None for a random one. Keep one for yourself only to link files of your own.
+
+    Returns:
+        Columns ``image``, ``patient``, ``label_FINDING`` (empty where unknown) and ``logit_FINDING``; of classes that
+        exclude one another also ``probability_CLASS`` and ``predicted``. Numbers have the digits that read back as the
+        same float32.
+    """
+    secret = secrets.token_bytes(_KEY_BYTES) if key is None else key
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    exclusive = scored.shares is not None and scored.decisions is not None
+    kinds = ("label", "logit", "probability") if exclusive else ("label", "logit")
+    names = [f"{kind}_{finding}" for kind in kinds for finding in scored.findings]
+    writer.writerow([*_FIRST_COLUMNS, *names, *(["predicted"] if exclusive else [])])
+    for image, patient in enumerate(scored.patients):
+        labels = ["" if np.isnan(label) else int(label) for label in scored.labels[image]]
+        row = [image, _hashed(patient, secret), *labels, *_digits(scored.logits[image])]
+        if scored.shares is not None and scored.decisions is not None:
+            # Empty where the likeliest class of the model is none of those that were scored.
+            called = [name for name, flag in zip(scored.findings, scored.decisions[image], strict=True) if flag]
+            row += [*_digits(scored.shares[image]), "".join(called)]
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _digits(values: NDArray[np.float32]) -> list[str]:
+    return [np.format_float_positional(value, unique=True, trim="0") for value in values]
+
+
+def _hashed(patient: str, key: bytes) -> str:
+    return hashlib.blake2b(patient.encode("utf-8"), key=key, digest_size=_HASH_BYTES).hexdigest()

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 
-from cxr_compress.evaluate.class_score import WORDS, ClassScore
-from cxr_compress.evaluate.finding_score import NOT_ENOUGH_DATA, FindingScore
+from cxr_compress.evaluate.finding import NOT_ENOUGH_DATA, WORDS, ClassScore, FindingScore
 from cxr_compress.evaluate.groups import Group, GroupFinding, Grouping
 from cxr_compress.evaluate.score import Evaluation
-from cxr_compress.metrics import ENOUGH_FILMS, Interval
+from cxr_compress.metrics import ENOUGH_IMAGES, Interval
 
 Cell = str | int | float | None
 FLAT_COLUMNS = (
     "by",
     "group",
     "finding",
-    "films",
+    "images",
     "positives",
     "auroc",
     "auroc_low",
@@ -36,12 +35,12 @@ _MISSING = "-"
 
 
 def render_evaluation(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> str:
-    """A table of findings, the means, and a table for each way to divide the films.
+    """A table of findings, the means, and a table for each way to divide the images.
 
     Of classes that exclude one another the accuracies and the confusion matrix come first.
 
     Args:
-        scored: All films.
+        scored: All images.
         groupings: As ``score_groups`` gives them.
     """
     parts = [] if scored.classes is None else [render_classes(scored.classes)]
@@ -80,7 +79,7 @@ def render_findings(scored: Evaluation) -> str:
 
 
 def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
-    """One column per group: AUROC, and how many films with the finding of how many it rests on.
+    """One column per group: AUROC, and how many images with the finding of how many it rests on.
 
     Groups in which nothing can be given are named under the table instead.
     """
@@ -90,14 +89,14 @@ def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
     rows = [[finding, *(_group_cell(group.scores[k]) for group in groups)] for k, finding in enumerate(findings)]
     if len(findings) > 1:
         rows.append(["mean of those given", *(_mean_cell(group) for group in groups)])
-    rows.append(["films / patients", *(f"{group.films:,} / {group.patients:,}" for group in groups)])
+    rows.append(["images / patients", *(f"{group.images:,} / {group.patients:,}" for group in groups)])
     legend = [
-        f"AUROC (films with the finding / films). {_MISSING} {NOT_ENOUGH_DATA}: fewer than {ENOUGH_FILMS} films with "
-        "or without it.",
-        f"within {grouping.by}: a film is compared only with films of its own {grouping.by}.",
+        f"AUROC (images with the finding / images). {_MISSING} {NOT_ENOUGH_DATA}: fewer than {ENOUGH_IMAGES} images "
+        "with or without it.",
+        f"within {grouping.by}: an image is compared only with images of its own {grouping.by}.",
     ]
     if empty:
-        named = ", ".join(f"{group.name} ({group.films:,} films)" for group in empty)
+        named = ", ".join(f"{group.name} ({group.images:,} images)" for group in empty)
         legend.append(f"{NOT_ENOUGH_DATA} for any finding: {named}")
     return "\n".join([_table(titles, rows, text_columns=titles[:1]), *legend])
 
@@ -110,7 +109,7 @@ def flat_columns(scored: Evaluation) -> tuple[str, ...]:
 
 
 def flat_rows(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> list[list[Cell]]:
-    """A row per finding of all films and of every group, under ``flat_columns``; None where undefined."""
+    """A row per finding of all images and of every group, under ``flat_columns``; None where undefined."""
     rows = [[*_flat_finding(score), *_flat_class(scored.classes, k)] for k, score in enumerate(scored.scores)]
     for grouping in groupings:
         for group in (*grouping.groups, grouping.within):
@@ -135,7 +134,7 @@ def _finding_row(score: FindingScore, *, exclusive: bool) -> dict[str, str]:
     """The cells of one finding, "" where there is nothing to say."""
     return {
         "class" if exclusive else "finding": score.finding,
-        "films": f"{score.films:,}",
+        "images": f"{score.images:,}",
         "positives": f"{score.positives:,}",
         "unknown": f"{score.unknown:,}" if score.unknown else "",
         f"{'one-vs-rest ' if exclusive else ''}AUROC [95 % CI]": _interval(score.auroc),
@@ -173,7 +172,7 @@ def _mean_cell(group: Group) -> str:
 
 
 def _given(group: Group) -> int:
-    """For how many findings the group has enough films."""
+    """For how many findings the group has enough images."""
     return sum(score.enough_data for score in group.scores)
 
 
@@ -188,13 +187,13 @@ def _flat_finding(score: FindingScore) -> list[Cell]:
         score.specificity,
     ]
     tail: list[Cell] = [score.threshold, score.brier.value, score.ece, mark]
-    return ["all", "all", score.finding, score.films, score.positives, *measured, *tail]
+    return ["all", "all", score.finding, score.images, score.positives, *measured, *tail]
 
 
 def _flat_group(by: str, group: Group, score: GroupFinding) -> list[Cell]:
     auroc, mark = score.auroc, "" if score.enough_data else NOT_ENOUGH_DATA
-    films = score.positives + score.negatives
-    counted: list[Cell] = [by, group.name, score.finding, films, score.positives, auroc.value, auroc.low, auroc.high]
+    images = score.positives + score.negatives
+    counted: list[Cell] = [by, group.name, score.finding, images, score.positives, auroc.value, auroc.low, auroc.high]
     return [*counted, None, None, None, None, None, None, mark]
 
 

@@ -13,10 +13,10 @@ from cxr_compress.lite.freeze import FrozenFunction, freeze, freeze_signature
 from cxr_compress.lite.graph.canonical import canonical_hash
 from cxr_compress.lite.graph.op_versions import TARGETS, TooNew
 from cxr_compress.lite.graph.zeros import SparsityCount
-from cxr_compress.lite.int8.clipping import CALIBRATION_METHODS
 from cxr_compress.lite.int8.equalize import EqualizeReport, equalize
 from cxr_compress.lite.int8.fallback import Fallback
 from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
+from cxr_compress.lite.int8.ranges import CALIBRATION_METHODS
 from cxr_compress.lite.parity import Parity
 
 __all__ = [

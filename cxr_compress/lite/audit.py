@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.ends import INT8_ENDS, Ends
 from cxr_compress.lite.graph.flatbuffer import Graph, Tensor, read_graphs
-from cxr_compress.lite.graph.kernel_scales import KernelScales, count_scales
-from cxr_compress.lite.graph.op_versions import TARGETS, TooNew, find_too_new, runtimes_of
+from cxr_compress.lite.graph.op_versions import TARGETS, KernelScales, TooNew, count_scales, find_too_new, runtimes_of
 from cxr_compress.lite.graph.zeros import SparsityCount, count_zeros
+from cxr_compress.lite.inputs_outputs import INT8_ENDS, Ends
 
 _FENCES = ("QUANTIZE", "DEQUANTIZE")
 _INTEGER = ("int8", "uint8", "int16")
@@ -236,5 +235,5 @@ def _info(tensor: Tensor) -> TensorInfo:
 
 def _describe(tensor: TensorInfo) -> str:
     shape = " x ".join(str(size) for size in tensor.shape)
-    quantised = "" if tensor.scale is None else f", scale {tensor.scale:.6g}, zero point {tensor.zero_point}"
-    return f"{tensor.name}: {shape} {tensor.dtype}{quantised}"
+    quantized = "" if tensor.scale is None else f", scale {tensor.scale:.6g}, zero point {tensor.zero_point}"
+    return f"{tensor.name}: {shape} {tensor.dtype}{quantized}"

@@ -11,21 +11,25 @@ import numpy as np
 
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES, collect_images
-from cxr_compress.lite.calibration_check import CalibrationWarning, ExpectedInput, calibration_warnings
-from cxr_compress.lite.ends import check_ends
-from cxr_compress.lite.exporter import Exporter, Stage
+from cxr_compress.lite.calibration import (
+    DEFAULT_STEPS,
+    MIN_IMAGES,
+    CalibrationWarning,
+    ExpectedInput,
+    calibration_warnings,
+    collect_images,
+)
+from cxr_compress.lite.exporter import Exporter, LiteModel, Stage
 from cxr_compress.lite.freeze import FrozenFunction, freeze
 from cxr_compress.lite.graph.op_versions import check_target
 from cxr_compress.lite.head import LOGITS, examine, headed
+from cxr_compress.lite.inputs_outputs import check_ends, take_pixels
 from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
-from cxr_compress.lite.int8.clipping import DEFAULT_PERCENTILE
 from cxr_compress.lite.int8.ptq import PtqOptions
-from cxr_compress.lite.lite_model import LiteModel
+from cxr_compress.lite.int8.ranges import DEFAULT_PERCENTILE
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.lite.quant_types import CALIBRATED, QUANT_TYPES
 from cxr_compress.lite.targets.edgetpu import check_edgetpu_batch, check_edgetpu_types, edgetpu_report, require_edgetpu
-from cxr_compress.lite.uint8_input import take_pixels
+from cxr_compress.quant_types import CALIBRATED, QUANT_TYPES
 
 __all__ = ["QUANT_TYPES", "LiteModel", "check_quant_types", "convert", "lower", "quantize"]
 
@@ -141,9 +145,9 @@ def convert(
         calibration_steps: images taken from `calibration` at most.
         calibration_method: how the ranges of the int8 types follow from the images. "minmax": all that occurred.
             "percentile": all but the outermost; one wild value then no longer coarsens all others. "mse": what errs
-            least, squared; takes four times as long to calibrate. On DenseNets thinned for X-rays mse is 6 to 21 %
-            nearer to the float model than minmax, which is what TensorFlow's own converter does; on uncut ones either
-            may be.
+            least, squared; takes four times as long to calibrate. On DenseNets pruned for X-rays mse is 6 to 21 %
+            nearer to the float model than minmax, which is what TensorFlow's own converter does; on original ones
+            either may be.
             Input and output keep what occurred in any case, and so does all of "int16x8".
         percentile: of the values that stay inside a range at either end, for "percentile".
         bias_correction: take back, in the biases, the shift that int8 brings into each channel's mean on the images;
@@ -174,9 +178,9 @@ def convert(
         edgetpu: fail where Coral's Edge TPU would not run the whole file (`edgetpu.edgetpu_report`); "int8" alone.
         expected_input: what calibration images should look like; others are warned of (`CalibrationWarning`).
         input_size: where the model leaves its height and width open.
-        pixels: the preprocessing the model was trained with; its normalisation becomes the first layer and the files
+        pixels: the preprocessing the model was trained with; its normalization becomes the first layer and the files
             take uint8 pixels, in all types ("int8_float_io" then is float at its output only). fp16 rounds the
-            normalisation as all else, to 0.05 %.
+            normalization as all else, to 0.05 %.
         num_threads: for the calibration; all cores up to four by default. It does not change the result.
         progress: is told each stage and its seconds.
 
@@ -215,7 +219,7 @@ def convert(
     if edgetpu:
         check_edgetpu_batch(frozen.input_shape)
     if pixels is not None:
-        with Stage("normalisation", report):
+        with Stage("normalization", report):
             frozen = take_pixels(frozen, pixels)
     images = None
     if calibration is not None:

@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cxr_compress.device.runner import Runner
-from cxr_compress.lite.audit import audit, require_integer
+from cxr_compress.lite.audit import Audit, audit, require_integer
 from cxr_compress.lite.calibration import pick_evenly
-from cxr_compress.lite.ends import Ends, ends_of
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.graph.flatbuffer import OUTPUT_NAME, name_signature, read_graphs
-from cxr_compress.lite.graph.layer_names import operators_named, operators_of_kind
+from cxr_compress.lite.graph.names import operators_named, operators_of_kind
 from cxr_compress.lite.graph.op_versions import require_target
 from cxr_compress.lite.head import widen_map
+from cxr_compress.lite.inputs_outputs import Ends, ends_of, feed_uint8, pin_pixel_range
 from cxr_compress.lite.int8.aeq import AEQ, quantize_aeq
 from cxr_compress.lite.int8.bias_correction import correct_bias
-from cxr_compress.lite.int8.clipping import clipped_ranges
 from cxr_compress.lite.int8.fallback import Fallback, choose_float_layers, measure_file, output_ratio
-from cxr_compress.lite.int8.fold_choice import choose_folds
-from cxr_compress.lite.int8.fold_scale import fold_scales
+from cxr_compress.lite.int8.fold import choose_folds, fold_scales
 from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
 from cxr_compress.lite.int8.ptq import PtqOptions
-from cxr_compress.lite.int8.ranges import Ranges, measure_ranges, write_ranges
-from cxr_compress.lite.lite_model import LiteModel
+from cxr_compress.lite.int8.ranges import Ranges, clipped_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize, quantize_int16
 from cxr_compress.lite.parity import (
     MOST_IMAGES,
     MOST_IMAGES_INT16,
+    Parity,
     Reference,
     answer,
     measure_parity,
     require_answers,
     require_runs,
 )
-from cxr_compress.lite.quant_types import CALIBRATED, FLOAT_ENDS, INT16
-from cxr_compress.lite.uint8_input import feed_uint8, pin_pixel_range
+from cxr_compress.quant_types import CALIBRATED, FLOAT_ENDS, INT16
+
+
+@dataclass(frozen=True)
+class LiteModel:
+    """One converted model.
+
+    Attributes:
+        content: the plain flatbuffer, without labels and preprocessing (device.modelfile.pack_model adds those).
+        quant_type: one of QUANT_TYPES.
+        audit: what is inside.
+        layers: how far each layer is from the float file's, worst first; () where nobody asked.
+        fallback: what leaving layers in float costs and gives; None where none were to be chosen.
+        parity: the file's answers beside the model's; None where nothing was compared.
+    """
+
+    content: bytes = field(repr=False)
+    quant_type: str
+    audit: Audit
+    layers: tuple[LayerSnr, ...] = field(default=(), repr=False)
+    fallback: Fallback | None = None
+    parity: Parity | None = None
+
 
 Progress = Callable[[str], None]
 # Of the calibration images, to compare layers on: a layer has thousands of values on each.
@@ -66,7 +85,7 @@ class Exporter:
     """Makes one file after the other of a frozen function.
 
     Attributes:
-        frozen: with the normalisation in front where it takes pixels.
+        frozen: with the normalization in front where it takes pixels.
         images: for the integer types, and to compare on; float32, or uint8 for pixels.
         num_threads: for what runs the images.
         report: is told each stage.
@@ -145,11 +164,11 @@ class Exporter:
         if not self.options.fold_scales:
             return content
         with Stage("scales folded", self.report):
-            chosen = choose_folds(content, self._films, num_threads=self.num_threads, progress=self.report)
+            chosen = choose_folds(content, self._images, num_threads=self.num_threads, progress=self.report)
             return fold_scales(content, only=chosen)[0]
 
     @property
-    def _films(self) -> np.ndarray:
+    def _images(self) -> np.ndarray:
         if self.images is None:
             raise AssertionError("an int8 type reached the exporter without images")
         return self.images
@@ -157,7 +176,7 @@ class Exporter:
     @cached_property
     def _ranges(self) -> Ranges:
         """All that occurred."""
-        content, images = self._integer_graph, self._films.astype(np.float32, copy=False)
+        content, images = self._integer_graph, self._images.astype(np.float32, copy=False)
         with Stage(f"calibration on {len(images)} images", self.report):
             ranges = measure_ranges(content, images, num_threads=self.num_threads, progress=self.report)
             return widen_map(content, ranges)
@@ -167,7 +186,7 @@ class Exporter:
         """For int8: the ranges as the method has them."""
         content, options, ranges = self._integer_graph, self.options, self._ranges
         if options.calibration_method != "minmax":
-            images, method = self._films.astype(np.float32, copy=False), options.calibration_method
+            images, method = self._images.astype(np.float32, copy=False), options.calibration_method
             with Stage(f"ranges by {method}", self.report):
                 common: dict[str, Any] = {"num_threads": self.num_threads, "progress": self.report}
                 ranges = clipped_ranges(content, images, ranges, method, options.percentile, **common)
@@ -222,7 +241,7 @@ class Exporter:
 
     @cached_property
     def _few(self) -> np.ndarray:
-        return self._films[pick_evenly(range(len(self._films)), _COMPARED)]
+        return self._images[pick_evenly(range(len(self._images)), _COMPARED)]
 
     def _quantized(self, quant_type: str, left: tuple[str, ...]) -> bytes:
         """The int8 graph with some layers left in float, its biases corrected if that is wanted."""
@@ -233,7 +252,7 @@ class Exporter:
             return content
         with Stage("bias correction", self.report):
             threads, report = self.num_threads, self.report
-            return correct_bias(self._integer_graph, content, self._films, num_threads=threads, progress=report)
+            return correct_bias(self._integer_graph, content, self._images, num_threads=threads, progress=report)
 
     def _rounded(self, calibrated: bytes, quant_type: str, left: tuple[str, ...]) -> bytes:
         if self.options.quantizer == AEQ:

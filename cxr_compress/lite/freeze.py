@@ -6,12 +6,126 @@ per file. A frozen function skips that (about 3 s), and one freeze serves every 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from cxr_compress.errors import CompressionError, UnsupportedLayerError
-from cxr_compress.lite.float_graph import PIXELS, function_of, in_float32, other_precisions, without_pixel_casts
+import numpy as np
+
+from cxr_compress.errors import CompressionError, ModelFileError, UnsupportedLayerError
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, INPUT_NAME, OUTPUT_NAME
+
+PIXELS = "pixels"
+"""Scope of the operations that make whole numbers of float32 pixels."""
+
+
+def other_precisions(graph_def: Any) -> tuple[str, ...]:
+    """Names of the float types in a graph that are not float32, sorted."""
+    found = {value for node in _nodes(graph_def) for attr in node.attr.values() for value in _types(attr)}
+    return tuple(sorted(_names()[value] for value in found & set(_names())))
+
+
+def in_float32(graph_def: Any) -> Any:
+    """The same graph with float32 in place of float16, bfloat16 and float64; constants keep their values."""
+    changed = type(graph_def)()
+    changed.CopyFrom(graph_def)
+    for function in changed.library.function:
+        for argument in (*function.signature.input_arg, *function.signature.output_arg):
+            argument.type = _widened(argument.type)
+    for node in _nodes(changed):
+        for attr in node.attr.values():
+            _widen(attr)
+    return changed
+
+
+def without_pixel_casts(graph_def: Any, source: str) -> Any:
+    """The same graph in which float32 pixels that are cast to uint8 and at once back to float32 stay as they are.
+
+    Args:
+        graph_def: whose uint8 pixels come from a Cast in the scope PIXELS; any other use of them keeps it.
+        source: name of the float32 input.
+    """
+    import tensorflow as tf
+
+    changed = type(graph_def)()
+    changed.CopyFrom(graph_def)
+    passing = {node.name: node for node in changed.node if node.op == "Identity"}
+    for node in changed.node:
+        if node.op != "Cast" or node.attr["DstT"].type != tf.float32.as_datatype_enum:
+            continue
+        origin = node.input[0]
+        while origin in passing:
+            origin = passing[origin].input[0]
+        if origin == f"{PIXELS}/Cast":
+            node.op = "Identity"
+            node.input[:] = [source]
+            for name in list(node.attr):
+                del node.attr[name]
+            node.attr["T"].type = tf.float32.as_datatype_enum
+    return changed
+
+
+def function_of(graph_def: Any, like: Any) -> Any:
+    """A concrete function of a graph that was changed, with the inputs and outputs of the one it came from.
+
+    Raises:
+        UnsupportedLayerError: TensorFlow has an operation in the graph for the old types only.
+    """
+    from tensorflow.python.eager.wrap_function import function_from_graph_def
+
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (like.inputs, like.outputs))
+    try:
+        made = function_from_graph_def(graph_def, inputs, outputs)
+    except Exception as error:  # TensorFlow raises nearly every type here; the cause is kept, and named in the line
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedLayerError(
+            f"the model computes in another precision and cannot be taken in float32 ({reason}): export it in float32"
+        ) from error
+    made.graph.structured_outputs = like.graph.structured_outputs
+    made.graph.structured_input_signature = like.graph.structured_input_signature
+    return made
+
+
+def _nodes(graph_def: Any) -> Iterator[Any]:
+    yield from graph_def.node
+    for function in graph_def.library.function:
+        yield from function.node_def
+
+
+def _names() -> dict[int, str]:
+    """Number of every float type but float32 -> its name."""
+    import tensorflow as tf
+
+    return {kind.as_datatype_enum: kind.name for kind in (tf.float16, tf.bfloat16, tf.float64)}
+
+
+def _widened(kind: int) -> int:
+    import tensorflow as tf
+
+    return tf.float32.as_datatype_enum if kind in _names() else kind
+
+
+def _types(attr: Any) -> list[int]:
+    return [attr.type, attr.tensor.dtype, *attr.list.type]
+
+
+def _widen(attr: Any) -> None:
+    import tensorflow as tf
+
+    field = attr.WhichOneof("value")
+    if field == "type":
+        attr.type = _widened(attr.type)
+    elif field == "list":
+        attr.list.type[:] = [_widened(kind) for kind in attr.list.type]
+    elif field == "tensor" and attr.tensor.dtype in _names():
+        values = np.asarray(tf.make_ndarray(attr.tensor)).astype(np.float32)
+        attr.tensor.CopyFrom(tf.make_tensor_proto(values, tf.float32))
+    elif field == "func":
+        for inner in attr.func.attr.values():
+            _widen(inner)
+
 
 # Operators that hand values on unchanged, between the one that computes the output and the output.
 _PASS_ON = ("Identity", "Reshape", "Squeeze", "Cast", "NoOp")
@@ -227,3 +341,54 @@ def _last_activation(operation: Any) -> str:
     while operation.type in _PASS_ON and operation.inputs:
         operation = operation.inputs[0].op
     return operation.type if operation.type in _PROBABILITIES else ""
+
+
+_SAVED_MODEL = "saved_model.pb"
+
+
+def load_saved_model(
+    folder: str | Path,
+    *,
+    signature_key: str = "serving_default",
+    tags: tuple[str, ...] = ("serve",),
+    input_size: int | tuple[int, int] | None = None,
+) -> FrozenFunction:
+    """Load a SavedModel (of tf_keras, Keras 3's ``model.export`` or plain TensorFlow) and freeze one signature.
+
+    Raises:
+        ModelFileError: missing, no SavedModel, damaged, or without that tag or signature.
+        CompressionError: as `freeze`.
+    """
+    import tensorflow as tf
+
+    folder = Path(folder)
+    if not (folder / _SAVED_MODEL).is_file():
+        raise ModelFileError(f"expected a SavedModel folder with {_SAVED_MODEL} in it, got {folder}: give that folder")
+    try:
+        loaded = tf.saved_model.load(str(folder), tags=list(tags))
+    except Exception as error:  # as above: TensorFlow raises anything from DecodeError to KeyError
+        raise ModelFileError(
+            f"{folder} cannot be read as a SavedModel with tags {tags}: {_first_line(error)}"
+        ) from error
+    if signature_key not in loaded.signatures:
+        raise ModelFileError(
+            f"{folder} has no signature {signature_key!r}, it has {sorted(loaded.signatures)}: give one of those"
+        )
+    return freeze_signature(loaded.signatures[signature_key], input_size=input_size)
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 (hexadecimal) of a file, or of the names and contents of a folder's files."""
+    path = Path(path)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"

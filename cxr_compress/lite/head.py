@@ -29,8 +29,8 @@ LOGITS, LOGITS_AND_CAM = HEADS = ("logits", "logits+cam")
 def widen_map(content: bytes, ranges: Ranges) -> Ranges:
     """The same ranges with room around that of the map, where the file has one.
 
-    One strong cell of a film that is stronger than all in the calibration films would be clipped, and the mean of the
-    map no longer the logit. A step that is a quarter wider costs little: the mean averages it out.
+    One strong cell of an image that is stronger than all in the calibration images would be clipped, and the mean of
+    the map no longer the logit. A step that is a quarter wider costs little: the mean averages it out.
 
     Args:
         content: float flatbuffer, logits first.
@@ -71,7 +71,7 @@ def headed(model: Any, head: str) -> Any:
             "head 'logits+cam' needs a Keras model, in which the last feature map is known; got a frozen function "
             "without the map: freeze what models.cam.with_cam makes of the model"
         )
-    from cxr_compress.models.cam import with_cam  # loads Keras
+    from cxr_compress.models.ends import with_cam  # loads Keras
 
     return with_cam(model)
 
@@ -90,8 +90,8 @@ def read_frozen_head(frozen: FrozenFunction, *, positive: int | None = None) -> 
         UnsupportedLayerError: the end is neither understood nor do its outputs stay in [0, 1]; it names the operator.
         CompressionError: `positive` is needed and was not given.
     """
+    from cxr_compress.models.ends import PROBABILITIES, PROBES, SHARES
     from cxr_compress.models.logits_head import HeadChange
-    from cxr_compress.models.outputs import PROBABILITIES, PROBES, SHARES
 
     _check_repeats(frozen)
     outputs = frozen.output_shape[-1]
@@ -130,7 +130,7 @@ def read_frozen_head(frozen: FrozenFunction, *, positive: int | None = None) -> 
 
 def frozen_pair(frozen: FrozenFunction) -> bool:
     """Whether a frozen graph gives two classes that exclude one another, so that the finding has to be named."""
-    from cxr_compress.models.outputs import SHARES
+    from cxr_compress.models.ends import SHARES
 
     if frozen.output_shape[1:] != (_PAIR,):
         return False
@@ -142,7 +142,7 @@ def examine(frozen: FrozenFunction) -> str:
     """What a frozen function gives, by its answers: see `models.outputs.kind_of_outputs`."""
     import tensorflow as tf
 
-    from cxr_compress.models.outputs import kind_of_outputs
+    from cxr_compress.models.ends import kind_of_outputs
 
     batch, height, width, channels = frozen.input_shape
     if batch != 1:

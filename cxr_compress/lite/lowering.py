@@ -6,20 +6,19 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from cxr_compress.device.child import NativeCrashError, run_in_child
-from cxr_compress.device.trial import SECONDS, crash_of
+from cxr_compress.device.interpreter import SECONDS, crash_of
+from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.lite.ends import INT8_ENDS, INT16_ENDS, Ends
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.graph.layer_names import layer_in, layer_of
-from cxr_compress.lite.pixel_codes import widen_pixels
+from cxr_compress.lite.graph.names import layer_in, layer_of
+from cxr_compress.lite.inputs_outputs import INT8_ENDS, INT16_ENDS, Ends, widen_pixels
 
 _NAMED = 3  # layers in an error
 
 
 def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collection[str] = ()) -> bytes:
-    """Quantise a float flatbuffer whose tensors carry their ranges to int8.
+    """Quantize a float flatbuffer whose tensors carry their ranges to int8.
 
     Weights get a scale per output channel (zero point 0, so an exact zero stays code 0), activations one per tensor.
 
@@ -44,7 +43,7 @@ def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collectio
 
 
 def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
-    """Quantise a float flatbuffer whose tensors carry their ranges to int16 activations and int8 weights.
+    """Quantize a float flatbuffer whose tensors carry their ranges to int16 activations and int8 weights.
 
     Activations are symmetric: zero is code 0, the larger end of the range is code 32767 of either sign. Weights are
     those of `quantize`, biases int64: a step of the sum is so fine that int32 would clip large ones. There are no fast
@@ -78,7 +77,7 @@ def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
 
 
 def _without_int16(content: bytes, text: str) -> str:
-    """What the quantiser said, with the layer that it means."""
+    """What the quantizer said, with the layer that it means."""
     kind = re.search(r"for op: '(\w+)'", text)
     if kind is None:
         return text
@@ -122,7 +121,7 @@ def frozen_converter(frozen: FrozenFunction) -> Any:
         frozen.function.outputs,
         frozen.function,
     )
-    # Metadata holds the converter's version and the wrong mode for what is quantised afterwards.
+    # Metadata holds the converter's version and the wrong mode for what is quantized afterwards.
     converter.exclude_conversion_metadata = True
     return converter
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cxr_compress.device.interpreter import try_model
 from cxr_compress.device.runner import Runner
-from cxr_compress.device.trial import try_model
 from cxr_compress.errors import CompressionError, ModelFileError, RuntimeUnavailableError, UnsupportedLayerError
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.freeze import FrozenFunction

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.kernel_kind import ONE_CHANNEL_A_GROUP, KernelKind, LayerUse, ProbeSpec, Range
+from cxr_compress.device.cost_table import ONE_CHANNEL_A_GROUP, KernelKind, LayerUse, ProbeSpec, Range
 from cxr_compress.device.probe_pack import MoveProbe, Probe, ProbePack
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.freeze import freeze_call
 from cxr_compress.lite.graph.flatbuffer import read_graphs
 from cxr_compress.lite.int8.ranges import write_ranges
 from cxr_compress.lite.lowering import lower, quantize, quantize_int16
-from cxr_compress.lite.quant_types import CALIBRATED, INT16, QUANT_TYPES
+from cxr_compress.quant_types import CALIBRATED, INT16, QUANT_TYPES
 
 # Kernels compute in blocks of 8 channels: odd widths would tell the cost of an unfinished block.
 _BLOCK = 8
@@ -44,7 +44,7 @@ def build_probe_pack(
     """Build the probes of a model and pack them with it; about 0.1 s a probe, up to nine for each kind of kernel.
 
     Args:
-        content: flatbuffer of the uncut model, of this quant type.
+        content: flatbuffer of the original model, of this quant type.
         specs: kinds of kernel and their widths.
         uses: every use of a kernel in the model.
         moved: elements that the model's other layers read or write.

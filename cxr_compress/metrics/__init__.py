@@ -1,9 +1,9 @@
-"""How well scores separate sick from healthy films, and how sure that is: numpy only, the same code everywhere.
+"""How well scores separate sick from healthy images, and how sure that is: numpy only, the same code everywhere.
 
-Labels are 0, 1 or nan for "not known"; an unknown label leaves its film out of that finding alone. Soft labels are for
+Labels are 0, 1 or nan for "not known"; an unknown label leaves its image out of that finding alone. Soft labels are for
 training and refused here: whoever scores against them has to say first where "yes" begins.
 
-All intervals resample *patients*, not films: two films of one patient are not two independent observations, and an
+All intervals resample *patients*, not images: two images of one patient are not two independent observations, and an
 interval that counts them as such is too narrow.
 """
 
@@ -13,37 +13,34 @@ from cxr_compress.metrics.bootstrap import (
     average_precision_samples,
     bootstrap_auroc,
     bootstrap_mean,
+    count_comparable_images,
     interval,
     mean_samples,
     paired_auroc_difference,
-)
-from cxr_compress.metrics.classes import (
-    categorical_cross_entropy,
-    check_exclusive,
-    class_hits,
-    class_log_odds,
-    confusion_matrix,
-    predicted_classes,
-    softmax,
-)
-from cxr_compress.metrics.decisions import (
-    ENOUGH_FILMS,
-    choose_threshold,
-    count_films,
-    has_enough_data,
-    sensitivity_specificity,
-)
-from cxr_compress.metrics.probabilities import brier_score, expected_calibration_error
-from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc
-from cxr_compress.metrics.strata import (
-    count_comparable_films,
     stratified_auroc,
     stratified_auroc_per_finding,
     stratified_auroc_samples,
 )
+from cxr_compress.metrics.decisions import (
+    ENOUGH_IMAGES,
+    brier_score,
+    categorical_cross_entropy,
+    check_exclusive,
+    choose_threshold,
+    class_hits,
+    class_log_odds,
+    confusion_matrix,
+    count_images,
+    expected_calibration_error,
+    has_enough_data,
+    predicted_classes,
+    sensitivity_specificity,
+    softmax,
+)
+from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc
 
 __all__ = [
-    "ENOUGH_FILMS",
+    "ENOUGH_IMAGES",
     "Interval",
     "auroc",
     "auroc_per_finding",
@@ -59,8 +56,8 @@ __all__ = [
     "class_hits",
     "class_log_odds",
     "confusion_matrix",
-    "count_comparable_films",
-    "count_films",
+    "count_comparable_images",
+    "count_images",
     "expected_calibration_error",
     "has_enough_data",
     "interval",

@@ -9,21 +9,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cxr_compress.errors import DataError
-from cxr_compress.metrics.checks import Array, checked, mean_defined, row_means
 from cxr_compress.metrics.ranking import (
+    Array,
     Ranked,
     auroc_per_finding,
+    checked,
+    checked_labels,
+    mean_defined,
     quotient,
     rank,
+    row_means,
     weighted_auroc,
     weighted_average_precision,
+    weighted_pairs,
 )
 
 Groups = Sequence[str] | Sequence[int] | NDArray[np.str_] | NDArray[np.int64]
-Weigh = Callable[[NDArray[np.int64]], Array]  # film numbers -> how often each set drew them, (films, sets)
+Weigh = Callable[[NDArray[np.int64]], Array]  # image numbers -> how often each set drew them, (images, sets)
 Measure = Callable[[Weigh], Array]  # -> one value a set
 
-# Bounds the bootstrap's temporaries at half a million float64 (4 MB) each, whatever the number of films.
+# Bounds the bootstrap's temporaries at half a million float64 (4 MB) each, whatever the number of images.
 _CHUNK_VALUES = 500_000
 
 
@@ -47,15 +52,15 @@ def bootstrap_auroc(
 ) -> Interval:
     """The AUROC, or the mean AUROC of several findings, with a percentile interval over resampled patients.
 
-    A resampled set in which a finding has one class only leaves that finding out. Where nearly every film is ranked
+    A resampled set in which a finding has one class only leaves that finding out. Where nearly every image is ranked
     right the interval collapses towards its value: with few positives read it as a lower bound of the doubt.
 
     Args:
         labels: (n,) or (n, k), 0, 1 or nan.
         scores: Like labels.
-        groups: (n,) the patient of each film.
+        groups: (n,) the patient of each image.
         samples: Number of resampled sets.
-        seed: The same seed gives the same interval, in whatever order the films come.
+        seed: The same seed gives the same interval, in whatever order the images come.
         level: The share of resampled sets inside the interval.
 
     Returns:
@@ -78,7 +83,7 @@ def paired_auroc_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """How much higher the (mean) AUROC of scores ``a`` is than that of ``b`` on the same films: a minus b.
+    """How much higher the (mean) AUROC of scores ``a`` is than that of ``b`` on the same images: a minus b.
 
     Both are measured on the same resampled patients, so what makes a set hard for both cancels out: the interval is
     much narrower than the two single ones suggest.
@@ -87,7 +92,7 @@ def paired_auroc_difference(
         labels: (n,) or (n, k), 0, 1 or nan.
         scores_a: Like labels.
         scores_b: Like labels.
-        groups: (n,) the patient of each film.
+        groups: (n,) the patient of each image.
         samples: Number of resampled sets.
         seed: Of the resampling.
         level: The share of resampled sets inside the interval.
@@ -107,7 +112,7 @@ def auroc_samples(labels: ArrayLike, scores: ArrayLike, groups: Groups, *, sampl
     Args:
         labels: (n,) or (n, k), 0, 1 or nan.
         scores: Like ``labels``.
-        groups: (n,) the patient of each film.
+        groups: (n,) the patient of each image.
         samples: Number of resampled sets; each draws as many patients as there are, with replacement.
         seed: Sets of one seed are the same for every score, which is what pairs two models.
 
@@ -135,7 +140,7 @@ def average_precision_samples(
         seed: See there.
 
     Returns:
-        (samples, k) float64, nan where a resampled set holds no film with the finding.
+        (samples, k) float64, nan where a resampled set holds no image with the finding.
 
     Raises:
         DataError: As in ``auroc_samples``.
@@ -149,13 +154,13 @@ def mean_samples(values: ArrayLike, groups: Groups, *, samples: int = 1000, seed
     """The mean of each column in each set of resampled patients: of decisions a share, of squared errors a Brier score.
 
     Args:
-        values: (n, k); nan leaves a film out of that column.
-        groups: (n,) the patient of each film.
+        values: (n, k); nan leaves an image out of that column.
+        groups: (n,) the patient of each image.
         samples: As in ``auroc_samples``.
         seed: As in ``auroc_samples``.
 
     Returns:
-        (samples, k) float64, nan where a set drew no film that counts.
+        (samples, k) float64, nan where a set drew no image that counts.
 
     Raises:
         DataError: ``groups`` has another length.
@@ -163,7 +168,7 @@ def mean_samples(values: ArrayLike, groups: Groups, *, samples: int = 1000, seed
     columns = np.asarray(values, np.float64)
     patients, member = _patients(groups, len(columns))
     known = ~np.isnan(columns)
-    # A mean needs only the sums of each patient: far fewer numbers to weigh than films.
+    # A mean needs only the sums of each patient: far fewer numbers to weigh than images.
     sums, counts = np.zeros((2, patients, columns.shape[1]))
     np.add.at(sums, member, np.where(known, columns, 0.0))
     np.add.at(counts, member, known)
@@ -202,46 +207,141 @@ def bootstrap_mean(values: Array, drawn: Array, *, level: float = 0.95) -> Inter
     return interval(mean_defined(values), row_means(drawn), level=level)
 
 
-def resample(measures: Sequence[Measure], groups: Groups, films: int, samples: int, seed: int) -> Array:
+def resample(measures: Sequence[Measure], groups: Groups, images: int, samples: int, seed: int) -> Array:
     """Every measurement on every resampled set, (samples, measures); all of them see the same sets.
 
     Raises:
-        DataError: ``groups`` does not name one patient per film.
+        DataError: ``groups`` does not name one patient per image.
     """
-    patients, member = _patients(groups, films)
+    patients, member = _patients(groups, images)
     rows = [
         np.stack([measure(_weigher(counts, member)) for measure in measures], axis=1)
-        for counts in _draws(patients, films, samples, seed)
+        for counts in _draws(patients, images, samples, seed)
     ]
     return np.concatenate(rows)
 
 
-def _patients(groups: Groups, films: int) -> tuple[int, NDArray[np.int64]]:
-    """How many patients there are, and the number of each film's."""
-    if len(groups) != films:
-        raise DataError(f"expected one patient per film, got {len(groups)} patients for {films} films")
+def _patients(groups: Groups, images: int) -> tuple[int, NDArray[np.int64]]:
+    """How many patients there are, and the number of each image's."""
+    if len(groups) != images:
+        raise DataError(f"expected one patient per image, got {len(groups)} patients for {images} images")
     patients, member = np.unique(np.asarray(groups), return_inverse=True)
     return len(patients), member
 
 
 def _weigher(counts: Array, member: NDArray[np.int64]) -> Weigh:
-    """Looks up how often the patient of each film was drawn."""
-    return lambda films: counts[member[films]]
+    """Looks up how often the patient of each image was drawn."""
+    return lambda images: counts[member[images]]
 
 
 def _weighted(formula: Callable[[Ranked, Array], Array], ranked: Ranked) -> Measure:
-    """A formula on ranked films, ready for the weights of resampled sets."""
+    """A formula on ranked images, ready for the weights of resampled sets."""
     return lambda weigh: formula(ranked, weigh(ranked.order))
 
 
-def _draws(patients: int, films: int, samples: int, seed: int) -> Iterator[Array]:
+def _draws(patients: int, images: int, samples: int, seed: int) -> Iterator[Array]:
     """How often each patient was drawn, (patients, chunk) at a time, ``samples`` columns in all."""
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_VALUES // max(films, 1))
+    chunk = max(1, _CHUNK_VALUES // max(images, 1))
     for first in range(0, samples, chunk):
         rows = min(chunk, samples - first)
         drawn = rng.integers(0, patients, (rows, patients)) + patients * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)
         yield np.ascontiguousarray(
             counts.T, np.float64
-        )  # a film's counts side by side: gathering them is half the work
+        )  # an image's counts side by side: gathering them is half the work
+
+
+def stratified_auroc(labels: ArrayLike, scores: ArrayLike, strata: Sequence[str]) -> float:
+    """Pairs ranked right within strata, divided by all pairs within strata; equal scores count one half.
+
+    Large strata with many pairs weigh most. It equals ``auroc`` if there is one stratum.
+
+    Args:
+        labels: (n,), 0, 1 or nan.
+        scores: (n,), higher means more likely to have the finding.
+        strata: (n,) the stratum of each image.
+
+    Returns:
+        A value in [0, 1], or nan if no stratum holds both classes.
+
+    Raises:
+        DataError: As in ``auroc``, or ``strata`` has another length.
+
+    Source: van Elteren 1960, "On the combination of independent two sample tests of Wilcoxon", with each stratum
+    weighted by its number of pairs.
+    """
+    truth, values = checked(labels, scores)
+    return float(stratified_auroc_per_finding(truth[:, :1], values[:, :1], strata)[0])
+
+
+def stratified_auroc_per_finding(labels: ArrayLike, scores: ArrayLike, strata: Sequence[str]) -> Array:
+    """``stratified_auroc`` of each column: (n, k) labels and scores give (k,) values.
+
+    Raises:
+        DataError: As in ``stratified_auroc``.
+    """
+    ranked = _rank_strata(*checked(labels, scores), strata)
+    return np.concatenate([_pooled(parts, lambda images: np.ones((len(images), 1))) for parts in ranked])
+
+
+def stratified_auroc_samples(
+    labels: ArrayLike, scores: ArrayLike, strata: Sequence[str], groups: Groups, *, samples: int = 1000, seed: int = 0
+) -> Array:
+    """The stratified AUROC of each finding in each set of resampled patients; the strata's sizes vary with the draw.
+
+    Args:
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores: Like ``labels``.
+        strata: (n,) the stratum of each image.
+        groups: (n,) the patient of each image.
+        samples: As in ``auroc_samples``.
+        seed: As in ``auroc_samples``: the same sets as there.
+
+    Returns:
+        (samples, k) float64, nan where a resampled set holds no pair.
+
+    Raises:
+        DataError: As in ``stratified_auroc`` and ``auroc_samples``.
+    """
+    truth, values = checked(labels, scores)
+
+    def measure(parts: list[Ranked]) -> Measure:
+        return lambda weigh: _pooled(parts, weigh)
+
+    ranked = _rank_strata(truth, values, strata)
+    return resample([measure(parts) for parts in ranked], groups, len(truth), samples, seed)
+
+
+def count_comparable_images(labels: ArrayLike, strata: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positives and negatives, (k,) each, that have an image of the other class in their stratum: what pairs rest on.
+
+    Raises:
+        DataError: A label is neither 0, 1 nor nan, or ``strata`` has another length.
+    """
+    truth = checked_labels(labels)
+    totals = np.zeros((2, truth.shape[1]), np.int64)
+    for images in _members(strata, len(truth)):
+        counts = np.stack([(truth[images] == 1).sum(axis=0), (truth[images] == 0).sum(axis=0)])
+        totals += np.where(counts.all(axis=0), counts, 0)
+    return totals[0], totals[1]
+
+
+def _rank_strata(truth: Array, values: Array, strata: Sequence[str]) -> list[list[Ranked]]:
+    """For each finding one ranking a stratum."""
+    members = list(_members(strata, len(truth)))
+    return [[rank(truth[:, k], values[:, k], images) for images in members] for k in range(truth.shape[1])]
+
+
+def _members(strata: Sequence[str], images: int) -> list[NDArray[np.bool_]]:
+    """Which images each stratum holds, (images,) each."""
+    if len(strata) != images:
+        raise DataError(f"expected one stratum per image, got {len(strata)} strata for {images} images")
+    names, member = np.unique(np.asarray(strata), return_inverse=True)
+    return [member == number for number in range(len(names))]
+
+
+def _pooled(parts: list[Ranked], weigh: Weigh) -> Array:
+    """Pairs won and pairs, summed over strata, then divided."""
+    counted = [weighted_pairs(part, weigh(part.order)) for part in parts]
+    return quotient(np.sum([wins for wins, _ in counted], axis=0), np.sum([pairs for _, pairs in counted], axis=0))

@@ -1,4 +1,4 @@
-"""AUROC and average precision from one sort per finding, which any number of weightings of the films then share."""
+"""AUROC and average precision from one sort per finding, which any number of weightings of the images then share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,57 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cxr_compress.metrics.checks import Array, checked, mean_defined
+from cxr_compress.errors import DataError
+
+Array = NDArray[np.float64]
+
+
+def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """Labels and scores as (n, k) float64 arrays of one shape: labels 0, 1 or nan (unknown), scores without nan."""
+    truth, values = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    if truth.shape != values.shape or truth.ndim not in (1, 2) or not truth.size:
+        raise DataError(
+            f"expected labels and scores of one shape (images,) or (images, findings), got {truth.shape} and "
+            f"{values.shape}"
+        )
+    if np.isnan(values).any():
+        raise DataError(f"expected scores without nan, got {int(np.isnan(values).sum())} nan; the model has diverged")
+    return checked_labels(truth), values.reshape(len(values), -1)
+
+
+def checked_labels(labels: ArrayLike) -> Array:
+    """Labels as (n, k) float64 of 0, 1 and nan (unknown)."""
+    truth = np.asarray(labels, np.float64)
+    odd = truth[~(np.isin(truth, (0.0, 1.0)) | np.isnan(truth))]
+    if odd.size:
+        raise DataError(
+            f"expected labels of 0 or 1, or nan where unknown, got {odd[0]:g}; soft labels are for training only, "
+            "score against hard ones"
+        )
+    return truth.reshape(len(truth), -1)
+
+
+def mean_defined(values: Array) -> float:
+    """The mean of the values that are defined; nan if none is."""
+    return float(row_means(values[None])[0])
+
+
+def row_means(values: Array) -> Array:
+    """The mean of each row without its nans; nan for a row of nothing else (and no numpy warning for it)."""
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=1)
+    total = np.where(defined, values, 0.0).sum(axis=1)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The films of one finding with a known label in ascending order of score, to be weighted again and again.
+    """The images of one finding with a known label in ascending order of score, to be weighted again and again.
 
     Attributes:
-        order: (films,) film numbers by ascending score.
+        order: (images,) image numbers by ascending score.
         starts: (blocks,) where each run of equal scores begins in that order.
-        positive: (films,) 1 for a film with the finding, in that order.
+        positive: (images,) 1 for an image with the finding, in that order.
     """
 
     order: NDArray[np.int64]
@@ -26,10 +66,10 @@ class Ranked:
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """The chance that a film with the finding scores above one without it; equal scores count one half.
+    """The chance that an image with the finding scores above one without it; equal scores count one half.
 
     Args:
-        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         scores: (n,), any scale; higher means more likely to have the finding.
 
     Returns:
@@ -82,7 +122,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """The area under precision over recall as a step function; unlike AUROC it falls with the prevalence.
 
     Args:
-        labels: (n,), 0, 1 or nan; a film of unknown label is left out.
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         scores: (n,), higher means more likely to have the finding.
 
     Returns:
@@ -100,16 +140,16 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(np.sum(np.diff(hits, prepend=0.0) * hits / called) / hits[-1])
 
 
-def rank(positive: Array, scores: Array, films: NDArray[np.bool_] | None = None) -> Ranked:
+def rank(positive: Array, scores: Array, images: NDArray[np.bool_] | None = None) -> Ranked:
     """Sort once; equal scores form one block.
 
     Args:
-        positive: (n,) 1, 0, or nan for a film that is left out.
+        positive: (n,) 1, 0, or nan for an image that is left out.
         scores: (n,) to sort by.
-        films: (n,) which films to rank; None for all.
+        images: (n,) which images to rank; None for all.
     """
     known = ~np.isnan(positive)
-    chosen = np.flatnonzero(known if films is None else known & films)
+    chosen = np.flatnonzero(known if images is None else known & images)
     order = chosen[np.argsort(scores[chosen], kind="stable")]
     ordered = scores[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(order)])
@@ -117,35 +157,35 @@ def rank(positive: Array, scores: Array, films: NDArray[np.bool_] | None = None)
 
 
 def weighted_auroc(ranked: Ranked, weights: Array) -> Array:
-    """AUROC (sets,) of films counted ``weights`` (films, sets) times; nan for a set with one class only."""
+    """AUROC (sets,) of images counted ``weights`` (images, sets) times; nan for a set with one class only."""
     wins, pairs = weighted_pairs(ranked, weights)
     return quotient(wins, pairs)
 
 
 def weighted_pairs(ranked: Ranked, weights: Array) -> tuple[Array, Array]:
-    """How many pairs of a film with and one without the finding are ranked right (sets,), and how many there are.
+    """How many pairs of an image with and one without the finding are ranked right (sets,), and how many there are.
 
-    Films come in the order of ``ranked``. Weights are whole numbers, so every sum is exact and the order in which the
-    films were given cannot matter.
+    Images come in the order of ``ranked``. Weights are whole numbers, so every sum is exact and the order in which the
+    images were given cannot matter.
     """
     if not len(ranked.order):
         return np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
     sick = weights * ranked.positive[:, None]
     healthy = weights - sick
     if len(ranked.starts) < len(weights):  # equal scores: one block, in which every pair is half won
-        sick, healthy = (np.add.reduceat(films, ranked.starts, axis=0) for films in (sick, healthy))
+        sick, healthy = (np.add.reduceat(images, ranked.starts, axis=0) for images in (sick, healthy))
     below = np.cumsum(healthy, axis=0)
     wins = np.einsum("bs,bs->s", sick, below - healthy / 2)
     return wins, sick.sum(axis=0) * below[-1]
 
 
 def weighted_average_precision(ranked: Ranked, weights: Array) -> Array:
-    """Average precision (sets,) of films counted ``weights`` (films, sets) times, ranked by *descending* score."""
+    """Average precision (sets,) of images counted ``weights`` (images, sets) times, ranked by *descending* score."""
     if not len(ranked.order):
         return np.full(weights.shape[1], np.nan)
     sick = weights * ranked.positive[:, None]
     if len(ranked.starts) < len(weights):
-        sick, weights = (np.add.reduceat(films, ranked.starts, axis=0) for films in (sick, weights))
+        sick, weights = (np.add.reduceat(images, ranked.starts, axis=0) for images in (sick, weights))
     hits, called = np.cumsum(sick, axis=0), np.cumsum(weights, axis=0)
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)  # none drawn so far: no hit either
     return quotient(np.einsum("bs,bs->s", sick, precision), hits[-1])

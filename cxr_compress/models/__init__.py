@@ -4,11 +4,9 @@ from __future__ import annotations
 
 # Eager on purpose: a lazy `chexnet` would turn into the submodule of that name as soon as anyone imported the latter.
 from cxr_compress.models.about import ModelAbout
-from cxr_compress.models.backbones import MODELS, build
-from cxr_compress.models.chexnet import chexnet, tiny_chexnet
-from cxr_compress.models.efficientnet_lite import efficientnet_lite0
-from cxr_compress.models.foreign import import_weights
-from cxr_compress.models.keras_file import load_model, read_about, save_model
+from cxr_compress.models.architectures import MODELS, build, chexnet, efficientnet_lite0, tiny_chexnet
+from cxr_compress.models.files import load_model, read_about, save_model
+from cxr_compress.models.imports.foreign import import_weights
 from cxr_compress.models.npz_weights import load_npz_weights, save_npz_weights
 
 __all__ = [

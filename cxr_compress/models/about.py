@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
@@ -23,11 +23,11 @@ class ModelAbout:
 
     Attributes:
         findings: one name per logit, in the order of the logits.
-        preprocess: how a film becomes the model's input.
+        preprocess: how an image becomes the model's input.
         dataset: what the model was trained on ("" where unknown).
-        attribution: whom to name with every copy: authors and licence of data and weights.
+        attribution: whom to name with every copy: authors and license of data and weights.
         pos_weight: the weight of positives in the loss, one per finding; None where the loss had none.
-        films: how bright the training films were and how far they spread; None where it was not noted.
+        images: how bright the training images were and how far they spread; None where it was not noted.
         notes: anything else a user should know, such as thresholds that came with foreign weights.
         activation: what turns the model's logits into probabilities: "sigmoid", each finding by itself, or "softmax",
             one for all classes, which exclude one another.
@@ -41,7 +41,7 @@ class ModelAbout:
     attribution: str = ""
     pos_weight: tuple[float, ...] | None = None
     notes: str = ""
-    films: FilmStatistics | None = None
+    images: ImageStatistics | None = None
     activation: str = "sigmoid"
     positive: int | None = None
 
@@ -49,8 +49,8 @@ class ModelAbout:
         object.__setattr__(self, "findings", _names(self.findings))
         if not isinstance(self.preprocess, PreprocessSpec):
             raise DataError(f"ModelAbout: expected preprocess as a PreprocessSpec, got {self.preprocess!r}")
-        if self.films is not None and not isinstance(self.films, FilmStatistics):
-            raise DataError(f"ModelAbout: expected films as FilmStatistics, got {self.films!r}")
+        if self.images is not None and not isinstance(self.images, ImageStatistics):
+            raise DataError(f"ModelAbout: expected images as ImageStatistics, got {self.images!r}")
         for name in ("dataset", "attribution", "notes"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"ModelAbout: expected {name} as a text, got {getattr(self, name)!r}")
@@ -74,7 +74,7 @@ class ModelAbout:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-ready values."""
-        later: dict[str, Any] = {} if self.films is None else {"films": self.films.to_dict()}
+        later: dict[str, Any] = {} if self.images is None else {"images": self.images.to_dict()}
         # Left out at their usual values, so that files made before and since are equal.
         later |= {} if self.activation == "sigmoid" else {"activation": self.activation}
         later |= {} if self.positive is None else {"positive": self.positive}
@@ -95,6 +95,7 @@ class ModelAbout:
         Raises:
             DataError: an unknown or missing key, or a value out of range.
         """
+        fields = {"images" if name == "films" else name: value for name, value in fields.items()}  # its former name
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -104,8 +105,8 @@ class ModelAbout:
             raise DataError(f"ModelAbout: missing keys {missing}")
         if not isinstance(fields["preprocess"], dict):
             raise DataError(f"ModelAbout: expected preprocess as an object, got {fields['preprocess']!r}")
-        films = fields.get("films")
-        own = {"films": None if films is None else FilmStatistics.from_dict(films)}
+        images = fields.get("images")
+        own = {"images": None if images is None else ImageStatistics.from_dict(images)}
         return cls(**{**fields, **own, "preprocess": PreprocessSpec.from_dict(fields["preprocess"])})
 
     def to_bytes(self) -> bytes:

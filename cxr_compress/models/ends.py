@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.device.runner import CAM_NAME
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 
@@ -229,3 +233,133 @@ def require_one_call(model: Any, layer: Any) -> None:
         raise UnsupportedLayerError(
             f"{layer.name!r}, which ends {model.name}, is called {calls} times in it: give the end a layer of its own"
         )
+
+
+LOGITS, PROBABILITIES, SHARES, CONSTANT = "logits", "probabilities", "shares", "constant"
+
+PROBES = 64
+_BATCH = 8
+_COARSE = 8
+# float32 sums of probabilities, and activations that compute in bfloat16, end a little beside 0 and 1.
+_BESIDE = 1e-4
+_SAME = 1e-6
+
+Call = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]
+
+
+def kind_of_outputs(call: Call, input_shape: tuple[int, int, int], *, batch: int = _BATCH) -> str:
+    """What a classifier gives, judged by its answers to 64 random and extreme inputs; stops at the first clear one.
+
+    Args:
+        call: from float32 (n, height, width, channels) to (n, k).
+        input_shape: (height, width, channels).
+        batch: images that a call takes, 1 or 8.
+
+    Returns:
+        LOGITS where an answer leaves [0, 1]; SHARES where none does and every row of several sums to 1; PROBABILITIES
+        where none does; CONSTANT where all answers are the same, or none is finite: then nothing can be told.
+    """
+    rows: list[npt.NDArray[np.float64]] = []
+    with np.errstate(all="ignore"):
+        for images in (part for eight in probe_images(input_shape) for part in np.split(eight, _BATCH // batch)):
+            outputs = np.asarray(call(images), np.float64).reshape(len(images), -1)
+            finite = outputs[np.isfinite(outputs).all(axis=1)]
+            if ((finite < -_BESIDE) | (finite > 1 + _BESIDE)).any():
+                return LOGITS
+            rows.append(finite)
+    found = np.concatenate(rows)
+    if not len(found) or np.ptp(found, axis=0).max(initial=0.0) < _SAME:
+        return CONSTANT
+    if found.shape[1] > 1 and (np.abs(found.sum(axis=1) - 1) < _BESIDE).all():
+        return SHARES
+    return PROBABILITIES
+
+
+def probe_images(input_shape: tuple[int, int, int]) -> Iterator[npt.NDArray[np.float32]]:
+    """64 inputs in batches of 8, the same on every machine: noise and smooth noise from faint to extreme, flat images.
+
+    Every batch has one of each kind, so that few have to be run where the answer is clear.
+    """
+    rng = np.random.Generator(np.random.PCG64(0))
+    height, width, channels = input_shape
+    coarse = (-(-height // _COARSE), -(-width // _COARSE), channels)
+    for step in range(PROBES // _BATCH):
+        smooth = rng.normal(size=coarse).repeat(_COARSE, axis=0).repeat(_COARSE, axis=1)[:height, :width]
+        noise = rng.normal(size=(3, height, width, channels))
+        flat = np.broadcast_to(rng.normal(scale=10.0**step, size=channels), (height, width, channels))
+        batch = (
+            *(noise[0], 10.0 * noise[1], 10.0 ** (step - 2) * noise[2]),
+            *(rng.uniform(0, 1, input_shape), rng.uniform(0, 255, input_shape)),
+            *(2.0 * smooth, 127.5 + 60.0 * smooth, flat),
+        )
+        yield np.stack(batch).astype(np.float32)
+
+
+# Layers that hand (batch, channels) on as it is when a model is only run.
+_PASSING = (_layers.Dropout, _layers.SpatialDropout2D, _layers.Flatten, _layers.Reshape)
+_FLAT_RANK = 2
+
+
+def has_cam(model: Any) -> bool:
+    """True for a model as `with_cam` makes it: logits first, then the map."""
+    return list(getattr(model, "output_names", None) or [])[1:] == [CAM_NAME]
+
+
+def with_cam(model: Any) -> Any:
+    """A plain model with the outputs logits (batch, k) and "cam" (batch, h, w, k); `model` computes what it did.
+
+    The new model shares the layers of the old one, so it is there at once, and has a copy of the head's kernel: make it
+    when training is over. Where evidence lies is shown on the grid of the last feature map (7 x 7 for a DenseNet at 224
+    px); it is no outline of a disease.
+
+    Args:
+        model: functional or Sequential tf_keras model that ends GlobalAveragePooling2D -> (Dropout) -> Dense, linear.
+
+    Raises:
+        UnsupportedLayerError: another head; it names what was found there.
+    """
+    if not getattr(model, "_is_graph_network", False) or len(model.outputs) != 1:
+        count = len(getattr(model, "outputs", None) or [])
+        _refuse(f"{type(model).__name__} {getattr(model, 'name', '')!r} with {count} outputs")
+    if any(layer.name == CAM_NAME for layer in model.layers):
+        _refuse(f"a layer that is called {CAM_NAME!r} already")
+    dense, features = _head(model.outputs[0])
+    cam = _layers.Conv2D(dense.units, 1, use_bias=False, dtype="float32", name=CAM_NAME)
+    result = keras.Model(model.inputs, [model.outputs[0], cam(features)], name=model.name)
+    cam.set_weights([dense.kernel.numpy()[None, None]])
+    return result
+
+
+def _head(output: Any) -> tuple[Any, Any]:
+    """The Dense layer that makes an output, and the feature map whose mean it reads."""
+    dense, tensor = _maker(output)
+    if type(dense) is not _layers.Dense:
+        _refuse(f"{type(dense).__name__} {dense.name!r} at its end")
+    if dense.activation is not keras.activations.linear:
+        _refuse(f"{dense.activation.__name__} in {dense.name!r}")
+    if len(output.shape) != _FLAT_RANK:
+        _refuse(f"{dense.name!r}, which gives {tuple(output.shape)}")
+    while True:
+        layer, source = _maker(tensor)
+        if isinstance(layer, _layers.GlobalAveragePooling2D):
+            break
+        if not isinstance(layer, _PASSING):
+            _refuse(f"{type(layer).__name__} {layer.name!r} before {dense.name!r}")
+        tensor = source
+    if layer.data_format != "channels_last":
+        _refuse(f"{layer.name!r} with its channels first")
+    return dense, source
+
+
+def _maker(tensor: Any) -> tuple[Any, Any]:
+    """The layer that makes a tensor, and the one tensor it reads (None for an input or a layer of several)."""
+    node = tensor.node
+    sources = [] if node.is_input else node.keras_inputs
+    return node.layer, sources[0] if len(sources) == 1 else None
+
+
+def _refuse(found: str) -> NoReturn:
+    raise UnsupportedLayerError(
+        "expected a model that ends GlobalAveragePooling2D, Dense without activation, from which the class activation "
+        f"map is exact; found {found}: ask for the logits alone, or give the model that head"
+    )

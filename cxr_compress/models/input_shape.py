@@ -16,7 +16,7 @@ _OTHER_RANKS = {
     5: "the model takes several images or a volume at once, and one image is what a device has: only models of one "
     "image are taken",
 }
-SMALLEST_SIDE = 32  # five halvings leave one pixel: every backbone here halves the film five times
+SMALLEST_SIDE = 32  # five halvings leave one pixel: every backbone here halves the image five times
 
 
 def check_classes(num_classes: int) -> None:
@@ -52,7 +52,7 @@ def require_image_input(
 
 
 def require_float_images(model: Any) -> None:
-    """Require that a Keras model takes normalised images, and one at a time: what data sets are made into here.
+    """Require that a Keras model takes normalized images, and one at a time: what data sets are made into here.
 
     Raises:
         UnsupportedLayerError: it takes something else, several things, or pixels; the line says what to do.
@@ -99,7 +99,7 @@ def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, in
         raise CompressionError(f"input_shape must be (height, width, channels) such as (224, 224, 3), got {shape}")
     if any(side is not None and side < SMALLEST_SIDE for side in shape[:2]):
         raise CompressionError(
-            f"input_shape {shape} is too small: the network halves the film five times and needs at least "
+            f"input_shape {shape} is too small: the network halves the image five times and needs at least "
             f"{SMALLEST_SIDE}x{SMALLEST_SIDE} pixels"
         )
     return shape[0], shape[1], shape[2]

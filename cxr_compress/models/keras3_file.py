@@ -199,7 +199,7 @@ def _options(kind: type) -> frozenset[str]:
 
 
 def _part(value: Any) -> Any:
-    """Translate an initialiser, regulariser or constraint: what is not set is left out."""
+    """Translate an initializer, regularizer or constraint: what is not set is left out."""
     if not isinstance(value, dict) or "class_name" not in value:
         return value
     options = {key: option for key, option in value["config"].items() if option is not None}

@@ -16,20 +16,25 @@ from cxr_compress.device.modelinfo import probabilities_of
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.ends import (
+    LOGITS,
     MEANS,
+    PROBABILITIES,
+    PROBES,
+    SHARES,
     End,
     Place,
     activation_of,
     changes_no_number,
     check_graph,
     find_ends,
+    kind_of_outputs,
     operation_of,
+    probe_images,
     require_one_call,
     upwards,
 )
-from cxr_compress.models.keras_file import application_layers
-from cxr_compress.models.masked import named_layers
-from cxr_compress.models.outputs import LOGITS, PROBABILITIES, PROBES, SHARES, kind_of_outputs, probe_images
+from cxr_compress.models.files import application_layers
+from cxr_compress.models.zeros import named_layers
 
 _layers = keras.layers
 _KERNELS = {_layers.Dense: "units", _layers.Conv2D: "filters"}

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes
-from cxr_compress.device.first_bytes import first_bytes
 from cxr_compress.errors import ModelFileError
+from cxr_compress.files import first_bytes, write_bytes
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
-from cxr_compress.models.chexnet import HEAD_NAME
-from cxr_compress.models.import_report import ImportReport
-from cxr_compress.models.tensor_file.npz import read_npz
-from cxr_compress.models.tensor_file.read import DAMAGE, LARGEST_FILE
+from cxr_compress.models.architectures import HEAD_NAME
+from cxr_compress.models.imports.base import ImportReport
+from cxr_compress.models.imports.tensor_file import DAMAGE, LARGEST_FILE, read_npz
 
 _NETWORK_ENTRY = "network.txt"
 _DAMAGED = "is no complete .npz archive of plain arrays: copy it again, or export it with numpy.savez"

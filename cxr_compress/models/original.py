@@ -14,8 +14,8 @@ from cxr_compress.device.modelinfo import logits_of
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
 from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.files import load_model, read_about
 from cxr_compress.models.input_shape import require_float_images
-from cxr_compress.models.keras_file import load_model, read_about
 from cxr_compress.models.logits_head import HeadChange, read_head, softmax_classes
 from cxr_compress.models.meaning import Inside, Names, Pixels, name_outputs, normalizes_inside, read_pixels
 

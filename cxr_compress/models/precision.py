@@ -80,7 +80,7 @@ def _edited(config: Any) -> Any:
 
 
 def _precision(value: Any) -> Any:
-    """The policy of a layer, or the dtype that a call or an initialiser asks for."""
+    """The policy of a layer, or the dtype that a call or an initializer asks for."""
     name = value["config"].get("name") if isinstance(value, dict) and "config" in value else value
     name = getattr(name, "name", name)
     return "float32" if name in _POLICIES else value

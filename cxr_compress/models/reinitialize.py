@@ -1,4 +1,4 @@
-"""The same network with fresh weights: what a thinned network is worth without what it inherited."""
+"""The same network with fresh weights: what a pruned network is worth without what it inherited."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import application_layers
-from cxr_compress.models.masked import named_layers
+from cxr_compress.models.files import application_layers
+from cxr_compress.models.zeros import named_layers
 
 
 def reinitialize(model: Any, seed: int) -> Any:
@@ -18,11 +18,11 @@ def reinitialize(model: Any, seed: int) -> Any:
 
     ``model`` is left unchanged.
 
-    Trained for as long as the thinned network was in all, it is the baseline that filter removal has to beat: if it
+    Trained for as long as the pruned network was in all, it is the baseline that filter removal has to beat: if it
     does as well, only the shape was worth something.
 
-    Batch normalisations start with mean 0 and variance 1; the statistics of ``Normalization`` layers, which were
-    measured on films and not trained, are kept. The seed alone decides the
+    Batch normalizations start with mean 0 and variance 1; the statistics of ``Normalization`` layers, which were
+    measured on images and not trained, are kept. The seed alone decides the
     weights, whatever was drawn before.
 
     Source: Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270), section 3.
@@ -70,7 +70,7 @@ def _build(model: Any, config: dict[str, Any]) -> Any:
 
 
 def _seed_initializers(value: Any, path: str) -> None:
-    """Give every initialiser that draws a seed of its own, by its place: equal layers must not start equal."""
+    """Give every initializer that draws a seed of its own, by its place: equal layers must not start equal."""
     if isinstance(value, dict):
         if "seed" in value.get("config", {}) and "initializer" in path.rsplit("/", 1)[-1]:
             value["config"]["seed"] = _seed_of(path)

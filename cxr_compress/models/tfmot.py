@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from typing import Any
@@ -29,3 +30,19 @@ def load_tfmot(purpose: str) -> Any:
             f"{purpose} needs TensorFlow Model Optimization, which cannot be imported ({error}): "
             'pip install "cxr-compress[train]" setuptools'
         ) from error
+
+
+_api = load_tfmot("quantization-aware training").quantization.keras
+Quantizer: Any = _api.quantizers.Quantizer
+QuantizeConfig: Any = _api.QuantizeConfig
+QuantizeWrapper: Any = _api.QuantizeWrapperV2
+
+
+@functools.cache
+def sparsity_api() -> Any:
+    """Return TF-MOT's ``sparsity.keras`` module, imported on first use.
+
+    Raises:
+        CompressionError: TF-MOT, or what it needs, is not installed.
+    """
+    return load_tfmot("weight pruning").sparsity.keras

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: the recipe, the films, the store, and how a model is trained and saved in it."""
+"""What every stage of a run shares: the recipe, the images, the store, and how a model is trained and saved in it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.device.cost_table import CostTable
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import ImageStatistics
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, load_model, save_model
 from cxr_compress.models.original import Original
-from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.data import RunData
 from cxr_compress.pipeline.ownership import claim
-from cxr_compress.pipeline.store import Artefacts, StageStore
+from cxr_compress.pipeline.store import Artifacts, StageStore
 from cxr_compress.recipe import DEFAULT_THREADS, AugmentRanges, Recipe
 from cxr_compress.recipe.fields import entries_of
 from cxr_compress.structured import measure_cost
@@ -54,10 +54,10 @@ class RunContext:
 
     Attributes:
         recipe: the choices.
-        data: the films.
-        digest: the hash of train and dev films: what every stage depends on.
-        store: where artefacts go.
-        news: is told of progress, one line each.
+        data: the images.
+        digest: the hash of train and dev images: what every stage depends on.
+        store: where artifacts go.
+        log: is told of progress, one line each.
         original: that model, brought to logits, and what it means; None where one is trained here.
         latency_table: layer times that a device measured, for a bound on latency; None measures them here.
         overwrite: begin anew in a folder with another run.
@@ -69,7 +69,7 @@ class RunContext:
     data: RunData
     digest: str
     store: StageStore
-    news: Callable[[str], None]
+    log: Callable[[str], None]
     original: Original | None = None
     latency_table: CostTable | None = None
     overwrite: bool = False
@@ -83,7 +83,7 @@ class RunContext:
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
-        """(findings,) the weights of positives in the loss, those of the uncut model; the device undoes them.
+        """(findings,) the weights of positives in the loss, those of the original model; the device undoes them.
 
         A given model that names no weights is taken to have had none: any would move its probabilities.
         """
@@ -110,15 +110,15 @@ class RunContext:
             make_folder(self.store.folder / "manifests")
             write_text(self.store.folder / "manifests" / "preflight.json", self.preflight_record)
 
-    def inputs(self, flags: Sequence[str], *parents: Artefacts) -> dict[str, Any]:
-        """What decides a stage: fields of the recipe by flag, the films, what the logits are, and what it reads."""
+    def inputs(self, flags: Sequence[str], *parents: Artifacts) -> dict[str, Any]:
+        """What decides a stage: fields of the recipe by flag, the images, what the logits are, and what it reads."""
         values = {flag: self.recipe.value(flag) for flag in flags}
         # Sums are cut up among threads, and so rounded otherwise; folders from before the field hold runs with two.
         if self.recipe.run.num_threads != DEFAULT_THREADS:
             values["num_threads"] = self.recipe.run.num_threads
         # Left out at its usual value, so that stages made before there was another still stand.
         kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
-        return {"recipe": values, "films": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
+        return {"recipe": values, "images": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
         """A training of this run."""
@@ -158,12 +158,12 @@ class RunContext:
             teacher=teacher,
             feature_match=match,
             masks=masks,
-            progress=self.news,
+            progress=self.log,
         )
         return {"best_epoch": result.best_epoch, "dev_auroc": result.best_dev_auroc, "history": list(result.history)}
 
-    def teacher(self, base: Artefacts) -> keras.Model | None:
-        """The uncut model, where the recipe lets it teach."""
+    def teacher(self, base: Artifacts) -> keras.Model | None:
+        """The original model, where the recipe lets it teach."""
         wanted = self.recipe.recovery.distill_weight or self.recipe.recovery.feature_weight
         return load_model(base.keras_file) if wanted else None
 
@@ -176,7 +176,7 @@ class RunContext:
             dataset=dataset.name,
             attribution=dataset.attribution,
             pos_weight=tuple(float(weight) for weight in self.pos_weight),
-            films=FilmStatistics.of(self.data.train.images),
+            images=ImageStatistics.of(self.data.train.images),
             activation=self.activation,
         )
         save_model(model, self.store.folder / name, about=about)

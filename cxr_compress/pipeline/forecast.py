@@ -17,15 +17,15 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.films import Decoding
+from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
 from cxr_compress.pipeline.preflight import PREFLIGHT
 from cxr_compress.pipeline.run import open_run, results, run_stages, take_folder
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.stages import STAGES
 from cxr_compress.pipeline.stages.base import MakeOriginal, build_untrained
-from cxr_compress.pipeline.store import News, StageStore
-from cxr_compress.pipeline.thinning import Thinning
+from cxr_compress.pipeline.stages.remove_filters import Pruning
+from cxr_compress.pipeline.store import Log, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan, measure_cost
 
@@ -40,11 +40,11 @@ class Forecast:
     """What is to be expected.
 
     Attributes:
-        before: the cost of the uncut model: params, MACs, activation bytes, and bytes or milliseconds where bounded.
+        before: the cost of the original model: params, MACs, activation bytes, and bytes or milliseconds where bounded.
         after: of the compressed one; exact but for bytes and milliseconds. Empty where a budget of these is to be met
             by a model that is still to be trained: nothing is known of the plan then.
-        certain: False where the plan was made on random weights, because the uncut model is still to be trained: with
-            ``scope="global"`` the layers then come out with other widths.
+        certain: False where the plan was made on random weights, because the original model is still to be trained:
+            with `scope="global"` the layers then come out with other widths.
         stages: stage -> about how many seconds, in order; stages that stand already count 0.
     """
 
@@ -65,7 +65,7 @@ def forecast_run(
     output_dir: Path,
     keras_model_file: Path | None = None,
     latency_table: CostTable | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> Forecast:
@@ -81,7 +81,7 @@ def forecast_run(
         output_dir: see there.
         keras_model_file: see there.
         latency_table: see there.
-        news: see there.
+        log: see there.
         decoding: see there.
         overwrite: see there.
 
@@ -92,8 +92,8 @@ def forecast_run(
     refuse_foreign(output_dir, recipe, results(), overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="cxr_dry_run_") as scratch:
         copy_for_forecast(output_dir, Path(scratch), (PREFLIGHT, *(stage.name for stage in _planning(recipe))))
-        run = open_run(recipe, data_dir, Path(scratch), keras_model_file, news, decoding, overwrite=overwrite)
-        return _forecast(dataclasses.replace(run, latency_table=latency_table), StageStore(output_dir, news))
+        run = open_run(recipe, data_dir, Path(scratch), keras_model_file, log, decoding, overwrite=overwrite)
+        return _forecast(dataclasses.replace(run, latency_table=latency_table), StageStore(output_dir, log))
 
 
 def _forecast(run: RunContext, kept: StageStore) -> Forecast:
@@ -138,12 +138,12 @@ def _plan_untrained(run: RunContext, model: keras.Model) -> ChannelPlan | None:
     bounds = run.recipe.removal.budget.bounds
     if unplanned := [bound for bound in bounds if bound not in {"macs", "params"}]:
         words = " and ".join(_BOUNDS[name] for name in unplanned)
-        run.news(
+        run.log(
             f"a budget of {words} can only be planned once the original model is trained: what is left by it, and the "
             "times that follow from that, are not known yet"
         )
         return None
-    return Thinning(run.recipe, run.data, run.store.folder, run.news).choose(model)[0] if bounds else None
+    return Pruning(run.recipe, run.data, run.store.folder, run.log).choose(model)[0] if bounds else None
 
 
 def _kept(

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import make_folder, write_text
 from cxr_compress.errors import CompressionError
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.pipeline.store import file_hash
 from cxr_compress.recipe import Recipe
 
@@ -129,9 +129,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if known := _load(folder / MADE_FROM):
         return known
     inputs = _load(folder / _MANIFESTS / "base.json").get("inputs", {})
-    # The films of the stage score are those of test.
+    # The images of the stage score are those of test.
     manifests = (path for path in sorted((folder / _MANIFESTS).glob("*.json")) if path.stem != "score")
-    images = [_load(path).get("inputs", {}).get("films") for path in manifests]
+    images = [_load(path).get("inputs", {}).get("images") for path in manifests]
     known = {
         "weights": inputs.get("weights"),
         "training": inputs.get("recipe"),

@@ -36,7 +36,7 @@ def pack(
         run: the run.
         lite: the flatbuffer.
         name: what the file is called, without its ending.
-        parents: hashes of what it was made from, the uncut model first.
+        parents: hashes of what it was made from, the original model first.
         recipe: the choices that made it.
         original: nothing was compressed. Of a given model of exclusive classes the probabilities are then its own, not
             fitted anew: a reader compares this file with the model that was given.
@@ -46,18 +46,18 @@ def pack(
         return pack_file(lite.content, plain)
     dev = run.data.dev
     logits = file_logits(lite.content, plain, dev.images)
-    films, force = _dev_films(run), run.recipe.run.force
-    info = fit_info(plain, dev.split.labels, logits, run.pos_weight, films=films, force=force)
+    images, force = _dev_images(run), run.recipe.run.force
+    info = fit_info(plain, dev.split.labels, logits, run.pos_weight, images=images, force=force)
     return pack_file(lite.content, info)
 
 
 def dev_logits(run: RunContext, content: bytes) -> np.ndarray:
-    """(dev films, findings) of a flatbuffer, whatever its quant type, through the device's own code."""
+    """(dev images, findings) of a flatbuffer, whatever its quant type, through the device's own code."""
     return file_logits(content, _info(run, "none", "unnamed", {}, {}), run.data.dev.images)
 
 
-def _dev_films(run: RunContext) -> str:
-    return f"{len(run.data.dev.split)} dev films of {run.data.dataset.name}"
+def _dev_images(run: RunContext) -> str:
+    return f"{len(run.data.dev.split)} dev images of {run.data.dataset.name}"
 
 
 def recipe_in_file(recipe: Recipe) -> dict[str, Any]:

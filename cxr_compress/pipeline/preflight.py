@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.child import NativeCrashError, run_in_child
+from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert
@@ -25,12 +25,12 @@ from cxr_compress.pipeline.context import Preflight
 from cxr_compress.pipeline.stages.base import architecture
 from cxr_compress.pipeline.stages.prune_weights import sparsity_target
 from cxr_compress.pipeline.stages.train import feature_match
-from cxr_compress.pipeline.store import News, StageStore, versions
+from cxr_compress.pipeline.store import Log, StageStore, versions
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import allocate
 from cxr_compress.structured import Budget, ChannelPlan, remove_iteratively, score_channels
 
-# A DenseNet121 at 224 px takes about a minute and a half on two cores, with quantisation-aware training.
+# A DenseNet121 at 224 px takes about a minute and a half on two cores, with quantization-aware training.
 _SECONDS = 1800.0
 _REFERENCE = "int8"
 PREFLIGHT = "preflight"
@@ -99,12 +99,12 @@ def check_network(
     return Preflight(**store.run(PREFLIGHT, inputs, [], make).facts)
 
 
-def tell(found: Preflight, news: News) -> None:
+def tell(found: Preflight, log: Log) -> None:
     """Say what the run goes on without."""
     if found.qat:
-        news(f"qat=auto: {found.qat}; so int8 is made after training, whatever that costs on dev")
+        log(f"qat=auto: {found.qat}; so int8 is made after training, whatever that costs on dev")
     if found.int8:
-        news(f"the original model gets no {_REFERENCE} file to compare with: {found.int8}")
+        log(f"the original model gets no {_REFERENCE} file to compare with: {found.int8}")
 
 
 def _has_computed() -> bool:

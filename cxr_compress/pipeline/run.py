@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.atomic import make_folder
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.files import make_folder
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
 from cxr_compress.pipeline.context import Preflight, RunContext, activation_of, check_classes
-from cxr_compress.pipeline.films import Decoding, RunData, load_run_data
-from cxr_compress.pipeline.original import any_preset, match_data, open_original, settle_data
+from cxr_compress.pipeline.data import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.ownership import refuse_foreign, refuse_own_source
 from cxr_compress.pipeline.preflight import PREFLIGHT, check_network, tell
 from cxr_compress.pipeline.stage import Stage, State
 from cxr_compress.pipeline.stages import STAGES, stages_before
-from cxr_compress.pipeline.stages.base import MakeOriginal, write_probes
+from cxr_compress.pipeline.stages.base import MakeOriginal
 from cxr_compress.pipeline.stages.deliver import DeliverOriginal
+from cxr_compress.pipeline.stages.original import any_preset, match_data, open_original, settle_data
+from cxr_compress.pipeline.stages.price import write_probes
 from cxr_compress.pipeline.stages.prune_weights import sparsity_target
-from cxr_compress.pipeline.store import News, StageStore
+from cxr_compress.pipeline.store import Log, StageStore
 from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import Recipe
 
@@ -40,7 +41,7 @@ def run_recipe(
     output_dir: Path,
     keras_model_file: Path | None = None,
     latency_table: CostTable | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -50,16 +51,16 @@ def run_recipe(
     cores it has: the number of threads is part of the recipe. A bound on latency does so for the same layer times,
     which are measured once and kept in costs.json. A second call with the same `output_dir` keeps what stands and
     redoes exactly what depends on a change. Whether the network can become what the recipe asks for is tried first,
-    before films are read (`preflight`).
+    before images are read (`preflight`).
 
     Args:
         recipe: the choices.
         data_dir: where the recipe's data set lies; only read.
-        output_dir: gets recipe.json, every stage's artefact and manifest, the .tflite files and report.json.
-        keras_model_file: an uncut model to start from; None trains `recipe.model`.
+        output_dir: gets recipe.json, every stage's artifact and manifest, the .tflite files and report.json.
+        keras_model_file: an original model to start from; None trains `recipe.model`.
         latency_table: layer times that a device measured, for a bound on latency; None measures them here.
-        news: is told of stages and epochs, one line each.
-        decoding: is told (split, films done, films in all) while images are read.
+        log: is told of stages and epochs, one line each.
+        decoding: is told (split, images done, images in all) while images are read.
         overwrite: begin anew where `output_dir` holds a run that started from another model or other data, or files
             of another origin with the names of results.
 
@@ -69,7 +70,7 @@ def run_recipe(
     Raises:
         CompressionError: and its subclasses; whatever was finished stays in `output_dir`.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     take_folder(run)
     return run_stages(dataclasses.replace(run, latency_table=latency_table), STAGES).report
 
@@ -81,11 +82,11 @@ def write_probe_pack(
     data_dir: Path,
     output_dir: Path,
     keras_model_file: Path | None = None,
-    news: News = lambda line: None,
+    log: Log = lambda line: None,
     decoding: Decoding = lambda split, done, total: None,
     overwrite: bool = False,
 ) -> None:
-    """Go as far as the uncut model and write what a device needs to time its layers; `run_recipe` goes on from there.
+    """Go as far as the original model and write what a device needs to time its layers; `run_recipe` goes on after it.
 
     Args:
         recipe: as `run_recipe`, like all that is not named here.
@@ -93,14 +94,14 @@ def write_probe_pack(
         data_dir: see there.
         output_dir: see there.
         keras_model_file: see there.
-        news: see there.
+        log: see there.
         decoding: see there.
         overwrite: see there.
 
     Raises:
         CompressionError: and its subclasses.
     """
-    run = open_run(recipe, data_dir, output_dir, keras_model_file, news, decoding, overwrite=overwrite)
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     take_folder(run)
     write_probes(run, run_stages(run, stages_before(DeliverOriginal)).original, path)
 
@@ -110,44 +111,44 @@ def open_run(  # noqa: PLR0917 - what a run is made of
     data_dir: Path,
     output_dir: Path,
     keras_model_file: Path | None,
-    news: News,
+    log: Log,
     decoding: Decoding,
     *,
     overwrite: bool = False,
 ) -> RunContext:
-    """A run with its films read; its folder is not written to before it is known to be the run's (`take_folder`).
+    """A run with its images read; its folder is not written to before it is known to be the run's (`take_folder`).
 
     Raises:
         CompressionError: a recipe that contradicts itself, data that cannot be read, or a folder of something else.
     """
     import tensorflow as tf
 
-    threads = use_threads(recipe.run.num_threads, news)
+    threads = use_threads(recipe.run.num_threads, log)
     if recipe.sparsity.zeroes_weights:
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
     refuse_foreign(output_dir, recipe, results(), overwrite=overwrite)
-    original = open_original(recipe, keras_model_file, news) if keras_model_file is not None else None
+    original = open_original(recipe, keras_model_file, log) if keras_model_file is not None else None
     found, record = Preflight(), ""
 
     def check(dataset: Dataset, spec: PreprocessSpec) -> None:
         nonlocal found, record
-        found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, news)
-        tell(found, news)
+        found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, log)
+        tell(found, log)
 
-    data, original = _read_data(recipe, data_dir, decoding, original, news, check)
+    data, original = _read_data(recipe, data_dir, decoding, original, log, check)
     keras.utils.set_random_seed(recipe.run.seed)
     for note in data.dataset.notes:
-        news(f"note: {note}")
-    tell_threads(output_dir / "recipe.json", recipe, news)
+        log(f"note: {note}")
+    tell_threads(output_dir / "recipe.json", recipe, log)
     digest = data.train.digest() + data.dev.digest()
-    store = StageStore(output_dir, news, threads)
+    store = StageStore(output_dir, log, threads)
     return RunContext(
         recipe,
         data,
         digest,
         store,
-        news,
+        log,
         original,
         overwrite=overwrite,
         preflight=found,
@@ -162,7 +163,7 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
     spec: PreprocessSpec,
     keras_model_file: Path | None,
     original: Original | None,
-    news: News,
+    log: Log,
 ) -> tuple[Preflight, str]:
     """What the network was found not to do, and its manifest: nothing is written to the folder before it is taken."""
     manifest = Path("manifests") / f"{PREFLIGHT}.json"
@@ -170,7 +171,7 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
         if (output_dir / manifest).is_file():
             make_folder((Path(scratch) / manifest).parent)
             shutil.copyfile(output_dir / manifest, Path(scratch) / manifest)
-        store = StageStore(Path(scratch), news)
+        store = StageStore(Path(scratch), log)
         positive = original.names.positive if original is not None else None
         count = len(dataset.findings)
         found = check_network(recipe, spec.input_shape, count, keras_model_file, store, positive=positive)
@@ -178,13 +179,13 @@ def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read
 
 
 def _read_data(  # noqa: PLR0917 - what `open_run` was given
-    recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, news: News, check: Check
+    recipe: Recipe, data_dir: Path, decoding: Decoding, original: Original | None, log: Log, check: Check
 ) -> tuple[RunData, Original | None]:
     """The data as a given model wants it: its findings in its order, images prepared as it was trained."""
 
     def select(dataset: Dataset) -> Dataset:
         """The findings that are wanted, checked before any image is read."""
-        wanted = dataset if original is None else match_data(recipe, dataset, original, news)
+        wanted = dataset if original is None else match_data(recipe, dataset, original, log)
         check_classes(wanted, activation_of(wanted, original))
         return wanted
 
@@ -192,7 +193,7 @@ def _read_data(  # noqa: PLR0917 - what `open_run` was given
         return load_run_data(recipe, data_dir, decoding, select=select, before_decoding=check), None
     spec = original.pixels.spec or any_preset(original, recipe)
     data = load_run_data(recipe, data_dir, decoding, spec, select, before_decoding=check)
-    return settle_data(recipe, data, original, news)
+    return settle_data(recipe, data, original, log)
 
 
 def take_folder(run: RunContext) -> None:

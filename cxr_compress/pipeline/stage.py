@@ -21,12 +21,12 @@ from typing import Any, ClassVar
 
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.recipe.fields import all_entries
 from cxr_compress.structured import ChannelPlan
 
-_NOTHING = Artefacts({}, {}, {})
+_NOTHING = Artifacts({}, {}, {})
 
 # Measured with DenseNet121 at 64 to 224 px on two cores; other networks and machines are near enough for a forecast.
 _TRAINING_PER_INFERENCE = 3.5
@@ -57,8 +57,8 @@ class State:
         made: by stage, its files.
     """
 
-    original: Artefacts = _NOTHING
-    model: Artefacts = _NOTHING
+    original: Artifacts = _NOTHING
+    model: Artifacts = _NOTHING
     line: Mapping[str, str] = field(default_factory=dict)
     look: Mapping[str, Any] = field(default_factory=dict)
     references: Mapping[str, Path] = field(default_factory=dict)
@@ -72,9 +72,9 @@ class State:
     answers: Mapping[str, Any] | None = None
     report: dict[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    made: Mapping[str, Artefacts] = field(default_factory=dict)
+    made: Mapping[str, Artifacts] = field(default_factory=dict)
 
-    def with_model(self, made: Artefacts) -> State:
+    def with_model(self, made: Artifacts) -> State:
         """The same, with another Keras model."""
         return replace(self, model=made, line={**self.line, **made.keras_hash})
 
@@ -163,7 +163,7 @@ class Stage:
         """
         raise NotImplementedError
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """What stands afterwards: unless overridden, with the Keras model that it made, if it made one."""
         return state.with_model(made) if made.keras_hash else state
 

@@ -26,17 +26,32 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress import __version__
-from cxr_compress.device.atomic import make_folder, write_text
+from cxr_compress.device.benchmark import peak_memory_bytes
 from cxr_compress.errors import CompressionError
-from cxr_compress.pipeline.memory import peak_bytes, reset_peak
+from cxr_compress.files import make_folder, write_text
 
-News = Callable[[str], None]
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # what Linux wants to hear in clear_refs
+
+
+def reset_peak() -> None:
+    """Start counting anew where the system can (Linux); elsewhere the peak stays that of the whole process."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had at a time since `reset_peak`, in bytes."""
+    return peak_memory_bytes() or 0
+
+
+Log = Callable[[str], None]
 
 _DELIVERED = ("plan.json", "report.json")  # beside the .tflite files: what a person may have put to use
 
 
 @dataclass(frozen=True)
-class Artefacts:
+class Artifacts:
     """The files of a finished stage.
 
     Attributes:
@@ -68,9 +83,9 @@ class StageStore:
         threads: that TensorFlow computes with, for the manifests; 0 where that is not known.
     """
 
-    def __init__(self, folder: Path, news: News, threads: int = 0) -> None:
+    def __init__(self, folder: Path, log: Log, threads: int = 0) -> None:
         self.folder, self.threads = folder, threads
-        self._news = news
+        self._log = log
 
     def run(
         self,
@@ -78,7 +93,7 @@ class StageStore:
         inputs: Mapping[str, Any],
         files: Sequence[str],
         make: Callable[[Path], Mapping[str, Any] | None],
-    ) -> Artefacts:
+    ) -> Artifacts:
         """The files of a stage, made now unless they stand already.
 
         Args:
@@ -96,14 +111,14 @@ class StageStore:
         paths = {name: self.folder / name for name in files}
         if self.stands(stage, inputs, files):
             self._attempted(stage).unlink(missing_ok=True)  # of a kill just after the manifest
-            self._news(f"{stage}: done before, kept")
+            self._log(f"{stage}: done before, kept")
             known = _read(manifest)
-            return Artefacts(paths, known["files"], known.get("facts", {}))
+            return Artifacts(paths, known["files"], known.get("facts", {}))
         for folder in {manifest.parent, *(path.parent for path in paths.values())}:
             make_folder(folder)
         self._keep_edited(stage, files)
         self._tell_replaced(stage, key, files)
-        self._news(f"{stage}: started")
+        self._log(f"{stage}: started")
         started = time.monotonic()
         reset_peak()
         work = self.folder / "work" / f"{stage}-{key[:12]}"
@@ -127,9 +142,9 @@ class StageStore:
         # Only now: until the manifest stands, a restart needs the checkpoints.
         shutil.rmtree(work, ignore_errors=True)
         self._attempted(stage).unlink(missing_ok=True)
-        self._news(f"{stage}: finished in {seconds:.0f} s")
+        self._log(f"{stage}: finished in {seconds:.0f} s")
         # As a later call reads them: tuples are lists there.
-        return Artefacts(paths, hashes, self.facts(stage))
+        return Artifacts(paths, hashes, self.facts(stage))
 
     def stands(self, stage: str, inputs: Mapping[str, Any], files: Sequence[str]) -> bool:
         """Whether a stage was made from just these inputs, and its files are still what it wrote."""
@@ -165,7 +180,7 @@ class StageStore:
                     f"{name} was changed since this run made it, and could not be kept as {kept.name} "
                     f"({error.strerror or error}): move it away, then run the same command again"
                 ) from error
-            self._news(f"{name} was changed since this run made it: kept as {kept.name}, and made again")
+            self._log(f"{name} was changed since this run made it: kept as {kept.name}, and made again")
 
     def _tell_replaced(self, stage: str, key: str, files: Sequence[str]) -> None:
         """Say which results of an earlier call go, so that nobody takes the new ones for them."""
@@ -173,7 +188,7 @@ class StageStore:
         gone = [name for name in files if _is_delivered(name) and (self.folder / name).is_file()]
         if gone and known.get("key", key) != key:
             how = "other choices" if known.get("version") == __version__ else f"version {known.get('version')}"
-            self._news(f"{stage}: replaces {' and '.join(gone)}, which this run made before with {how}")
+            self._log(f"{stage}: replaces {' and '.join(gone)}, which this run made before with {how}")
 
     @contextlib.contextmanager
     def _attempt(self, stage: str, files: Sequence[str]) -> Iterator[None]:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.pipeline.store import News
+from cxr_compress.pipeline.store import Log
 from cxr_compress.recipe import Recipe
 
 
-def use_threads(count: int, news: News) -> int:
+def use_threads(count: int, log: Log) -> int:
     """Let TensorFlow compute with so many threads, within an operation and among them, and give how many it has.
 
     It takes the number only before it computes for the first time in a process. Where that is past, as in a notebook,
-    and it has another one, `news` is told that the bytes may be others. NumPy's products, which refit layers, get as
-    many threads; they too take all cores of a machine otherwise.
+    and it has another one, `progress` is told that the bytes may be others. NumPy's products, which refit layers, get
+    as many threads; they too take all cores of a machine otherwise.
     """
     import tensorflow as tf
 
@@ -31,7 +31,7 @@ def use_threads(count: int, news: News) -> int:
     except RuntimeError:
         had = threading.get_intra_op_parallelism_threads() or _cores()
         if had != count:
-            news(
+            log(
                 f"threads: TensorFlow runs already in this process, with {had} threads; the recipe's {count} does not "
                 "hold, so that another process gives other bytes"
             )
@@ -39,20 +39,20 @@ def use_threads(count: int, news: News) -> int:
     return count
 
 
-def tell_threads(kept: Path, recipe: Recipe, news: News) -> None:
+def tell_threads(kept: Path, recipe: Recipe, log: Log) -> None:
     """Say that stages are done again, where the folder's run had another number of threads.
 
     Args:
         kept: the recipe of the run that the folder holds, if there is one.
         recipe: the one that goes on.
-        news: is told.
+        log: is told.
     """
     try:
         had = Recipe.from_json(kept.read_text(encoding="utf-8")).run.num_threads
     except (OSError, CompressionError):  # a new folder, or half a file that is written again now
         return
     if had != recipe.run.num_threads:
-        news(
+        log(
             f"threads: this folder's run had {had}, this one has {recipe.run.num_threads}, which gives other bytes: "
             f"stages are done again (--num_threads={had} keeps them)"
         )

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cxr_compress.device.spec import PRESETS as PIXEL_PRESETS
+from cxr_compress.quant_types import CALIBRATED, QUANT_TYPES
 from cxr_compress.recipe.fields import Section, option, provided, register_section
 
 DEFAULT_THREADS = 2
-QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8")
 
 _TWO_OF_FOUR = 0.5
 
@@ -428,7 +428,7 @@ class ExportSection(Section):
     @property
     def calibrates(self) -> bool:
         """Whether calibration images shape the compressed file."""
-        return self.quantizes or self.quant_type == "int16x8"
+        return self.quant_type in CALIBRATED
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cxr_compress.data import Dataset
-from cxr_compress.device.atomic import write_text
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
+from cxr_compress.files import write_text
 
 SCHEMA_VERSION = 1
 
@@ -25,7 +25,7 @@ class Row:
         name: As the table shows it, e.g. "int8 without pruning".
         file: Name of the file, relative to the report.
         params: Of the Keras model behind it.
-        macs: Multiply-accumulates per film at the model's input size.
+        macs: Multiply-accumulates per image at the model's input size.
         tflite_bytes: Of the whole file, metadata included.
         deflated_bytes: The same after DEFLATE: the only size in which zeroed weights show.
         weight_sparsity: Share of zeros among the convolution and dense kernels without the head, in [0, 1].
@@ -51,7 +51,7 @@ class Row:
 
 
 def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Puts the facts of a run together; nothing of a single film or patient is in it.
+    """Puts the facts of a run together; nothing of a single image or patient is in it.
 
     Args:
         rows: The uncompressed reference first.
@@ -70,7 +70,7 @@ def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, A
             "attribution": dataset.attribution,
             "findings": list(dataset.findings),
             "splits": {
-                split.name: {"films": len(split), "patients": len(set(split.patients))} for split in dataset.splits
+                split.name: {"images": len(split), "patients": len(set(split.patients))} for split in dataset.splits
             },
         },
         "facts": dict(facts or {}),

@@ -88,7 +88,7 @@ def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) -> str:
     """One line per finding: the AUROC of each file, and its change to the first."""
-    headers = ["class" if is_exclusive(rows) else "finding", "positive films"]
+    headers = ["class" if is_exclusive(rows) else "finding", "positive images"]
     for index, row in enumerate(rows):
         headers += [row["name"]] if index == 0 else [row["name"], "change"]
     body = []
@@ -105,8 +105,8 @@ def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) 
 def _heading(dataset: Mapping[str, Any]) -> str:
     """What was tested on."""
     test = dataset.get("splits", {}).get("test", {})
-    films, patients = _count(test.get("films")), _count(test.get("patients"))
-    line = f"Test split of {dataset['name']}: {films} films of {patients} patients. {dataset['attribution']}"
+    images, patients = _count(test.get("images")), _count(test.get("patients"))
+    line = f"Test split of {dataset['name']}: {images} images of {patients} patients. {dataset['attribution']}"
     return f"{_SYNTHETIC}\n{line}" if dataset["synthetic"] else line
 
 
@@ -117,7 +117,7 @@ def _footer(report: Mapping[str, Any]) -> str:
         "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs. Latency: "
         f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
         f"{_original(facts.get('original'))}{_budgets(facts.get('budgets', {}))}"
-        f"{_quantised(facts.get('quantisation', {}))}{_answers(facts.get('answers'))}{_gate(facts.get('gate'))}"
+        f"{_quantized(facts.get('quantization', {}))}{_answers(facts.get('answers'))}{_gate(facts.get('gate'))}"
         f"{report['intended_use']}"
     )
 
@@ -135,7 +135,7 @@ def _answers(found: Mapping[str, Any] | None) -> str:
     return f"Compressed file {found['text']}.\n" if found else ""
 
 
-def _quantised(facts: Mapping[str, Any]) -> str:
+def _quantized(facts: Mapping[str, Any]) -> str:
     """One line on how the compressed file came to int8, and why; empty for a float one."""
     if not facts.get("used"):
         return ""
@@ -264,7 +264,7 @@ def render_forecast(forecast: Mapping[str, Any]) -> str:
         "" if forecast["certain"] else "\nPlanned on random weights: after the training layers may be cut otherwise."
     )
     return (
-        f"{draw(costs, ['cost', 'uncut', 'predicted', 'left'], colalign=_align(4))}\n\n"
+        f"{draw(costs, ['cost', 'original', 'predicted', 'left'], colalign=_align(4))}\n\n"
         f"{draw(stages, ['stage', 'about s'], colalign=_align(2))}\n\n"
         f"About {forecast['seconds'] / 60:.0f} minutes on this machine.{doubt}"
     )

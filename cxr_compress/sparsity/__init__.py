@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from cxr_compress.sparsity.measure import LayerSparsity, SparsityReport, measure_sparsity
-from cxr_compress.sparsity.outcome import LayerOutcome, layer_outcomes
-from cxr_compress.sparsity.plan import Allocation, LayerTarget, allocate
-from cxr_compress.sparsity.prune import check_allocation, prune_weights
-from cxr_compress.sparsity.schedule import PruningSteps, plan_steps
-from cxr_compress.sparsity.size import SizeStatement, size_statement
+from cxr_compress.sparsity.masks import Allocation, LayerTarget, allocate
+from cxr_compress.sparsity.measure import (
+    LayerOutcome,
+    LayerSparsity,
+    SizeStatement,
+    SparsityReport,
+    layer_outcomes,
+    measure_sparsity,
+    size_statement,
+)
+from cxr_compress.sparsity.prune import PruningSteps, check_allocation, plan_steps, prune_weights
 from cxr_compress.sparsity.target import SparsityTarget
 from cxr_compress.sparsity.xnnpack import XnnpackSparse, xnnpack_sparse
 

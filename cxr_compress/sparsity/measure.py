@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.masked import head_names, kernel_of, named_layers, prunable_layers, variable_name
+from cxr_compress.models.zeros import head_names, kernel_of, named_layers, prunable_layers, variable_name
+from cxr_compress.sparsity.masks import Allocation
 
 _HEAD_REASON = "makes the model's output: few weights, and every finding hangs on each"
 _REASONS: dict[type, str] = {
     keras.layers.DepthwiseConv2D: "depthwise kernels hold few weights, each the only one on its channel and place",
-    keras.layers.BatchNormalization: "batch normalisation scales and shifts whole channels",
+    keras.layers.BatchNormalization: "batch normalization scales and shifts whole channels",
 }
 
 
@@ -99,3 +102,113 @@ def _reason(layer: Any, is_head: bool) -> str:
         if isinstance(layer, kind):
             return reason
     return f"weight pruning knows no kernel of {type(layer).__name__} layers"
+
+
+ZEROS_ALONE = (
+    "Zeros alone make neither a smaller .tflite nor a faster DenseNet: the file stores every zero and the kernels "
+    "multiply by it. Only a deflated copy (a zip, a compressed download) is smaller; removing filters and int8 shrink "
+    "the file itself."
+)
+
+
+@dataclass(frozen=True)
+class SizeStatement:
+    """The three sizes of one model file.
+
+    Attributes:
+        raw_bytes: As it lies on the disk and in the device's memory.
+        deflated_bytes: After DEFLATE at its highest level, as in a zip.
+        nonzero_bytes: Without the zeros among its kernels, and without any index that says where they were: what no
+            sparse format can get below.
+        weights: Among the kernels that weight pruning touches.
+        zeros: Among those.
+    """
+
+    raw_bytes: int
+    deflated_bytes: int
+    nonzero_bytes: int
+    weights: int
+    zeros: int
+
+    @property
+    def zero_fraction(self) -> float:
+        """Zeros per weight, in [0, 1]."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    @property
+    def sentence(self) -> str:
+        """The sizes in words, with what zeros do not do."""
+        return (
+            f"{self.raw_bytes:,} bytes on disk, {self.deflated_bytes:,} deflated, {self.nonzero_bytes:,} without its "
+            f"zeros; {self.zero_fraction:.1%} of {self.weights:,} kernel weights are zero. {ZEROS_ALONE}"
+        )
+
+
+def size_statement(content: bytes, *, weights: int, zeros: int, bytes_per_weight: int) -> SizeStatement:
+    """Measure a model file.
+
+    Args:
+        content: The whole .tflite.
+        weights: Of the prunable kernels, as counted in this very file.
+        zeros: Among them; in int8 the codes that mean 0.
+        bytes_per_weight: 4 in a float32 file, 2 in fp16, 1 in every quantized one.
+
+    Raises:
+        CompressionError: The numbers cannot be of this file.
+    """
+    if not 0 <= zeros <= weights or bytes_per_weight < 1 or weights * bytes_per_weight > len(content):
+        raise CompressionError(
+            f"{zeros} zeros among {weights} weights of {bytes_per_weight} bytes cannot be in a file of {len(content)} "
+            "bytes: count them in this file"
+        )
+    return SizeStatement(
+        raw_bytes=len(content),
+        deflated_bytes=len(zlib.compress(content, 9)),
+        nonzero_bytes=len(content) - zeros * bytes_per_weight,
+        weights=weights,
+        zeros=zeros,
+    )
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """One kernel after pruning.
+
+    Attributes:
+        name: Of the layer.
+        weights: In its kernel.
+        zeros_asked: What it was allocated before training.
+        zeros: What it has.
+        threshold: Magnitude below which weights were to go, where a threshold decided; else None.
+        still_below: Weights that are not zero but below the threshold: they were above it when the run began, and
+            training moved them; None without a threshold.
+    """
+
+    name: str
+    weights: int
+    zeros_asked: int
+    zeros: int
+    threshold: float | None
+    still_below: int | None
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros per weight, in [0, 1]."""
+        return self.zeros / self.weights
+
+
+def layer_outcomes(model: Any, allocation: Allocation) -> tuple[LayerOutcome, ...]:
+    """Compare a pruned model with what was allocated, one entry per prunable kernel in the model's order.
+
+    Args:
+        model: What ``prune_weights`` returned, or a later stage's model of the same layers.
+        allocation: What ``allocate`` said of the model before pruning.
+    """
+    kernels = {name: kernel_of(layer).numpy() for name, layer in prunable_layers(model).items()}
+    outcomes = []
+    for layer in allocation.layers:
+        magnitude = np.abs(kernels[layer.name])
+        zeros = int(np.count_nonzero(magnitude == 0))
+        below = None if layer.below is None else int(np.count_nonzero(magnitude < layer.below)) - zeros
+        outcomes.append(LayerOutcome(layer.name, magnitude.size, layer.zeros, zeros, layer.below, below))
+    return tuple(outcomes)

@@ -245,7 +245,7 @@ def _mean_reason(layer: Any, _graph: _Graph) -> str | None:
 
 def _norm_reason(layer: Any, _graph: _Graph) -> str | None:
     axis = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    return None if axis == [3] else f"normalises axis {axis}, not the channels"
+    return None if axis == [3] else f"normalizes axis {axis}, not the channels"
 
 
 def _upsampling_reason(layer: Any, _graph: _Graph) -> str | None:

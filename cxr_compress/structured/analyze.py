@@ -12,13 +12,19 @@ import numpy as np
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.structured.channels import AxisSlice, ChannelAnalysis, ChannelGroup, LayerSlices, SizeSlice
+from cxr_compress.structured.analysis import (
+    AxisSlice,
+    ChannelAnalysis,
+    ChannelGroup,
+    LayerSlices,
+    SizeSlice,
+    path_matcher,
+)
 from cxr_compress.structured.cost import CostModel, IntArray, ModelCost, Product
 from cxr_compress.structured.flow import LayerFlow
 from cxr_compress.structured.keras_graph import layers_by_path
 from cxr_compress.structured.layout import ChannelLayout, Partition
 from cxr_compress.structured.measured_parts import collect_parts
-from cxr_compress.structured.patterns import path_matcher
 from cxr_compress.structured.walk import TracedLayer, Walk
 
 __all__ = ["analyze_channels", "layers_by_path", "measure_cost"]
@@ -35,7 +41,7 @@ def analyze_channels(
     Args:
         model: a built model with a fixed input size.
         exclude: regular expressions; a layer whose whole path ("backbone/conv1") matches keeps all its filters.
-        allow_inexact: let channels go that a LayerNormalization takes statistics over. The thin model then no longer
+        allow_inexact: let channels go that a LayerNormalization takes statistics over. The pruned model then no longer
             equals the big one with these channels ignored: fine-tuning must make up for it.
 
     Raises:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from cxr_compress.errors import BudgetError
-from cxr_compress.structured.channels import ChannelAnalysis
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
 _NEEDED = {
     "tflite_bytes": "measured file bytes: pass cost_table= with them (pipeline.costing.measure_costs takes one "
-    "conversion of the uncut model; cxr_compress --target_bytes does so itself)",
+    "conversion of the original model; cxr_compress --target_bytes does so itself)",
     "latency_ms": "measured layer times: pass cost_table= with them (on the device, cxr_benchmark --layers=PACK.zip "
     "--output_file=table.json makes one; cxr_compress --latency_table=table.json takes it)",
 }
@@ -94,7 +94,7 @@ def unreachable(
 
     Args:
         analysis: of the model, priced by the table that the budget is held against.
-        least: (units,) what is kept when every group is as thin as the constraints allow.
+        least: (units,) what is kept when every group is as pruned as the constraints allow.
         missed: by cost, the limit that even this exceeds.
         constraints: by name, as they were set.
     """

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.keras2 import keras
-from cxr_compress.structured.channels import ChannelAnalysis, ChannelGroup
+from cxr_compress.structured.analysis import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import BoolArray, IntArray, ModelCost
 from cxr_compress.structured.keras_graph import flat, is_nested, layers_by_path, nodes
 from cxr_compress.structured.plan import ChannelPlan

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from cxr_compress.device.kernel_kind import KernelKind
+from cxr_compress.device.cost_table import KernelKind
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
 
 Shape = tuple[int, ...]
@@ -48,7 +48,7 @@ class LayerNode:
         weight_shapes: in the order of `layer.get_weights()`.
         read_call: gives the positional and keyword arguments of the call, a `TensorSlot` for every input tensor.
         from_keras: whether the class is Keras's own; a class of the same name from elsewhere may do anything.
-        allow_inexact: whether the caller accepts thin layers that compute something else than the big one did.
+        allow_inexact: whether the caller accepts pruned layers that compute something else than the big one did.
     """
 
     path: str

@@ -10,7 +10,8 @@ import numpy as np
 
 from cxr_compress.keras2 import keras
 from cxr_compress.structured.analyze import analyze_channels
-from cxr_compress.structured.consumers import (
+from cxr_compress.structured.plan import ChannelPlan
+from cxr_compress.structured.repair.consumers import (
     DEFAULT_MEMORY,
     ConstantSink,
     Consumer,
@@ -19,7 +20,6 @@ from cxr_compress.structured.consumers import (
     losing,
     once,
 )
-from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.stepwise import FloatArray, take_images, unroll, walk
 
 
@@ -39,7 +39,7 @@ class FoldReport:
 
 
 def fold_constant_channels(
-    thin: keras.Model,
+    pruned: keras.Model,
     model: keras.Model,
     plan: ChannelPlan,
     batches: Iterable[Any],
@@ -56,8 +56,8 @@ def fold_constant_channels(
     a constant of its own: use one of the two.
 
     Args:
-        thin: the thin model; biases and moving means change.
-        model: the uncut model; only read.
+        pruned: the pruned model; biases and moving means change.
+        model: the original model; only read.
         plan: what was removed.
         batches: float32 (n, h, w, c), preprocessed as in training; labels beside them are ignored.
         positions: sampled output positions per image and layer.
@@ -72,12 +72,12 @@ def fold_constant_channels(
     keep = plan.keep_vector(analysis)
     if keep.all():
         return FoldReport(0)
-    steps, thin_steps = unroll(model), unroll(thin)
+    steps, pruned_steps = unroll(model), unroll(pruned)
     images = take_images(model, batches, fitting_images(memory_bytes, analysis), "constant folding")
     consumers, left = find_consumers(steps, analysis)
     chosen: dict[int, tuple[Consumer, ConstantSink]] = {}
     for consumer in losing(once(consumers, left), keep):
-        sink = ConstantSink(thin_steps, consumer.place)
+        sink = ConstantSink(pruned_steps, consumer.place)
         if sink.open:
             chosen[consumer.place] = (consumer, sink)
         else:

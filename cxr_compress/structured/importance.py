@@ -16,12 +16,20 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.analyze import layers_by_path
-from cxr_compress.structured.channels import ChannelAnalysis
-from cxr_compress.structured.criteria.data import apoz, taylor
+from cxr_compress.structured.criteria.images import apoz, taylor
 from cxr_compress.structured.criteria.lasso import lasso
-from cxr_compress.structured.criteria.scoring import Criterion, FloatVector, Member, ScoringInput
-from cxr_compress.structured.criteria.weights import bn_scale, draw, geometric_median, norm
+from cxr_compress.structured.criteria.weights import (
+    Criterion,
+    FloatVector,
+    Member,
+    ScoringInput,
+    bn_scale,
+    draw,
+    geometric_median,
+    norm,
+)
 
 Scores = dict[str, npt.NDArray[np.float64]]
 

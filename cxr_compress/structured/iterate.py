@@ -11,9 +11,9 @@ import numpy.typing as npt
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.analyze import analyze_channels
 from cxr_compress.structured.budget import Budget
-from cxr_compress.structured.channels import ChannelAnalysis
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
@@ -38,7 +38,7 @@ def remove_iteratively(
     cost_table: CostTable | None = None,
     **selection: Any,
 ) -> tuple[keras.Model, ChannelPlan, tuple[ChannelPlan, ...]]:
-    """Thin a model to a budget in several steps; `model` is left untouched.
+    """Pruned a model to a budget in several steps; `model` is left untouched.
 
     The bounds fall by the same factor from step to step. More steps cost a rebuild and a scoring each and help where
     scores depend on the other filters; with one step this is `select_channels` and `remove_channels`.
@@ -58,7 +58,7 @@ def remove_iteratively(
         selection: as `select_channels`; `max_removed_fraction` and `overrides` hold for the whole way.
 
     Returns:
-        The thin model, one plan from the starting model to it, and the plan of every step.
+        The pruned model, one plan from the starting model to it, and the plan of every step.
 
     Raises:
         BudgetError: a step's bounds cannot be reached.
@@ -69,20 +69,20 @@ def remove_iteratively(
     first = analyze_channels(model, exclude=exclude, allow_inexact=allow_inexact)
     start = first.priced(cost_table or CostTable()).baseline
     selection["widths"] = {name: group.channels for name, group in first.groups.items()}
-    thin, plans = model, []
+    pruned, plans = model, []
     for number in range(1, steps + 1):
         bounds = _bounds(budget, start, number / steps)
-        now = analyze_channels(thin, exclude=exclude, allow_inexact=allow_inexact)
-        scores = score(thin, now)
-        sensitivity = measure(thin, now, scores, number) if measure is not None else None
+        now = analyze_channels(pruned, exclude=exclude, allow_inexact=allow_inexact)
+        scores = score(pruned, now)
+        sensitivity = measure(pruned, now, scores, number) if measure is not None else None
         plans.append(select_channels(now, scores, bounds, sensitivity=sensitivity, cost_table=cost_table, **selection))
-        thin = remove_channels(thin, plans[-1])
+        pruned = remove_channels(pruned, plans[-1])
         if between is not None:
-            between(thin, number)
+            between(pruned, number)
     whole = plans[0]
     for later in plans[1:]:
         whole = whole.then(later)
-    return thin, whole, tuple(plans)
+    return pruned, whole, tuple(plans)
 
 
 def _bounds(budget: Budget, start: ModelCost, share: float) -> Budget:

@@ -107,7 +107,7 @@ _ABSENT = object()
 class LayerConfig(Mapping[str, Any]):
     """The config of one of Keras's own layers, as `get_config` gives it, at a fraction of its time.
 
-    `get_config` serialises every initialiser, regulariser and constraint of a layer, which no rule looks at. What rules
+    `get_config` serializes every initializer, regularizer and constraint of a layer, which no rule looks at. What rules
     do ask of the layers that have these is read from the layer itself; all else waits until somebody asks.
     """
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from math import ceil
 
+import numpy as np
+
+from cxr_compress.device.cost_table import LayerUse, ProbeSpec
+from cxr_compress.structured.analysis import ChannelAnalysis
+from cxr_compress.structured.cost import FileCounts, KernelCall, MeasuredParts, Product
 from cxr_compress.structured.flow import KernelUse, LayerFlow, Shape
 from cxr_compress.structured.layout import ChannelLayout
-from cxr_compress.structured.measured import KernelCall, MeasuredParts
-from cxr_compress.structured.products import Product
-from cxr_compress.structured.rules.moves import passes, stays_in_graph
+from cxr_compress.structured.rules.base import passes, stays_in_graph
 from cxr_compress.structured.walk import CalledLayer, TracedCall, TracedLayer
 
 _KERNEL_RANK = 2
@@ -95,3 +100,40 @@ def _moved(call: TracedCall, axis: Callable[[ChannelLayout], int]) -> Iterator[P
     if times:
         for tensor in (*call.inputs, *call.outputs):
             yield Product(times * tensor.positions, (axis(tensor.layout),))
+
+
+# Thinner than this few layers get; the fit goes on below in straight lines.
+_LEAST_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class KernelSurvey:
+    """What the original model runs, as plain data.
+
+    Attributes:
+        probes: each kind of kernel once, with the widths that a thinner model may give it.
+        uses: every use of a kernel.
+        moved: elements that layers without a kernel read or write.
+        file_counts: what the bytes of the model's file are split by.
+    """
+
+    probes: tuple[ProbeSpec, ...]
+    uses: tuple[LayerUse, ...]
+    moved: int
+    file_counts: FileCounts
+
+
+def survey_kernels(analysis: ChannelAnalysis) -> KernelSurvey:
+    """List the kinds of kernel of an analyzed model; widths reach down to an eighth of every group that may shrink."""
+    whole = np.ones(analysis.units, dtype=np.bool_)
+    least = whole.copy()
+    for group in analysis.groups.values():
+        least[group.start + ceil(group.channels * _LEAST_SHARE) : group.start + group.channels] = False
+    model, counts = analysis.cost_model, analysis.cost_model.counts(whole)
+    measured = model.measured
+    return KernelSurvey(
+        probes=measured.probe_specs(counts, model.counts(least)),
+        uses=measured.uses(counts),
+        moved=measured.moved(counts),
+        file_counts=measured.file_counts(counts),
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.structured.channels import ChannelAnalysis
+from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
 # Format 1 had no members, no frozen groups and no allow_inexact; it is still read.
@@ -57,7 +57,7 @@ class ChannelPlan:
 
     @classmethod
     def of(cls, analysis: ChannelAnalysis, keep: BoolArray, settings: Mapping[str, Any]) -> ChannelPlan:
-        """The plan that keeps these units of an analysed model; keep: (units,), True = kept."""
+        """The plan that keeps these units of an analyzed model; keep: (units,), True = kept."""
         thinner = {name: group for name, group in analysis.groups.items() if not keep[group.units].all()}
         return cls(
             kept={name: tuple(np.flatnonzero(keep[group.units]).tolist()) for name, group in thinner.items()},
@@ -123,7 +123,7 @@ class ChannelPlan:
             ) from error
 
     def keep_vector(self, analysis: ChannelAnalysis) -> BoolArray:
-        """(units,) True where a unit of the analysed model stays.
+        """(units,) True where a unit of the analyzed model stays.
 
         Raises:
             CompressionError: the plan was made for another model.

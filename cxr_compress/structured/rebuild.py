@@ -12,8 +12,8 @@ import numpy.typing as npt
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.precision import own_layers
+from cxr_compress.structured.analysis import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.analyze import analyze_channels, layers_by_path
-from cxr_compress.structured.channels import ChannelAnalysis, LayerSlices, SizeSlice
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.keras_graph import shared_layer
 from cxr_compress.structured.plan import ChannelPlan
@@ -24,7 +24,7 @@ _NOT_REBUILT = ("Lambda", "SpectralNormalization")
 def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: bool = False) -> keras.Model:
     """A new plain model without the channels that a plan drops; `model` is left untouched.
 
-    Layer names, trainable flags, regularisers and dtype policies stay. The result is not compiled and loads with
+    Layer names, trainable flags, regularizers and dtype policies stay. The result is not compiled and loads with
     `keras.models.load_model` and no custom objects but those that `model` itself needs.
 
     Args:
@@ -39,18 +39,18 @@ def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: boo
     inexact = allow_inexact or plan.allow_inexact
     analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=inexact)
     keep = plan.keep_vector(analysis)
-    thin = _thin_architecture(model, analysis, keep)
-    _fill(thin, model, analysis, keep)
+    pruned = _pruned_architecture(model, analysis, keep)
+    _fill(pruned, model, analysis, keep)
     expected = analysis.cost_model.cost(keep).params
-    if thin.count_params() != expected:
+    if pruned.count_params() != expected:
         raise CompressionError(
-            f"predicted {expected:,} params, rebuilt {thin.count_params():,}: a layer rule is wrong; "
+            f"predicted {expected:,} params, rebuilt {pruned.count_params():,}: a layer rule is wrong; "
             "please report the model"
         )
-    return thin
+    return pruned
 
 
-def _thin_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> keras.Model:
+def _pruned_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> keras.Model:
     """The model's own config with smaller numbers, built anew.
 
     Raises:
@@ -115,10 +115,10 @@ def _with_number(value: Any, keys: tuple[str | int, ...], number: int) -> Any:
     return type(value)(places)
 
 
-def _fill(thin: keras.Model, model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> None:
+def _fill(pruned: keras.Model, model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> None:
     """Copy every weight, sliced where the analysis says so."""
     sources = layers_by_path(model)
-    for path, layer in layers_by_path(thin).items():
+    for path, layer in layers_by_path(pruned).items():
         if layer.weights:
             weights = sources[path].get_weights()
             layer.set_weights(_sliced(weights, analysis.layers[path], keep) if path in analysis.layers else weights)

@@ -1,7 +1,8 @@
 """Run a Keras model one layer at a time, so that what any layer reads can be looked at and repaired on the way.
 
 A model with a second output per layer of interest would keep every one of those tensors alive. Here a tensor is
-dropped as soon as the last layer that reads it has run, and two models of one wiring, the uncut and the thin one, walk
+dropped as soon as the last layer that reads it has run, and two models of one wiring, the original and the pruned one,
+walk
 side by side: one forward pass of each is enough to repair a hundred layers front to back.
 """
 
@@ -113,7 +114,7 @@ def walk(models: Sequence[Steps], batches: Sequence[FloatArray], stops: Iterable
     """Run models of one wiring side by side over all batches, layer by layer, up to the last stop.
 
     Args:
-        models: the uncut model and, where wanted, thinner ones.
+        models: the original model and, where wanted, thinner ones.
         batches: what all of them read; everything alive at one layer is held for all batches at once.
         stops: the places of the calls before which `visit` is called with (place, inputs by model, by batch). The
             visitor may change the weights of the layers that are still to run.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from cxr_compress.recipe import AugmentRanges
 from cxr_compress.train.batches import Batches
 from cxr_compress.train.config import FitConfig, FitResult
-from cxr_compress.train.features import FeatureMatch, last_feature_map
+from cxr_compress.train.distill import FeatureMatch, last_feature_map
 from cxr_compress.train.fit import fit
 from cxr_compress.train.losses import (
     CategoricalCrossEntropy,

@@ -1,4 +1,4 @@
-"""Small random changes of a training film, as a different patient position or exposure would make them."""
+"""Small random changes of a training image, as a different patient position or exposure would make them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ DEFAULT_RANGES = AugmentRanges()
 
 
 def augment(image: np.ndarray, generator: np.random.Generator, ranges: AugmentRanges = DEFAULT_RANGES) -> np.ndarray:
-    """Return a moved, turned, scaled and re-exposed copy of one film; the argument is left as it is.
+    """Return a moved, turned, scaled and re-exposed copy of one image; the argument is left as it is.
 
     Eight numbers are drawn from ``generator`` whatever the ranges are, so the same generator state always gives the
-    same film. What comes in from outside repeats the border pixel.
+    same image. What comes in from outside repeats the border pixel.
 
     Args:
         image: uint8 (height, width) or (height, width, 3).
         generator: Of the random amounts.
-        ranges: How far the film may be changed.
+        ranges: How far the image may be changed.
 
     Returns:
         uint8 of the same shape.
@@ -35,14 +35,14 @@ def augment(image: np.ndarray, generator: np.random.Generator, ranges: AugmentRa
 
 def _move(image: np.ndarray, amounts: np.ndarray, ranges: AugmentRanges) -> np.ndarray:
     height, width = image.shape[:2]
-    centre = ((width - 1) / 2.0, (height - 1) / 2.0)
-    matrix = cv2.getRotationMatrix2D(centre, ranges.rotation * amounts[0], 1.0 + ranges.scale * amounts[1])
+    center = ((width - 1) / 2.0, (height - 1) / 2.0)
+    matrix = cv2.getRotationMatrix2D(center, ranges.rotation * amounts[0], 1.0 + ranges.scale * amounts[1])
     matrix[:, 2] += (ranges.shift * width * amounts[2], ranges.shift * height * amounts[3])
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _exposure_table(mean: float, contrast: float, brightness: float) -> np.ndarray:
-    """The 256 new gray values: a table is the fastest exact way to map a uint8 film."""
+    """The 256 new gray values: a table is the fastest exact way to map a uint8 image."""
     levels = (np.arange(256) - mean) * contrast + mean + brightness
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 

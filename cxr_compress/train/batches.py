@@ -1,4 +1,4 @@
-"""Batches of films for training: the cached uint8 films, changed a little, through the one preprocessing."""
+"""Batches of images for training: the cached uint8 images, changed a little, through the one preprocessing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cxr_compress.recipe import AugmentRanges
 from cxr_compress.train.augment import DEFAULT_RANGES, augment
 
 _BATCHES_AHEAD = 3
-_MIXUP_STREAM = 1  # parts the random numbers of blending from those of the changes to a film
+_MIXUP_STREAM = 1  # parts the random numbers of blending from those of the changes to an image
 
 
 class Batches(keras.utils.Sequence):
     """What one epoch sees, as (float32 (batch, height, width, channels), float32 (batch, findings)) pairs.
 
-    Everything random is a pure function of (seed, epoch, index of the film), so a resumed run, another batch size in
-    between or another number of threads changes no film. Shuffled batches are all full: the few films left over change
-    from epoch to epoch, and batch normalisation never sees a batch of one. Unshuffled batches cover every film.
+    Everything random is a pure function of (seed, epoch, index of the image), so a resumed run, another batch size in
+    between or another number of threads changes no image. Shuffled batches are all full: the few images left over
+    change from epoch to epoch, and batch normalization never sees a batch of one. Unshuffled batches cover every image.
 
     Attributes:
         epoch: Which epoch's order and changes ``__getitem__`` gives; set it, or let ``on_epoch_end`` count it up.
@@ -45,27 +45,27 @@ class Batches(keras.utils.Sequence):
         mixup: float = 0.0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Check the films and fix the order of the first epoch.
+        """Check the images and fix the order of the first epoch.
 
         Args:
-            images: uint8 (films, height, width) or (films, height, width, 3), as ``data.decode_split`` gives them.
-            labels: (films, findings), 0 to 1, or NaN for unknown.
-            spec: How the model wants its films.
-            batch_size: Films per batch; a set with fewer films gives one smaller batch.
+            images: uint8 (images, height, width) or (images, height, width, 3), as ``data.decode_split`` gives them.
+            labels: (images, findings), 0 to 1, or NaN for unknown.
+            spec: How the model wants its images.
+            batch_size: Images per batch; a set with fewer images gives one smaller batch.
             seed: Of order and changes.
             shuffle: Draw a new order each epoch and leave out what does not fill a batch.
-            augment: Change each film a little; off for scoring.
+            augment: Change each image a little; off for scoring.
             ranges: How far.
-            mixup: Parameter of the Beta distribution of the shares in which each film and its labels are blended with
-                another film; 0 blends none.
-            share: (i, n): give part i of n of the films of each batch, as one of n workers trains on; n must divide
-                the batch. Which films are in a batch does not depend on it.
+            mixup: Parameter of the Beta distribution of the shares in which each image and its labels are blended with
+                another image; 0 blends none.
+            share: (i, n): give part i of n of the images of each batch, as one of n workers trains on; n must divide
+                the batch. Which images are in a batch does not depend on it.
 
         Raises:
-            DataError: Films and labels do not belong together, or hold something else than films and 0/1 labels.
+            DataError: Images and labels do not belong together, or hold something else than images and 0/1 labels.
         """
         super().__init__()
-        self.images, self.labels = checked_films(images, labels, spec)
+        self.images, self.labels = checked_images(images, labels, spec)
         self.spec = spec
         self.batch_size = min(batch_size, len(self.images))
         self.seed = seed
@@ -78,8 +78,8 @@ class Batches(keras.utils.Sequence):
         self._drawn: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        films = len(self.images)
-        return films // self.batch_size if self.shuffle else -(-films // self.batch_size)
+        images = len(self.images)
+        return images // self.batch_size if self.shuffle else -(-images // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = self._in_batch(index)
@@ -87,20 +87,20 @@ class Batches(keras.utils.Sequence):
         chosen = chosen[part * len(chosen) // parts : (part + 1) * len(chosen) // parts]
         if self.mixup:
             return self._blended(chosen)
-        films = np.stack([self._film(int(film)) for film in chosen]) if self.augment else self.images[chosen]
-        return normalize(films, self.spec), self.labels[chosen]
+        images = np.stack([self._image(int(image)) for image in chosen]) if self.augment else self.images[chosen]
+        return normalize(images, self.spec), self.labels[chosen]
 
-    def film_ids(self, index: int) -> list[str]:
-        """Hashes of the decoded films in a batch, which name them without their file names: 12 digits of SHA-256."""
+    def image_ids(self, index: int) -> list[str]:
+        """Hashes of the decoded images in a batch, which name them without their file names: 12 digits of SHA-256."""
         chosen = self._in_batch(index)
-        return [hashlib.sha256(np.ascontiguousarray(self.images[film]).data).hexdigest()[:12] for film in chosen]
+        return [hashlib.sha256(np.ascontiguousarray(self.images[image]).data).hexdigest()[:12] for image in chosen]
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order and changes."""
         self.epoch += 1
 
     def _in_batch(self, index: int) -> np.ndarray:
-        """The films of a whole batch, by number."""
+        """The images of a whole batch, by number."""
         return self._order()[index * self.batch_size : (index + 1) * self.batch_size]
 
     def _order(self) -> np.ndarray:
@@ -111,26 +111,26 @@ class Batches(keras.utils.Sequence):
             self._drawn = (self.epoch, generator.permutation(len(self.images)))
         return self._drawn[1]
 
-    def _film(self, film: int) -> np.ndarray:
+    def _image(self, image: int) -> np.ndarray:
         if not self.augment:
-            return np.asarray(self.images[film])
-        return augment(self.images[film], np.random.default_rng((self.seed, self.epoch, film)), self.ranges)
+            return np.asarray(self.images[image])
+        return augment(self.images[image], np.random.default_rng((self.seed, self.epoch, image)), self.ranges)
 
     def _blended(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each film with a share of another one of the set, and labels to match; unknown with anything is unknown.
+        """Each image with a share of another one of the set, and labels to match; unknown with anything is unknown.
 
         Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (arXiv 1710.09412), equation 1; the partner is
-        drawn for the film and not within the batch, so that it does not depend on who else is in there.
+        drawn for the image and not within the batch, so that it does not depend on who else is in there.
         """
-        films, labels = [], []
-        for film in map(int, chosen):
-            generator = np.random.default_rng((self.seed, self.epoch, film, _MIXUP_STREAM))
+        images, labels = [], []
+        for image in map(int, chosen):
+            generator = np.random.default_rng((self.seed, self.epoch, image, _MIXUP_STREAM))
             partner = int(generator.integers(len(self.images)))
             share = generator.beta(self.mixup, self.mixup)
-            share = float(max(share, 1.0 - share))  # the film itself stays the larger part
-            films.append(cv2.addWeighted(self._film(film), share, self._film(partner), 1.0 - share, 0.0))
-            labels.append(share * self.labels[film] + (1.0 - share) * self.labels[partner])
-        return normalize(np.stack(films), self.spec), np.stack(labels).astype(np.float32)
+            share = float(max(share, 1.0 - share))  # the image itself stays the larger part
+            images.append(cv2.addWeighted(self._image(image), share, self._image(partner), 1.0 - share, 0.0))
+            labels.append(share * self.labels[image] + (1.0 - share) * self.labels[partner])
+        return normalize(np.stack(images), self.spec), np.stack(labels).astype(np.float32)
 
 
 def ahead(batches: Batches, depth: int = _BATCHES_AHEAD) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
@@ -148,21 +148,21 @@ def ahead(batches: Batches, depth: int = _BATCHES_AHEAD) -> Generator[tuple[np.n
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def checked_films(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Return films and float32 labels if they belong together.
+def checked_images(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and float32 labels if they belong together.
 
     Raises:
-        DataError: Wrong dtype or shape, no film, another count of labels, or labels outside [0, 1] that are not NaN.
+        DataError: Wrong dtype or shape, no image, another count of labels, or labels outside [0, 1] that are not NaN.
     """
     labels = np.asarray(labels, dtype=np.float32)
     wanted = (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
     if images.dtype != np.uint8 or images.shape[1:] != wanted:
         raise DataError(
-            f"films must be uint8 (films, {', '.join(map(str, wanted))}) as the preprocessing spec says, got "
+            f"images must be uint8 (images, {', '.join(map(str, wanted))}) as the preprocessing spec says, got "
             f"{images.dtype} {images.shape}: decode them with data.decode_split"
         )
-    if labels.ndim != 2 or len(labels) != len(images) or not len(images):  # noqa: PLR2004 - films x findings
-        raise DataError(f"expected labels (films, findings) for {len(images)} films (at least 1), got {labels.shape}")
+    if labels.ndim != 2 or len(labels) != len(images) or not len(images):  # noqa: PLR2004 - images x findings
+        raise DataError(f"expected labels (images, findings) for {len(images)} images (at least 1), got {labels.shape}")
     if not np.all(((labels >= 0) & (labels <= 1)) | np.isnan(labels)):
         raise DataError("labels must be 0, 1, a soft label in between, or NaN for unknown: map others before training")
     return images, labels

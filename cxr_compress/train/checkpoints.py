@@ -1,6 +1,6 @@
 """The folder of one training run: what it was started with, its log, and a state from which it goes on.
 
-``run.json`` (what decides the result), ``last.npz`` (weights, optimiser and history after the last finished epoch) and
+``run.json`` (what decides the result), ``last.npz`` (weights, optimizer and history after the last finished epoch) and
 ``best_epoch_N.npz`` (weights alone); the log for people is in ``logs``. Every file appears at once or not at all, and
 ``last.npz``, written last, names the best file that belongs to it: the run may be killed at any moment.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import make_folder, write_bytes, write_text
 from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.files import make_folder, write_bytes, write_text
 
 _ADVICE = "give the run another folder, or delete this one to start again"
 
@@ -105,9 +105,9 @@ class RunFolder:
         """
         _assign(weights, _unpack(self._best_file(progress.best_epoch)), "weights")
 
-    def keep_bad_batch(self, epoch: int, batch: int, film_ids: Sequence[str]) -> None:
-        """Write down which films a loss that is no number came from, by the hashes of their decoded pixels."""
-        entry = {"epoch": epoch, "batch": batch, "sha256_of_decoded_film": list(film_ids)}
+    def keep_bad_batch(self, epoch: int, batch: int, image_ids: Sequence[str]) -> None:
+        """Write down which images a loss that is no number came from, by the hashes of their decoded pixels."""
+        entry = {"epoch": epoch, "batch": batch, "sha256_of_decoded_image": list(image_ids)}
         write_text(self.path / "nan_batch.json", json.dumps(entry, indent=2) + "\n")
 
     def _best_file(self, epoch: int) -> Path:

@@ -20,26 +20,26 @@ _YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0, "activa
 
 @dataclass(frozen=True)
 class FitConfig:
-    """The choices of one training run; together with films, model and seed they fix its result.
+    """The choices of one training run; together with images, model and seed they fix its result.
 
     Attributes:
-        epochs: Passes over the training films.
-        batch_size: Films per step.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
         learning_rate: Adam's rate at the end of the warm-up; from there it falls to 0 along a half cosine.
         warmup_fraction: Share of all steps in which the rate climbs from 0; 0 starts at the full rate.
         weight_decay: Decoupled (AdamW) decay per step, times the rate; batch-norm parameters and biases are spared.
-        augment: Change each film a little, within ``ranges``.
+        augment: Change each image a little, within ``ranges``.
         ranges: How far.
-        loss: "bce", weighted binary cross-entropy, or "focal", which also plays down the films that are easy.
+        loss: "bce", weighted binary cross-entropy, or "focal", which also plays down the images that are easy.
         focal_gamma: Exponent of the focal loss; 0 makes it the cross-entropy.
         label_smoothing: Share by which labels move towards 0.5, or towards equal shares of exclusive classes; helps
             where labels were mined from reports.
-        mixup: Parameter of the Beta distribution of the shares in which films and labels are blended; 0: not at all.
-            It makes a network less sure of what sets one hospital's films apart, and probabilities need calibration.
+        mixup: Parameter of the Beta distribution of the shares in which images and labels are blended; 0: not at all.
+            It makes a network less sure of what sets one hospital's images apart, and probabilities need calibration.
         ema_decay: Of a running average of all weights, which then is what is scored and kept; 0 keeps the weights
             themselves. The average follows faster in the first steps.
         patience: Stop after this many epochs without a better one (see ``FitResult``); 0 never stops early.
-        seed: Of film order, of the changes to the films and of what is random inside the model.
+        seed: Of image order, of the changes to the images and of what is random inside the model.
         distill_weight: Share of the loss that pulls towards the teacher's probabilities instead of the labels; needs a
             teacher when above 0.
         feature_weight: Of the term that pulls a map of the student towards the teacher's, added to the rest of the
@@ -95,9 +95,9 @@ class FitConfig:
         planned = self.schedule_epochs == 0 or self.schedule_epochs >= self.epochs
         self._require(planned, "schedule_epochs", f"0, or at least epochs ({self.epochs})")
 
-    def steps_per_epoch(self, films: int) -> int:
+    def steps_per_epoch(self, images: int) -> int:
         """Full batches in an epoch; a set smaller than a batch is one smaller batch."""
-        return films // min(self.batch_size, films)
+        return images // min(self.batch_size, images)
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:

@@ -1,27 +1,33 @@
-"""How good the epochs of a training are, by the films of the dev patients, and which of them is the best."""
+"""How good the epochs of a training are, by the images of the dev patients, and which of them is the best."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import summary_pb2
 
+from cxr_compress.errors import CompressionError
+from cxr_compress.files import write_text
 from cxr_compress.metrics import auroc_per_finding, class_log_odds, mean_auroc
 from cxr_compress.train.losses import distillation_loss
 
 
 @dataclass(frozen=True)
 class DevScore:
-    """What the logits of the dev films are held against.
+    """What the logits of the dev images are held against.
 
     Attributes:
-        labels: (films, findings) of 0 to 1, NaN for unknown.
+        labels: (images, findings) of 0 to 1, NaN for unknown.
         findings: Their names.
         loss: From (labels, logits) to a number, as in training.
-        their_logits: The teacher's, for the same films; None where none teaches.
+        their_logits: The teacher's, for the same images; None where none teaches.
         distill_weight: Share of the loss that follows them.
         activation: "sigmoid", or "softmax" for classes that exclude one another: then the AUROC is that of each class
             against the others by its probability, and ``dev_accuracy`` says how often the likeliest class was right.
@@ -37,7 +43,7 @@ class DevScore:
     def of(self, logits: np.ndarray) -> dict[str, Any]:
         """The figures of one epoch, JSON-ready: loss, AUROC of the hard labels, and with a teacher the objective.
 
-        ``dev_objective`` is what training minimises, on dev and without the term of the maps:
+        ``dev_objective`` is what training minimizes, on dev and without the term of the maps:
         ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``. Where the loss is no number, there is
         nothing else to say.
         """
@@ -67,7 +73,7 @@ class DevScore:
 def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
     """The best of the epochs from ``first`` on, counted from 1; 0 if none counts yet.
 
-    With a teacher it is the one with the lowest objective: a few hundred dev films, of which a good network orders all
+    With a teacher it is the one with the lowest objective: a few hundred dev images, of which a good network orders all
     but a handful of pairs rightly, hardly tell epochs apart by AUROC, while their distance to the teacher does.
     Without one it is the one with the highest AUROC, the lower loss among equals.
     """
@@ -87,3 +93,64 @@ def _or_none(value: float) -> float | None:
 
 def _or_minus_infinity(value: float | None) -> float:
     return -math.inf if value is None else value
+
+
+_EVENTS = "events.out.tfevents."
+
+
+class EpochLog:
+    """Writes ``log.jsonl`` and TensorBoard event files (``tensorboard --logdir``) into a run's folder.
+
+    After a resume TensorBoard's file starts anew with all epochs so far, so that the curves have no gap and no fork.
+    Nothing of TensorBoard need be installed to write it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Write into a folder that exists; nothing is written before there is an epoch."""
+        self._folder = folder
+        self._writer: Any = None
+        self._written = 0
+
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Write the epochs so far; those that were written before are not written again.
+
+        Raises:
+            CompressionError: The disk is full or the folder cannot be written.
+        """
+        write_text(self._folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+        try:
+            if self._writer is None:
+                for old in self._folder.glob(f"{_EVENTS}*"):
+                    old.unlink()
+                self._writer = tf.summary.create_file_writer(str(self._folder))
+            with self._writer.as_default():
+                for entry in history[self._written :]:
+                    _write_scalars(entry)
+            self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            raise CompressionError(
+                "the training log cannot be written (is the disk full?); finished epochs are kept: free some space "
+                "and run the same command again"
+            ) from error
+        self._written = len(history)
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _write_scalars(entry: Mapping[str, Any]) -> None:
+    """One epoch as points of curves; undefined numbers are left out."""
+    metadata = summary_pb2.SummaryMetadata(data_class=summary_pb2.DATA_CLASS_SCALAR)
+    metadata.plugin_data.plugin_name = "scalars"
+    for tag, value in _scalars(entry):
+        tf.summary.write(tag, tf.constant(value, tf.float32), step=entry["epoch"], metadata=metadata)
+
+
+def _scalars(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{finding}", number) for finding, number in value.items() if number is not None)
+        elif name != "epoch" and value is not None:
+            yield name, float(value)

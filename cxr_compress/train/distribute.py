@@ -1,6 +1,6 @@
-"""Training on several GPUs or machines with TensorFlow's own strategies, as one process would train on the same films.
+"""Training on several GPUs or machines with TensorFlow's own strategies, as one process would train on the same images.
 
-Every worker takes its rows of the same global batches. Losses, gradients and the statistics of batch normalisation are
+Every worker takes its rows of the same global batches. Losses, gradients and the statistics of batch normalization are
 those of the whole batch, so how many workers there are decides nothing but the time: a run may go on with fewer or more
 of them, or with one process and no strategy at all.
 
@@ -15,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +29,94 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.train.checkpoints import Progress, RunFolder
-from cxr_compress.train.cluster import Cluster, read_cluster
+
+_EXAMPLE = json.dumps(
+    {"cluster": {"worker": ["10.0.0.1:12345", "10.0.0.2:12345"]}, "task": {"type": "worker", "index": 0}}
+)
+_KINDS = ("chief", "worker")
+_LARGEST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of one training, this process among them.
+
+    Attributes:
+        addresses: host:port of every worker; the first one is the chief, who alone reads and writes the run.
+        index: Which of them this process is.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process keeps the run."""
+        return self.index == 0
+
+    def name(self, index: int) -> str:
+        """A worker as a line names it; people count from 1."""
+        return f"worker {index + 1} of {len(self.addresses)} ({self.addresses[index]})"
+
+
+def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
+    """Read ``TF_CONFIG``: a list of "worker" addresses, which may have one "chief" before it, and the own place in it.
+
+    TensorFlow reads the variable too, but takes many mistakes for a cluster of one, or waits for ever.
+
+    Raises:
+        CompressionError: It is missing or malformed; the line shows how it should look.
+    """
+    text = environment.get("TF_CONFIG", "")
+    if not text.strip():
+        raise _wrong("is not set")
+    try:
+        given = json.loads(text)
+    except ValueError:
+        raise _wrong("is no JSON") from None
+    if not isinstance(given, dict) or not all(isinstance(given.get(name), dict) for name in ("cluster", "task")):
+        raise _wrong('needs the objects "cluster" and "task"')
+    lists = _lists(given["cluster"])
+    addresses = tuple(address for kind in _KINDS for address in lists.get(kind, ()))
+    for address in addresses:
+        _check_address(address)
+    if len(set(addresses)) < len(addresses):
+        raise _wrong("names an address twice")
+    return Cluster(addresses, _place(given["task"], lists))
+
+
+def _lists(cluster: Mapping[str, Any]) -> dict[str, list[Any]]:
+    unknown = [kind for kind in cluster if kind not in _KINDS]
+    if unknown:
+        raise _wrong(f"names tasks of kind {unknown[0]!r}, and only {' and '.join(_KINDS)} train")
+    if not cluster or not all(isinstance(tasks, list) and tasks for tasks in cluster.values()):
+        raise _wrong("needs a list of addresses per kind of task")
+    if len(cluster.get("chief", ())) > 1:
+        raise _wrong("names more than one chief")
+    return dict(cluster)
+
+
+def _check_address(address: Any) -> None:
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) <= _LARGEST_PORT:
+        raise _wrong(f"names the address {address!r}, which is no host:port")
+
+
+def _place(task: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> int:
+    kind, index = task.get("type"), task.get("index")
+    if not isinstance(kind, str) or kind not in lists:
+        raise _wrong(f"says that this is a task of type {kind!r}, which the cluster has none of")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(lists[kind]):
+        raise _wrong(f"says that this is {kind} {index!r}, and the cluster's {kind}s are 0 to {len(lists[kind]) - 1}")
+    return index + (len(lists["chief"]) if kind == "worker" and "chief" in lists else 0)
+
+
+def _wrong(problem: str) -> CompressionError:
+    return CompressionError(
+        f"the environment variable TF_CONFIG {problem}: set it on each machine, on the first of two to '{_EXAMPLE}', "
+        "on the other one to the same with index 1"
+    )
+
 
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 _T = TypeVar("_T")
@@ -36,13 +125,13 @@ _WORDS_AT_ONCE = 1 << 24  # 64 MB a message
 _SHOWN = 60
 
 
-def start_distribution(kind: str, news: Callable[[str], None] | None = None) -> Distribution | None:
+def start_distribution(kind: str, log: Callable[[str], None] | None = None) -> Distribution | None:
     """Join the other workers, or take the GPUs of this machine; call it before TensorFlow does anything else.
 
     Args:
         kind: "none"; "mirrored", all GPUs of this machine (without GPUs: its processor); or "multi_worker", the
             machines that ``TF_CONFIG`` names, each with all its GPUs.
-        news: Takes one line before this waits for the others, which it does for as long as it takes.
+        log: Takes one line before this waits for the others, which it does for as long as it takes.
 
     Returns:
         What ``fit`` and ``run_training`` take; None for "none".
@@ -59,8 +148,8 @@ def start_distribution(kind: str, news: Callable[[str], None] | None = None) -> 
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return Distribution(tf.distribute.MirroredStrategy([device.name for device in devices]))
     cluster = read_cluster()
-    if news:
-        news(f"{cluster.name(cluster.index)}: waiting for all {len(cluster.addresses)} workers to be there")
+    if log:
+        log(f"{cluster.name(cluster.index)}: waiting for all {len(cluster.addresses)} workers to be there")
     try:
         with _ctrl_c_ends():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -102,7 +191,7 @@ class Distribution:
         """
         if batch_size % self.replicas:
             raise CompressionError(
-                f"the films of a batch must divide among {self.replicas} replicas of the model, got {batch_size}: "
+                f"the images of a batch must divide among {self.replicas} replicas of the model, got {batch_size}: "
                 f"choose a batch size that is a multiple of {self.replicas}"
             )
         return (0 if self.cluster is None else self.cluster.index), self.workers
@@ -131,7 +220,7 @@ class Distribution:
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
-        """Refuse to train where a worker has other settings or films than the chief.
+        """Refuse to train where a worker has other settings or images than the chief.
 
         Raises:
             CompressionError: On every worker; on one that differs the line says in what.
@@ -147,7 +236,7 @@ class Distribution:
             raise CompressionError(f"this worker was started otherwise than the chief: {listed}; give all the same")
         if others and self.cluster is not None:
             raise CompressionError(
-                f"{self.cluster.name(others[0])} was started with other settings or films than the chief: its own "
+                f"{self.cluster.name(others[0])} was started with other settings or images than the chief: its own "
                 "message says which; give all workers the same"
             )
 
@@ -255,9 +344,9 @@ class SharedFolder(RunFolder):
         self._together.on_chief(lambda: RunFolder.restore_best(self, progress, parts))
         self._together.spread_chiefs(weights)
 
-    def keep_bad_batch(self, epoch: int, batch: int, film_ids: Sequence[str]) -> None:
+    def keep_bad_batch(self, epoch: int, batch: int, image_ids: Sequence[str]) -> None:
         """As ``RunFolder.keep_bad_batch``, on the chief."""
-        self._together.on_chief(lambda: RunFolder.keep_bad_batch(self, epoch, batch, film_ids))
+        self._together.on_chief(lambda: RunFolder.keep_bad_batch(self, epoch, batch, image_ids))
 
 
 def _means_lost(error: tf.errors.OpError) -> bool:

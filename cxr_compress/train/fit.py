@@ -1,4 +1,4 @@
-"""Training: base training, fine-tuning a thinned model and training under pruning are all this one loop."""
+"""Training: base training, fine-tuning a pruned model and training under pruning are all this one loop."""
 
 from __future__ import annotations
 
@@ -18,30 +18,27 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
-from cxr_compress.models.masked import check_zeros
-from cxr_compress.train.average import WeightAverage
-from cxr_compress.train.batches import Batches, ahead, checked_films
+from cxr_compress.models.zeros import check_zeros, zeros_held
+from cxr_compress.train.batches import Batches, ahead, checked_images
 from cxr_compress.train.checkpoints import Progress, RunFolder
 from cxr_compress.train.config import FitConfig, FitResult
-from cxr_compress.train.dev_score import DevScore, best_epoch
+from cxr_compress.train.dev_score import DevScore, EpochLog, best_epoch
+from cxr_compress.train.distill import FeatureMatch, FeatureTerm, check_match
 from cxr_compress.train.distribute import Distribution
-from cxr_compress.train.features import FeatureMatch, FeatureTerm, check_match
-from cxr_compress.train.logs import EpochLog
 from cxr_compress.train.losses import balanced_weights, make_loss
 from cxr_compress.train.replicas import Engine, make_engine
-from cxr_compress.train.step import Forward, Step, make_optimizer, predict_logits
-from cxr_compress.train.zeros import zeros_held
+from cxr_compress.train.step import Forward, Step, WeightAverage, make_optimizer, predict_logits
 
-Films = tuple[np.ndarray, np.ndarray]
+SplitImages = tuple[np.ndarray, np.ndarray]
 OnStep = Callable[[int, int, int, float], None]
-_SECONDS_BETWEEN_NEWS = 10.0
-_WHERE = "; nan_batch.json in the run's folder names the batch's films by hash"
+_SECONDS_BETWEEN_LOG = 10.0
+_WHERE = "; nan_batch.json in the run's folder names the batch's images by hash"
 
 
 def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does without one of the six
     model: Any,
-    train: Films,
-    dev: Films,
+    train: SplitImages,
+    dev: SplitImages,
     spec: PreprocessSpec,
     config: FitConfig,
     run_dir: str | Path,
@@ -66,11 +63,11 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     half-trained weights.
 
     Args:
-        model: From preprocessed films to logits; not compiled by this function.
-        train: (images, labels): uint8 (films, height, width[, 3]) and (films, findings) of 0 to 1, NaN for unknown.
+        model: From preprocessed images to logits; not compiled by this function.
+        train: (images, labels): uint8 (images, height, width[, 3]) and (images, findings) of 0 to 1, NaN for unknown.
         dev: As ``train``, of other patients; chooses the best epoch: by AUROC over the labels that are 0 or 1, or
             where a teacher's probabilities are followed, by the loss that is trained.
-        spec: How the model wants its films.
+        spec: How the model wants its images.
         config: The choices of the run.
         run_dir: Folder of this run alone.
         findings: Names of the label columns.
@@ -94,15 +91,15 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         What was reached.
 
     Raises:
-        DataError: Films and labels do not fit one another or the model, an image has no class or several where they
-            exclude one another, or the loss stopped being a number (the films of that batch are then named by hashes
+        DataError: Images and labels do not fit one another or the model, an image has no class or several where they
+            exclude one another, or the loss stopped being a number (the images of that batch are then named by hashes
             in ``run_dir/nan_batch.json``).
         CompressionError: ``run_dir`` holds a run with other settings, the disk is full, a worker is gone, teacher and
             weights of its terms do not go together, maps cannot be compared, or the model lacks zeros of the masks.
         ModelFileError: A checkpoint in ``run_dir`` is damaged.
         UnsupportedLayerError: A map is asked for that the model or the teacher does not have.
     """
-    train, dev = checked_films(*train, spec), checked_films(*dev, spec)
+    train, dev = checked_images(*train, spec), checked_images(*dev, spec)
     if config.activation == "softmax":
         for part, (_, labels) in (("training", train), ("dev", dev)):
             check_exclusive(labels, where=part, names=tuple(findings))
@@ -124,7 +121,7 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         "preprocess": spec.to_dict(),
         "best_from_epoch": best_from_epoch,
         "pos_weight": [float(weight) for weight in weights_of_loss],
-        "films": _digest([*train, *dev]),
+        "images": _digest([*train, *dev]),
         "start_weights": _digest(model.get_weights()),
         "teacher": _digest(teacher.get_weights()) if teacher is not None else None,
         **({} if feature_match is None else {"feature_match": feature_match.to_dict()}),
@@ -149,7 +146,7 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
                 optimizer=make_optimizer(config, config.epochs * len(batches), scale_loss=_computes_in_float16(model)),
                 average=WeightAverage(trained.weights, config.ema_decay) if config.ema_decay else None,
                 callbacks=keras.callbacks.CallbackList(list(extra_callbacks), model=trained, epochs=config.epochs),
-                news=progress or _silent,
+                log=progress or _silent,
                 on_step=on_step,
             )
             run.optimizer.build(trained.trainable_variables)
@@ -165,7 +162,7 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     return _result(done, weights_of_loss)
 
 
-def _batches(train: Films, spec: PreprocessSpec, config: FitConfig, engine: Engine) -> Batches:
+def _batches(train: SplitImages, spec: PreprocessSpec, config: FitConfig, engine: Engine) -> Batches:
     return Batches(
         *train,
         spec,
@@ -185,14 +182,14 @@ class _Run:
     engine: Engine
     model: Any
     batches: Batches
-    dev: Films
+    dev: SplitImages
     findings: tuple[str, ...]
     config: FitConfig
     loss: Any
     optimizer: Any
     average: WeightAverage | None
     callbacks: Any
-    news: Callable[[str], None]
+    log: Callable[[str], None]
     on_step: OnStep | None
 
     @property
@@ -230,7 +227,7 @@ def _train(  # noqa: PLR0917 - what is trained, where it is kept, and what it le
             done.best_epoch = best_epoch(done.history, best_from_epoch)
             run.engine.on_chief(lambda: log.write(done.history))
             folder.save(done, run.state, scored=run.average.weights if run.average else None)
-            run.news(_epoch_line(done.history[-1], config.epochs, done.best_epoch))
+            run.log(_epoch_line(done.history[-1], config.epochs, done.best_epoch))
             if _finished(done, config):
                 break
         run.callbacks.on_train_end()
@@ -269,28 +266,28 @@ def _one_epoch(  # noqa: PLR0917 - how to train and how to score, where it is ke
 
 
 def _train_batches(run: _Run, folder: RunFolder, step: Step, epoch: int) -> tuple[float, float]:
-    """Return the mean loss of the epoch and the films trained per second."""
+    """Return the mean loss of the epoch and the images trained per second."""
     total, count = 0.0, len(run.batches)
-    started = last_news = time.perf_counter()
+    started = last_log = time.perf_counter()
     with contextlib.closing(ahead(run.batches)) as stream:
-        for index, (films, labels) in enumerate(stream):
+        for index, (images, labels) in enumerate(stream):
             run.callbacks.on_train_batch_begin(index)
-            value = float(step(films, labels))
+            value = float(step(images, labels))
             if not math.isfinite(value):
-                folder.keep_bad_batch(epoch + 1, index + 1, run.batches.film_ids(index))
+                folder.keep_bad_batch(epoch + 1, index + 1, run.batches.image_ids(index))
                 raise DataError(_no_number(value, "training", epoch, run.config) + _WHERE)
             run.callbacks.on_train_batch_end(index)
             total += value
             if run.on_step is not None:
                 run.on_step(epoch + 1, index + 1, count, value)
-            elif time.perf_counter() - last_news > _SECONDS_BETWEEN_NEWS:
-                last_news = time.perf_counter()
-                run.news(f"epoch {epoch + 1}/{run.config.epochs}: batch {index + 1}/{count}, loss {value:.4f}")
+            elif time.perf_counter() - last_log > _SECONDS_BETWEEN_LOG:
+                last_log = time.perf_counter()
+                run.log(f"epoch {epoch + 1}/{run.config.epochs}: batch {index + 1}/{count}, loss {value:.4f}")
     return total / count, count * run.batches.batch_size / (time.perf_counter() - started)
 
 
 def _dev_logits(run: _Run, model: Any, forward: Forward | None = None) -> np.ndarray:
-    """What a model, which may be the teacher, says of the dev films."""
+    """What a model, which may be the teacher, says of the dev images."""
     forward = forward or run.engine.make_forward(model)
     return predict_logits(model, run.dev[0], run.batches.spec, batch_size=run.config.batch_size, forward=forward)
 
@@ -363,7 +360,7 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
 
 @contextlib.contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Leave the cores to TensorFlow: films are small, and OpenCV's own threads only get in its way."""
+    """Leave the cores to TensorFlow: images are small, and OpenCV's own threads only get in its way."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

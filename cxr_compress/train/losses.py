@@ -16,11 +16,11 @@ _LARGEST_WEIGHT = 50.0  # a finding with a handful of positives must not drown t
 
 
 class WeightedBce(keras.losses.Loss):
-    """Mean over films and known labels of ``pos_weight * y * softplus(-z) + (1 - y) * softplus(z)`` for logits ``z``.
+    """Mean over images and known labels of ``pos_weight * y * softplus(-z) + (1 - y) * softplus(z)`` for logits ``z``.
 
     Weighting positives by ``p`` adds ``log(p)`` to the logits that the network learns, so a probability has to
     subtract it again: ``sigmoid(z - log(p))``. With ``focal_gamma`` g the first term is multiplied by ``(1 - q)^g``
-    and the second by ``q^g``, where ``q = sigmoid(z)``: films that are easy count less.
+    and the second by ``q^g``, where ``q = sigmoid(z)``: images that are easy count less.
 
     Source: Rajpurkar et al., "CheXNet" (arXiv 1711.05225), section 2.1, with its two class weights divided by the
     negative one; softplus form as in ``tf.nn.weighted_cross_entropy_with_logits``; Lin et al., "Focal Loss for Dense
@@ -37,7 +37,7 @@ class WeightedBce(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss per film, (batch,), from labels and logits of shape (batch, findings)."""
+        """Return the loss per image, (batch,), from labels and logits of shape (batch, findings)."""
         logits = tf.cast(y_pred, tf.float32)
         labels = tf.cast(y_true, tf.float32)
         if not self.masked:
@@ -146,7 +146,7 @@ def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid
     """Mean cross-entropy between a teacher's probabilities and what a student's logits say; no gradient reaches it.
 
     Args:
-        their_logits: (films, findings) of the teacher.
+        their_logits: (images, findings) of the teacher.
         logits: Of the student, of the same type.
         activation: "sigmoid", per finding, or "softmax", over classes that exclude one another.
 
@@ -183,25 +183,25 @@ def pos_weights(labels: np.ndarray) -> np.ndarray:
     """Return negatives per positive for each finding, clipped to [1/50, 50]: the usual choice of ``pos_weight``.
 
     Args:
-        labels: (films, findings), 0 to 1 (above 0.5 is a positive), or NaN for unknown, which is not counted.
+        labels: (images, findings), 0 to 1 (above 0.5 is a positive), or NaN for unknown, which is not counted.
 
     Returns:
         float32 (findings,).
 
     Raises:
-        DataError: ``labels`` is not a table, or a finding has no positive or no negative film.
+        DataError: ``labels`` is not a table, or a finding has no positive or no negative image.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 2 or not len(labels):  # noqa: PLR2004 - films x findings
-        raise DataError(f"labels must be (films, findings) with at least one film, got shape {labels.shape}")
+    if labels.ndim != 2 or not len(labels):  # noqa: PLR2004 - images x findings
+        raise DataError(f"labels must be (images, findings) with at least one image, got shape {labels.shape}")
     known = np.count_nonzero(np.isfinite(labels), axis=0).astype(np.float64)
     positives = np.count_nonzero(labels > 0.5, axis=0).astype(np.float64)  # noqa: PLR2004 - soft labels: likelier so
     one_sided = np.flatnonzero((positives == 0) | (positives == known))
     if one_sided.size:
         column = int(one_sided[0])
         raise DataError(
-            f"each finding needs positive and negative films to be trained; column {column} of the labels has "
-            f"{int(positives[column])} positives among {int(known[column])} films: leave the finding out or add films"
+            f"each finding needs positive and negative images to be trained; column {column} of the labels has "
+            f"{int(positives[column])} positives among {int(known[column])} images: leave the finding out or add images"
         )
     weights = (known - positives) / positives
     return np.clip(weights, 1.0 / _LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.float32)

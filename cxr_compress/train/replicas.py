@@ -14,11 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.checkpoints import RunFolder
+from cxr_compress.train.distill import FeatureTerm
 from cxr_compress.train.distribute import Distribution
-from cxr_compress.train.features import FeatureTerm
-from cxr_compress.train.step import Forward, Step, make_forward, make_terms, make_train_step, training_step
+from cxr_compress.train.step import (
+    Forward,
+    Step,
+    WeightAverage,
+    make_forward,
+    make_terms,
+    make_train_step,
+    training_step,
+)
 
 _T = TypeVar("_T")
 
@@ -101,7 +108,7 @@ class Replicated:
         return self._strategy.scope()
 
     def adopt(self, model: Any) -> Any:
-        """A replicated copy of a model whose batch normalisations see the whole batch; ``model`` stays as it is.
+        """A replicated copy of a model whose batch normalizations see the whole batch; ``model`` stays as it is.
 
         Raises:
             UnsupportedLayerError: The model cannot be rebuilt from its configuration.
@@ -113,7 +120,7 @@ class Replicated:
         return None if teacher is None else self._copy(teacher, synchronized=False)
 
     def give_back(self, trained: Any, model: Any) -> None:
-        """Put the weights of ``adopt``'s copy back into the model, whose batch normalisations are plain ones."""
+        """Put the weights of ``adopt``'s copy back into the model, whose batch normalizations are plain ones."""
         for ours, theirs in zip(self._together.own_parts(trained.weights), model.weights, strict=True):
             theirs.assign(ours.numpy())
 
@@ -128,40 +135,40 @@ class Replicated:
         features: FeatureTerm | None = None,
         activation: str = "sigmoid",
     ) -> Step:
-        """Compile one step: this worker's films in, the loss of the whole batch out, the same on all workers."""
+        """Compile one step: this worker's images in, the loss of the whole batch out, the same on all workers."""
         strategy, replicas = self._strategy, self._together.replicas
         # Not the loss itself: Keras refuses to take means within a strategy, since it cannot know of what.
         mean_loss = lambda *of: tf.reduce_mean(loss.call(*of))  # noqa: E731
         terms = make_terms(model, mean_loss, teacher, distill_weight, features, activation)
 
-        def share_of_loss(films: Any, labels: Any) -> Any:
-            value, others = terms(films, labels)
+        def share_of_loss(images: Any, labels: Any) -> Any:
+            value, others = terms(images, labels)
             value *= _share_of_labels(loss.known(labels)) if loss.masked else 1.0 / replicas
             return tf.add_n([value, *(other / replicas for other in others)])
 
         one_replica = training_step(model, share_of_loss, optimizer, average)
 
         @tf.function
-        def step(films: Any, labels: Any) -> Any:
-            values = strategy.run(one_replica, args=(films, labels))
+        def step(images: Any, labels: Any) -> Any:
+            values = strategy.run(one_replica, args=(images, labels))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
         local = replicas // self._together.workers
-        return lambda films, labels: step(self._spread(films, local), self._spread(labels, local))
+        return lambda images, labels: step(self._spread(images, local), self._spread(labels, local))
 
     def make_forward(self, model: Any) -> Forward:
-        """Compile the model's inference: each replica takes a part of the films, and every worker gets all logits."""
+        """Compile the model's inference: each replica takes a part of the images, and every worker gets all logits."""
         strategy, replicas = self._strategy, self._together.replicas
 
         @tf.function
-        def run(films: Any) -> Any:
-            return strategy.run(lambda part: model(part, training=False), args=(films,))
+        def run(images: Any) -> Any:
+            return strategy.run(lambda part: model(part, training=False), args=(images,))
 
-        def forward(films: np.ndarray) -> np.ndarray:
-            missing = -len(films) % replicas
-            filled = np.concatenate([films, np.repeat(films[-1:], missing, axis=0)])
+        def forward(images: np.ndarray) -> np.ndarray:
+            missing = -len(images) % replicas
+            filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
             logits = strategy.gather(run(self._spread(filled, replicas)), axis=0)
-            return logits.numpy().astype(np.float32, copy=False)[: len(films)]
+            return logits.numpy().astype(np.float32, copy=False)[: len(images)]
 
         return forward
 
@@ -200,14 +207,14 @@ def make_engine(distribution: Distribution | None) -> Engine:
 
 
 def _share_of_labels(counting: Any) -> Any:
-    """What counts in this replica's films, of all that counts in the batch: a mean weighs as much as it was over."""
+    """What counts in this replica's images, of all that counts in the batch: a mean weighs as much as it was over."""
     known = tf.reduce_sum(tf.cast(counting, tf.float32))
     context = tf.distribute.get_replica_context()
     return known / tf.maximum(context.all_reduce(tf.distribute.ReduceOp.SUM, known), 1.0)
 
 
 def _edit(config: dict[str, Any], *, synchronized: bool) -> None:
-    """Make the batch normalisations of a model, and of the models within it, see the batches of all replicas."""
+    """Make the batch normalizations of a model, and of the models within it, see the batches of all replicas."""
     config.pop("build_input_shape", None)  # of a Sequential model: its first layer decides
     for layer in config.get("layers", ()):
         inner = layer.get("config", {})

@@ -1,9 +1,10 @@
-"""One training step and one forward pass as compiled TensorFlow functions, and the optimiser they use."""
+"""One training step and one forward pass as compiled TensorFlow functions, and the optimizer they use."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,72 @@ import tensorflow as tf
 
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.keras2 import keras
-from cxr_compress.train.average import WeightAverage
 from cxr_compress.train.config import FitConfig
-from cxr_compress.train.features import FeatureTerm, with_map
+from cxr_compress.train.distill import FeatureTerm, with_map
 from cxr_compress.train.losses import distillation_loss
+
+
+class WeightAverage:
+    """The exponential moving average of all weights of a model, batch-norm statistics included.
+
+    It costs a copy of the weights and one multiply-add each per step. The decay of step ``t`` is
+    ``min(decay, (1 + t) / (10 + t))``, so that the random start is forgotten within the first epoch.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models" (arXiv 1703.01780), section 2; the warm-up is
+    that of ``tf.train.ExponentialMovingAverage``.
+
+    Attributes:
+        weights: The averages, in the order of the model's weights.
+        variables: What has to be saved to go on: the averages and the number of updates.
+    """
+
+    def __init__(self, weights: Sequence[Any], decay: float) -> None:
+        """Start from the weights as they are.
+
+        Args:
+            weights: ``model.weights``.
+            decay: In (0, 1); about 1 / (1 - decay) steps are averaged over.
+        """
+        self._live = list(weights)
+        self._decay = decay
+        self.weights = [_own(weight.numpy(), "average") for weight in weights]
+        self._updates = _own(0.0, "updates")
+
+    @property
+    def variables(self) -> list[Any]:
+        """The averages, then the number of updates."""
+        return [*self.weights, self._updates]
+
+    def update(self) -> None:
+        """Take in the weights as they are now; may be called inside a ``tf.function``."""
+        self._updates.assign_add(1.0)
+        decay = tf.minimum(self._decay, (1.0 + self._updates) / (10.0 + self._updates))
+        for average, weight in zip(self.weights, self._live, strict=True):
+            average.assign_sub((1.0 - decay) * (average - weight))
+
+    @contextlib.contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Let the model have the averages, and its own weights again afterwards."""
+        own = [weight.numpy() for weight in self._live]
+        try:
+            for weight, average in zip(self._live, self.weights, strict=True):
+                weight.assign(average)
+            yield
+        finally:
+            for weight, value in zip(self._live, own, strict=True):
+                weight.assign(value)
+
+
+def _own(value: Any, name: str) -> Any:
+    """A variable that, where a model is replicated, each replica keeps up by itself: all of them do the same sums."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        name=name,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
 
 Step = Callable[[np.ndarray, np.ndarray], Any]
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +89,7 @@ _LossScaleOptimizer = keras.mixed_precision.LossScaleOptimizer
 def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -> Any:
     """Adam with a linear warm-up and a half cosine down to 0 over ``steps`` steps, or with the end of a longer one.
 
-    The rate follows the optimiser's own step counter, so restoring the optimiser's variables resumes it exactly.
+    The rate follows the optimizer's own step counter, so restoring the optimizer's variables resumes it exactly.
 
     Args:
         config: Rate, warm-up and decay.
@@ -36,7 +99,7 @@ def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -
     rate = _rewound(config, steps) if config.schedule_epochs else _whole_schedule(config, steps)
     optimizer = keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None)
     if config.weight_decay:
-        # Decay towards 0 makes sense for kernels only: it would shrink what batch normalisation scales by.
+        # Decay towards 0 makes sense for kernels only: it would shrink what batch normalization scales by.
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return _LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
@@ -94,18 +157,18 @@ def make_train_step(  # noqa: PLR0917 - a step is made of these eight
     """Compile one step: batch in, weights updated, loss out.
 
     With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, plus the term
-    of the maps where ``features`` gives one, the teacher seeing the very same changed films, once.
+    of the maps where ``features`` gives one, the teacher seeing the very same changed images, once.
     """
     terms = make_terms(model, loss, teacher, distill_weight, features, activation)
 
-    def whole_loss(films: Any, labels: Any) -> Any:
-        value, others = terms(films, labels)
+    def whole_loss(images: Any, labels: Any) -> Any:
+        value, others = terms(images, labels)
         for other in others:
             value += other
         return value
 
     step = tf.function(training_step(model, whole_loss, optimizer, average))
-    return lambda films, labels: step(tf.constant(films), tf.constant(labels))
+    return lambda images, labels: step(tf.constant(images), tf.constant(labels))
 
 
 def make_terms(  # noqa: PLR0917 - what the terms are made of
@@ -116,7 +179,7 @@ def make_terms(  # noqa: PLR0917 - what the terms are made of
     features: FeatureTerm | None = None,
     activation: str = "sigmoid",
 ) -> Terms:
-    """The terms of a batch's loss: a mean over its known labels, then means over its films and what is no mean.
+    """The terms of a batch's loss: a mean over its known labels, then means over its images and what is no mean.
 
     Args:
         model: What is trained.
@@ -127,17 +190,17 @@ def make_terms(  # noqa: PLR0917 - what the terms are made of
         activation: What the logits are of, see ``distillation_loss``.
 
     Returns:
-        A function from (films, labels) to (loss of the labels, list of the other terms).
+        A function from (images, labels) to (loss of the labels, list of the other terms).
     """
     ours = _viewed(model, features.match.student if features else None)
     theirs = None if teacher is None else _viewed(teacher, features.match.teacher if features else None)
 
-    def terms(films: Any, labels: Any) -> tuple[Any, list[Any]]:
-        raw, our_map = ours(films, training=True)
+    def terms(images: Any, labels: Any) -> tuple[Any, list[Any]]:
+        raw, our_map = ours(images, training=True)
         logits = tf.cast(raw, tf.float32)
         value, others = loss(labels, logits), []
         if theirs is not None:
-            their_logits, their_map = theirs(films, training=False)
+            their_logits, their_map = theirs(images, training=False)
             if distill_weight:
                 value = (1.0 - distill_weight) * value
                 others.append(distill_weight * distillation_loss(their_logits, logits, activation))
@@ -152,7 +215,7 @@ def _viewed(model: Any, layer: str | None) -> Callable[..., tuple[Any, Any]]:
     """A model as a function to (logits, map of a layer), the latter None where no layer is asked for."""
     if layer is not None:
         return with_map(model, layer)
-    return lambda films, training: (model(films, training=training), None)
+    return lambda images, training: (model(images, training=training), None)
 
 
 def training_step(
@@ -160,9 +223,9 @@ def training_step(
 ) -> Callable[[Any, Any], Any]:
     """One step, not yet compiled: batch in, weights updated, loss out."""
 
-    def step(films: Any, labels: Any) -> Any:
+    def step(images: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
-            value = whole_loss(films, labels)
+            value = whole_loss(images, labels)
             scaled = scaled_loss(optimizer, value)
         update_weights(optimizer, tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
         if average is not None:
@@ -185,32 +248,32 @@ def update_weights(optimizer: Any, gradients: Sequence[Any], variables: Sequence
 
 
 def make_forward(model: Any) -> Forward:
-    """Compile the model's inference: float32 films (batch, height, width, channels) to logits (batch, findings)."""
-    compiled = tf.function(lambda films: model(films, training=False))
-    return lambda films: compiled(tf.constant(films)).numpy().astype(np.float32, copy=False)
+    """Compile the model's inference: float32 images (batch, height, width, channels) to logits (batch, findings)."""
+    compiled = tf.function(lambda images: model(images, training=False))
+    return lambda images: compiled(tf.constant(images)).numpy().astype(np.float32, copy=False)
 
 
 def predict_logits(
     model: Any, images: np.ndarray, spec: PreprocessSpec, *, batch_size: int = 64, forward: Forward | None = None
 ) -> np.ndarray:
-    """Return the logits of cached uint8 films through the one preprocessing.
+    """Return the logits of cached uint8 images through the one preprocessing.
 
     Args:
-        model: From preprocessed films to logits.
-        images: uint8 (films, height, width) or (films, height, width, 3).
-        spec: How the model wants its films.
-        batch_size: Films per forward pass.
+        model: From preprocessed images to logits.
+        images: uint8 (images, height, width) or (images, height, width, 3).
+        spec: How the model wants its images.
+        batch_size: Images per forward pass.
         forward: What ``make_forward(model)`` gave, to compile once for many calls.
 
     Returns:
-        float32 (films, findings).
+        float32 (images, findings).
     """
     forward = forward or make_forward(model)
     batch_size = min(batch_size, len(images))
     logits = []
     for start in range(0, len(images), batch_size):
-        films = images[start : start + batch_size]
+        chunk = images[start : start + batch_size]
         # The last batch is filled up: another batch size would compile the whole network again.
-        filled = np.concatenate([films, np.repeat(films[-1:], batch_size - len(films), axis=0)])
-        logits.append(forward(normalize(filled, spec))[: len(films)])
+        filled = np.concatenate([chunk, np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)])
+        logits.append(forward(normalize(filled, spec))[: len(chunk)])
     return np.concatenate(logits).astype(np.float32)

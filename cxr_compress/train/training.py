@@ -1,4 +1,4 @@
-"""A base training from a plan and a data set to a model file: film sizes in turn, resumable at every epoch."""
+"""A base training from a plan and a data set to a model file: image sizes in turn, resumable at every epoch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ import tensorflow as tf
 
 from cxr_compress import __version__
 from cxr_compress.data import Dataset, Split, decode_split, load_dataset
-from cxr_compress.data.dataset import finding_key
-from cxr_compress.data.match import match_findings
-from cxr_compress.device.atomic import write_text
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.data.dataset import finding_key, match_findings
+from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import DataError, UnsupportedLayerError
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, build, read_about, save_model
@@ -32,9 +31,8 @@ from cxr_compress.train.config import FitConfig, FitResult
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
 from cxr_compress.train.losses import balanced_weights
-from cxr_compress.train.plan import AUTO, TrainingPlan
 from cxr_compress.train.replicas import make_engine
-from cxr_compress.train.transfer import at_size, in_precision, with_head
+from cxr_compress.train.transfer import AUTO, TrainingPlan, at_size, in_precision, with_head
 
 Decoding = Callable[[str, int, int], None]
 
@@ -49,7 +47,7 @@ class TrainingFiles:
         keras_model_file: Start from this model instead of a random one; its head is replaced where it has another
             number of outputs.
         teacher_file: Model to distil from.
-        cache_dir: Keep decoded films here.
+        cache_dir: Keep decoded images here.
     """
 
     data_dir: Path
@@ -64,12 +62,12 @@ class Listeners:
     """Who hears how far it is; none decides anything.
 
     Attributes:
-        news: One line each.
-        decoding: (split name, films done, films in all).
+        log: One line each.
+        decoding: (split name, images done, images in all).
         on_step: As ``fit``.
     """
 
-    news: Callable[[str], None] | None = None
+    log: Callable[[str], None] | None = None
     decoding: Decoding | None = None
     on_step: OnStep | None = None
 
@@ -113,28 +111,28 @@ def run_training(
         allow_missing=plan.allow_missing,
         options=plan.options,
     )
-    if (news := listeners.news) is not None:
+    if (log := listeners.log) is not None:
         for note in dataset.notes:
-            news(f"note: {note}")
+            log(f"note: {note}")
     original = _read_logits(files.keras_model_file, plan) if files.keras_model_file else None
-    if news is not None and original is not None:
+    if log is not None and original is not None:
         for note in original.notes():
-            news(f"note: {note}")
+            log(f"note: {note}")
         if original.pixels.doubt:  # which cxr_train holds against dev before it comes here
-            news(f"warning: {original.pixels.doubt.partition(': leave it out')[0]}")
+            log(f"warning: {original.pixels.doubt.partition(': leave it out')[0]}")
     spec = _base_spec(plan, original)
-    model, activation = _start(plan, original, spec, dataset, news)
+    model, activation = _start(plan, original, spec, dataset, log)
     teacher = _teacher(plan, files, activation, spec, dataset)
     if activation == "softmax":
         for split in (dataset.train, dataset.dev):  # before the images are read, which may take long
             check_exclusive(split.labels, where=split.name, names=dataset.findings)
-        if listeners.news:
-            listeners.news(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
+        if listeners.log:
+            listeners.log(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
     results: list[FitResult] = []
     for stage in range(len(plan.sizes)):
         spec = dataclasses.replace(spec, height=plan.sizes[stage], width=plan.sizes[stage])
         config = plan.config(stage, activation)
-        model, result, films = _train_stage(
+        model, result, images = _train_stage(
             stage, plan, config, files, model, teacher, spec, dataset, listeners, distribution
         )
         results.append(result)
@@ -144,7 +142,7 @@ def run_training(
         dataset=dataset.name,
         attribution=dataset.attribution,
         pos_weight=tuple(float(weight) for weight in results[-1].pos_weight),
-        films=films,
+        images=images,
         activation=activation,
     )
     return engine.on_chief(lambda: _deliver(model, about, plan, files, dataset, results, started))
@@ -178,16 +176,16 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these ten
     dataset: Dataset,
     listeners: Listeners,
     distribution: Distribution | None,
-) -> tuple[Any, FitResult, FilmStatistics]:
-    """Train at one size; give the model of the best epoch, in float32, and how its training films look."""
+) -> tuple[Any, FitResult, ImageStatistics]:
+    """Train at one size; give the model of the best epoch, in float32, and how its training images look."""
     size = plan.sizes[stage]
-    if listeners.news:
-        listeners.news(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
+    if listeners.log:
+        listeners.log(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
     sized = in_precision(at_size(model, size), plan.precision)
-    films = _decode(dataset.train, spec, files, listeners)
+    images = _decode(dataset.train, spec, files, listeners)
     result = fit(
         sized,
-        (films, dataset.train.labels),
+        (images, dataset.train.labels),
         (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
         spec,
         config,
@@ -195,11 +193,11 @@ def _train_stage(  # noqa: PLR0917 - a stage is made of these ten
         findings=dataset.findings,
         pos_weight=_loss_weights(plan.pos_weight, dataset.train.labels, config.activation),
         teacher=None if teacher is None else at_size(teacher, size),
-        progress=listeners.news,
+        progress=listeners.log,
         on_step=listeners.on_step,
         distribution=distribution,
     )
-    return in_precision(sized, "float32"), result, FilmStatistics.of(films)
+    return in_precision(sized, "float32"), result, ImageStatistics.of(images)
 
 
 def _start(
@@ -207,7 +205,7 @@ def _start(
     original: Original | None,
     spec: PreprocessSpec,
     dataset: Dataset,
-    news: Callable[[str], None] | None,
+    log: Callable[[str], None] | None,
 ) -> tuple[Any, str]:
     """The model before the first step, and what its logits are: findings of their own, or exclusive classes."""
     keras.utils.set_random_seed(plan.seed)
@@ -218,8 +216,8 @@ def _start(
         return model, "sigmoid" if asked == AUTO else asked
     columns = _columns(original, findings, plan)
     new = [name for name, column in zip(findings, columns, strict=True) if column is None]
-    if news and new:
-        news(f"note: the head is new for {', '.join(new)}, which the model to start from does not answer")
+    if log and new:
+        log(f"note: the head is new for {', '.join(new)}, which the model to start from does not answer")
     # Outputs that are all new say nothing of what the old ones meant.
     known = original.change.activation or original.about is not None
     kept = original.activation if known and not new else "sigmoid"
@@ -358,7 +356,7 @@ def _report(
         "sha256": hashlib.sha256(content).hexdigest(),
         "file_bytes": len(content),
         "plan": plan.to_dict(),
-        "films": {split.name: _counts(split, dataset) for split in (dataset.train, dataset.dev)},
+        "images": {split.name: _counts(split, dataset) for split in (dataset.train, dataset.dev)},
         "stages": [
             {
                 "size": size,
@@ -384,7 +382,7 @@ def _report(
 def _counts(split: Split, dataset: Dataset) -> dict[str, Any]:
     positives = split.positive.sum(axis=0)
     return {
-        "films": len(split),
+        "images": len(split),
         "patients": len(set(split.patients)),
         "positives": {name: int(count) for name, count in zip(dataset.findings, positives, strict=True)},
     }

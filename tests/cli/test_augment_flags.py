@@ -6,7 +6,7 @@ import dataclasses
 
 from absl import flags
 
-from cxr_compress.cli.augment_flags import augment_ranges, define_augment_flags
+from cxr_compress.cli.flags import augment_ranges, define_augment_flags
 from cxr_compress.train import AugmentRanges
 
 

@@ -11,7 +11,7 @@ from cxr_compress.cli.benchmark import main
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import INTENDED_USE, read_model
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL, PROBE_PACK
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL, PROBE_PACK
 
 QUICK = ("--runs=5", "--warmup=1", "--image_size=256")
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from absl import flags
 
-from cxr_compress.cli.common import UsageError, print_error, run_command
+from cxr_compress.cli.app import UsageError, print_error, run_command
 from cxr_compress.cli.output import write_csv_rows, write_results
 from cxr_compress.device.modelfile import INTENDED_USE
 from cxr_compress.errors import BudgetError, CompressionError
@@ -267,7 +267,7 @@ def test_print_error_name_that_is_not_text_is_escaped(capsys: pytest.CaptureFixt
 
 SCRIPT = """
 import sys, time
-from cxr_compress.cli.common import run_command
+from cxr_compress.cli.app import run_command
 def run(values, arguments):
     for number in range(int(arguments[0])):
         print("line", number, flush=number == 0)
@@ -317,7 +317,7 @@ def test_run_command_results_to_a_full_disk_are_one_line_and_exit_2() -> None:
 def test_run_command_ascii_terminal_prints_odd_names_as_escapes() -> None:
     code = textwrap.dedent("""
         import sys
-        from cxr_compress.cli.common import run_command
+        from cxr_compress.cli.app import run_command
         def run(values, arguments):
             print(arguments[0])
             return 0

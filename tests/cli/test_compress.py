@@ -194,7 +194,7 @@ def test_compress_dry_run_trains_nothing_and_says_what_comes_out(capsys, phantom
     code, out, err = call(capsys, *flags)
     assert code == 0, err
     forecast = json.loads(out)
-    assert not forecast["certain"], "the uncut model is still to be trained"
+    assert not forecast["certain"], "the original model is still to be trained"
     assert 0.4 < forecast["after"]["macs"] / forecast["before"]["macs"] <= 0.5
     assert set(forecast["stages"]) >= {"base", "select", "recover", "sparsify", "quantize", "score"}
     assert forecast["seconds"] > 0
@@ -315,7 +315,7 @@ def test_compress_refuses_the_folder_of_another_run_and_says_what_differs(capsys
     other = tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3))
     other.set_weights([weights + 0.01 for weights in other.get_weights()])
     save_model(other, tmp_path / "other.keras")
-    write_phantom(tmp_path / "films", n_train=120, n_test=30, size=64, seed=1)
+    write_phantom(tmp_path / "images", n_train=120, n_test=30, size=64, seed=1)
     before = state(run)
     for flags, mode, text in (
         (
@@ -324,7 +324,7 @@ def test_compress_refuses_the_folder_of_another_run_and_says_what_differs(capsys
             "differs in the weights of the model to start from: give",
         ),
         (
-            from_file(tmp_path / "films", run, base),
+            from_file(tmp_path / "images", run, base),
             "--nosearch",
             "differs in the images, labels or patients of train and dev: give",
         ),
@@ -366,14 +366,14 @@ def test_compress_overwrite_begins_anew_but_never_over_the_model_it_starts_from(
     folder = shutil.copytree(run, tmp_path / "run")
     other = load_model(base)
     other.set_weights([weights * 0.9 for weights in other.get_weights()])
-    save_model(other, folder / "thin.keras")
+    save_model(other, folder / "pruned.keras")
     before = state(folder)
-    flags = from_file(phantom, folder, folder / "thin.keras", *_QUICK, "--target_macs=none", "--overwrite")
+    flags = from_file(phantom, folder, folder / "pruned.keras", *_QUICK, "--target_macs=none", "--overwrite")
     code, _, err = call(capsys, *flags)
     assert code == 2
-    assert "the model to start from is thin.keras in --output_dir, which this run would replace" in err
+    assert "the model to start from is pruned.keras in --output_dir, which this run would replace" in err
     assert state(folder) == before
-    shutil.copy(folder / "thin.keras", tmp_path / "start.keras")
+    shutil.copy(folder / "pruned.keras", tmp_path / "start.keras")
     flags = from_file(phantom, folder, tmp_path / "start.keras", *_QUICK, "--target_macs=none")
     assert call(capsys, *flags, "--dry_run")[0] == 2
     code, _, err = call(capsys, *flags, "--dry_run", "--overwrite")

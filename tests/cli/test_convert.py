@@ -18,7 +18,7 @@ from cxr_compress.device import INTENDED_USE, Classifier, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
 from cxr_compress.device.runner import Runner
 from cxr_compress.models import ModelAbout
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 
@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tf.saved_model.save(nets.ends_in("sigmoid"), str(folder / "saved_sigmoid"))
     save_model(nets.chain(size=None), folder / "open.keras")
     for number in range(20):
-        path = folder / "films" / ("more" if number == 3 else "") / f"{number:02}.png"
+        path = folder / "images" / ("more" if number == 3 else "") / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        film = np.random.default_rng(number).integers(0, 200 + number, (24, 24), np.uint8)
-        assert cv2.imwrite(str(path), film)
+        image = np.random.default_rng(number).integers(0, 200 + number, (24, 24), np.uint8)
+        assert cv2.imwrite(str(path), image)
     return folder
 
 
@@ -61,17 +61,17 @@ def test_convert_writes_a_file_that_the_device_runs(
 ) -> None:
     target = tmp_path / "out.tflite"
     flags = [f"--output_file={target}", "--quant_type=int8", f"--labels={','.join(FINDINGS)}"]
-    code, _ = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}")
+    code, _ = call(folder, capsys, *flags, f"--calibration_data={folder / 'images'}")
     assert code == 0
     info = read_model(target).info
     assert info.labels == FINDINGS
     assert (info.quant_type, info.model_name) == ("int8", "model_int8")
     assert info.threshold_source == "0.5 by default, not chosen on data"
-    film = folder / "films" / "05.png"
-    findings = Classifier(target).predict(film)
-    expected = nets.chain()(preprocess(film, info.preprocess)[np.newaxis], training=False).numpy()[0]
+    image = folder / "images" / "05.png"
+    findings = Classifier(target).predict(image)
+    expected = nets.chain()(preprocess(image, info.preprocess)[np.newaxis], training=False).numpy()[0]
     assert np.abs(findings.logits - expected).max() < 0.1 * np.ptp(expected)
-    other = Classifier(target).predict(folder / "films" / "19.png")
+    other = Classifier(target).predict(folder / "images" / "19.png")
     assert np.abs(other.logits - findings.logits).max() > 0  # the image reaches the logits
 
 
@@ -97,16 +97,16 @@ def test_convert_follows_what_the_model_file_says_of_itself_and_force_overrules_
     assert "--labels says a, b, c, d; the model file says that its images are prepared by tf" in other.recipe["forced"]
 
 
-def test_convert_calibrates_on_a_table_of_films(
+def test_convert_calibrates_on_a_table_of_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = tmp_path / "films.csv"
-    paths = sorted((folder / "films").rglob("*.png"))
-    # 16 films to train on, the fewest that calibrate, and both classes in each split.
+    table = tmp_path / "images.csv"
+    paths = sorted((folder / "images").rglob("*.png"))
+    # 16 images to train on, the fewest that calibrate, and both classes in each split.
     split = dict.fromkeys(range(16, 18), "dev") | dict.fromkeys(range(18, 20), "test")
     rows = [f"{path},{n % 2},{n},{split.get(n, 'train')}" for n, path in enumerate(paths)]
     table.write_text("\n".join(["path,Mass,patient_id,split", *rows]) + "\n")
-    flags = ("--quant_type=int8", "--dataset=csv", f"--data_dir={folder / 'films'}", f"--options=table={table}")
+    flags = ("--quant_type=int8", "--dataset=csv", f"--data_dir={folder / 'images'}", f"--options=table={table}")
     source = f"--keras_model_file={folder / 'model.keras'}"
     code, printed = call(folder, capsys, source, *flags, f"--output_file={tmp_path / 'c.tflite'}")
     assert code == 0, printed.err
@@ -117,7 +117,7 @@ def test_convert_to_several_types_names_the_files_after_them(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--output_file={tmp_path / 'out.tflite'}", "--quant_type=none,int8_float_io", "--format=json"]
-    code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}", "--calibration_steps=16")
+    code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'images'}", "--calibration_steps=16")
     assert code == 0
     document = json.loads(printed.out)
     assert document["intended_use"] == INTENDED_USE
@@ -131,21 +131,21 @@ def test_convert_to_several_types_names_the_files_after_them(
 def test_convert_of_a_saved_model_equals_the_keras_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    film = folder / "films" / "07.png"
+    image = folder / "images" / "07.png"
     scores = []
     for name, source in {
         "keras": f"--keras_model_file={folder / 'model.keras'}",
         "saved": f"--saved_model_dir={folder / 'saved'}",
     }.items():
         assert main([PRESET, source, f"--output_file={tmp_path / name}"]) == 0
-        scores.append(Classifier(tmp_path / name).predict(film).logits)
+        scores.append(Classifier(tmp_path / name).predict(image).logits)
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     capsys.readouterr()
 
 
 def test_convert_is_deterministic(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
-        flags = [f"--output_file={tmp_path / name}", "--quant_type=int8", f"--calibration_data={folder / 'films'}"]
+        flags = [f"--output_file={tmp_path / name}", "--quant_type=int8", f"--calibration_data={folder / 'images'}"]
         assert call(folder, capsys, *flags)[0] == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -175,18 +175,18 @@ def test_convert_to_uint8_input_gives_the_findings_of_the_float_input(
     made = {}
     for kind in ("float32", "uint8"):
         flags = [f"--output_file={tmp_path / kind}", f"--quant_type={quant_type}", f"--input={kind}", "--format=json"]
-        code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'films'}")
+        code, printed = call(folder, capsys, *flags, f"--calibration_data={folder / 'images'}")
         assert code == 0, printed.err
         made[kind] = Classifier(tmp_path / kind)
         assert made[kind].spec.input == kind
         dtype = json.loads(printed.out)["files"][0]["audit"]["inputs"][0]["dtype"]
         assert dtype == ("uint8" if kind == "uint8" else "float32" if quant_type == "none" else "int8")
-    films = sorted((folder / "films").glob("*.png"))
-    floats, pixels = (np.stack([one.predict(film).logits for film in films]) for one in made.values())
+    images = sorted((folder / "images").glob("*.png"))
+    floats, pixels = (np.stack([one.predict(image).logits for image in images]) for one in made.values())
     # float32 rounding in another order; int8: as derived in tests/lite/test_uint8_input.py, two steps.
     step = made["uint8"].output_scale
     assert np.abs(floats - pixels).max() <= (1e-4 * np.ptp(floats) if step is None else 2 * step + 1e-6)
-    assert np.abs(floats - pixels[::-1]).max() > 0.1 * np.ptp(floats)  # control: films are told apart
+    assert np.abs(floats - pixels[::-1]).max() > 0.1 * np.ptp(floats)  # control: images are told apart
 
 
 def test_convert_preset_for_another_number_of_channels_is_refused_or_fitted(
@@ -244,12 +244,12 @@ def test_convert_takes_an_activation_off_and_says_so(
             ["--quant_type=int8", "--calibration_data=FOLDER/empty"],
             "empty holds no image (.png, .jpg, .jpeg, ",
         ),
-        (["--quant_type=int8", "--calibration_data=FOLDER/films/more"], "at least 16 calibration images, got 1"),
+        (["--quant_type=int8", "--calibration_data=FOLDER/images/more"], "at least 16 calibration images, got 1"),
         (["--quant_type=int8", "--calibration_data=FOLDER/broken"], "broken"),
         (["--labels=one,two"], "expected 4 labels, one for each output of the model in their order, got 2"),
         (["--keras_model_file=FOLDER/nothing.keras"], "nothing.keras does not exist"),
-        (["--keras_model_file=FOLDER/films/00.png"], "expected a Keras file"),
-        (["--saved_model_dir=FOLDER/films"], "expected a SavedModel folder"),
+        (["--keras_model_file=FOLDER/images/00.png"], "expected a Keras file"),
+        (["--saved_model_dir=FOLDER/images"], "expected a SavedModel folder"),
         (["--saved_model_dir=FOLDER/saved", "--keras_model_file=FOLDER/model.keras"], "expected one of --keras_model"),
         (["--output_file=FOLDER/nowhere/x.tflite"], "nowhere, does not exist: create it first"),
         (["--output_file=FOLDER"], "is a folder: give the name of a file"),
@@ -265,7 +265,7 @@ def test_convert_of_bad_input_ends_with_one_line_and_code_2(
 ) -> None:
     (folder / "empty").mkdir(exist_ok=True)
     (folder / "broken").mkdir(exist_ok=True)
-    (folder / "broken" / "film.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "broken" / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     given = [flag.replace("FOLDER", str(folder)) for flag in flags]
     target = [] if any("output_file" in flag for flag in flags) else [f"--output_file={tmp_path / 'x.tflite'}"]
     code, printed = call(folder, capsys, *target, *given)
@@ -282,7 +282,7 @@ def test_convert_as_a_process_keeps_native_noise_off_stderr(folder: Path, tmp_pa
     flags = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={tmp_path / 'x'}"]
     flags.append("--quant_type=int8")
     code = "import sys; from cxr_compress.cli.convert import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *flags, f"--calibration_data={folder / 'films'}"]
+    command = [sys.executable, "-c", code, *flags, f"--calibration_data={folder / 'images'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(line.startswith("cxr_convert: ") for line in done.stderr.splitlines())
     assert "cxr_convert: freeze " in done.stderr
@@ -299,7 +299,7 @@ def test_convert_help_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
 def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=int8_float_io", f"--calibration_data={folder / 'films'}"]
+    flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=int8_float_io", f"--calibration_data={folder / 'images'}"]
     code, plain = call(folder, capsys, *flags, "--format=json")
     assert code == 0
     flags += ["--calibration_method=minmax", "--bias_correction", "--equalize", "--auto_fallback=1", "--layer_report"]
@@ -330,7 +330,7 @@ def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=none,int8_float_io", "--layer_report", "--equalize"]
-    flags += [f"--calibration_data={folder / 'films'}", "--float_layers=second"]
+    flags += [f"--calibration_data={folder / 'images'}", "--float_layers=second"]
     code, printed = call(folder, capsys, *flags)
     assert code == 0, printed.err
     lines = printed.out.splitlines()
@@ -339,7 +339,7 @@ def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
     rows = [line.split() for line in lines if line.startswith("int8_float_io ")]
     assert {row[1]: row[-1] for row in rows}["second"] == "float"
     assert {row[1]: row[-1] for row in rows}["first"] == "int"
-    assert "2 pairs of layers equalised, 1 layers left alone" in lines
+    assert "2 pairs of layers equalized, 1 layers left alone" in lines
     assert "  first: reads the model's input" in lines
     assert lines[-1] == INTENDED_USE
     code, printed = call(folder, capsys, *flags, "--format=csv")
@@ -369,7 +369,7 @@ def test_convert_of_contradicting_int8_flags_ends_with_one_line_and_code_2(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     given = [flag.replace("FOLDER", str(folder)) for flag in flags]
-    target = [f"--output_file={tmp_path / 'x.tflite'}", f"--calibration_data={folder / 'films'}"]
+    target = [f"--output_file={tmp_path / 'x.tflite'}", f"--calibration_data={folder / 'images'}"]
     code, printed = call(folder, capsys, *target, *given)
     assert (code, printed.out) == (2, "")
     errors = errors_of(printed.err)

@@ -16,7 +16,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
 from cxr_compress.lite.targets.edgetpu import edgetpu_report
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 from tests.lite.targets import target_nets
@@ -26,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def leaky_chain() -> Any:
-    """image - conv - LeakyReLU "leak" - mean - logits (4): of a film, three channels"""
+    """image - conv - LeakyReLU "leak" - mean - logits (4): of an image, three channels"""
     image = keras.Input((16, 16, 3))
     x = keras.layers.LeakyReLU(0.1, name="leak")(keras.layers.Conv2D(8, 3, name="before")(image))
     x = keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
@@ -35,23 +35,23 @@ def leaky_chain() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """chain.keras, leaky.keras, batch.keras with a fixed batch of 4, and films/."""
+    """chain.keras, leaky.keras, batch.keras with a fixed batch of 4, and images/."""
     folder = tmp_path_factory.mktemp("edgetpu")
     save_model(nets.chain(), folder / "chain.keras")
     save_model(leaky_chain(), folder / "leaky.keras")
     image = keras.Input((16, 16, 3), batch_size=4)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
     save_model(keras.Model(image, keras.layers.Dense(2)(x)), folder / "batch.keras")
-    (folder / "films").mkdir()
+    (folder / "images").mkdir()
     for number in range(16):
-        film = np.random.default_rng(number).integers(0, 255, (16, 16), np.uint8)
-        assert cv2.imwrite(str(folder / "films" / f"{number:02}.png"), film)
+        picture = np.random.default_rng(number).integers(0, 255, (16, 16), np.uint8)
+        assert cv2.imwrite(str(folder / "images" / f"{number:02}.png"), picture)
     return folder
 
 
 def call(folder: Path, target: Path, model: str, *flags: str) -> int:
     source = [PRESET, f"--keras_model_file={folder / model}", f"--output_file={target}", "--edgetpu"]
-    return main([*source, f"--calibration_data={folder / 'films'}", *flags])
+    return main([*source, f"--calibration_data={folder / 'pictures'}", *flags])
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8"])
@@ -99,7 +99,7 @@ def test_convert_for_the_edge_tpu_of_what_it_cannot_run_writes_nothing_and_names
 def test_convert_without_the_flag_writes_what_the_edge_tpu_would_refuse(folder: Path, tmp_path: Path) -> None:
     """The control of the test above."""
     source = [PRESET, f"--keras_model_file={folder / 'leaky.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
-    assert main([*source, "--quant_type=int8", f"--calibration_data={folder / 'films'}"]) == 0
+    assert main([*source, "--quant_type=int8", f"--calibration_data={folder / 'pictures'}"]) == 0
     assert not edgetpu_report(read_model(tmp_path / "x.tflite").content).ready
 
 

@@ -12,7 +12,7 @@ import pytest
 from cxr_compress.cli.convert import main
 from cxr_compress.device import Classifier, read_model
 from cxr_compress.lite import TARGETS
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 
@@ -21,27 +21,27 @@ PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and 16 gray films."""
+    """A model and 16 gray images."""
     folder = tmp_path_factory.mktemp("export")
     save_model(nets.chain(), folder / "model.keras")
-    (folder / "films").mkdir()
+    (folder / "images").mkdir()
     for number in range(16):
-        film = np.random.default_rng(number).integers(0, 200 + number, (24, 24), np.uint8)
-        assert cv2.imwrite(str(folder / "films" / f"{number:02}.png"), film)
+        image = np.random.default_rng(number).integers(0, 200 + number, (24, 24), np.uint8)
+        assert cv2.imwrite(str(folder / "images" / f"{number:02}.png"), image)
     return folder
 
 
 def flags_of(folder: Path, target: Path, *more: str) -> list[str]:
-    films = f"--calibration_data={folder / 'films'}"
-    return [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={target}", films, *more]
+    images = f"--calibration_data={folder / 'images'}"
+    return [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={target}", images, *more]
 
 
 def test_convert_with_other_ends_writes_files_that_the_device_runs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    film, target = folder / "films" / "05.png", tmp_path / "a.tflite"
+    image, target = folder / "images" / "05.png", tmp_path / "a.tflite"
     assert main(flags_of(folder, target, "--quant_type=int8")) == 0
-    plain = Classifier(target).predict(film).logits
+    plain = Classifier(target).predict(image).logits
     ends = ["--inference_input_type=UINT8", "--inference_output_type=FLOAT", "--target_runtime=tflite-runtime-2.14"]
     capsys.readouterr()
     assert main(flags_of(folder, target, "--quant_type=int8", *ends, "--format=json")) == 0
@@ -50,7 +50,7 @@ def test_convert_with_other_ends_writes_files_that_the_device_runs(
     step = entry["audit"]["outputs"][0]["scale"]
     assert step is None
     # The same integers between other ends: a code more or less of about 1/255 of logits around 3.
-    assert np.abs(Classifier(target).predict(film).logits - plain).max() < 0.03
+    assert np.abs(Classifier(target).predict(image).logits - plain).max() < 0.03
     recipe = read_model(target).info.recipe
     assert recipe["inference_input_type"] == "uint8"
     assert recipe["inference_output_type"] == "float32"

@@ -17,7 +17,7 @@ from cxr_compress.cli.convert import main
 from cxr_compress.device import Classifier
 from cxr_compress.device.preprocess import PreprocessSpec, preprocess
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 from tests.lite import nets
 
@@ -28,10 +28,10 @@ SPEC = PreprocessSpec(16, 16)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """film.png, chain.keras, chain.h5, and saved/ with two signatures under a tag of its own."""
+    """image.png, chain.keras, chain.h5, and saved/ with two signatures under a tag of its own."""
     folder = tmp_path_factory.mktemp("sources")
-    film = np.random.default_rng(0).integers(0, 255, (20, 20), np.uint8)
-    assert cv2.imwrite(str(folder / "film.png"), film)
+    picture = np.random.default_rng(0).integers(0, 255, (20, 20), np.uint8)
+    assert cv2.imwrite(str(folder / "image.png"), picture)
     model = nets.chain()
     save_model(model, folder / "chain.keras")
     with pytest.warns(UserWarning, match="HDF5"):
@@ -59,12 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(folder: Path, target: Path, *source: str) -> np.ndarray:
     assert main([PRESET, *source, f"--output_file={target}"]) == 0
-    return Classifier(target).predict(folder / "film.png").logits
+    return Classifier(target).predict(folder / "image.png").logits
 
 
 def expected(folder: Path) -> np.ndarray:
-    film = preprocess(folder / "film.png", SPEC)[np.newaxis]
-    return np.asarray(keras.models.load_model(folder / "chain.keras", compile=False)(film, training=False))[0]
+    picture = preprocess(folder / "image.png", SPEC)[np.newaxis]
+    return np.asarray(keras.models.load_model(folder / "chain.keras", compile=False)(picture, training=False))[0]
 
 
 def test_convert_of_an_h5_file_gives_the_logits_of_the_model(folder: Path, tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ x = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, padding="same", 
 x = keras.layers.Concatenate()([x, keras.layers.DepthwiseConv2D(3, padding="same")(keras.layers.ReLU()(x))])
 model = keras.Model(image, keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D()(x)))
 model.save(sys.argv[1] + "/three.keras")
-film = np.load(sys.argv[1] + "/film.npy")
-np.save(sys.argv[1] + "/logits.npy", model(film, training=False).numpy())
+image = np.load(sys.argv[1] + "/image.npy")
+np.save(sys.argv[1] + "/logits.npy", model(image, training=False).numpy())
 """
 
 
 def test_convert_of_a_keras_3_file_gives_the_logits_of_keras_3(folder: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "film.npy", preprocess(folder / "film.png", SPEC)[np.newaxis])
+    np.save(tmp_path / "image.npy", preprocess(folder / "image.png", SPEC)[np.newaxis])
     environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
     environment |= {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

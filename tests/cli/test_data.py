@@ -17,61 +17,61 @@ from cxr_compress.data import load_dataset
 from cxr_compress.device.modelinfo import INTENDED_USE
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 from tests.data.files import make_kermany
-from tests.data.test_checks import write_film
+from tests.data.test_checks import write_image
 from tests.data.test_medmnist import make_archive
 
 
-def make_films(folder: Path, *, copies: bool = False) -> Path:
-    """30 films of 15 patients, in a table with splits."""
+def make_images(folder: Path, *, copies: bool = False) -> Path:
+    """30 images of 15 patients, in a table with splits."""
     rows = ["path,Cough,patient_id,sex,split"]
-    for film in range(30):
-        part = ("train", "train", "dev", "test", "test")[film // 6]
-        write_film(folder / f"secret{film:02d}.png", film)
-        rows.append(f"secret{film:02d}.png,{film % 2},p{film // 2},F,{part}")
+    for image in range(30):
+        part = ("train", "train", "dev", "test", "test")[image // 6]
+        write_image(folder / f"secret{image:02d}.png", image)
+        rows.append(f"secret{image:02d}.png,{image % 2},p{image // 2},F,{part}")
     if copies:
         shutil.copy(folder / "secret00.png", folder / "secret29.png")
-    (folder / "films.csv").write_text("\n".join(rows) + "\n")
+    (folder / "images.csv").write_text("\n".join(rows) + "\n")
     return folder
 
 
 def test_data_check_sound_set_ends_with_zero_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--dataset=csv", f"--data_dir={make_films(tmp_path)}", "--format=json"]) == 0
+    assert main(["check", "--dataset=csv", f"--data_dir={make_images(tmp_path)}", "--format=json"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert result["intended_use"] == INTENDED_USE
     assert (result["problems"], result["serious"]) == ([], 0)
-    assert result["films"] == {"train": 12, "dev": 6, "test": 12}
+    assert result["images"] == {"train": 12, "dev": 6, "test": 12}
     assert result["counts"][0] == {
         "split": "train",
-        "films": 12,
+        "images": 12,
         "patients": 6,
         "finding": "Cough",
         "positives": 6,
         "unknown": 0,
     }
-    assert "looked at: 30 of 30 films" in err
+    assert "looked at: 30 of 30 images" in err
     assert "secret" not in err
 
 
-def test_data_check_bad_films_end_with_one_and_are_named_on_stdout_alone(tmp_path: Path, capsys) -> None:
-    make_films(tmp_path, copies=True)
+def test_data_check_bad_images_end_with_one_and_are_named_on_stdout_alone(tmp_path: Path, capsys) -> None:
+    make_images(tmp_path, copies=True)
     (tmp_path / "secret03.png").unlink()
     (tmp_path / "secret04.png").write_bytes(b"no image")
     arguments = ["check", "--dataset=csv", f"--data_dir={tmp_path}"]
     assert main(arguments) == 1
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == "PROBLEM: missing files: csv: 1 of 30 films are missing; complete the set, or use allow_missing"
+    assert lines[0] == "PROBLEM: missing files: csv: 1 of 30 images are missing; complete the set, or use allow_missing"
     assert lines[1] == f"    {tmp_path / 'secret03.png'}: no such file"
-    assert lines[2].startswith("PROBLEM: corrupt files: csv: 1 of 30 films cannot be used")
-    assert lines[4].startswith("PROBLEM: same file: csv: 2 films are 1 group(s) of the same file in train and test")
+    assert lines[2].startswith("PROBLEM: corrupt files: csv: 1 of 30 images cannot be used")
+    assert lines[4].startswith("PROBLEM: same file: csv: 2 images are 1 group(s) of the same file in train and test")
     assert lines[5] == f"    {tmp_path / 'secret00.png'} = {tmp_path / 'secret29.png'}"
     assert lines[-1] == INTENDED_USE
     assert "secret" not in err
     assert main([*arguments, "--format=csv"]) == 1
     out, err = capsys.readouterr()
-    assert [row["films"] for row in csv.DictReader(io.StringIO(out))] == ["12", "6", "12"]
-    assert "csv: 1 of 30 films are missing" in err
+    assert [row["images"] for row in csv.DictReader(io.StringIO(out))] == ["12", "6", "12"]
+    assert "csv: 1 of 30 images are missing" in err
     assert "secret" not in err
     assert main([*arguments, "--format=json"]) == 1
     kinds = [(problem["kind"], problem["serious"]) for problem in json.loads(capsys.readouterr().out)["problems"]]
@@ -79,9 +79,9 @@ def test_data_check_bad_films_end_with_one_and_are_named_on_stdout_alone(tmp_pat
 
 
 def test_data_check_many_names_are_cut_in_the_table_and_whole_in_json(tmp_path: Path, capsys) -> None:
-    make_films(tmp_path)
-    for film in range(12):
-        (tmp_path / f"secret{film:02d}.png").unlink()
+    make_images(tmp_path)
+    for image in range(12):
+        (tmp_path / f"secret{image:02d}.png").unlink()
     arguments = ["check", "--dataset=csv", f"--data_dir={tmp_path}"]
     assert main(arguments) == 1
     assert "\n    and 2 more; --format=json lists all\n" in capsys.readouterr().out
@@ -91,12 +91,12 @@ def test_data_check_many_names_are_cut_in_the_table_and_whole_in_json(tmp_path: 
 
 
 def test_data_check_patient_leakage_ends_with_two_after_everything_is_reported(tmp_path: Path, capsys) -> None:
-    make_films(tmp_path, copies=True)
-    table = tmp_path / "films.csv"
+    make_images(tmp_path, copies=True)
+    table = tmp_path / "images.csv"
     table.write_text(table.read_text().replace(",p14,", ",p0,"))
     assert main(["check", "--dataset=csv", f"--data_dir={tmp_path}"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("PROBLEM: patient leakage: csv: 1 patient(s) with 4 films are in both train and test")
+    assert lines[0].startswith("PROBLEM: patient leakage: csv: 1 patient(s) with 4 images are in both train and test")
     assert lines[1] == "    p0"
     assert lines[2].startswith("PROBLEM: same file:")
 
@@ -148,7 +148,7 @@ def test_data_split_keeps_the_sets_own_test_and_reads_back_the_same(tmp_path: Pa
 def test_data_split_same_seed_gives_the_same_bytes_wherever_the_set_lies(tmp_path: Path, capsys) -> None:
     written = []
     for number, seed in enumerate((0, 0, 1)):
-        folder = make_films(tmp_path / f"copy{number}")
+        folder = make_images(tmp_path / f"copy{number}")
         table = tmp_path / f"split{number}.csv"
         flags = ["--test_fraction=0.3", "--dev_fraction=0.2", f"--seed={seed}", "--format=json"]
         assert main(["split", "--dataset=csv", f"--data_dir={folder}", f"--output_file={table}", *flags]) == 0
@@ -157,12 +157,12 @@ def test_data_split_same_seed_gives_the_same_bytes_wherever_the_set_lies(tmp_pat
         written.append(table.read_bytes())
     assert written[0] == written[1] != written[2]
     # 15 patients: 30 % in test (4.5 rounds to 4), 20 % of the other 11 in dev.
-    assert result["films"] == {"train": 18, "dev": 4, "test": 8}
+    assert result["images"] == {"train": 18, "dev": 4, "test": 8}
 
 
 def test_data_split_divides_a_leaky_set_anew_by_patient_and_refuses_it_as_it_is(tmp_path: Path, capsys) -> None:
-    make_films(tmp_path)
-    table = tmp_path / "films.csv"
+    make_images(tmp_path)
+    table = tmp_path / "images.csv"
     table.write_text(table.read_text().replace(",p14,", ",p0,"))
     arguments = ["split", "--dataset=csv", f"--data_dir={tmp_path}", f"--output_file={tmp_path / 'out' / 'split.csv'}"]
     assert main([*arguments, "--test_fraction=0.3"]) == 2
@@ -200,7 +200,7 @@ def test_data_help_of_each_verb_shows_its_own_flags(capsys) -> None:
 
 
 def test_data_check_needs_no_tensorflow(tmp_path: Path) -> None:
-    folder = make_films(tmp_path)
+    folder = make_images(tmp_path)
     done = run_module("data", "check", "--dataset=csv", f"--data_dir={folder}", prelude=BLOCK_TENSORFLOW)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "no problem found")
 
@@ -208,7 +208,7 @@ def test_data_check_needs_no_tensorflow(tmp_path: Path) -> None:
 def test_data_check_real_kermany_has_no_leak_and_30_groups_of_copies(cxr_data: Path, capsys) -> None:
     assert main(["check", "--dataset=kermany", f"--data_dir={cxr_data / 'kermany224'}", "--format=json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert sum(result["films"].values()) == 5840
-    assert result["films"]["test"] == 624
+    assert sum(result["images"].values()) == 5840
+    assert result["images"]["test"] == 624
     assert result["serious"] == 0
     assert sum(problem["count"] for problem in result["problems"] if problem["kind"] == "same file") == 30

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.cli.data import main
-from cxr_compress.cli.meter import Meter
+from cxr_compress.cli.progress import Meter
 from cxr_compress.data import decode_split, load_kermany
 from cxr_compress.device.preprocess import PreprocessSpec
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
@@ -21,11 +21,11 @@ from tests.data.files import make_kermany
 
 @pytest.fixture
 def kermany(tmp_path) -> Path:
-    return make_kermany(tmp_path / "films")
+    return make_kermany(tmp_path / "images")
 
 
-def arguments(films: Path, cache: Path, *more: str) -> list[str]:
-    return ["cache", "--dataset=kermany", f"--data_dir={films}", f"--cache_dir={cache}", "--size=16,8", *more]
+def arguments(images: Path, cache: Path, *more: str) -> list[str]:
+    return ["cache", "--dataset=kermany", f"--data_dir={images}", f"--cache_dir={cache}", "--size=16,8", *more]
 
 
 def rows(capsys) -> list[dict]:
@@ -41,13 +41,13 @@ def test_cache_builds_every_split_and_size_and_a_second_call_decodes_nothing(tmp
     dataset = load_kermany(kermany)
     for row, split in zip(first, dataset.splits, strict=False):
         content = Path(row["path"]).read_bytes()
-        assert row["films"] == row["decoded"] == len(split)
+        assert row["images"] == row["decoded"] == len(split)
         assert row["bytes"] == len(content)
         assert row["sha256"] == hashlib.sha256(content).hexdigest()
         np.testing.assert_array_equal(np.load(row["path"]), decode_split(split, PreprocessSpec(16, 16)))
     assert main(arguments(kermany, tmp_path / "cache", "--format=json")) == 0
     again = rows(capsys)
-    assert all(row["decoded"] == 0 and row["films_per_second"] is None for row in again)
+    assert all(row["decoded"] == 0 and row["images_per_second"] is None for row in again)
     assert [row["sha256"] for row in again] == [row["sha256"] for row in first]
 
 
@@ -56,10 +56,10 @@ def test_cache_color_holds_three_channels(tmp_path, kermany, capsys) -> None:
     assert np.load(rows(capsys)[0]["path"]).shape[1:] == (16, 16, 3)
 
 
-def test_cache_table_and_csv_have_a_row_per_cache_and_progress_names_no_film(tmp_path, kermany, capsys) -> None:
+def test_cache_table_and_csv_have_a_row_per_cache_and_progress_names_no_image(tmp_path, kermany, capsys) -> None:
     assert main(arguments(kermany, tmp_path / "cache", "--size=16")) == 0
     shown = capsys.readouterr()
-    assert all(word in shown.out for word in ("films per second", "sha256", "train", "dev", "test"))
+    assert all(word in shown.out for word in ("images per second", "sha256", "train", "dev", "test"))
     assert "cached train at 16x16" in shown.err
     assert "person" not in shown.err
     assert "IM-" not in shown.err
@@ -80,12 +80,12 @@ def test_cache_verify_passes_on_a_whole_cache_and_ends_with_2_on_a_flipped_bit(t
     assert f"the cache {path} is damaged" in capsys.readouterr().err
 
 
-def test_cache_with_a_broken_film_names_it_and_ends_with_2(tmp_path, kermany, capsys) -> None:
-    film = next((kermany / "test").rglob("person100_virus_200.jpeg"))
-    film.write_bytes(film.read_bytes()[:-30])
+def test_cache_with_a_broken_image_names_it_and_ends_with_2(tmp_path, kermany, capsys) -> None:
+    image = next((kermany / "test").rglob("person100_virus_200.jpeg"))
+    image.write_bytes(image.read_bytes()[:-30])
     assert main(arguments(kermany, tmp_path / "cache", "--size=16")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("cxr_data: 1 of the 60 films in test cannot be used: ")
+    assert error.startswith("cxr_data: 1 of the 60 images in test cannot be used: ")
     assert "person100_virus_200.jpeg" in error
     assert not list((tmp_path / "cache").glob("test_*.npy"))
 
@@ -98,7 +98,7 @@ def test_cache_with_a_broken_film_names_it_and_ends_with_2(tmp_path, kermany, ca
         ("--size=", "at least one number of pixels"),
         ("--size=12,x", "expected --size as numbers of pixels such as 224,112; got 'x'"),
         ("--size=0", "got '0'"),
-        ("film.png", "expected flags only, got 'film.png'"),
+        ("image.png", "expected flags only, got 'image.png'"),
     ],
 )
 def test_cache_wrong_flags_end_with_2_and_one_line(tmp_path, kermany, capsys, more, words) -> None:
@@ -114,7 +114,7 @@ def test_cache_runs_without_tensorflow(tmp_path, kermany) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_cache_of_a_colour_set_keeps_its_colour_unless_told_otherwise(tmp_path, capsys) -> None:
+def test_cache_of_a_color_set_keeps_its_color_unless_told_otherwise(tmp_path, capsys) -> None:
     rng = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {}
     for part in ("train", "val", "test"):

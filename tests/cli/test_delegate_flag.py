@@ -13,11 +13,11 @@ import pytest
 
 from cxr_compress.device.classifier import Classifier
 from tests.device.delegates import WATCHING, build
-from tests.device.golden import FLOAT_MODEL
+from tests.device.reference import FLOAT_MODEL
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of Linux's libraries")
 COMMANDS = {
-    "predict": ["FILM"],
+    "predict": ["IMAGE"],
     "benchmark": ["--runs=1", "--warmup=0", "--image_size=16"],
     "verify": [],
     "evaluate": ["--dataset=phantom", "--data_dir=PHANTOM", "--by=", "--bootstrap_samples=10"],
@@ -26,19 +26,19 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A film, and a small drawn set."""
+    """An image, and a small drawn set."""
     from cxr_compress.data import write_phantom
 
     folder = tmp_path_factory.mktemp("delegate")
-    film = np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)
-    assert cv2.imwrite(str(folder / "film.png"), film)
+    image = np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)
+    assert cv2.imwrite(str(folder / "image.png"), image)
     write_phantom(folder / "phantom", n_train=120, n_test=40, size=32)
     return folder
 
 
 def call(folder: Path, command: str, *flags: str) -> int:
     main = importlib.import_module(f"cxr_compress.cli.{command}").main
-    names = {"FILM": str(folder / "film.png"), "--data_dir=PHANTOM": f"--data_dir={folder / 'phantom'}"}
+    names = {"IMAGE": str(folder / "image.png"), "--data_dir=PHANTOM": f"--data_dir={folder / 'phantom'}"}
     return int(main([f"--model={FLOAT_MODEL}", *(names.get(flag, flag) for flag in COMMANDS[command]), *flags]))
 
 

@@ -15,7 +15,7 @@ import pytest
 SCRIPT = """
 import os, signal, sys, time, types
 from cxr_compress.cli import entry
-from cxr_compress.cli.common import run_command
+from cxr_compress.cli.app import run_command
 def main():
     print("loading", os.getpid(), flush=True)
     time.sleep(60 if "slow" in sys.argv else 0)

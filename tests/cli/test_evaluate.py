@@ -18,22 +18,22 @@ from cxr_compress.device import INTENDED_USE, Classifier, PreprocessSpec
 from cxr_compress.device.preprocess import load_uint8, preprocess
 from cxr_compress.metrics import bootstrap_auroc, stratified_auroc
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.films import draw_film
-from tests.device.golden import INT8_MODEL
+from tests.device.images import draw_image
+from tests.device.reference import INT8_MODEL
 
-FILMS, TEST = 130, 90
+IMAGES, TEST = 130, 90
 FINDINGS = ("large heart", "opacity")  # the model has them the other way round
 
 
 def write_set(folder: Path, findings: tuple[str, ...] = FINDINGS) -> Path:
-    """A table of drawn films whose labels follow the golden model, with a fifth of them turned."""
+    """A table of drawn images whose labels follow the reference model, with a fifth of them turned."""
     classifier, rng = Classifier(INT8_MODEL), np.random.default_rng(0)
-    films = [draw_film(seed) for seed in range(FILMS)]
-    logits = np.stack([classifier.predict(film).logits for film in films])[:, ::-1]
+    images = [draw_image(seed) for seed in range(IMAGES)]
+    logits = np.stack([classifier.predict(image).logits for image in images])[:, ::-1]
     labels = (logits > np.median(logits, axis=0)) ^ (rng.uniform(size=logits.shape) < 0.2)
     rows = []
-    for number, film in enumerate(films):
-        assert cv2.imwrite(str(folder / f"secret{number}.png"), film)
+    for number, image in enumerate(images):
+        assert cv2.imwrite(str(folder / f"secret{number}.png"), image)
         part = "test" if number < TEST else "train"
         about = [f"secret{number}.png", f"Jane{number // 2}", "FM"[number // 2 % 2], 30 + number // 2, part]
         known = ["" if number < 5 else int(labels[number, 0]), int(labels[number, 1])]
@@ -47,11 +47,11 @@ def write_set(folder: Path, findings: tuple[str, ...] = FINDINGS) -> Path:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_set(tmp_path_factory.mktemp("films"))
+    return write_set(tmp_path_factory.mktemp("images"))
 
 
 def read_test(table: Path) -> tuple[list[Path], np.ndarray, list[str], list[str]]:
-    """Paths, labels, patients and sources of the test films, read without the package."""
+    """Paths, labels, patients and sources of the test images, read without the package."""
     with table.open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     labels = np.array([[float(row[finding] or "nan") for finding in FINDINGS] for row in rows])
@@ -73,7 +73,7 @@ def test_evaluate_tflite_gives_the_numbers_of_the_device(table, tmp_path, capsys
     assert written == json.loads(out)
     assert written["intended_use"] == INTENDED_USE
     assert written["model"]["sha256"] == hashlib.sha256(INT8_MODEL.read_bytes()).hexdigest()
-    assert written["dataset"]["films"] == TEST
+    assert written["dataset"]["images"] == TEST
     assert written["versions"]["numpy"] == np.__version__
     paths, labels, patients, sources = read_test(table)
     classifier = Classifier(INT8_MODEL)
@@ -102,7 +102,7 @@ def test_evaluate_table_has_findings_means_groups_and_the_sentence(table, capsys
     code, out, err = call(capsys, table)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("tiny_int8.tflite on csv test: 90 films of 45 patients, 32 x 32 px")
+    assert lines[0].startswith("tiny_int8.tflite on csv test: 90 images of 45 patients, 32 x 32 px")
     assert "AUROC [95 % CI]" in lines[2]
     assert "sensitivity" in lines[2]
     assert "Brier" in lines[2]
@@ -110,7 +110,7 @@ def test_evaluate_table_has_findings_means_groups_and_the_sentence(table, capsys
     assert any(line.startswith("by source") and line.endswith("within source") for line in lines)
     assert "- (" in out  # some group is too small
     assert lines[-1] == INTENDED_USE
-    assert "ran the model on 90 films" in err
+    assert "ran the model on 90 images" in err
 
 
 def test_evaluate_csv_has_a_row_per_finding_and_group(table, capsys) -> None:
@@ -134,11 +134,11 @@ def test_evaluate_predictions_file_holds_no_names(table, tmp_path, capsys) -> No
     assert "Jane" not in text
 
 
-def test_evaluate_all_splits_says_that_films_may_have_been_seen(table, capsys) -> None:
+def test_evaluate_all_splits_says_that_images_may_have_been_seen(table, capsys) -> None:
     code, out, err = call(capsys, table, "--split=all", "--by=")
     assert code == 0
-    assert "130 films of 65 patients" in out
-    assert "--split=all holds films that a model trained on csv has seen" in err
+    assert "130 images of 65 patients" in out
+    assert "--split=all holds images that a model trained on csv has seen" in err
 
 
 def test_evaluate_tflite_needs_no_tensorflow(table) -> None:
@@ -156,11 +156,11 @@ def test_evaluate_tflite_needs_no_tensorflow(table) -> None:
         (["--dataset=mimic"], "expected a --dataset of kermany, nih"),
         (["--data_dir=gone"], "expected --data_dir to exist, got 'gone'"),
         (["--by=machine"], "expected --by as some of source, sex, age, view, or auto; got 'machine'"),
-        (["--by=view"], "csv does not say the view of its test films (it says: source, sex, age); correct --by"),
-        (["--input_size=64"], "takes films of 32 px only: leave --input_size out"),
+        (["--by=view"], "csv does not say the view of its test images (it says: source, sex, age); correct --by"),
+        (["--input_size=64"], "takes images of 32 px only: leave --input_size out"),
         (["--output_file=gone/eval.json"], "the folder of --output_file, gone, does not exist"),
         (["--options=findings"], "expected --options as name=value, got 'findings'"),
-        (["--options=colour=gray"], "colour"),
+        (["--options=color=gray"], "color"),
         (["extra"], "expected flags only, got 'extra'"),
     ],
 )
@@ -188,7 +188,7 @@ def test_evaluate_finding_that_the_model_lacks_is_named_and_left_out(tmp_path, c
 
 
 def make_model(*, flat: bool = False) -> Any:
-    """image 32x32x3 -> conv 3x3/2 (6) -> BN -> ReLU -> mean over the film (or flatten) -> logits (2)."""
+    """image 32x32x3 -> conv 3x3/2 (6) -> BN -> ReLU -> mean over the image (or flatten) -> logits (2)."""
     from cxr_compress.keras2 import keras
     from tests.nets import enliven
 
@@ -214,8 +214,8 @@ def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keras_logits(table: Path, spec: PreprocessSpec, model: Any) -> np.ndarray:
-    films = np.stack([preprocess(path, spec) for path in read_test(table)[0]])
-    return model(films, training=False).numpy()
+    images = np.stack([preprocess(path, spec) for path in read_test(table)[0]])
+    return model(images, training=False).numpy()
 
 
 def test_evaluate_keras_file_that_says_what_it_is(table, keras_files, tmp_path, capsys) -> None:
@@ -229,7 +229,7 @@ def test_evaluate_keras_file_that_says_what_it_is(table, keras_files, tmp_path, 
     logits = np.array([[float(row[f"logit_{finding}"]) for finding in FINDINGS] for row in rows])
     # The same float32 arithmetic in batches of another size: below 1e-5 of logits of about 1.
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    assert np.ptp(expected[:, 0]) > 0.01  # the output depends on the film
+    assert np.ptp(expected[:, 0]) > 0.01  # the output depends on the image
     heart = found["evaluation"]["findings"]["large heart"]
     assert heart["sensitivity"] is None  # a Keras file has no threshold
     truth = read_test(table)[1][:, 0]
@@ -266,8 +266,10 @@ def test_evaluate_keras_at_another_size_keeps_the_weights(table, keras_files, tm
     assert call(capsys, table, *flags, model=keras_files / "said.keras")[0] == 0
     spec = PreprocessSpec.preset("unit", 48, 48)
     own = make_model()
-    films = np.stack([load_uint8(path, spec) for path in read_test(table)[0]]).astype(np.float32)[..., np.newaxis] / 255
-    tail = np.repeat(films, 3, axis=-1)
+    images = (
+        np.stack([load_uint8(path, spec) for path in read_test(table)[0]]).astype(np.float32)[..., np.newaxis] / 255
+    )
+    tail = np.repeat(images, 3, axis=-1)
     for layer in own.layers[1:]:
         tail = layer(tail)
     rows = list(csv.DictReader(io.StringIO(target.read_text())))

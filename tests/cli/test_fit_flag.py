@@ -13,7 +13,7 @@ from cxr_compress.data import decode_split, load_dataset, write_phantom
 from cxr_compress.device import read_model
 from cxr_compress.device.modelfile import ModelInfo
 from cxr_compress.evaluate import choose_calibration, file_logits
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.lite import nets
 
 PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
@@ -74,7 +74,7 @@ def test_convert_without_fitting_leaves_thresholds_alone(folder: Path, capsys: C
     assert (info.thresholds, info.threshold_source) == ((0.5,) * 4, "0.5 by default, not chosen on data")
 
 
-def test_convert_that_is_to_fit_without_films_fails(folder: Path, capsys: Capture) -> None:
+def test_convert_that_is_to_fit_without_images_fails(folder: Path, capsys: Capture) -> None:
     flags = [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={folder / 'x.tflite'}"]
     assert main([*flags, "--fit_thresholds"]) == 2
     assert "--fit_thresholds needs images with labels: give --dataset and --data_dir" in capsys.readouterr().err

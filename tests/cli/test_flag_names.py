@@ -13,7 +13,7 @@ from absl import flags
 
 import cxr_compress
 from cxr_compress.cli import data
-from cxr_compress.cli.common import FLAG_OWNERS, name_owners, run_command
+from cxr_compress.cli.app import FLAG_OWNERS, name_owners, run_command
 from cxr_compress.cli.compress import define_flags as define_compress
 from cxr_compress.cli.help import SHARED_FLAGS
 from cxr_compress.errors import DataError

@@ -23,7 +23,7 @@ from cxr_compress.cli.train import main as train
 from cxr_compress.device import Classifier, PreprocessSpec, read_model
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from tests.cli.runner import errors_of
 
 layers = keras.layers

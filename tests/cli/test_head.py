@@ -15,8 +15,8 @@ import pytest
 from cxr_compress.cli.convert import main as convert
 from cxr_compress.cli.predict import main as predict
 from cxr_compress.device import Classifier, read_model
-from cxr_compress.models.keras_file import save_model
-from tests.device.golden import INT8_MODEL
+from cxr_compress.models.files import save_model
+from tests.device.reference import INT8_MODEL
 from tests.lite import nets
 
 PRESET = "--preset=imagenet_torch"  # of models whose file does not say it
@@ -26,14 +26,14 @@ LABELS = ("Mass / nodule", "Ödem", "c", "d")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, one whose head has no map, and two films of a patient who is named in their file names."""
+    """A model, one whose head has no map, and two images of a patient who is named in their file names."""
     folder = tmp_path_factory.mktemp("head")
     save_model(nets.chain(), folder / "model.keras")
     save_model(nets.linear(16), folder / "flat.keras")
-    (folder / "films").mkdir()
+    (folder / "images").mkdir()
     for number in range(2):
-        film = np.random.default_rng(number).integers(0, 40 + 200 * number, (300, 200), np.uint8)
-        assert cv2.imwrite(str(folder / "films" / f"DOE_JANE_{number}.png"), film)
+        image = np.random.default_rng(number).integers(0, 40 + 200 * number, (300, 200), np.uint8)
+        assert cv2.imwrite(str(folder / "images" / f"DOE_JANE_{number}.png"), image)
     return folder
 
 
@@ -64,7 +64,7 @@ def test_predict_writes_a_picture_for_each_positive_finding_and_names_no_patient
     folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "maps"
-    assert predict([f"--model={model}", str(folder / "films"), f"--heatmap_dir={target}", "--format=json"]) == 0
+    assert predict([f"--model={model}", str(folder / "images"), f"--heatmap_dir={target}", "--format=json"]) == 0
     out, err = capsys.readouterr()
     images = json.loads(out)["images"]
     assert "DOE" not in err
@@ -82,43 +82,43 @@ def test_predict_writes_a_picture_for_each_positive_finding_and_names_no_patient
             assert path.name.startswith(f"image_{number:04d}_{place:02d}_")
             picture = cv2.imread(str(path))
             assert picture.shape[1] == 200
-            assert picture.shape[0] > 300  # the film, and what the picture is not
+            assert picture.shape[0] > 300  # the image, and what the picture is not
     assert 0 < positives < 2 * len(LABELS)  # some finding is, some is not
 
 
 def test_predict_without_the_flag_or_in_csv_prints_what_it_did(
     folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    film = str(folder / "films" / "DOE_JANE_0.png")
-    assert predict([f"--model={model}", film, "--format=json"]) == 0
+    image = str(folder / "images" / "DOE_JANE_0.png")
+    assert predict([f"--model={model}", image, "--format=json"]) == 0
     assert "heatmaps" not in json.loads(capsys.readouterr().out)["images"][0]
-    assert predict([f"--model={model}", film, "--format=csv", f"--heatmap_dir={tmp_path}"]) == 0
+    assert predict([f"--model={model}", image, "--format=csv", f"--heatmap_dir={tmp_path}"]) == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == len(LABELS)
 
 
 def test_predict_pictures_go_neither_among_earlier_ones_nor_among_the_images(
     folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    film = str(folder / "films" / "DOE_JANE_0.png")
-    assert predict([f"--model={model}", film, f"--heatmap_dir={tmp_path}"]) == 0
+    image = str(folder / "images" / "DOE_JANE_0.png")
+    assert predict([f"--model={model}", image, f"--heatmap_dir={tmp_path}"]) == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert before
     capsys.readouterr()
-    other = str(folder / "films" / "DOE_JANE_1.png")
+    other = str(folder / "images" / "DOE_JANE_1.png")
     assert predict([f"--model={model}", other, f"--heatmap_dir={tmp_path}"]) == 2
     assert f"holds {len(before)} pictures of an earlier run: give another folder" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    films = folder / "films"
-    assert predict([f"--model={model}", str(films), f"--heatmap_dir={films / 'maps'}"]) == 2
+    images = folder / "images"
+    assert predict([f"--model={model}", str(images), f"--heatmap_dir={images / 'maps'}"]) == 2
     assert "lies in" in capsys.readouterr().err
-    assert not (films / "maps").exists()
+    assert not (images / "maps").exists()
 
 
 def test_predict_heatmap_of_a_file_without_map_is_one_line_and_exit_2(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    film = str(folder / "films" / "DOE_JANE_0.png")
-    assert predict([f"--model={INT8_MODEL}", film, f"--heatmap_dir={tmp_path / 'maps'}"]) == 2
+    image = str(folder / "images" / "DOE_JANE_0.png")
+    assert predict([f"--model={INT8_MODEL}", image, f"--heatmap_dir={tmp_path / 'maps'}"]) == 2
     line = "cxr_predict: the model file gives logits alone, no map: export it with --head=logits+cam"
     assert capsys.readouterr().err == f"{line} (--head is a flag of cxr_convert)\n"
     assert not (tmp_path / "maps").exists()

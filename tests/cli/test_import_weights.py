@@ -31,7 +31,7 @@ def error_line(capsys) -> str:
 @pytest.mark.densenet
 def test_import_weights_matching_archive_writes_the_model_and_reports_what_matched(tmp_path, capsys):
     from cxr_compress.models import chexnet
-    from cxr_compress.models.keras_file import load_model
+    from cxr_compress.models.files import load_model
 
     model = chexnet(2)
     names = [variable.name.replace("logits/", "predictions/") for variable in model.weights]
@@ -82,16 +82,16 @@ def test_import_weights_wrong_flag_ends_with_one_line_and_2(flags, message, caps
     assert message in error_line(capsys)
 
 
-def test_import_weights_films_too_small_for_the_network_end_with_one_line_and_2(tmp_path, capsys):
+def test_import_weights_images_too_small_for_the_network_end_with_one_line_and_2(tmp_path, capsys):
     source = foreign(tmp_path, weight=np.zeros(3, np.float32))
     assert main([f"--input_file={source}", f"--output_file={tmp_path / 'model.keras'}", "--input_size=31"]) == 2
-    assert "(31, 31, 3) is too small: the network halves the film five times" in error_line(capsys)
+    assert "(31, 31, 3) is too small: the network halves the image five times" in error_line(capsys)
 
 
 def lite0_state() -> dict[str, np.ndarray]:
     """Zeros with the names and shapes of ImageNet's EfficientNet-Lite0, and ones where zeros would be no network."""
     from cxr_compress.models import efficientnet_lite0
-    from tests.models.test_foreign import lite_name, torch_state
+    from tests.models.imports.test_foreign import lite_name, torch_state
 
     return torch_state(efficientnet_lite0(1000, (32, 32, 3)), lite_name)
 

@@ -15,8 +15,8 @@ import pytest
 from cxr_compress.cli.inspect import main
 from cxr_compress.device import INTENDED_USE, read_model
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import save_model
-from cxr_compress.report.plan_view import HEADERS, TOTAL
+from cxr_compress.models.files import save_model
+from cxr_compress.report.plots import HEADERS, TOTAL
 from cxr_compress.structured import (
     Budget,
     analyze_channels,
@@ -27,7 +27,7 @@ from cxr_compress.structured import (
 )
 from tests import nets
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, kept in {"edited": [0, 1], "empty": []}.items():
         values["groups"]["stem"]["kept"] = kept
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
-    (folder / "film.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    (folder / "film.keras").write_bytes(b"\x89PNG\r\n\x1a\n")
-    (folder / "film.tflite").write_bytes(b"\x89PNG\r\n\x1a\n0000")
+    (folder / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "image.keras").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "image.tflite").write_bytes(b"\x89PNG\r\n\x1a\n0000")
     (folder / "foreign.tflite").write_bytes(read_model(FLOAT_MODEL).content)
     (folder / "cut.tflite").write_bytes(INT8_MODEL.read_bytes()[:-40])
     return folder
@@ -201,7 +201,7 @@ def test_inspect_own_tflite_shows_operators_ends_and_what_it_says_of_itself(fold
     code, out, err = call(folder, capsys, str(INT8_MODEL))
     assert (code, err) == (0, "")
     info = read_model(INT8_MODEL).info
-    assert f"quantisation {info.quant_type}" in out
+    assert f"quantization {info.quant_type}" in out
     assert f"labels  {', '.join(info.labels)}\n" in out
     assert "float   no float islands\n" in out
     assert "scale " in out
@@ -225,9 +225,9 @@ def test_inspect_foreign_tflite_is_read_too(folder, capsys):
     [
         ([], "expected one model file, got 0"),
         (["FOLDER/residual.keras", "FOLDER/nested.keras"], "expected one model file, got 2"),
-        (["FOLDER/film.png"], "expected a model file (.keras, .h5, .hdf5, .tflite), got film.png"),
-        (["FOLDER/film.keras"], "film.keras is no complete .keras file"),
-        (["FOLDER/film.tflite"], "film.tflite: is not a .tflite file"),
+        (["FOLDER/image.png"], "expected a model file (.keras, .h5, .hdf5, .tflite), got image.png"),
+        (["FOLDER/image.keras"], "image.keras is no complete .keras file"),
+        (["FOLDER/image.tflite"], "image.tflite: is not a .tflite file"),
         (["FOLDER/cut.tflite"], "cut.tflite: is cut short or damaged"),
         (["FOLDER/nothing.keras"], "nothing.keras does not exist: check the path"),
         (["FOLDER"], "expected a model file, got the folder"),
@@ -235,7 +235,7 @@ def test_inspect_foreign_tflite_is_read_too(folder, capsys):
         (["FOLDER/residual.keras", "--exclude=nothing"], "exclude 'nothing' matches no layer that makes channels"),
         (["FOLDER/residual.keras", "--exclude=("], "expected regular expressions in --exclude, got '('"),
         (["FOLDER/residual.keras", "--plan=FOLDER/nothing.json"], "nothing.json does not exist: check the path"),
-        (["FOLDER/residual.keras", "--plan=FOLDER/film.png"], "expected --plan to be a plan.json, got"),
+        (["FOLDER/residual.keras", "--plan=FOLDER/image.png"], "expected --plan to be a plan.json, got"),
         (["FOLDER/residual.keras", "--plan=FOLDER/empty.json"], "group 'stem' would keep none of its 8 channels"),
         (["FOLDER/nested.keras", "--plan=FOLDER/plan.json"], "group 'stem' of the plan is not in this model: apply"),
         (["FOLDER/residual.keras", "--plan=FOLDER/plan.json", "--exclude=a"], "--exclude does not go with --plan"),
@@ -287,8 +287,8 @@ def test_inspect_of_an_open_input_size_ends_with_one_line(folder, tmp_path, caps
 
 
 def test_inspect_checks_its_call_and_reads_tflite_without_tensorflow(folder):
-    wrong = run_module("inspect", str(folder / "film.png"), prelude=BLOCK_TENSORFLOW)
-    assert (wrong.returncode, "got film.png" in wrong.stderr) == (2, True)
+    wrong = run_module("inspect", str(folder / "image.png"), prelude=BLOCK_TENSORFLOW)
+    assert (wrong.returncode, "got image.png" in wrong.stderr) == (2, True)
     right = run_module("inspect", str(INT8_MODEL), prelude=BLOCK_TENSORFLOW)
     assert (right.returncode, right.stderr) == (0, "")
     blocked = run_module("inspect", str(folder / "residual.keras"), prelude=BLOCK_TENSORFLOW)

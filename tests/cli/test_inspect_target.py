@@ -14,7 +14,7 @@ from cxr_compress.cli.inspect import main
 from cxr_compress.device import INTENDED_USE, read_model
 from cxr_compress.lite.graph.flatbuffer import to_bytes, to_object
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 from tests.lite.targets.compiler_logs import PARTLY, recorded
 
 
@@ -50,7 +50,7 @@ def test_inspect_for_the_edge_tpu_as_json_has_the_split_and_every_operator(capsy
 def test_inspect_of_a_float_model_for_the_edge_tpu_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(FLOAT_MODEL), "--target=edgetpu"]) == 0
     out = capsys.readouterr().out
-    assert "problem    it is not quantised: convert with --quant_type=int8" in out
+    assert "problem    it is not quantized: convert with --quant_type=int8" in out
     assert "verdict    does not run there as a whole" in out
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import UsageError
 from cxr_compress.cli.convert import main as convert
-from cxr_compress.cli.output_files import Output, check_outputs
+from cxr_compress.cli.output import Output, check_outputs
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
-from cxr_compress.models.keras_file import save_model
-from tests.device.golden import INT8_MODEL, PROBE_PACK
+from cxr_compress.models.files import save_model
+from tests.device.reference import INT8_MODEL, PROBE_PACK
 from tests.lite import nets
 
 Main = Callable[[list[str]], int]
@@ -102,21 +102,21 @@ def test_a_table_that_an_option_names_is_read_too(work: Path, capsys: pytest.Cap
 
 
 def test_check_outputs_overwrite_is_for_files_beside_what_is_read(tmp_path: Path) -> None:
-    films = tmp_path / "films"
-    films.mkdir()
-    for path in (films / "labels.csv", tmp_path / "mine.csv"):
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (images / "labels.csv", tmp_path / "mine.csv"):
         path.write_text("mine")
 
     def check(path: Path, *, overwrite: bool = False, made: str = "") -> None:
         output = Output("output_file", path, ".csv", lambda _: made)
-        check_outputs("cxr_x", [output], inputs=[films, None], overwrite=overwrite)
+        check_outputs("cxr_x", [output], inputs=[images, None], overwrite=overwrite)
 
-    check(films / "new.csv")
+    check(images / "new.csv")
     check(tmp_path / "mine.csv", overwrite=True)
-    check(films / "labels.csv", made="a table of ours")
+    check(images / "labels.csv", made="a table of ours")
     for overwrite in (False, True):
         with pytest.raises(CompressionError, match="is a file of a folder that this command reads"):
-            check(films / "labels.csv", overwrite=overwrite)
+            check(images / "labels.csv", overwrite=overwrite)
     two = [Output(flag, tmp_path / "x.csv", ".csv", lambda _: "") for flag in ("one", "other")]
     with pytest.raises(UsageError, match=r"--one and --other are both .*: give two names"):
         check_outputs("cxr_x", two, inputs=[], overwrite=True)

@@ -16,29 +16,28 @@ from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.device.modelfile import INTENDED_USE, read_model
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
-from tests.device.films import colour_photo, draw_chest, draw_film
-from tests.device.golden import INT8_MODEL
-from tests.device.images import encoded, jpeg, png
+from tests.device.images import color_photo, draw_chest, draw_image, encoded, jpeg, png
+from tests.device.reference import INT8_MODEL
 
 MODEL = f"--model={INT8_MODEL}"
 SYNTHETIC = "cxr_predict: warning: this model was trained on drawn images; its findings say nothing about patients\n"
 
 
 @pytest.fixture
-def film(tmp_path: Path) -> Path:
-    path = tmp_path / "film.png"
-    path.write_bytes(png(draw_film(0)))
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    path.write_bytes(png(draw_image(0)))
     return path
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three films in a folder and a sub-folder, beside files that are none."""
+    """Three images in a folder and a sub-folder, beside files that are none."""
     root = tmp_path / "ward"
     (root / "b").mkdir(parents=True)
-    (root / "c.png").write_bytes(png(draw_film(1)))
-    (root / "a.JPG").write_bytes(jpeg(draw_film(2)))
-    (root / "b" / "d.jpeg").write_bytes(jpeg(draw_film(3)))
+    (root / "c.png").write_bytes(png(draw_image(1)))
+    (root / "a.JPG").write_bytes(jpeg(draw_image(2)))
+    (root / "b" / "d.jpeg").write_bytes(jpeg(draw_image(3)))
     (root / "notes.txt").write_text("not an image")
     (root / "._c.png").write_bytes(b"what macOS leaves beside a copied file")
     return root
@@ -49,14 +48,14 @@ def read_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return result
 
 
-def test_predict_json_is_what_the_classifier_says(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([MODEL, str(film), "--format=json"]) == 0
+def test_predict_json_is_what_the_classifier_says(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([MODEL, str(picture), "--format=json"]) == 0
     result = read_json(capsys)
     assert list(result) == ["intended_use", "model", "images", "errors"]
     assert result["intended_use"] == INTENDED_USE
     file, classifier = read_model(INT8_MODEL), Classifier(INT8_MODEL)
     assert result["model"] == {
-        "name": "golden_int8",
+        "name": "reference_int8",
         "sha256": file.sha256,
         "quant_type": "int8",
         "runtime": classifier.runtime,
@@ -65,24 +64,24 @@ def test_predict_json_is_what_the_classifier_says(film: Path, capsys: pytest.Cap
     assert result["errors"] == []
     (image,) = result["images"]
     assert list(image) == ["image", "findings", "warnings", "milliseconds"]
-    assert image["image"] == str(film)
+    assert image["image"] == str(picture)
     assert image["milliseconds"] > 0
-    assert image["findings"] == classifier.predict(film).to_dict()["findings"]
+    assert image["findings"] == classifier.predict(picture).to_dict()["findings"]
 
 
-def test_predict_control_another_film_gives_another_answer(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_control_another_image_gives_another_answer(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = []
     for seed in (0, 3):
-        film.write_bytes(png(draw_film(seed)))
-        main([MODEL, str(film), "--format=json"])
+        picture.write_bytes(png(draw_image(seed)))
+        main([MODEL, str(picture), "--format=json"])
         answers.append(read_json(capsys)["images"][0]["findings"])
     assert answers[0] != answers[1]
 
 
 def test_predict_table_names_findings_and_ends_with_the_sentence(
-    film: Path, capsys: pytest.CaptureFixture[str]
+    picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([MODEL, str(film)]) == 0
+    assert main([MODEL, str(picture)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     columns = ["image", "label", "probability", "threshold", "positive", "logit", "milliseconds", "warnings"]
@@ -106,21 +105,21 @@ def test_predict_csv_has_a_row_for_each_image_and_finding(folder: Path, capsys: 
 
 
 def test_predict_folder_is_searched_sorted_and_without_hidden_files(
-    folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "notes.txt").unlink()
-    assert main([MODEL, str(film), str(folder), "--format=json"]) == 0
+    assert main([MODEL, str(picture), str(folder), "--format=json"]) == 0
     images = [image["image"] for image in read_json(capsys)["images"]]
-    assert images == [str(film), *(str(folder / name) for name in ("a.JPG", "b/d.jpeg", "c.png"))]
+    assert images == [str(picture), *(str(folder / name) for name in ("a.JPG", "b/d.jpeg", "c.png"))]
 
 
 def test_predict_batch_goes_on_after_bad_files_and_lists_them(
-    folder: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "cut.png").write_bytes(png(draw_film(5))[:-30])
-    (folder / "photo.png").write_bytes(png(colour_photo()))
+    (folder / "cut.png").write_bytes(png(draw_image(5))[:-30])
+    (folder / "photo.png").write_bytes(png(color_photo()))
     missing = str(folder / "nowhere.png")
-    assert main([MODEL, missing, str(folder), str(film), "--format=json"]) == 1
+    assert main([MODEL, missing, str(folder), str(picture), "--format=json"]) == 1
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert len(result["images"]) == 4
@@ -134,14 +133,16 @@ def test_predict_batch_goes_on_after_bad_files_and_lists_them(
     assert lines[0].startswith(f"cxr_predict: {folder / 'notes.txt'}: not read: is not DICOM, and by its name no image")
     assert lines[1] == f"cxr_predict: {missing}: not found; check the path"
     assert "cut.png: is cut short: the PNG ends after" in lines[2]
-    assert "photo.png: expected a gray image, got colour" in lines[3]
+    assert "photo.png: expected a gray image, got color" in lines[3]
     bad = ", ".join(entry["image"] for entry in result["errors"])
     assert lines[-1] == f"cxr_predict: 4 of 8 could not be used: {bad}"
     assert len(lines) == 6  # and the warning about drawn images
 
 
-def test_predict_batch_errors_in_csv_leave_stdout_a_plain_csv(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([MODEL, "nowhere.png", str(film), "--format=csv"]) == 1
+def test_predict_batch_errors_in_csv_leave_stdout_a_plain_csv(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([MODEL, "nowhere.png", str(picture), "--format=csv"]) == 1
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 2
 
 
@@ -151,20 +152,20 @@ def test_predict_batch_of_only_bad_files_ends_with_1(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-@pytest.mark.parametrize("kind", ["missing", "cut_jpeg", "empty", "text", "colour"])
+@pytest.mark.parametrize("kind", ["missing", "cut_jpeg", "empty", "text", "color"])
 def test_predict_single_bad_image_is_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, form: str
 ) -> None:
     path = tmp_path / "image"
     content, text = {
         "missing": (None, "not found; check the path"),
-        "cut_jpeg": (jpeg(draw_film(0))[:-50], "without its end mark (EOI); copy or export it again"),
+        "cut_jpeg": (jpeg(draw_image(0))[:-50], "without its end mark (EOI); copy or export it again"),
         "empty": (b"", "is empty; copy or export it again"),
         "text": (
             b"Patient: ...",
             "is not a PNG, JPEG, BMP, TIFF, WebP or DICOM file (it starts with 50 61 74 69); export it as PNG first",
         ),
-        "colour": (png(colour_photo()), "or go on at your own risk with --gate=off"),
+        "color": (png(color_photo()), "or go on at your own risk with --gate=off"),
     }[kind]
     if content is not None:
         path.write_bytes(content)
@@ -179,7 +180,7 @@ def test_predict_single_bad_image_is_one_line_and_exit_2(
 def test_predict_gate_off_warns_by_number_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []
     for name in ("one.png", "two.png"):
-        (tmp_path / name).write_bytes(png(colour_photo()))
+        (tmp_path / name).write_bytes(png(color_photo()))
         paths.append(str(tmp_path / name))
     assert main([MODEL, *paths, "--gate=off", "--format=json"]) == 0
     out, err = capsys.readouterr()
@@ -190,10 +191,10 @@ def test_predict_gate_off_warns_by_number_and_goes_on(tmp_path: Path, capsys: py
     ]
     assert tmp_path.name not in err
     for image in json.loads(out)["images"]:
-        assert "expected a gray image, got colour" in image["warnings"][0]
+        assert "expected a gray image, got color" in image["warnings"][0]
 
 
-def test_predict_inverted_film_is_named_by_number_and_in_the_result(
+def test_predict_inverted_image_is_named_by_number_and_in_the_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.png").write_bytes(png(draw_chest()))
@@ -251,9 +252,9 @@ def test_predict_odd_images_carry_their_warning_in_every_format(
 def test_predict_12_of_16_bits_gives_the_findings_of_the_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    film = draw_film(1)
-    twelve = np.rint(film * (4095 / 255)).astype(np.uint16)  # comes back as film, rounded to 8 bits
-    for name, image in (("a", film), ("b", twelve), ("c", film.astype(np.uint16) * 257)):
+    picture = draw_image(1)
+    twelve = np.rint(picture * (4095 / 255)).astype(np.uint16)  # comes back as image, rounded to 8 bits
+    for name, image in (("a", picture), ("b", twelve), ("c", picture.astype(np.uint16) * 257)):
         (tmp_path / f"{name}.png").write_bytes(png(image))
     findings = []
     for flags in ([], ["--bit_depth=12"], ["--bit_depth=16"]):
@@ -268,7 +269,7 @@ def test_predict_12_of_16_bits_gives_the_findings_of_the_picture(
 
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_predict_blank_image_is_refused_unless_the_gate_is_off(
-    tmp_path: Path, film: Path, level: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, picture: Path, level: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blank = tmp_path / "blank.png"
     blank.write_bytes(png(np.full((60, 50), level, np.uint8)))
@@ -278,7 +279,7 @@ def test_predict_blank_image_is_refused_unless_the_gate_is_off(
     assert out == ""
     assert err.startswith(f"cxr_predict: {blank}: {text}; look at it")
     assert err.count("\n") == 1
-    assert main([MODEL, str(blank), str(film), "--format=json"]) == 1
+    assert main([MODEL, str(blank), str(picture), "--format=json"]) == 1
     result = read_json(capsys)
     assert [len(result["images"]), len(result["errors"])] == [1, 1]
     assert main([MODEL, str(blank), "--gate=off", "--format=json"]) == 0
@@ -288,7 +289,7 @@ def test_predict_blank_image_is_refused_unless_the_gate_is_off(
 @pytest.mark.parametrize("name", ["a.jfif", "a.bmp", "a.tif", "a.webp", "a.JPE"])
 def test_predict_reads_every_kind_of_file(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     suffix = Path(name).suffix
-    data = jpeg(draw_film(1)) if suffix in (".jfif", ".JPE") else encoded(draw_film(1), suffix)
+    data = jpeg(draw_image(1)) if suffix in (".jfif", ".JPE") else encoded(draw_image(1), suffix)
     (tmp_path / name).write_bytes(data)
     assert main([MODEL, str(tmp_path), "--format=json"]) == 0
     expected = Classifier(INT8_MODEL).predict(data).to_dict()["findings"]
@@ -296,20 +297,20 @@ def test_predict_reads_every_kind_of_file(tmp_path: Path, name: str, capsys: pyt
 
 
 def test_predict_folder_without_images_is_exit_2_alone_and_1_in_a_batch(
-    tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     text = f"cxr_predict: {tmp_path / 'empty'}: holds no image ({', '.join(IMAGE_SUFFIXES)}); check the folder\n"
     assert main([MODEL, str(tmp_path / "empty")]) == 2
     assert capsys.readouterr() == ("", text)
-    assert main([MODEL, str(tmp_path / "empty"), str(film)]) == 1
+    assert main([MODEL, str(tmp_path / "empty"), str(picture)]) == 1
     assert capsys.readouterr().err.startswith(text)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["film.png"], "expected --model=FILE, the .tflite to use (see cxr_predict --help)"),
+        (["image.png"], "expected --model=FILE, the .tflite to use (see cxr_predict --help)"),
         ([MODEL], "expected at least one image file or folder, got none (see cxr_predict --help)"),
         (["--model=nowhere.tflite", "a.png"], "nowhere.tflite: no such model file; check the path"),
         ([MODEL, "a.png", "--num_threads=0"], "flag --num_threads=0: 0 is not a positive integer"),
@@ -328,7 +329,7 @@ def test_predict_wrong_use_is_one_line_and_exit_2(
 
 
 def test_predict_truncated_or_foreign_model_is_one_line_and_exit_2(
-    tmp_path: Path, film: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = INT8_MODEL.read_bytes()
     model = tmp_path / "model.tflite"
@@ -336,10 +337,10 @@ def test_predict_truncated_or_foreign_model_is_one_line_and_exit_2(
         (whole[:-40], "is cut short or damaged"),
         (whole[: len(whole) // 2], "not one of ours, or cut short"),
         (read_model(INT8_MODEL).content, "convert it with cxr_convert"),
-        (png(draw_film(0)), "is not a .tflite file"),
+        (png(draw_image(0)), "is not a .tflite file"),
     ):
         model.write_bytes(content)
-        assert main([f"--model={model}", str(film)]) == 2
+        assert main([f"--model={model}", str(picture)]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith(f"cxr_predict: {model}: ")
@@ -355,9 +356,9 @@ def test_predict_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str
 
 
 def test_predict_image_whose_name_is_not_text(tmp_path: Path) -> None:
-    path = os.fsencode(tmp_path) + b"/film\xff.png"
+    path = os.fsencode(tmp_path) + b"/image\xff.png"
     try:
-        Path(os.fsdecode(path)).write_bytes(png(draw_film(0)))
+        Path(os.fsdecode(path)).write_bytes(png(draw_image(0)))
     except OSError:
         pytest.skip("this file system stores only UTF-8 names")
     done = run_module("predict", MODEL, os.fsdecode(path), "--format=json")
@@ -365,20 +366,20 @@ def test_predict_image_whose_name_is_not_text(tmp_path: Path) -> None:
     assert os.fsencode(json.loads(done.stdout)["images"][0]["image"]) == path
 
 
-def test_predict_process_is_fast_and_loads_no_tensorflow(film: Path) -> None:
+def test_predict_process_is_fast_and_loads_no_tensorflow(picture: Path) -> None:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = run_module("predict", MODEL, str(film), "--format=json", prelude=BLOCK_TENSORFLOW)
+        done = run_module("predict", MODEL, str(picture), "--format=json", prelude=BLOCK_TENSORFLOW)
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["images"][0]["image"] == str(film)
+        assert json.loads(done.stdout)["images"][0]["image"] == str(picture)
         assert done.stderr == SYNTHETIC
     # The product promises 1.5 s; 0.35 s on a quiet machine. The fastest of three, because tests run side by side.
     assert min(seconds) < 1.5
 
 
-def test_predict_real_films_are_read(cxr_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_real_images_are_read(cxr_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([MODEL, str(cxr_data / "kermany_fullres_sample"), "--format=json"]) == 0
     images = read_json(capsys)["images"]
     assert len(images) == 16
@@ -389,11 +390,11 @@ def test_predict_dicom_file_and_folder_equal_the_png(tmp_path: Path, capsys: pyt
     pytest.importorskip("pydicom")
     from tests.device.dicoms import make_dicom
 
-    (tmp_path / "a.png").write_bytes(png(draw_film(1)))
-    (tmp_path / "b.dcm").write_bytes(make_dicom(draw_film(1)))
-    (tmp_path / "c").write_bytes(make_dicom(255 - draw_film(1), "MONOCHROME1"))
-    (tmp_path / "d.IMA").write_bytes(make_dicom(draw_film(1)))
-    (tmp_path / "e.export").write_bytes(make_dicom(draw_film(1)))
+    (tmp_path / "a.png").write_bytes(png(draw_image(1)))
+    (tmp_path / "b.dcm").write_bytes(make_dicom(draw_image(1)))
+    (tmp_path / "c").write_bytes(make_dicom(255 - draw_image(1), "MONOCHROME1"))
+    (tmp_path / "d.IMA").write_bytes(make_dicom(draw_image(1)))
+    (tmp_path / "e.export").write_bytes(make_dicom(draw_image(1)))
     assert main([MODEL, str(tmp_path), "--format=json"]) == 0
     images = read_json(capsys)["images"]
     assert [Path(image["image"]).name for image in images] == ["a.png", "b.dcm", "c", "d.IMA", "e.export"]
@@ -404,20 +405,20 @@ def test_predict_frame_and_window_choose_what_is_seen(tmp_path: Path, capsys: py
     pytest.importorskip("pydicom")
     from tests.device.dicoms import make_dataset, to_bytes
 
-    films = [draw_film(1), draw_film(3)]
-    dataset = make_dataset(films[0], NumberOfFrames=2, WindowCenter=[128, 60], WindowWidth=[256, 40])
-    dataset.PixelData = np.stack(films).tobytes()
-    path = tmp_path / "film.dcm"
+    pictures = [draw_image(1), draw_image(3)]
+    dataset = make_dataset(pictures[0], NumberOfFrames=2, WindowCenter=[128, 60], WindowWidth=[256, 40])
+    dataset.PixelData = np.stack(pictures).tobytes()
+    path = tmp_path / "image.dcm"
     path.write_bytes(to_bytes(dataset))
     answers = []
     for flags in (["--frame=1"], ["--frame=2"], ["--frame=2", "--window=2"], ["--frame=2", "--window=60,40"]):
         assert main([MODEL, str(path), "--format=json", *flags]) == 0
         answers.append(read_json(capsys)["images"][0]["findings"])
-    expected = [Classifier(INT8_MODEL).predict(film).to_dict()["findings"] for film in films]
+    expected = [Classifier(INT8_MODEL).predict(picture).to_dict()["findings"] for picture in pictures]
     assert answers[:2] == expected
     assert answers[2] == answers[3] != answers[1]
     for flags, text in (
-        ([], "holds 2 frames, expected one film; choose one with --frame=1 to 2"),
+        ([], "holds 2 frames, expected one image; choose one with --frame=1 to 2"),
         (
             ["--frame=0"],
             "--frame, --window or --bit_depth: expected a frame number from 1 on, got 0 (see cxr_predict --help)",

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.cli.app import quiet_native_stderr
 from cxr_compress.errors import CompressionError
 try:
     with quiet_native_stderr("cmd", enabled=sys.argv[1] != "debug") as say:
@@ -40,7 +40,7 @@ def test_quiet_native_stderr_shows_noise_only_where_it_may_tell_why(how: str, ex
 
 
 CLOSED = """
-from cxr_compress.cli.quiet import quiet_native_stderr
+from cxr_compress.cli.app import quiet_native_stderr
 with quiet_native_stderr("cmd") as say:
     say("progress")
 print("result")

@@ -8,7 +8,7 @@ import json
 import pytest
 from absl import flags
 
-from cxr_compress.cli.common import UsageError
+from cxr_compress.cli.app import UsageError
 from cxr_compress.cli.recipe_flags import common_flags, define_recipe_flags, given_values, heading, make_recipe_of
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import fields

@@ -11,10 +11,9 @@ from cxr_compress.cli.predict import main as predict_main
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.signature import sign_file, verify_signature
 from cxr_compress.device.verify import verify_model
-from cxr_compress.models.keras_file import save_model
-from tests.device.films import draw_film
-from tests.device.golden import INT8_MODEL
-from tests.device.images import png
+from cxr_compress.models.files import save_model
+from tests.device.images import draw_image, png
+from tests.device.reference import INT8_MODEL
 from tests.lite import nets
 
 pytest.importorskip("cryptography", reason="the extra sign is not installed")
@@ -56,10 +55,10 @@ def test_predict_asks_for_the_signature_where_a_key_is_given(
 ) -> None:
     private, public = write_keys(tmp_path, 1)
     _, other = write_keys(tmp_path, 2, "other")
-    model, film = tmp_path / "model.tflite", tmp_path / "film.png"
+    model, image = tmp_path / "model.tflite", tmp_path / "image.png"
     model.write_bytes(INT8_MODEL.read_bytes())
-    film.write_bytes(png(draw_film(0)))
-    call = [f"--model={model}", str(film)]
+    image.write_bytes(png(draw_image(0)))
+    call = [f"--model={model}", str(image)]
     assert predict_main([*call, f"--public_key={public}"]) == 2
     assert "has no signature model.tflite.sig" in capsys.readouterr().err
     sign_file(model, private)

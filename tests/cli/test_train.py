@@ -16,17 +16,17 @@ from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantom")
     write_phantom(folder, n_train=160, n_test=60, size=64)
     return folder
 
 
-def arguments(films, folder, **changes):
+def arguments(images, folder, **changes):
     chosen = {
         "model": "tiny_chexnet",
         "dataset": "phantom",
-        "data_dir": films,
+        "data_dir": images,
         "output_dir": folder,
         "sizes": "32",
         "epochs": "1",
@@ -36,8 +36,8 @@ def arguments(films, folder, **changes):
     return [f"--{name}={value}" for name, value in chosen.items() if value is not None]
 
 
-def test_train_prints_the_stages_and_writes_the_model(films, tmp_path):
-    done = run_module("train", *arguments(films, tmp_path / "run", format="json"))
+def test_train_prints_the_stages_and_writes_the_model(images, tmp_path):
+    done = run_module("train", *arguments(images, tmp_path / "run", format="json"))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["stages"][0]["size"] == 32
@@ -66,8 +66,8 @@ def test_train_prints_the_stages_and_writes_the_model(films, tmp_path):
         ({"preset": "none"}, "value should be one of <imagenet_torch|unit|tf|caffe|xrv|raw>"),
     ],
 )
-def test_train_wrong_flag_is_one_line(films, tmp_path, capsys, changes, message):
-    assert main(arguments(films, tmp_path / "run", **changes)) == 2
+def test_train_wrong_flag_is_one_line(images, tmp_path, capsys, changes, message):
+    assert main(arguments(images, tmp_path / "run", **changes)) == 2
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line]
     assert line.startswith("cxr_train: ")
@@ -75,16 +75,16 @@ def test_train_wrong_flag_is_one_line(films, tmp_path, capsys, changes, message)
     assert not captured.out
 
 
-def test_train_help_and_wrong_flags_need_no_tensorflow(films, tmp_path):
+def test_train_help_and_wrong_flags_need_no_tensorflow(images, tmp_path):
     assert run_module("train", "--help", prelude=BLOCK_TENSORFLOW).returncode == 0
-    done = run_module("train", *arguments(films, tmp_path, model=None), prelude=BLOCK_TENSORFLOW)
+    done = run_module("train", *arguments(images, tmp_path, model=None), prelude=BLOCK_TENSORFLOW)
     assert done.returncode == 2
     assert "expected --model" in done.stderr
 
 
-def test_train_ctrl_c_keeps_finished_epochs_and_the_same_command_goes_on(films, tmp_path):
+def test_train_ctrl_c_keeps_finished_epochs_and_the_same_command_goes_on(images, tmp_path):
     code = "import sys\nfrom cxr_compress.cli.train import main\nsys.exit(main())"
-    flags = arguments(films, tmp_path / "run", epochs="40")
+    flags = arguments(images, tmp_path / "run", epochs="40")
     with subprocess.Popen([sys.executable, "-c", code, *flags], stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300
         state = tmp_path / "run" / "stage_1_32px" / "last.npz"
@@ -100,6 +100,6 @@ def test_train_ctrl_c_keeps_finished_epochs_and_the_same_command_goes_on(films, 
     assert "Traceback" not in stderr
     epochs = len((state.parent / "log.jsonl").read_text().splitlines())
     assert 1 <= epochs < 40
-    refused = run_module("train", *arguments(films, tmp_path / "run", epochs="41"))
+    refused = run_module("train", *arguments(images, tmp_path / "run", epochs="41"))
     assert refused.returncode == 2
     assert "epochs (there [40], now [41])" in refused.stderr

@@ -7,16 +7,16 @@ import pytest
 
 from cxr_compress.cli.verify import main
 from cxr_compress.device.modelfile import pack_model, read_model
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 
 @pytest.fixture
 def other(tmp_path):
     """A file whose record is another one's: it answers otherwise than it says."""
     file = read_model(INT8_MODEL)
-    turned = dataclasses.replace(file.info.golden, logits=file.info.golden.logits[::-1])
+    turned = dataclasses.replace(file.info.reference, logits=file.info.reference.logits[::-1])
     path = tmp_path / "other.tflite"
-    path.write_bytes(pack_model(file.content, dataclasses.replace(file.info, golden=turned)))
+    path.write_bytes(pack_model(file.content, dataclasses.replace(file.info, reference=turned)))
     return path
 
 
@@ -33,7 +33,7 @@ def test_verify_file_that_answers_otherwise_ends_with_3_and_is_named(capsys, oth
     said = capsys.readouterr()
     assert "passed" in said.out
     assert "FAILED" in said.out
-    assert f"cxr_verify: {other}: FAILED: 4 golden films on " in said.err
+    assert f"cxr_verify: {other}: FAILED: 4 reference images on " in said.err
 
 
 def test_verify_goes_on_after_a_damaged_file_and_ends_with_1(capsys, tmp_path):

@@ -22,7 +22,7 @@ def draw(path: Path, *, seed: int = 0, size: int = 24, depth: int = 8) -> None:
 
 
 def make_kermany(root: Path, *, patients: int = 12) -> Path:
-    """train/, val/ and test/ with NORMAL and PNEUMONIA; some patients have two films."""
+    """train/, val/ and test/ with NORMAL and PNEUMONIA; some patients have two images."""
     for split, first in (("train", 0), ("test", 100), ("val", 200)):
         for number in range(first, first + patients):
             draw(root / split / "NORMAL" / f"IM-{number:04d}-0001.jpeg")
@@ -35,20 +35,20 @@ def make_kermany(root: Path, *, patients: int = 12) -> Path:
 
 def write_nih(
     root: Path,
-    films: Mapping[str, tuple[str, str]],
+    pictures: Mapping[str, tuple[str, str]],
     *,
     train_val: Sequence[str],
     test: Sequence[str],
     images: bool = True,
 ) -> Path:
-    """``films``: image name -> (patient, labels), in the layout and header of the first edition."""
+    """``images``: image name -> (patient, labels), in the layout and header of the first edition."""
     root.mkdir(parents=True, exist_ok=True)
     lines = [
-        f"{name},{labels},0,{patient},058Y,M,PA,2682,2749,0.143,0.143," for name, (patient, labels) in films.items()
+        f"{name},{labels},0,{patient},058Y,M,PA,2682,2749,0.143,0.143," for name, (patient, labels) in pictures.items()
     ]
     (root / "Data_Entry_2017.csv").write_text("\n".join([NIH_HEADER, *lines]) + "\n")
     (root / "train_val_list.txt").write_text("\n".join(train_val))
     (root / "test_list.txt").write_text("\n".join(test))
-    for number, name in enumerate(films if images else ()):
+    for number, name in enumerate(pictures if images else ()):
         draw(root / f"images_{1 + number % 2:03d}" / "images" / name)
     return root

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import cache_plan
-from cxr_compress.data.cache import build_cache, open_cache, verify_cache
-from cxr_compress.data.images import decode_split
+from cxr_compress.data.cache import build_cache, decode_split, open_cache, verify_cache
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
-from tests.data.cache_films import FILM, SPEC, films_of, names_in, replace_film
+from tests.data.cache_images import IMAGE, SPEC, images_of, names_in, replace_image
 
-# Builds a cache in a process of its own; given films per chunk and bytes per file at most (0: no limit).
+# Builds a cache in a process of its own; given images per chunk and bytes per file at most (0: no limit).
 BUILD = """
 import json, resource, signal, sys
 from pathlib import Path
@@ -31,8 +30,8 @@ from cxr_compress.data.cache import build_cache
 from cxr_compress.data.dataset import Split
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError
-folder, cache, films_per_chunk, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-cache_plan.CHUNK_FILMS = films_per_chunk
+folder, cache, images_per_chunk, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+cache_plan.CHUNK_IMAGES = images_per_chunk
 paths = tuple(sorted(Path(folder).rglob("*.png")))
 split = Split("train", paths, np.zeros((len(paths), 1), np.float32), tuple(p.stem for p in paths))
 if limit:
@@ -49,11 +48,11 @@ print(json.dumps({"decoded": entry.decoded, "sha256": entry.sha256}))
 
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(cache_plan, "CHUNK_FILMS", 8)
+    monkeypatch.setattr(cache_plan, "CHUNK_IMAGES", 8)
 
 
 def test_ctrl_c_leaves_a_state_from_which_the_next_run_goes_on(tmp_path, small_chunks) -> None:
-    split = films_of(tmp_path / "films", 100)
+    split = images_of(tmp_path / "images", 100)
 
     def interrupt(done: int, total: int) -> None:
         if done >= 60:
@@ -67,34 +66,34 @@ def test_ctrl_c_leaves_a_state_from_which_the_next_run_goes_on(tmp_path, small_c
     np.testing.assert_array_equal(np.load(entry.path), decode_split(split, SPEC))
 
 
-@pytest.mark.parametrize("damage", ["torn line", "flipped bit", "other decoder", "lost data", "films changed"])
+@pytest.mark.parametrize("damage", ["torn line", "flipped bit", "other decoder", "lost data", "images changed"])
 def test_resume_trusts_only_chunks_that_are_there_and_true(tmp_path, damage, small_chunks) -> None:
-    split = films_of(tmp_path / "films")
+    split = images_of(tmp_path / "images")
     split.paths[29].rename(tmp_path / "aside.png")
     with pytest.raises(DataError, match="cannot be used"):
         build_cache(split, SPEC, tmp_path / "cache")
     (tmp_path / "aside.png").rename(split.paths[29])
     (journal,), (partial,) = ((tmp_path / "cache").glob(f"*.{end}") for end in ("journal", "partial"))
-    decoded = {"torn line": 14, "flipped bit": 14, "other decoder": 30, "lost data": 30, "films changed": 14}[damage]
+    decoded = {"torn line": 14, "flipped bit": 14, "other decoder": 30, "lost data": 30, "images changed": 14}[damage]
     if damage == "torn line":
         journal.write_bytes(journal.read_bytes()[:-20])
     elif damage == "flipped bit":
         content = bytearray(partial.read_bytes())
-        content[128 + 9 * FILM] ^= 4  # in film 9, so chunk 1
+        content[128 + 9 * IMAGE] ^= 4  # in image 9, so chunk 1
         partial.write_bytes(content)
     elif damage == "other decoder":
         journal.write_text(journal.read_text().replace('"opencv": "', '"opencv": "0.'))
     elif damage == "lost data":
         partial.unlink()
     else:
-        replace_film(split.paths[0], seed=99)
+        replace_image(split.paths[0], seed=99)
     entry = build_cache(split, SPEC, tmp_path / "cache")
     assert entry.decoded == decoded
     np.testing.assert_array_equal(np.load(entry.path), decode_split(split, SPEC))
 
 
 def test_crash_between_the_last_two_steps_costs_nothing(tmp_path, monkeypatch, small_chunks) -> None:
-    split = films_of(tmp_path / "films")
+    split = images_of(tmp_path / "images")
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
@@ -108,20 +107,20 @@ def test_crash_between_the_last_two_steps_costs_nothing(tmp_path, monkeypatch, s
     np.testing.assert_array_equal(open_cache(split, SPEC, tmp_path / "cache"), decode_split(split, SPEC))
 
 
-def start_build(films: Path, cache: Path, *, chunk: int = 8, limit: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILD, str(films), str(cache), str(chunk), str(limit)]
+def start_build(images: Path, cache: Path, *, chunk: int = 8, limit: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILD, str(images), str(cache), str(chunk), str(limit)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_kill_9_at_random_moments_ends_in_the_bytes_of_an_undisturbed_run(tmp_path) -> None:
-    films_of(tmp_path / "films", 160)
-    undisturbed = start_build(tmp_path / "films", tmp_path / "calm")
+    images_of(tmp_path / "images", 160)
+    undisturbed = start_build(tmp_path / "images", tmp_path / "calm")
     calm = json.loads(undisturbed.communicate(timeout=60)[0].splitlines()[-1])
     moments = random.Random(0)
     kills = 0
     for _ in range(6):
-        with start_build(tmp_path / "films", tmp_path / "cache") as process:
-            # After some films (they come 8 at a time), then a little later: while a chunk is written or noted.
+        with start_build(tmp_path / "images", tmp_path / "cache") as process:
+            # After some images (they come 8 at a time), then a little later: while a chunk is written or noted.
             for _ in range(moments.randint(1, 6)):
                 process.stdout.readline()
             time.sleep(moments.uniform(0, 0.003))
@@ -129,7 +128,7 @@ def test_kill_9_at_random_moments_ends_in_the_bytes_of_an_undisturbed_run(tmp_pa
             process.communicate(timeout=60)
             kills += process.returncode == -signal.SIGKILL
     assert kills >= 3
-    done = json.loads(start_build(tmp_path / "films", tmp_path / "cache").communicate(timeout=60)[0].splitlines()[-1])
+    done = json.loads(start_build(tmp_path / "images", tmp_path / "cache").communicate(timeout=60)[0].splitlines()[-1])
     assert done["sha256"] == calm["sha256"]
     assert done["decoded"] < 160  # it went on, and did not start anew
     # A kill between a file's first byte and its renaming leaves it under its temporary name, which has no suffix.
@@ -137,8 +136,8 @@ def test_kill_9_at_random_moments_ends_in_the_bytes_of_an_undisturbed_run(tmp_pa
 
 
 def test_two_processes_at_once_build_one_cache_between_them(tmp_path) -> None:
-    split = films_of(tmp_path / "films", 160)
-    both = [start_build(tmp_path / "films", tmp_path / "cache") for _ in range(2)]
+    split = images_of(tmp_path / "images", 160)
+    both = [start_build(tmp_path / "images", tmp_path / "cache") for _ in range(2)]
     outcomes = [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in both]
     assert sorted(outcome["decoded"] for outcome in outcomes) == [0, 160]
     assert outcomes[0]["sha256"] == outcomes[1]["sha256"]
@@ -148,22 +147,22 @@ def test_two_processes_at_once_build_one_cache_between_them(tmp_path) -> None:
 
 
 def test_file_size_limit_in_mid_cache_is_one_clear_line_and_keeps_what_is_done(tmp_path) -> None:
-    films_of(tmp_path / "films", 160)
-    limited = start_build(tmp_path / "films", tmp_path / "cache", limit=100 * FILM)
+    images_of(tmp_path / "images", 160)
+    limited = start_build(tmp_path / "images", tmp_path / "cache", limit=100 * IMAGE)
     words = limited.communicate(timeout=60)[1]
     assert limited.returncode == 1
-    # 100 films less the header are 99 and a half: twelve whole chunks of 8.
-    needed = (160 - 96) * FILM + 128
+    # 100 images less the header are 99 and a half: twelve whole chunks of 8.
+    needed = (160 - 96) * IMAGE + 128
     assert f"it needs {needed:,} more bytes" in words
     assert "12 of 20 parts are done and kept" in words
     assert words.count("\n") == 1
     assert names_in(tmp_path / "cache") == [".journal", ".partial"]
-    done = json.loads(start_build(tmp_path / "films", tmp_path / "cache").communicate(timeout=60)[0].splitlines()[-1])
+    done = json.loads(start_build(tmp_path / "images", tmp_path / "cache").communicate(timeout=60)[0].splitlines()[-1])
     assert done["decoded"] == 64
 
 
 def test_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, monkeypatch) -> None:
-    split = films_of(tmp_path / "films")
+    split = images_of(tmp_path / "images")
     old = build_cache(split, PreprocessSpec(8, 8), tmp_path / "cache")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
@@ -194,8 +193,8 @@ def tiny_disk(tmp_path):
 def test_disk_that_fills_in_mid_cache_keeps_the_old_cache_and_the_chunks_that_are_done(
     tmp_path, tiny_disk, small_chunks
 ) -> None:
-    split = films_of(tmp_path / "films", 100)
-    spec = PreprocessSpec(48, 48)  # 225 KB for all films: less than is free at first
+    split = images_of(tmp_path / "images", 100)
+    spec = PreprocessSpec(48, 48)  # 225 KB for all images: less than is free at first
     old = build_cache(split, SPEC, tiny_disk)
 
     def someone_else_fills_the_disk(done: int, total: int) -> None:

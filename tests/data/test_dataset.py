@@ -30,17 +30,17 @@ def test_check_dataset_sound_set_passes_unchanged() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dev": make_split("dev", "")}, "toy: the dev split has no films"),
+        ({"dev": make_split("dev", "")}, "toy: the dev split has no images"),
         (
             {"test": make_split("test", "ghaa")},
-            r"1 patient\(s\) with 3 films are in both train and test \(the key is the le",
+            r"1 patient\(s\) with 3 images are in both train and test \(the key is the le",
         ),
-        ({"dev": make_split("dev", "ab")}, r"2 patient\(s\) with 4 films are in both train and dev"),
-        ({"test": make_split("test", "gefh")}, r"2 patient\(s\) with 4 films are in both dev and test"),
-        ({"dev": make_split("dev", "ef", "0")}, "with and without 'Cough' in dev, none of its 2 films is with it"),
+        ({"dev": make_split("dev", "ab")}, r"2 patient\(s\) with 4 images are in both train and dev"),
+        ({"test": make_split("test", "gefh")}, r"2 patient\(s\) with 4 images are in both dev and test"),
+        ({"dev": make_split("dev", "ef", "0")}, "with and without 'Cough' in dev, none of its 2 images is with it"),
         (
             {"test": make_split("test", "gh", "1")},
-            "with and without 'Cough' in test, none of its 2 films is without it",
+            "with and without 'Cough' in test, none of its 2 images is without it",
         ),
     ],
 )
@@ -50,9 +50,9 @@ def test_check_dataset_misleading_set_is_refused(changes, message) -> None:
 
 
 def with_labels(name: str, *labels: float) -> Split:
-    films = len(labels)
-    paths = tuple(Path(f"{name}{i}") for i in range(films))
-    return Split(name, paths, np.array(labels, np.float32)[:, None], tuple(f"{name}{i}" for i in range(films)))
+    images = len(labels)
+    paths = tuple(Path(f"{name}{i}") for i in range(images))
+    return Split(name, paths, np.array(labels, np.float32)[:, None], tuple(f"{name}{i}" for i in range(images)))
 
 
 NAN = float("nan")
@@ -61,10 +61,10 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ((1, NAN, NAN), "none of its 1 films with a known label is without it"),
-        ((0.2, 0.5, NAN), "none of its 2 films with a known label is with it"),
-        ((NAN, NAN), "none of its 0 films with a known label is with it"),
-        ((0.6, 0.9), "none of its 2 films is without it"),
+        ((1, NAN, NAN), "none of its 1 images with a known label is without it"),
+        ((0.2, 0.5, NAN), "none of its 2 images with a known label is with it"),
+        ((NAN, NAN), "none of its 0 images with a known label is with it"),
+        ((0.6, 0.9), "none of its 2 images is without it"),
     ],
 )
 def test_check_dataset_needs_both_classes_among_known_labels(labels, message) -> None:
@@ -95,12 +95,12 @@ def test_find_problems_tells_all_of_them_the_worst_first() -> None:
     ]
     assert problems[1].splits == ("train", "test")
     assert (problems[1].count, problems[1].names) == (2, ("a", "b"))
-    with pytest.raises(DataError, match=r"^toy: the dev split has no films"):
+    with pytest.raises(DataError, match=r"^toy: the dev split has no images"):
         check_dataset(dataset)
 
 
 def test_split_lengths_that_disagree_are_refused() -> None:
-    with pytest.raises(DataError, match=r"got 1 films, labels of shape \(2, 1\) and 1 patients"):
+    with pytest.raises(DataError, match=r"got 1 images, labels of shape \(2, 1\) and 1 patients"):
         Split("train", (Path("a"),), np.zeros((2, 1), np.float32), ("p",))
 
 
@@ -113,7 +113,7 @@ def test_split_labels_cannot_be_changed_from_outside() -> None:
         split.labels[0, 0] = 1
 
 
-def test_split_take_keeps_films_labels_and_patients_together() -> None:
+def test_split_take_keeps_images_labels_and_patients_together() -> None:
     taken = make_split("train", "abcd").take([3, 0], "few")
     assert (taken.name, taken.patients, taken.labels[:, 0].tolist()) == ("few", ("d", "a"), [1.0, 0.0])
     assert [path.name for path in taken.paths] == ["train3", "train0"]

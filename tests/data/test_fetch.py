@@ -18,7 +18,7 @@ from cxr_compress.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
-ARCHIVE = Archive("films.npz", "https://home.example/films.npz", MD5)
+ARCHIVE = Archive("images.npz", "https://home.example/images.npz", MD5)
 
 
 class QuietServer(http.server.ThreadingHTTPServer):
@@ -113,10 +113,10 @@ def test_fetch_whole_file_is_the_published_one_and_nothing_else_is_left(server, 
     seen: list[tuple[int, int]] = []
     path = get(server, tmp_path / "new" / "folder", progress=lambda *counts: seen.append(counts))
     assert path.read_bytes() == CONTENT
-    assert [found.name for found in path.parent.iterdir()] == ["films.npz"]
+    assert [found.name for found in path.parent.iterdir()] == ["images.npz"]
     assert seen == sorted(seen)
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert server.paths == ["/copies/films.npz"]
+    assert server.paths == ["/copies/images.npz"]
 
 
 def test_fetch_file_that_is_there_asks_no_server(server, tmp_path) -> None:
@@ -126,10 +126,12 @@ def test_fetch_file_that_is_there_asks_no_server(server, tmp_path) -> None:
 
 
 def test_fetch_never_overwrites_another_file_of_that_name(server, tmp_path) -> None:
-    (tmp_path / "films.npz").write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"expected .*films\.npz to have the published MD5 .*, got .*: .* move it away"):
+    (tmp_path / "images.npz").write_bytes(b"mine")
+    with pytest.raises(
+        DataError, match=r"expected .*images\.npz to have the published MD5 .*, got .*: .* move it away"
+    ):
         get(server, tmp_path)
-    assert (tmp_path / "films.npz").read_bytes() == b"mine"
+    assert (tmp_path / "images.npz").read_bytes() == b"mine"
     assert not server.asked
 
 
@@ -146,7 +148,7 @@ def test_fetch_later_run_goes_on_with_what_an_earlier_one_left(server, tmp_path)
         get(server, tmp_path, attempts=1)
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert start_of(server) == "bytes=600000-"
-    assert [found.name for found in tmp_path.iterdir()] == ["films.npz"]
+    assert [found.name for found in tmp_path.iterdir()] == ["images.npz"]
 
 
 def test_fetch_tries_that_bring_something_do_not_count_as_failures(server, tmp_path) -> None:
@@ -182,19 +184,19 @@ def test_fetch_file_changed_unnoticed_is_found_by_its_checksum_and_started_anew(
 
 
 def test_fetch_complete_partial_file_only_needs_its_name(server, tmp_path) -> None:
-    (tmp_path / "films.npz.part").write_bytes(CONTENT)
+    (tmp_path / "images.npz.part").write_bytes(CONTENT)
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert len(server.asked) == 1
 
 
 def test_fetch_partial_file_longer_than_the_file_starts_anew(server, tmp_path) -> None:
-    (tmp_path / "films.npz.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "images.npz.part").write_bytes(CONTENT + b"more")
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
 def test_fetch_wrong_content_is_refused_and_removed(server, tmp_path) -> None:
     server.content = CONTENT[:-1] + b"?"
-    with pytest.raises(DataError, match=rf"expected the published MD5 {MD5} of films\.npz, got .* \(removed\)"):
+    with pytest.raises(DataError, match=rf"expected the published MD5 {MD5} of images\.npz, got .* \(removed\)"):
         get(server, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -203,8 +205,8 @@ def test_fetch_not_found_is_said_at_once_with_the_way_by_hand(server, tmp_path) 
     server.status = [404]
     with pytest.raises(
         DataError,
-        match=rf"the server says 404 Not Found; .* or download https://home\.example/films\.npz by hand .*{MD5}.* put "
-        rf"it as {re.escape(str(tmp_path / 'films.npz'))}",
+        match=rf"the server says 404 Not Found; .* or download https://home\.example/images\.npz by hand .*{MD5}.* put "
+        rf"it as {re.escape(str(tmp_path / 'images.npz'))}",
     ) as caught:
         get(server, tmp_path)
     assert len(server.asked) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_compress.data.match import match_findings
+from cxr_compress.data.dataset import match_findings
 from cxr_compress.errors import DataError
 
 NIH = ("Effusion", "Mass", "Pleural_Thickening")

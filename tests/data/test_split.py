@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_compress.data.split import Split, join_splits
+from cxr_compress.data.splits import Split, join_splits
 from cxr_compress.errors import DataError
 
 NAN = float("nan")
 
 
-def make_full(name: str = "train", films: int = 3) -> Split:
+def make_full(name: str = "train", images: int = 3) -> Split:
     return Split(
         name,
-        tuple(Path(f"{name}{index}.png") for index in range(films)),
-        np.array([[1, 0.6], [0, NAN], [NAN, 0.5]][:films], np.float32),
-        tuple("abc"[:films]),
-        ages=np.array([50, NAN, 7][:films]),
-        sexes=("F", "M", "")[:films],
-        views=("PA", "AP", "L")[:films],
-        sources=("here", "there", "here")[:films],
+        tuple(Path(f"{name}{index}.png") for index in range(images)),
+        np.array([[1, 0.6], [0, NAN], [NAN, 0.5]][:images], np.float32),
+        tuple("abc"[:images]),
+        ages=np.array([50, NAN, 7][:images]),
+        sexes=("F", "M", "")[:images],
+        views=("PA", "AP", "L")[:images],
+        sources=("here", "there", "here")[:images],
     )
 
 
@@ -40,14 +40,14 @@ def test_split_soft_and_unknown_labels_are_told_apart() -> None:
 
 @pytest.mark.parametrize("label", [-1.0, 1.01, float("inf"), -1e-3])
 def test_split_label_that_is_no_probability_is_refused(label: float) -> None:
-    with pytest.raises(DataError, match=r"expected labels of 0, 1, a soft target .* in dev, got .* for film 1, find"):
+    with pytest.raises(DataError, match=r"expected labels of 0, 1, a soft target .* in dev, got .* for image 1, find"):
         Split("dev", (Path("a"), Path("b")), np.array([[NAN], [label]]), ("p", "q"))
 
 
 @pytest.mark.parametrize("field", ["ages", "sexes", "views", "sources", "pixels"])
 def test_split_optional_field_of_another_length_is_refused(field: str) -> None:
     values = {"ages": np.zeros(3), "pixels": np.zeros((3, 4, 4), np.uint8)}.get(field, ("", "", ""))
-    with pytest.raises(DataError, match=f"expected one of {field} per film in dev, got 3 for 2 films"):
+    with pytest.raises(DataError, match=f"expected one of {field} per image in dev, got 3 for 2 images"):
         Split("dev", (Path("a"), Path("b")), np.zeros((2, 1)), ("p", "q"), **{field: values})
 
 

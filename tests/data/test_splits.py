@@ -13,7 +13,7 @@ from cxr_compress.data.dataset import Split
 from cxr_compress.data.splits import carve_dev, choose_patients, divide
 from cxr_compress.errors import DataError
 
-# (patient, labels of three findings) per film
+# (patient, labels of three findings) per image
 rows = st.lists(st.tuples(st.integers(0, 25), st.tuples(*[st.booleans()] * 3)), min_size=1, max_size=80)
 
 
@@ -34,26 +34,26 @@ def stratum(split: Split, patient: str) -> int:
 
 
 @given(rows, st.floats(0.05, 0.6), st.integers(0, 3))
-def test_carve_dev_any_films_keeps_every_film_once_and_no_patient_in_both(drawn, fraction, seed) -> None:
-    films = make_split(drawn)
-    train, dev = carve_dev(films, fraction=fraction, seed=seed)
+def test_carve_dev_any_images_keeps_every_image_once_and_no_patient_in_both(drawn, fraction, seed) -> None:
+    images = make_split(drawn)
+    train, dev = carve_dev(images, fraction=fraction, seed=seed)
     assert not set(train.patients) & set(dev.patients)
-    assert sorted(train.paths + dev.paths) == sorted(films.paths)
-    where = {path: index for index, path in enumerate(films.paths)}
+    assert sorted(train.paths + dev.paths) == sorted(images.paths)
+    where = {path: index for index, path in enumerate(images.paths)}
     for part in (train, dev):
         assert [where[path] for path in part.paths] == sorted(where[path] for path in part.paths)
         for index, path in enumerate(part.paths):
-            np.testing.assert_array_equal(part.labels[index], films.labels[where[path]])
-            assert part.patients[index] == films.patients[where[path]]
+            np.testing.assert_array_equal(part.labels[index], images.labels[where[path]])
+            assert part.patients[index] == images.patients[where[path]]
 
 
 @given(rows, st.floats(0.05, 0.6), st.integers(0, 3))
-def test_choose_patients_any_films_meets_the_fraction_within_one_patient_per_stratum(drawn, fraction, seed) -> None:
-    films = make_split(drawn)
-    chosen = choose_patients(films.patients, films.labels, fraction=fraction, seed=seed)
+def test_choose_patients_any_images_meets_the_fraction_within_one_patient_per_stratum(drawn, fraction, seed) -> None:
+    images = make_split(drawn)
+    chosen = choose_patients(images.patients, images.labels, fraction=fraction, seed=seed)
     strata: dict[int, list[str]] = {}
-    for patient in sorted(set(films.patients)):
-        strata.setdefault(stratum(films, patient), []).append(patient)
+    for patient in sorted(set(images.patients)):
+        strata.setdefault(stratum(images, patient), []).append(patient)
     for members in strata.values():
         share = len(chosen & set(members))
         assert abs(share - fraction * len(members)) <= 1.0
@@ -61,13 +61,13 @@ def test_choose_patients_any_films_meets_the_fraction_within_one_patient_per_str
 
 
 @given(rows, st.randoms(use_true_random=False))
-def test_choose_patients_order_of_films_changes_nothing(drawn, shuffler) -> None:
-    films = make_split(drawn)
+def test_choose_patients_order_of_images_changes_nothing(drawn, shuffler) -> None:
+    images = make_split(drawn)
     shuffled = list(drawn)
     shuffler.shuffle(shuffled)
     other = make_split(shuffled)
     options = {"fraction": 0.3, "seed": 7}
-    assert choose_patients(films.patients, films.labels, **options) == choose_patients(
+    assert choose_patients(images.patients, images.labels, **options) == choose_patients(
         other.patients, other.labels, **options
     )
 
@@ -87,11 +87,11 @@ def test_choose_patients_fraction_out_of_range_is_refused(fraction) -> None:
 
 
 @given(rows, st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(0, 3))
-def test_divide_any_films_keeps_every_film_once_and_every_patient_in_one_part(drawn, dev, test, seed) -> None:
-    films = make_split(drawn)
-    parts = divide(films, dev_fraction=dev, test_fraction=test, seed=seed)
+def test_divide_any_images_keeps_every_image_once_and_every_patient_in_one_part(drawn, dev, test, seed) -> None:
+    images = make_split(drawn)
+    parts = divide(images, dev_fraction=dev, test_fraction=test, seed=seed)
     assert [part.name for part in parts] == ["train", "dev", "test"]
-    assert sorted(path for part in parts for path in part.paths) == sorted(films.paths)
+    assert sorted(path for part in parts for path in part.paths) == sorted(images.paths)
     everyone = [patient for part in parts for patient in set(part.patients)]
     assert len(everyone) == len(set(everyone))
 
@@ -99,11 +99,11 @@ def test_divide_any_films_keeps_every_film_once_and_every_patient_in_one_part(dr
 @given(rows, st.integers(0, 3))
 def test_divide_stratum_of_three_patients_is_in_every_part(drawn, seed) -> None:
     """So is every finding that is the rarest of at least three patients, and "no finding"."""
-    films = make_split(drawn)
-    parts = divide(films, dev_fraction=0.1, test_fraction=0.2, seed=seed)
+    images = make_split(drawn)
+    parts = divide(images, dev_fraction=0.1, test_fraction=0.2, seed=seed)
     strata: dict[int, set[str]] = {}
-    for patient in set(films.patients):
-        strata.setdefault(stratum(films, patient), set()).add(patient)
+    for patient in set(images.patients):
+        strata.setdefault(stratum(images, patient), set()).add(patient)
     for finding, members in strata.items():
         if len(members) >= 3:
             assert all(members & set(part.patients) for part in parts)
@@ -111,18 +111,18 @@ def test_divide_stratum_of_three_patients_is_in_every_part(drawn, seed) -> None:
 
 
 @given(rows, st.randoms(use_true_random=False))
-def test_divide_order_of_films_changes_nothing(drawn, shuffler) -> None:
-    films = make_split(drawn)
-    order = list(range(len(films)))
+def test_divide_order_of_images_changes_nothing(drawn, shuffler) -> None:
+    images = make_split(drawn)
+    order = list(range(len(images)))
     shuffler.shuffle(order)
-    for part, other in zip(divide(films, seed=5), divide(films.take(order), seed=5), strict=True):
+    for part, other in zip(divide(images, seed=5), divide(images.take(order), seed=5), strict=True):
         assert sorted(part.paths) == sorted(other.paths)
 
 
 def test_divide_known_seed_gives_the_known_patients() -> None:
     """Written out, so that another platform or NumPy that chose others would be noticed."""
-    films = make_split([(number, (False, False, False)) for number in range(20)])
-    _, dev, test = divide(films, dev_fraction=0.125, test_fraction=0.2, seed=0)
+    images = make_split([(number, (False, False, False)) for number in range(20)])
+    _, dev, test = divide(images, dev_fraction=0.125, test_fraction=0.2, seed=0)
     assert set(test.patients) == {"p2", "p14", "p10", "p7"}
     assert set(dev.patients) == {"p4", "p15"}
 
@@ -135,10 +135,12 @@ def test_divide_fraction_out_of_range_is_refused(fractions, which: str) -> None:
 
 @given(rows, st.integers(0, 3))
 def test_choose_patients_unknown_labels_count_as_absent_and_soft_ones_above_one_half_as_present(drawn, seed) -> None:
-    films = make_split(drawn)
-    vague = np.where(films.labels == 1, np.float32(0.7), np.float32(np.nan))
+    images = make_split(drawn)
+    vague = np.where(images.labels == 1, np.float32(0.7), np.float32(np.nan))
     options = {"fraction": 0.3, "seed": seed}
-    assert choose_patients(films.patients, vague, **options) == choose_patients(films.patients, films.labels, **options)
+    assert choose_patients(images.patients, vague, **options) == choose_patients(
+        images.patients, images.labels, **options
+    )
     # The control: at one half and below nobody has anything, so all are one stratum.
-    nobody = choose_patients(films.patients, np.minimum(films.labels, np.float32(0.5)), **options)
-    assert nobody == choose_patients(films.patients, np.zeros_like(films.labels), **options)
+    nobody = choose_patients(images.patients, np.minimum(images.labels, np.float32(0.5)), **options)
+    assert nobody == choose_patients(images.patients, np.zeros_like(images.labels), **options)

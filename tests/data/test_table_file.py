@@ -12,13 +12,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cxr_compress.data.load import read_dataset
-from cxr_compress.data.reading import Missing
+from cxr_compress.data.readers.base import Missing
+from cxr_compress.data.readers.load import read_dataset
 from cxr_compress.data.table_file import column_key, read_table
 from cxr_compress.errors import DataError
 
 HEADER = ["path", "patient_id", "Cough", "split"]
-ROWS = [[f"{film}.png", f"p{film}", str(film % 2), part] for film in range(4) for part in ("train", "dev", "test")]
+ROWS = [[f"{image}.png", f"p{image}", str(image % 2), part] for image in range(4) for part in ("train", "dev", "test")]
 ROWS = [[f"{number}{row[0]}", f"{row[1]}{row[3]}", *row[2:]] for number, row in enumerate(ROWS)]
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 _MARKS = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
@@ -122,9 +122,9 @@ def test_load_dataset_csv_sex_age_and_view_are_taken_and_what_is_not_understood_
     assert {*(dataset.train.views or ())} == {"PA", ""}
     assert "'Patient Gender' as sex, 'Patient Age' as age, 'View Position' as view" in dataset.notes[0]
     assert dataset.notes[1:] == (
-        "the sex of 6 of 12 films is taken as unknown; expected F, M, female or male",
-        "the age of 6 of 12 films is taken as unknown; expected years from 0 to 110",
-        "the view of 6 of 12 films is taken as unknown; expected PA, AP, L, LL, RL or lateral",
+        "the sex of 6 of 12 images is taken as unknown; expected F, M, female or male",
+        "the age of 6 of 12 images is taken as unknown; expected years from 0 to 110",
+        "the view of 6 of 12 images is taken as unknown; expected PA, AP, L, LL, RL or lateral",
     )
 
 

@@ -13,14 +13,14 @@ from cxr_compress.device.benchmark import (
     measure_latency,
     measure_together,
     peak_memory_bytes,
-    summarise,
+    summarize,
     synthetic_png,
     time_together,
 )
 from cxr_compress.device.decode import decode_bytes
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import DataError
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 
 def test_measure_latency_gives_ordered_positive_statistics() -> None:
@@ -65,8 +65,8 @@ def test_time_together_takes_the_clock_it_is_given() -> None:
     assert times["a"].tolist() == [5000.0, 9000.0]
 
 
-def test_summarise_known_times() -> None:
-    latency = summarise(np.arange(1.0, 102.0), num_threads=2, runtime="r 1")
+def test_summarize_known_times() -> None:
+    latency = summarize(np.arange(1.0, 102.0), num_threads=2, runtime="r 1")
     assert (latency.min_ms, latency.p50_ms, latency.p95_ms, latency.mean_ms) == (1.0, 51.0, 96.0, 51.0)
     assert (latency.runs, latency.num_threads, latency.runtime) == (101, 2, "r 1")
 
@@ -93,4 +93,4 @@ def test_synthetic_png_is_repeatable_gray_and_not_trivial() -> None:
     assert data == synthetic_png(200)
     image = decode_bytes(data)
     assert (image.shape, image.dtype) == ((200, 200), np.uint8)
-    assert len(data) > image.size * 0.3  # a film compresses to about half, a flat image to nothing
+    assert len(data) > image.size * 0.3  # an image compresses to about half, a flat image to nothing

@@ -16,11 +16,10 @@ import pytest
 from cxr_compress.device.checked_decoding import complaints_refused
 from cxr_compress.device.decode import decode_bytes, read_bytes, read_image
 from cxr_compress.errors import DataError
-from tests.device.films import draw_film
-from tests.device.images import jpeg, tiff
+from tests.device.images import draw_image, jpeg, tiff
 
-FILM = cv2.resize(draw_film(1), (160, 160), interpolation=cv2.INTER_CUBIC)
-GOOD = jpeg(FILM)
+IMAGE = cv2.resize(draw_image(1), (160, 160), interpolation=cv2.INTER_CUBIC)
+GOOD = jpeg(IMAGE)
 SCAN = GOOD.index(b"\xff\xda") + 2 + int.from_bytes(GOOD[GOOD.index(b"\xff\xda") + 2 :][:2], "big")
 MIDDLE = (SCAN + len(GOOD)) // 2
 EOI = b"\xff\xd9"
@@ -55,7 +54,7 @@ def test_jpeg_damaged_scan_with_an_end_mark_refused(kind: str, capfd: pytest.Cap
 
 
 def test_jpeg_progressive_first_scans_only_refused() -> None:
-    whole = jpeg(FILM, 95, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    whole = jpeg(IMAGE, 95, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     starts = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
     assert len(starts) > 2
     np.testing.assert_array_equal(
@@ -112,7 +111,7 @@ def test_complaints_refused_passes_on_what_is_no_decoders(capfd: pytest.CaptureF
 
 
 def _packed_tiff(scheme: int, damage: bytes) -> bytes:
-    data = bytearray(cv2.imencode(".tif", FILM, [cv2.IMWRITE_TIFF_COMPRESSION, scheme])[1].tobytes())
+    data = bytearray(cv2.imencode(".tif", IMAGE, [cv2.IMWRITE_TIFF_COMPRESSION, scheme])[1].tobytes())
     start = 1000
     data[start : start + len(damage)] = damage
     return bytes(data)
@@ -141,11 +140,11 @@ def test_tiff_damage_is_heard_though_opencv_is_told_to_be_silent() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_tiff_transparent_pixels_refused_opaque_ones_read(dtype: type[np.generic]) -> None:
     top = np.iinfo(dtype).max
-    film = FILM.astype(dtype) * (top // 255)
+    image = IMAGE.astype(dtype) * (top // 255)
     for alpha in (top, top // 2):
-        data = tiff(np.dstack([film] * 3 + [np.full_like(film, alpha)]), t338=2)
+        data = tiff(np.dstack([image] * 3 + [np.full_like(image, alpha)]), t338=2)
         if alpha == top:
-            np.testing.assert_array_equal(decode_bytes(data)[..., 0], film)
+            np.testing.assert_array_equal(decode_bytes(data)[..., 0], image)
             continue
         with pytest.raises(DataError, match=r"is a TIFF that has transparent pixels \(100.0%\).* without transparency"):
             read_bytes(data)
@@ -153,7 +152,7 @@ def test_tiff_transparent_pixels_refused_opaque_ones_read(dtype: type[np.generic
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_pipe_or_device_or_huge_file_refused_before_it_is_read(tmp_path: Path) -> None:
-    pipe, huge = tmp_path / "film.png", tmp_path / "huge.png"
+    pipe, huge = tmp_path / "image.png", tmp_path / "huge.png"
     os.mkfifo(pipe)
     with huge.open("wb") as file:
         file.truncate((1 << 30) + 1)

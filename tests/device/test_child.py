@@ -10,13 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from cxr_compress.device import native_log
-from cxr_compress.device.child import NativeCrashError, run_in_child
-from cxr_compress.device.interpreter import load_interpreter
+from cxr_compress.device import native
+from cxr_compress.device.interpreter import _operators_at, crash_of, load_interpreter, try_model
 from cxr_compress.device.modelfile import read_model
-from cxr_compress.device.trial import _operators_at, crash_of, try_model
+from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import DataError
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 
 def test_run_in_child_gives_the_result_and_changes_nothing_here():
@@ -29,9 +28,9 @@ def test_run_in_child_gives_the_result_and_changes_nothing_here():
 
 def test_run_in_child_raises_what_the_step_raised():
     def step():
-        raise DataError("no such film")
+        raise DataError("no such image")
 
-    with pytest.raises(DataError, match="no such film"):
+    with pytest.raises(DataError, match="no such image"):
         run_in_child(step, seconds=30)
 
 
@@ -76,12 +75,12 @@ def test_run_in_child_that_takes_too_long_is_ended():
 
 def test_child_does_not_wait_for_a_lock_of_a_thread_that_it_lacks():
     content = read_model(INT8_MODEL).content
-    with native_log._LOCK:  # as another thread that loads a model at this moment
+    with native._LOCK:  # as another thread that loads a model at this moment
         assert run_in_child(lambda: load_interpreter(content).runtime, seconds=30)
 
 
 def test_crash_of_a_step_that_hangs_says_so_without_looking_for_the_operator(monkeypatch):
-    monkeypatch.setattr("cxr_compress.device.trial.SECONDS", 0.2)
+    monkeypatch.setattr("cxr_compress.device.interpreter.SECONDS", 0.2)
     started = time.monotonic()
     assert crash_of(read_model(INT8_MODEL).content, lambda part: time.sleep(60)) == "or hangs: no answer within 0 s"
     assert time.monotonic() - started < 10

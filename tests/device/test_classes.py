@@ -16,15 +16,16 @@ from cxr_compress.device.classifier import Classifier, Findings
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, pack_model, read_model
 from cxr_compress.device.verify import compare, record
 from cxr_compress.errors import DataError, ModelFileError
-from tests.device.films import draw_film
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
-from tests.device.images import png
+from tests.device.images import draw_image, png
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 
 def info_of_classes(path: Path, **changes: object) -> ModelInfo:
-    """What a golden file says, as if its two outputs excluded one another."""
+    """What a reference file says, as if its two outputs excluded one another."""
     plain = {"logit_slope": (1.0, 1.0), "logit_offset": (0.0, 0.0), "thresholds": (0.5, 0.5)}
-    return dataclasses.replace(read_model(path).info, **{"activation": "softmax", "golden": None, **plain, **changes})
+    return dataclasses.replace(
+        read_model(path).info, **{"activation": "softmax", "reference": None, **plain, **changes}
+    )
 
 
 @pytest.fixture(scope="module", params=[INT8_MODEL, FLOAT_MODEL], ids=["int8", "float"])
@@ -36,7 +37,7 @@ def classifier(request: pytest.FixtureRequest) -> Classifier:
 def test_predict_gives_each_image_the_likeliest_class_and_no_other(classifier: Classifier) -> None:
     called = set()
     for seed in range(12):
-        found = classifier.predict(draw_film(seed))
+        found = classifier.predict(draw_image(seed))
         shares = np.exp(found.logits.astype(np.float64))
         np.testing.assert_allclose(found.probabilities, shares / shares.sum(), atol=1e-6)
         assert sum(found.positive) == 1
@@ -84,10 +85,10 @@ def test_info_of_one_exclusive_class_is_refused() -> None:
 def test_verify_judges_the_likeliest_class_unless_another_is_within_what_two_logits_may_be_off() -> None:
     content = read_model(FLOAT_MODEL).content
     plain = info_of_classes(FLOAT_MODEL, logit_offset=(0.0, 0.5))
-    info = dataclasses.replace(plain, golden=record(content, plain))
-    assert info.golden is not None
-    assert len(json.dumps(info.golden.to_dict())) <= 1000
-    logits, positive = np.asarray(info.golden.logits), np.asarray(info.golden.positive)
+    info = dataclasses.replace(plain, reference=record(content, plain))
+    assert info.reference is not None
+    assert len(json.dumps(info.reference.to_dict())) <= 1000
+    logits, positive = np.asarray(info.reference.logits), np.asarray(info.reference.positive)
     assert (positive.sum(axis=1) == 1).all()
     found = compare(info, logits, positive, "here")
     assert (found.passed, found.decisions, found.flipped, found.too_close) == (True, 4, 0, 0)
@@ -97,22 +98,22 @@ def test_verify_judges_the_likeliest_class_unless_another_is_within_what_two_log
     # One image whose classes lie 1.9 tolerances apart after the offset: one logit up and one down would turn it.
     near = logits.copy()
     near[2, 0] = near[2, 1] + 0.5 + 1.9 * found.tolerance
-    close = dataclasses.replace(info.golden, logits=tuple(map(tuple, near.tolist())))
-    judged = compare(dataclasses.replace(info, golden=close), near, turned, "here")
+    close = dataclasses.replace(info.reference, logits=tuple(map(tuple, near.tolist())))
+    judged = compare(dataclasses.replace(info, reference=close), near, turned, "here")
     assert (judged.too_close, judged.flipped) == (1, 0)
     near[2, 0] += 0.2 * found.tolerance
-    close = dataclasses.replace(info.golden, logits=tuple(map(tuple, near.tolist())))
-    judged = compare(dataclasses.replace(info, golden=close), near, turned, "here")
+    close = dataclasses.replace(info.reference, logits=tuple(map(tuple, near.tolist())))
+    judged = compare(dataclasses.replace(info, reference=close), near, turned, "here")
     assert (judged.too_close, judged.flipped) == (0, 1)
 
 
 def test_predict_command_shows_the_predicted_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, film = tmp_path / "classes.tflite", tmp_path / "film.png"
+    model, image_file = tmp_path / "classes.tflite", tmp_path / "image.png"
     model.write_bytes(pack_model(read_model(INT8_MODEL).content, info_of_classes(INT8_MODEL)))
-    film.write_bytes(png(draw_film(3)))
-    expected = Classifier(model).predict(film)
+    image_file.write_bytes(png(draw_image(3)))
+    expected = Classifier(model).predict(image_file)
     for form in ("csv", "json", "table"):
-        assert main([f"--model={model}", str(film), f"--format={form}"]) == 0
+        assert main([f"--model={model}", str(image_file), f"--format={form}"]) == 0
         out = capsys.readouterr().out
         if form == "json":
             (image,) = json.loads(out)["images"]

@@ -16,11 +16,10 @@ from cxr_compress.device.image_checks import in_short
 from cxr_compress.device.modelfile import ModelFile, pack_model, read_model
 from cxr_compress.device.preprocess import ImageGateWarning, PreprocessSpec, preprocess
 from cxr_compress.errors import DataError, ModelFileError
-from tests.device.films import colour_photo, draw_film
-from tests.device.golden import EXPECTED, FLOAT_MODEL, INT8_MODEL
-from tests.device.images import png
+from tests.device.images import color_photo, draw_image, png
+from tests.device.reference import EXPECTED, FLOAT_MODEL, INT8_MODEL
 
-GOLDEN: dict[str, Any] = json.loads(EXPECTED.read_text())
+REFERENCE: dict[str, Any] = json.loads(EXPECTED.read_text())
 # DESIGN: int8 outputs of two runtimes, or two processors, differ by up to 3 steps of the output.
 LSB_TOLERANCE = 3
 # Sums of at most 108 float32 products of order 1, in another order on another machine: about 108 * 2**-24 a layer.
@@ -38,9 +37,9 @@ def classifier(model: Path) -> Classifier:
     return Classifier(model)
 
 
-def films() -> np.ndarray:
+def images() -> np.ndarray:
     spec = PreprocessSpec(32, 32)
-    return np.stack([preprocess(draw_film(seed), spec) for seed in GOLDEN["seeds"]])
+    return np.stack([preprocess(draw_image(seed), spec) for seed in REFERENCE["seeds"]])
 
 
 def tolerance(classifier: Classifier) -> float:
@@ -48,24 +47,24 @@ def tolerance(classifier: Classifier) -> float:
     return FLOAT_TOLERANCE if scale is None else LSB_TOLERANCE * scale + 1e-6
 
 
-def test_logits_golden_films_are_the_recorded_ones(model: Path, classifier: Classifier) -> None:
-    expected = np.asarray(GOLDEN[model.name]["logits"], np.float32)
-    logits = classifier.logits(films())
+def test_logits_reference_images_are_the_recorded_ones(model: Path, classifier: Classifier) -> None:
+    expected = np.asarray(REFERENCE[model.name]["logits"], np.float32)
+    logits = classifier.logits(images())
     assert logits.dtype == np.float32
     assert np.abs(logits - expected).max() <= tolerance(classifier)
 
 
-def test_logits_golden_control_other_films_differ(model: Path, classifier: Classifier) -> None:
-    expected = np.asarray(GOLDEN[model.name]["logits"], np.float32)
-    differences = np.abs(classifier.logits(films()[::-1]) - expected).max(axis=0)
+def test_logits_reference_control_other_images_differ(model: Path, classifier: Classifier) -> None:
+    expected = np.asarray(REFERENCE[model.name]["logits"], np.float32)
+    differences = np.abs(classifier.logits(images()[::-1]) - expected).max(axis=0)
     assert (differences > 5 * tolerance(classifier)).all()
 
 
 def test_logits_int8_file_stays_close_to_the_keras_model() -> None:
     classifier = Classifier(INT8_MODEL)
-    keras_logits = np.asarray(GOLDEN["keras_logits"])
-    logits = classifier.logits(films())
-    # The order of the films survives: correlation per finding, and each sign that is clear of zero.
+    keras_logits = np.asarray(REFERENCE["keras_logits"])
+    logits = classifier.logits(images())
+    # The order of the images survives: correlation per finding, and each sign that is clear of zero.
     for finding in range(2):
         assert np.corrcoef(logits[:, finding], keras_logits[:, finding])[0, 1] > 0.98
     clear = np.abs(keras_logits) > 0.5
@@ -77,7 +76,7 @@ def test_classifier_says_what_it_is(model: Path, classifier: Classifier) -> None
     assert classifier.spec == PreprocessSpec(32, 32)
     assert classifier.runtime.split()[0] in ("ai-edge-litert", "tflite-runtime")
     if model == INT8_MODEL:
-        assert classifier.output_scale == pytest.approx(GOLDEN[model.name]["output_scale"])
+        assert classifier.output_scale == pytest.approx(REFERENCE[model.name]["output_scale"])
     else:
         assert classifier.output_scale is None
 
@@ -85,18 +84,18 @@ def test_classifier_says_what_it_is(model: Path, classifier: Classifier) -> None
 def test_logits_int8_are_whole_steps_of_the_output_scale() -> None:
     classifier = Classifier(INT8_MODEL)
     assert classifier.output_scale is not None
-    steps = classifier.logits(films()) / classifier.output_scale
+    steps = classifier.logits(images()) / classifier.output_scale
     assert np.abs(steps - np.rint(steps)).max() < 1e-3
 
 
 def test_logits_batch_equals_single_images_bit_for_bit(classifier: Classifier) -> None:
-    batch = films()
+    batch = images()
     together = classifier.logits(batch)
-    np.testing.assert_array_equal(together, np.concatenate([classifier.logits(film[np.newaxis]) for film in batch]))
+    np.testing.assert_array_equal(together, np.concatenate([classifier.logits(image[np.newaxis]) for image in batch]))
 
 
 def test_logits_repeated_call_and_second_classifier_give_the_same_bits(model: Path, classifier: Classifier) -> None:
-    batch = films()
+    batch = images()
     first = classifier.logits(batch)
     classifier.logits(batch[::-1])
     np.testing.assert_array_equal(classifier.logits(batch), first)
@@ -104,12 +103,12 @@ def test_logits_repeated_call_and_second_classifier_give_the_same_bits(model: Pa
 
 
 def test_logits_more_threads_give_the_same_decisions(model: Path, classifier: Classifier) -> None:
-    difference = np.abs(Classifier(model, num_threads=2).logits(films()) - classifier.logits(films())).max()
+    difference = np.abs(Classifier(model, num_threads=2).logits(images()) - classifier.logits(images())).max()
     assert difference <= tolerance(classifier)
 
 
 def test_logits_returned_array_is_not_the_interpreters_memory(classifier: Classifier) -> None:
-    batch = films()
+    batch = images()
     first = classifier.logits(batch[:1])
     kept = first.copy()
     classifier.logits(batch[1:2])
@@ -126,7 +125,7 @@ def test_logits_far_outside_the_range_saturate_and_stay_finite(classifier: Class
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_logits_nan_or_infinite_pixel_names_the_image(classifier: Classifier, value: float) -> None:
-    batch = films()
+    batch = images()
     batch[2, 5, 6, 1] = value
     with pytest.raises(DataError, match="expected finite pixels, image 2 of the batch holds NaN or infinity"):
         classifier.logits(batch)
@@ -188,28 +187,28 @@ def test_probabilities_wrong_last_axis_is_refused(classifier: Classifier) -> Non
 
 
 def test_predict_file_array_and_batch_agree(classifier: Classifier, tmp_path: Path) -> None:
-    film = draw_film(4)
-    (tmp_path / "film.png").write_bytes(png(film))
-    from_file = classifier.predict(tmp_path / "film.png")
-    from_array = classifier.predict(film)
+    image = draw_image(4)
+    (tmp_path / "image.png").write_bytes(png(image))
+    from_file = classifier.predict(tmp_path / "image.png")
+    from_array = classifier.predict(image)
     np.testing.assert_array_equal(from_file.logits, from_array.logits)
-    np.testing.assert_array_equal(from_file.logits, classifier.logits(films()[4:5])[0])
+    np.testing.assert_array_equal(from_file.logits, classifier.logits(images()[4:5])[0])
     np.testing.assert_array_equal(from_file.probabilities, classifier.probabilities(from_file.logits))
 
 
 def test_predict_positive_means_at_or_above_the_threshold(model: Path) -> None:
     file = read_model(model)
-    film = draw_film(0)
-    probabilities = Classifier(file).predict(film).probabilities
+    image = draw_image(0)
+    probabilities = Classifier(file).predict(image).probabilities
     at = tuple(float(p) for p in probabilities)
     above = tuple(float(np.nextafter(p, np.float32(1))) for p in probabilities)
     for thresholds, expected in ((at, (True, True)), (above, (False, False))):
         moved = dataclasses.replace(file, info=dataclasses.replace(file.info, thresholds=thresholds))
-        assert Classifier(moved).predict(film).positive == expected
+        assert Classifier(moved).predict(image).positive == expected
 
 
 def test_findings_to_dict_is_json_of_plain_values(classifier: Classifier) -> None:
-    findings = classifier.predict(draw_film(0))
+    findings = classifier.predict(draw_image(0))
     entries = json.loads(json.dumps(findings.to_dict()))["findings"]
     assert [entry["label"] for entry in entries] == ["opacity", "large heart"]
     for entry, logit, probability in zip(entries, findings.logits, findings.probabilities, strict=True):
@@ -221,11 +220,11 @@ def test_findings_to_dict_is_json_of_plain_values(classifier: Classifier) -> Non
         assert entry["positive"] is (entry["probability"] >= entry["threshold"])
 
 
-def test_predict_colour_photo_is_refused_unless_the_gate_is_off(model: Path) -> None:
-    with pytest.raises(DataError, match="expected a gray image, got colour"):
-        Classifier(model).predict(colour_photo())
+def test_predict_color_photo_is_refused_unless_the_gate_is_off(model: Path) -> None:
+    with pytest.raises(DataError, match="expected a gray image, got color"):
+        Classifier(model).predict(color_photo())
     with pytest.warns(ImageGateWarning, match="gate is off"):
-        Classifier(model, gate="off").predict(colour_photo())
+        Classifier(model, gate="off").predict(color_photo())
 
 
 @pytest.mark.parametrize("blank", [np.full((40, 40), 77, np.uint8), np.zeros((40, 40), np.uint16)])
@@ -237,13 +236,13 @@ def test_predict_blank_image_is_refused_unless_the_gate_is_off(model: Path, blan
 
 
 def test_predict_bit_depth_comes_from_the_data_or_the_view(model: Path) -> None:
-    film = draw_film(0).astype(np.uint16) * 16
-    findings = Classifier(model).predict(film)
+    image = draw_image(0).astype(np.uint16) * 16
+    findings = Classifier(model).predict(image)
     assert findings.warnings[0].startswith("uses 12 of 16 bits")
-    told = Classifier(model, view=DicomView(bit_depth=12)).predict(film)
+    told = Classifier(model, view=DicomView(bit_depth=12)).predict(image)
     assert told.warnings == findings.warnings[1:]
     np.testing.assert_array_equal(told.logits, findings.logits)
-    assert "is nearly black" in in_short(Classifier(model, view=DicomView(bit_depth=16)).predict(film).warnings[0])
+    assert "is nearly black" in in_short(Classifier(model, view=DicomView(bit_depth=16)).predict(image).warnings[0])
 
 
 def test_predict_missing_file_names_it(classifier: Classifier) -> None:
@@ -271,7 +270,7 @@ def test_classifier_other_input_size_in_the_metadata_is_refused(tmp_path: Path) 
 
 def test_classifier_other_number_of_labels_is_refused(tmp_path: Path) -> None:
     three = {name: (0.5,) * 3 for name in ("logit_slope", "logit_offset", "thresholds")}
-    path = repacked(tmp_path, labels=("a", "b", "c"), golden=None, **three)
+    path = repacked(tmp_path, labels=("a", "b", "c"), reference=None, **three)
     with pytest.raises(ModelFileError, match=r"output has shape \(1, 2\), its own metadata says \(1, 3\)"):
         Classifier(path)
 

@@ -14,23 +14,22 @@ from cxr_compress.device.containers import upright
 from cxr_compress.device.decode import IMAGE_SUFFIXES, decode_bytes, decode_image, read_bytes
 from cxr_compress.device.preprocess import PreprocessSpec, prepare
 from cxr_compress.errors import DataError
-from tests.device.films import colour_photo, draw_film
-from tests.device.images import chunk, encoded, exif, jpeg, png, tiff, with_exif
+from tests.device.images import chunk, color_photo, draw_image, encoded, exif, jpeg, png, tiff, with_exif
 
-FILM = draw_film(1)
-FILM16 = (draw_film(2).astype(np.uint16) << 8) + draw_film(3)
-PHOTO = colour_photo(20, 30)
+IMAGE = draw_image(1)
+IMAGE16 = (draw_image(2).astype(np.uint16) << 8) + draw_image(3)
+PHOTO = color_photo(20, 30)
 
-# How a camera stores a picture that is to be seen as FILM with each orientation, written out by hand.
+# How a camera stores a picture that is to be seen as IMAGE with each orientation, written out by hand.
 STORED = {
-    1: FILM,
-    2: FILM[:, ::-1],
-    3: FILM[::-1, ::-1],
-    4: FILM[::-1],
-    5: FILM.T,
-    6: FILM.T[::-1],
-    7: FILM[::-1, ::-1].T,
-    8: FILM.T[:, ::-1],
+    1: IMAGE,
+    2: IMAGE[:, ::-1],
+    3: IMAGE[::-1, ::-1],
+    4: IMAGE[::-1],
+    5: IMAGE.T,
+    6: IMAGE.T[::-1],
+    7: IMAGE[::-1, ::-1].T,
+    8: IMAGE.T[:, ::-1],
 }
 
 
@@ -39,10 +38,10 @@ def test_orientation_is_applied_in_every_format(orientation: int) -> None:
     stored = np.ascontiguousarray(STORED[orientation])
     for order in "<>":
         mark = exif(orientation, order)
-        np.testing.assert_array_equal(decode_bytes(with_exif(png(stored), mark)), FILM)
+        np.testing.assert_array_equal(decode_bytes(with_exif(png(stored), mark)), IMAGE)
         webp = decode_bytes(with_exif(encoded(stored, ".webp"), mark))
-        np.testing.assert_array_equal(webp[..., 0], FILM)
-        np.testing.assert_array_equal(decode_bytes(tiff(stored, order=order, t274=orientation)), FILM)
+        np.testing.assert_array_equal(webp[..., 0], IMAGE)
+        np.testing.assert_array_equal(decode_bytes(tiff(stored, order=order, t274=orientation)), IMAGE)
         data = with_exif(jpeg(stored, 100), mark)
         # What OpenCV makes of the same file when it is left to act on the orientation itself.
         theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -52,19 +51,19 @@ def test_orientation_is_applied_in_every_format(orientation: int) -> None:
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_orientation_control_stored_pixels_differ(orientation: int) -> None:
     stored = STORED[orientation]
-    assert stored.shape != FILM.shape or not np.array_equal(stored, FILM)
-    np.testing.assert_array_equal(upright(stored, orientation), FILM)
+    assert stored.shape != IMAGE.shape or not np.array_equal(stored, IMAGE)
+    np.testing.assert_array_equal(upright(stored, orientation), IMAGE)
 
 
 @pytest.mark.parametrize("mark", [exif(0), exif(9), exif(6)[:-8], b"", b"II*\0\xff\xff\xff\xff", b"no tiff at all"])
 def test_orientation_that_does_not_exist_leaves_the_image(mark: bytes) -> None:
-    np.testing.assert_array_equal(decode_bytes(with_exif(png(FILM), mark)), FILM)
-    np.testing.assert_array_equal(decode_bytes(with_exif(jpeg(FILM), mark)), decode_bytes(jpeg(FILM)))
+    np.testing.assert_array_equal(decode_bytes(with_exif(png(IMAGE), mark)), IMAGE)
+    np.testing.assert_array_equal(decode_bytes(with_exif(jpeg(IMAGE), mark)), decode_bytes(jpeg(IMAGE)))
 
 
 @given(mark=st.binary(max_size=60))
 def test_orientation_in_any_bytes_is_an_answer(mark: bytes) -> None:
-    assert decode_bytes(with_exif(png(FILM), b"II*\0" + mark)).size == FILM.size
+    assert decode_bytes(with_exif(png(IMAGE), b"II*\0" + mark)).size == IMAGE.size
 
 
 def test_orientation_of_real_files_gives_one_picture(cxr_data: Path) -> None:
@@ -82,13 +81,13 @@ def test_orientation_of_real_files_gives_one_picture(cxr_data: Path) -> None:
 
 @pytest.mark.parametrize("name", [f"a{suffix}" for suffix in IMAGE_SUFFIXES[:10]] + ["a.JFIF", "a"])
 def test_content_decides_under_any_name(tmp_path: Path, name: str) -> None:
-    for data in (png(FILM), encoded(FILM, ".bmp"), tiff(FILM)):
+    for data in (png(IMAGE), encoded(IMAGE, ".bmp"), tiff(IMAGE)):
         (tmp_path / name).write_bytes(data)
-        np.testing.assert_array_equal(decode_image(tmp_path / name), FILM)
+        np.testing.assert_array_equal(decode_image(tmp_path / name), IMAGE)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("image", [FILM, FILM16, PHOTO], ids=["8", "16", "rgb"])
+@pytest.mark.parametrize("image", [IMAGE, IMAGE16, PHOTO], ids=["8", "16", "rgb"])
 def test_tiff_gives_the_stored_pixels(image: np.ndarray, order: str) -> None:
     np.testing.assert_array_equal(decode_bytes(tiff(image, order=order)), image)
     if image.ndim == 2:
@@ -106,14 +105,14 @@ def test_colors_are_in_the_order_rgb(suffix: str) -> None:
     ("data", "text"),
     [
         (tiff(np.dstack([PHOTO, PHOTO[..., :1]]), t262=5), "photometric interpretation 5"),
-        (tiff(FILM.astype(np.int16), t339=2), "is a TIFF of 16-bit signed pixels"),
-        (tiff(FILM.astype(np.float32), t339=3), "is a TIFF of 32-bit floating-point pixels"),
-        (tiff(FILM16, bits=12), "is a TIFF of 12-bit unsigned pixels"),
-        (tiff(FILM, pages=3), "holds 3 pages, expected one image"),
+        (tiff(IMAGE.astype(np.int16), t339=2), "is a TIFF of 16-bit signed pixels"),
+        (tiff(IMAGE.astype(np.float32), t339=3), "is a TIFF of 32-bit floating-point pixels"),
+        (tiff(IMAGE16, bits=12), "is a TIFF of 12-bit unsigned pixels"),
+        (tiff(IMAGE, pages=3), "holds 3 pages, expected one image"),
         (tiff(PHOTO, t284=2), "colors in separate planes"),
         (b"II+\0" + bytes(60), "is a BigTIFF file"),
         (b"RIFF" + (60).to_bytes(4, "little") + b"WAVE" + bytes(60), "is a RIFF file but no WebP"),
-        (png(FILM)[:33] + chunk(b"acTL", b"\0\0\0\2\0\0\0\0") + png(FILM)[33:], "is an animation of 2 images"),
+        (png(IMAGE)[:33] + chunk(b"acTL", b"\0\0\0\2\0\0\0\0") + png(IMAGE)[33:], "is an animation of 2 images"),
         (b"\xff\xd8\xff\xc1\0\x0b\x0c\0\x08\0\x08\1\1\x11\0\xff\xd9", "is a 12-bit JPEG, which no installed"),
         (b"\xff\xd8\xff\xc3\0\x0b\x08\0\x08\0\x08\1\1\x11\0\xff\xd9", "is a lossless JPEG, which no installed"),
     ],
@@ -126,15 +125,15 @@ def test_what_would_be_shown_wrongly_is_refused_by_name(data: bytes, text: str) 
 
 def test_tiff_with_a_thumbnail_is_one_image() -> None:
     # The second page says that it is a smaller copy (bit 0 of tag 254); the first says nothing of that.
-    data = tiff(FILM, pages=2, t254=0)
+    data = tiff(IMAGE, pages=2, t254=0)
     with pytest.raises(DataError, match="holds 2 pages"):
         decode_bytes(data)
     at = data.rindex((254).to_bytes(2, "little") + b"\3\0\1\0\0\0")
-    np.testing.assert_array_equal(decode_bytes(data[: at + 8] + b"\1" + data[at + 9 :]), FILM)
+    np.testing.assert_array_equal(decode_bytes(data[: at + 8] + b"\1" + data[at + 9 :]), IMAGE)
 
 
 @pytest.mark.parametrize(
-    "data", [encoded(FILM, ".bmp"), encoded(FILM, ".webp"), tiff(FILM16)], ids=["bmp", "webp", "tif"]
+    "data", [encoded(IMAGE, ".bmp"), encoded(IMAGE, ".webp"), tiff(IMAGE16)], ids=["bmp", "webp", "tif"]
 )
 def test_file_cut_anywhere_is_refused(data: bytes) -> None:
     for length in [*range(2, 60), *range(60, len(data), 53), len(data) - 5]:  # a TIFF's last 4: no page follows
@@ -144,8 +143,8 @@ def test_file_cut_anywhere_is_refused(data: bytes) -> None:
 
 @given(data=st.data())
 def test_tiff_with_a_flipped_byte_is_a_picture_or_a_data_error(data: st.DataObject) -> None:
-    content = bytearray(tiff(FILM16))
-    content[data.draw(st.integers(FILM16.nbytes, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    content = bytearray(tiff(IMAGE16))
+    content[data.draw(st.integers(IMAGE16.nbytes, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     try:
         outcome = decode_bytes(bytes(content)).dtype.name
     except DataError as error:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.cost_table import CostTable, FileBytes, LayerTimes
-from cxr_compress.device.kernel_kind import ONE_CHANNEL_A_GROUP, KernelKind
+from cxr_compress.device.cost_table import ONE_CHANNEL_A_GROUP, CostTable, FileBytes, KernelKind, LayerTimes
 from cxr_compress.errors import CompressionError
 
 # tflite-runtime makes ARM processors flush subnormals to zero.

@@ -8,16 +8,15 @@ import pytest
 
 from cxr_compress.device.decode import decode_bytes, decode_image
 from cxr_compress.errors import DataError
-from tests.device.films import colour_photo, draw_film
-from tests.device.images import chunk, handmade_png, jpeg, png
+from tests.device.images import chunk, color_photo, draw_image, handmade_png, jpeg, png
 
-FILM = draw_film(1)
-FILM16 = (draw_film(2).astype(np.uint16) << 8) + draw_film(3)
-PHOTO = colour_photo(20, 30)
+IMAGE = draw_image(1)
+IMAGE16 = (draw_image(2).astype(np.uint16) << 8) + draw_image(3)
+PHOTO = color_photo(20, 30)
 
 
 @pytest.mark.parametrize(
-    "image", [FILM, FILM16, PHOTO, PHOTO.astype(np.uint16) * 257], ids=["8", "16", "rgb8", "rgb16"]
+    "image", [IMAGE, IMAGE16, PHOTO, PHOTO.astype(np.uint16) * 257], ids=["8", "16", "rgb8", "rgb16"]
 )
 def test_decode_lossless_png_gives_the_stored_pixels_in_rgb_order(image: np.ndarray) -> None:
     decoded = decode_bytes(png(image))
@@ -25,7 +24,7 @@ def test_decode_lossless_png_gives_the_stored_pixels_in_rgb_order(image: np.ndar
     np.testing.assert_array_equal(decoded, image)
 
 
-def test_decode_colour_order_control_bgr_would_differ() -> None:
+def test_decode_color_order_control_bgr_would_differ() -> None:
     assert not np.array_equal(decode_bytes(png(PHOTO)), PHOTO[..., ::-1])
 
 
@@ -37,9 +36,9 @@ def test_decode_png_with_alpha_drops_alpha(dtype: type) -> None:
 
 
 def test_decode_gray_alpha_png_gives_equal_channels_of_gray() -> None:
-    pairs = np.stack([FILM, 255 - FILM], axis=-1)
-    decoded = decode_bytes(handmade_png(pairs.reshape(len(FILM), -1), 4, width=FILM.shape[1]))
-    np.testing.assert_array_equal(decoded, np.repeat(FILM[..., np.newaxis], 3, axis=2))
+    pairs = np.stack([IMAGE, 255 - IMAGE], axis=-1)
+    decoded = decode_bytes(handmade_png(pairs.reshape(len(IMAGE), -1), 4, width=IMAGE.shape[1]))
+    np.testing.assert_array_equal(decoded, np.repeat(IMAGE[..., np.newaxis], 3, axis=2))
 
 
 @pytest.mark.parametrize("transparency", [b"", chunk(b"tRNS", b"\x80\x00")], ids=["plain", "with_transparency"])
@@ -57,7 +56,7 @@ def test_decode_one_bit_png_gives_black_and_white() -> None:
 
 
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
-@pytest.mark.parametrize("image", [FILM, np.repeat(FILM[..., None], 3, axis=2)], ids=["gray", "colour"])
+@pytest.mark.parametrize("image", [IMAGE, np.repeat(IMAGE[..., None], 3, axis=2)], ids=["gray", "color"])
 def test_decode_jpeg_of_every_layout_is_close_to_the_pixels(image: np.ndarray, options: tuple[int, ...]) -> None:
     decoded = decode_bytes(jpeg(image, 100, *options))
     assert decoded.shape == image.shape
@@ -72,14 +71,14 @@ def test_decode_flat_blocks_jpeg_is_exact() -> None:
 
 
 def test_decode_png_cut_at_every_byte_is_refused() -> None:
-    data = png(FILM)
+    data = png(IMAGE)
     for length in range(len(data)):
         with pytest.raises(DataError, match=r"is cut short|is empty|is not a PNG"):
             decode_bytes(data[:length])
 
 
 def test_decode_png_any_flipped_byte_is_refused() -> None:
-    data = png(FILM)
+    data = png(IMAGE)
     for position in range(len(data)):
         broken = bytearray(data)
         broken[position] ^= 0x41
@@ -89,15 +88,15 @@ def test_decode_png_any_flipped_byte_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)])
 def test_decode_jpeg_cut_at_every_byte_is_refused(options: tuple[int, ...]) -> None:
-    data = jpeg(FILM, 90, *options)
+    data = jpeg(IMAGE, 90, *options)
     for length in range(len(data)):
         with pytest.raises(DataError, match=r"is cut short|is empty|is not a PNG"):
             decode_bytes(data[:length])
 
 
 def test_decode_cut_jpeg_control_opencv_alone_fills_the_rest() -> None:
-    # Why the container is walked: for OpenCV half a film is a film, its lower rows one flat gray.
-    data = jpeg(draw_film(1, 256, 256), 90)
+    # Why the container is walked: for OpenCV half an image is an image, its lower rows one flat gray.
+    data = jpeg(draw_image(1, 256, 256), 90)
     ended = data[: len(data) // 2] + b"\xff\xd9"
     decoded = cv2.imdecode(np.frombuffer(ended, np.uint8), cv2.IMREAD_UNCHANGED)
     assert decoded.shape == (256, 256)
@@ -111,19 +110,19 @@ def _with_exif(main: bytes, exif: bytes) -> bytes:
 
 
 def test_decode_jpeg_with_thumbnail_reads_the_main_image() -> None:
-    data = _with_exif(jpeg(FILM), jpeg(FILM[::4, ::4]))
-    np.testing.assert_array_equal(decode_bytes(data), decode_bytes(jpeg(FILM)))
+    data = _with_exif(jpeg(IMAGE), jpeg(IMAGE[::4, ::4]))
+    np.testing.assert_array_equal(decode_bytes(data), decode_bytes(jpeg(IMAGE)))
 
 
 def test_decode_cut_jpeg_with_whole_thumbnail_is_refused() -> None:
-    data = _with_exif(jpeg(FILM), jpeg(FILM[::4, ::4]))
+    data = _with_exif(jpeg(IMAGE), jpeg(IMAGE[::4, ::4]))
     assert b"\xff\xd9" in data[:-200]  # a search for the end mark alone would be content
     with pytest.raises(DataError, match="without its end mark"):
         decode_bytes(data[:-200])
 
 
 @pytest.mark.parametrize("padding", [b"\0", b"\0" * 512, b"\xff" * 7, b"\r\n", b"second picture"])
-@pytest.mark.parametrize("data", [jpeg(FILM), png(FILM)], ids=["jpeg", "png"])
+@pytest.mark.parametrize("data", [jpeg(IMAGE), png(IMAGE)], ids=["jpeg", "png"])
 def test_decode_padding_after_the_end_is_ignored(data: bytes, padding: bytes) -> None:
     np.testing.assert_array_equal(decode_bytes(data + padding), decode_bytes(data))
 
@@ -149,8 +148,8 @@ def test_decode_path_with_nul_is_one_clear_error() -> None:
         decode_image("a\0b.png")
 
 
-def test_decode_dicom_mark_without_a_film_is_one_clear_error() -> None:
-    # Where pydicom is missing it says so; where it is there, that there is no film.
+def test_decode_dicom_mark_without_a_image_is_one_clear_error() -> None:
+    # Where pydicom is missing it says so; where it is there, that there is no image.
     with pytest.raises(DataError, match=r"needs pydicom: pip install 'cxr-compress\[dicom\]'|holds no image"):
         decode_bytes(bytes(128) + b"DICM" + bytes(20))
 
@@ -163,7 +162,7 @@ def test_decode_other_formats_are_refused_by_their_first_bytes(data: bytes) -> N
 
 def test_decode_png_whole_but_undecodable_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     # Right checksums around data that is no zlib stream.
-    header = png(FILM)[8:33]
+    header = png(IMAGE)[8:33]
     data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"not a stream") + chunk(b"IEND", b"")
     with pytest.raises(DataError, match="is damaged: its pixels cannot be decoded"):
         decode_bytes(data)
@@ -172,12 +171,12 @@ def test_decode_png_whole_but_undecodable_is_refused(capfd: pytest.CaptureFixtur
 
 def test_decode_path_that_is_not_ascii_works(tmp_path: Path) -> None:
     path = tmp_path / "radiografía ü 胸.png"
-    path.write_bytes(png(FILM))
-    np.testing.assert_array_equal(decode_image(str(path)), FILM)
+    path.write_bytes(png(IMAGE))
+    np.testing.assert_array_equal(decode_image(str(path)), IMAGE)
 
 
-def test_decode_real_films_are_all_whole(cxr_data: Path) -> None:
-    films = sorted((cxr_data / "kermany_fullres_sample").glob("*.jpeg"))
-    assert films
-    for film in films:
-        assert decode_image(film).ndim == 2
+def test_decode_real_images_are_all_whole(cxr_data: Path) -> None:
+    images = sorted((cxr_data / "kermany_fullres_sample").glob("*.jpeg"))
+    assert images
+    for image in images:
+        assert decode_image(image).ndim == 2

@@ -14,7 +14,7 @@ from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import RuntimeUnavailableError
 from tests.device.delegates import NO_DEVICE, WATCHING, build
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of Linux's libraries")
 CONTENT = read_model(INT8_MODEL).content
@@ -59,11 +59,11 @@ def test_delegate_is_asked_and_named_and_what_it_leaves_runs_on_the_processor(
     assert "the delegate was asked" in capfd.readouterr().err
     assert watched.runtime == f"{plain.runtime} with libwatching.so"
     spec = plain.spec
-    films = np.random.default_rng(0).normal(size=(2, *spec.input_shape)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, *spec.input_shape)).astype(np.float32)
     if spec.input == "uint8":
-        films = np.random.default_rng(0).integers(0, 256, (2, *spec.input_shape), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (2, *spec.input_shape), np.uint8)
     # No XNNPACK beside another delegate: its kernels round otherwise by 3 steps at most.
-    np.testing.assert_allclose(watched.logits(films), plain.logits(films), atol=3.01 * (plain.output_scale or 0))
+    np.testing.assert_allclose(watched.logits(images), plain.logits(images), atol=3.01 * (plain.output_scale or 0))
 
 
 def test_delegate_that_refuses_the_model_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

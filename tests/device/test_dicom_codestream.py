@@ -27,19 +27,21 @@ from tests.device.dicoms import (  # noqa: E402
     make_dicom,
     to_bytes,
 )
-from tests.device.films import draw_film  # noqa: E402
-from tests.device.images import jpeg  # noqa: E402
+from tests.device.images import (  # noqa: E402
+    draw_image,
+    jpeg,
+)
 
-FILM = cv2.resize(draw_film(1), (160, 160), interpolation=cv2.INTER_CUBIC)
-FILM12 = FILM.astype(np.uint16) * 16
-GOOD = jpeg(FILM)
+IMAGE = cv2.resize(draw_image(1), (160, 160), interpolation=cv2.INTER_CUBIC)
+IMAGE12 = IMAGE.astype(np.uint16) * 16
+GOOD = jpeg(IMAGE)
 MIDDLE = len(GOOD) * 2 // 3
 EOI = b"\xff\xd9"
 
 
 def baseline(*frames: bytes, **fields: Any) -> bytes:
-    """FILM's header with these compressed images."""
-    dataset = make_dataset(FILM, **fields)
+    """IMAGE's header with these compressed images."""
+    dataset = make_dataset(IMAGE, **fields)
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     dataset.PixelData = encapsulate(list(frames))
     dataset["PixelData"].is_undefined_length = True
@@ -54,7 +56,7 @@ def changed(content: bytes, **fields: Any) -> bytes:
 
 
 def test_dicom_jpeg_that_is_whole_is_read() -> None:
-    np.testing.assert_allclose(decode_dicom(baseline(GOOD)), FILM, atol=30)
+    np.testing.assert_allclose(decode_dicom(baseline(GOOD)), IMAGE, atol=30)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_dicom_jpeg_damaged_scan_refused(frame: bytes, capfd: pytest.CaptureFixt
 
 def test_dicom_jpeg_of_three_components_for_one_sample_refused() -> None:
     with pytest.raises(DataError, match=r"SamplesPerPixel is 1, its compressed image has 3 components"):
-        read_dicom(baseline(jpeg(np.dstack([FILM] * 3))))
+        read_dicom(baseline(jpeg(np.dstack([IMAGE] * 3))))
 
 
 def test_dicom_more_images_than_frames_refused() -> None:
@@ -82,7 +84,7 @@ def test_dicom_more_images_than_frames_refused() -> None:
 
 
 def test_dicom_jpeg_2000_unlike_its_header_refused(tmp_path: Path) -> None:
-    content = compress(make_dicom(FILM12, bits=12), JPEG_2000, tmp_path)
+    content = compress(make_dicom(IMAGE12, bits=12), JPEG_2000, tmp_path)
     read_dicom(content)
     with pytest.raises(DataError, match="BitsStored is 10, its compressed image has 12 bits"):
         read_dicom(changed(content, BitsStored=10, HighBit=9))
@@ -92,7 +94,7 @@ def test_dicom_jpeg_2000_unlike_its_header_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("syntax", [JPEG_LOSSLESS, JPEG_LS])
 def test_dicom_compressed_values_above_the_declared_bits_refused(syntax: Any, tmp_path: Path) -> None:
-    content = compress(make_dicom(FILM12, bits=12), syntax, tmp_path)
+    content = compress(make_dicom(IMAGE12, bits=12), syntax, tmp_path)
     read_dicom(content)
     with pytest.raises(DataError, match="BitsStored is 10, its highest value is"):
         read_dicom(changed(content, BitsStored=10, HighBit=9))
@@ -100,8 +102,8 @@ def test_dicom_compressed_values_above_the_declared_bits_refused(syntax: Any, tm
 
 @pytest.mark.parametrize("syntax", [JPEG_LOSSLESS, JPEG_LS])
 def test_dicom_compressed_in_more_bits_than_are_used_is_read(syntax: Any, tmp_path: Path) -> None:
-    content = changed(compress(make_dicom(FILM12), syntax, tmp_path), BitsStored=12, HighBit=11)
-    np.testing.assert_array_equal(decode_dicom(content), decode_dicom(make_dicom(FILM12, bits=12)))
+    content = changed(compress(make_dicom(IMAGE12), syntax, tmp_path), BitsStored=12, HighBit=11)
+    np.testing.assert_array_equal(decode_dicom(content), decode_dicom(make_dicom(IMAGE12, bits=12)))
 
 
 def test_dicom_voi_lut_of_more_entries_than_declared_refused() -> None:
@@ -109,35 +111,35 @@ def test_dicom_voi_lut_of_more_entries_than_declared_refused() -> None:
     item.LUTDescriptor = [128, 0, 12]
     item.add_new("LUTData", "OW", np.arange(256, dtype="<u2").tobytes())
     with pytest.raises(DataError, match="has a LUT of 256 entries of 12 bits, expected 128"):
-        read_dicom(make_dicom(FILM, VOILUTSequence=[item]))
+        read_dicom(make_dicom(IMAGE, VOILUTSequence=[item]))
 
 
 @pytest.mark.parametrize("count", [255, 256])
 def test_dicom_voi_lut_of_bytes_is_read_without_its_padding(count: int) -> None:
     item = lut_item(0, 8, list(range(count)))
     item.add_new("LUTData", "OW", bytes(range(count)) + bytes(count % 2))
-    film = np.minimum(FILM, count - 1)
-    np.testing.assert_array_equal(decode_dicom(make_dicom(film, VOILUTSequence=[item])), film)
+    image = np.minimum(IMAGE, count - 1)
+    np.testing.assert_array_equal(decode_dicom(make_dicom(image, VOILUTSequence=[item])), image)
 
 
 @pytest.mark.parametrize("word", ["inverse", "INVERSE", "Inverse "])
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_dicom_presentation_lut_shape_is_known_however_it_is_written(word: str) -> None:
-    np.testing.assert_array_equal(decode_dicom(make_dicom(FILM, PresentationLUTShape=word)), 255 - FILM)
+    np.testing.assert_array_equal(decode_dicom(make_dicom(IMAGE, PresentationLUTShape=word)), 255 - IMAGE)
 
 
 def test_dicom_presentation_lut_shape_that_is_unknown_refused() -> None:
     with pytest.raises(DataError, match="PresentationLUTShape that is not read, expected IDENTITY or INVERSE"):
-        read_dicom(make_dicom(FILM, PresentationLUTShape="SECRET"))
+        read_dicom(make_dicom(IMAGE, PresentationLUTShape="SECRET"))
 
 
 def test_dicom_modality_lut_beside_a_rescale_refused_unless_it_changes_nothing() -> None:
     luts = [lut_item(0, 8, list(range(256)))]
-    plain = make_dicom(FILM, ModalityLUTSequence=luts, RescaleSlope=1, RescaleIntercept=0)
-    np.testing.assert_array_equal(decode_dicom(plain), FILM)
+    plain = make_dicom(IMAGE, ModalityLUTSequence=luts, RescaleSlope=1, RescaleIntercept=0)
+    np.testing.assert_array_equal(decode_dicom(plain), IMAGE)
     for fields in ({"RescaleSlope": -1, "RescaleIntercept": 0}, {"RescaleSlope": 1, "RescaleIntercept": 5}):
         with pytest.raises(DataError, match="a modality LUT and a RescaleSlope, which exclude one another"):
-            read_dicom(make_dicom(FILM, ModalityLUTSequence=luts, **fields))
+            read_dicom(make_dicom(IMAGE, ModalityLUTSequence=luts, **fields))
 
 
 UNUSABLE: list[dict[str, Any]] = [
@@ -150,15 +152,15 @@ UNUSABLE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", UNUSABLE)
 def test_dicom_own_window_works_where_those_of_the_file_cannot(fields: dict[str, Any]) -> None:
-    content = make_dicom(FILM, **fields)
+    content = make_dicom(IMAGE, **fields)
     with pytest.raises(DataError):
         read_dicom(content)
-    expected = decode_dicom(make_dicom(FILM, WindowCenter=100, WindowWidth=50))
+    expected = decode_dicom(make_dicom(IMAGE, WindowCenter=100, WindowWidth=50))
     np.testing.assert_array_equal(decode_dicom(content, DicomView(window=(100.0, 50.0))), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_dicom_window_function_is_known_however_it_is_written() -> None:
     window = {"WindowCenter": 100, "WindowWidth": 50}
-    expected = decode_dicom(make_dicom(FILM, VOILUTFunction="SIGMOID", **window))
-    np.testing.assert_array_equal(decode_dicom(make_dicom(FILM, VOILUTFunction="sigmoid", **window)), expected)
+    expected = decode_dicom(make_dicom(IMAGE, VOILUTFunction="SIGMOID", **window))
+    np.testing.assert_array_equal(decode_dicom(make_dicom(IMAGE, VOILUTFunction="sigmoid", **window)), expected)

@@ -17,14 +17,16 @@ pydicom = pytest.importorskip("pydicom")
 
 from cxr_compress.device.decode import decode_image, is_dicom  # noqa: E402
 from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
-from cxr_compress.device.folder import look_into  # noqa: E402
+from cxr_compress.device.sources import look_into  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import make_dataset, make_dicom  # noqa: E402
-from tests.device.films import draw_film  # noqa: E402
-from tests.device.images import png  # noqa: E402
+from tests.device.images import (  # noqa: E402
+    draw_image,
+    png,
+)
 
-FILM = draw_film(1)
-FILM12 = draw_film(2).astype(np.uint16) * 16 + draw_film(3) % 16  # 0 to 4095
+IMAGE = draw_image(1)
+IMAGE12 = draw_image(2).astype(np.uint16) * 16 + draw_image(3) % 16  # 0 to 4095
 FULL12 = {"WindowCenter": 2048, "WindowWidth": 4096}
 
 
@@ -39,11 +41,11 @@ def bare(dataset: Any, *, implicit: bool, little: bool = True) -> bytes:
 
 @pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "explicit"])
 def test_dicom_without_preamble_is_known_under_any_name(tmp_path: Path, implicit: bool) -> None:
-    data = bare(make_dataset(FILM), implicit=implicit)
+    data = bare(make_dataset(IMAGE), implicit=implicit)
     assert data[128:132] != b"DICM"
-    for name in ("film.dcm", "film.IMA", "film", "film.png", "film.txt"):
+    for name in ("image.dcm", "image.IMA", "image", "image.png", "image.txt"):
         (tmp_path / name).write_bytes(data)
-        np.testing.assert_array_equal(decode_image(tmp_path / name), FILM)
+        np.testing.assert_array_equal(decode_image(tmp_path / name), IMAGE)
     assert len(look_into(tmp_path).images) == 5
 
 
@@ -61,19 +63,19 @@ def test_dicom_mark_of_any_bytes_is_an_answer(data: bytes) -> None:
 
 
 def test_dicom_suffix_on_other_content_is_judged_by_the_content(tmp_path: Path) -> None:
-    (tmp_path / "film.dcm").write_bytes(png(FILM))
-    np.testing.assert_array_equal(decode_image(tmp_path / "film.dcm"), FILM)
+    (tmp_path / "image.dcm").write_bytes(png(IMAGE))
+    np.testing.assert_array_equal(decode_image(tmp_path / "image.dcm"), IMAGE)
     (tmp_path / "text.dcm").write_text("Patient: ... " * 20)
     with pytest.raises(DataError, match=r"holds no image|is no DICOM file"):
         decode_image(tmp_path / "text.dcm")
 
 
 def test_look_into_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
-    data = make_dicom(FILM)
+    data = make_dicom(IMAGE)
     for name in ("a.dcm", "b.DICOM", "IM0001", "1.2.840.113", ".hidden", "DICOMDIR", "sub/IM2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    (tmp_path / "c.png").write_bytes(png(FILM))
+    (tmp_path / "c.png").write_bytes(png(IMAGE))
     (tmp_path / "README").write_text("not an image")
     (tmp_path / "notes.txt").write_bytes(data)
     found = [path.relative_to(tmp_path).as_posix() for path in look_into(tmp_path).images]
@@ -83,7 +85,7 @@ def test_look_into_finds_dicom_with_and_without_suffix(tmp_path: Path) -> None:
 
 
 def test_dicom_in_many_threads_gives_the_same_and_leaves_the_filters(tmp_path: Path) -> None:
-    data = make_dicom(FILM12, bits=12, **FULL12)
+    data = make_dicom(IMAGE12, bits=12, **FULL12)
     expected, before = decode_dicom(data), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
         for decoded in pool.map(decode_dicom, [data] * 64):
@@ -111,7 +113,7 @@ def test_view_parse_of_no_window_says_what_was_expected(window: str) -> None:
 
 
 def test_view_parse_of_impossible_numbers_is_refused() -> None:
-    with pytest.raises(DataError, match="that no film can be seen through"):
+    with pytest.raises(DataError, match="that no image can be seen through"):
         DicomView.parse(None, "5,0")
     with pytest.raises(DataError, match="expected a frame number from 1 on, got 0"):
         DicomView.parse(0, None)

@@ -14,12 +14,12 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 
 from cxr_compress.device.dicom import decode_dicom  # noqa: E402
-from cxr_compress.device.dicom_silence import silenced  # noqa: E402
+from cxr_compress.device.dicom_header import silenced  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import PATIENT, SECRET, make_dataset, make_dicom, to_bytes  # noqa: E402
-from tests.device.films import draw_film  # noqa: E402
+from tests.device.images import draw_image  # noqa: E402
 
-FILM = draw_film(1)
+IMAGE = draw_image(1)
 
 
 def replaced(content: bytes, old: bytes, new: bytes) -> bytes:
@@ -28,18 +28,18 @@ def replaced(content: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def odd_charset() -> bytes:
-    dataset = make_dataset(FILM, SpecificCharacterSet="ISO_IR 100")
+    dataset = make_dataset(IMAGE, SpecificCharacterSet="ISO_IR 100")
     return replaced(to_bytes(dataset), b"ISO_IR 100", b"SECRET_100")
 
 
 def odd_vr() -> bytes:
     """PatientName with a value representation that does not exist."""
-    return replaced(make_dicom(FILM), b"\x10\x00\x10\x00PN", b"\x10\x00\x10\x00S9")
+    return replaced(make_dicom(IMAGE), b"\x10\x00\x10\x00PN", b"\x10\x00\x10\x00S9")
 
 
 def odd_number(vr: str) -> bytes:
     """A WindowCenter (DS) or NumberOfFrames (IS) that is no number."""
-    dataset = make_dataset(FILM, WindowCenter="1234567890123456", WindowWidth="256", NumberOfFrames="1")
+    dataset = make_dataset(IMAGE, WindowCenter="1234567890123456", WindowWidth="256", NumberOfFrames="1")
     content = to_bytes(dataset)
     if vr == "DS":
         return replaced(content, b"1234567890123456", b"SECRET^PLANTED^^")
@@ -47,39 +47,39 @@ def odd_number(vr: str) -> bytes:
 
 
 def odd_bytes_in_name() -> bytes:
-    content = make_dicom(FILM)
+    content = make_dicom(IMAGE)
     return replaced(content, PATIENT.encode(), b"SECRET\xff\xfeLANTED")
 
 
 def odd_syntax() -> bytes:
-    dataset = make_dataset(FILM)
+    dataset = make_dataset(IMAGE)
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     return replaced(to_bytes(dataset), b"1.2.840.10008.1.2.1\0", b"SECRET.PLANTED.2.1.1")
 
 
 def with_text(name: str) -> bytes:
-    return make_dicom(FILM, **{name: f"{SECRET}_X"})
+    return make_dicom(IMAGE, **{name: f"{SECRET}_X"})
 
 
 def without_pixels() -> bytes:
-    dataset = make_dataset(FILM)
+    dataset = make_dataset(IMAGE)
     del dataset.PixelData
     return to_bytes(dataset)
 
 
 FILES = {
-    "sound": lambda: make_dicom(FILM),
+    "sound": lambda: make_dicom(IMAGE),
     "charset": odd_charset,
     "value_representation": odd_vr,
     "window": lambda: odd_number("DS"),
     "frames": lambda: odd_number("IS"),
     "name": odd_bytes_in_name,
     "syntax": odd_syntax,
-    "photometric": lambda: make_dicom(FILM, photometric=f"{SECRET}_X"),
-    "function": lambda: make_dicom(FILM, WindowCenter=5, WindowWidth=5, VOILUTFunction=f"{SECRET}_X"),
+    "photometric": lambda: make_dicom(IMAGE, photometric=f"{SECRET}_X"),
+    "function": lambda: make_dicom(IMAGE, WindowCenter=5, WindowWidth=5, VOILUTFunction=f"{SECRET}_X"),
     "shape": lambda: with_text("PresentationLUTShape"),
-    "cut": lambda: make_dicom(FILM)[:-100],
-    "cut_in_name": lambda: make_dicom(FILM)[: make_dicom(FILM).index(PATIENT.encode()) + 9],
+    "cut": lambda: make_dicom(IMAGE)[:-100],
+    "cut_in_name": lambda: make_dicom(IMAGE)[: make_dicom(IMAGE).index(PATIENT.encode()) + 9],
     "no_pixels": without_pixels,
 }
 
@@ -163,12 +163,12 @@ def test_predict_of_a_dicom_prints_nothing_of_the_header(
     tmp_path: Path, name: str, loud: io.StringIO, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from cxr_compress.cli.predict import main
-    from tests.device.golden import INT8_MODEL
+    from tests.device.reference import INT8_MODEL
 
-    (tmp_path / "film.dcm").write_bytes(FILES[name]())
+    (tmp_path / "image.dcm").write_bytes(FILES[name]())
     loud.truncate(0)
     for form in ("json", "csv", "table"):
-        assert main([f"--model={INT8_MODEL}", str(tmp_path / "film.dcm"), f"--format={form}", "--debug"]) in (0, 2)
+        assert main([f"--model={INT8_MODEL}", str(tmp_path / "image.dcm"), f"--format={form}", "--debug"]) in (0, 2)
     out, err = capfd.readouterr()
     assert SECRET not in out + err + loud.getvalue()
     assert "Traceback" in err or '"images"' in out  # control: --debug did show where, or there was a result

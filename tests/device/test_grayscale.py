@@ -118,8 +118,8 @@ def test_gray_table_modality_lut_replaces_the_rescale() -> None:
         ((0.0, 0.5), "a LINEAR width is at least 1 and above 0"),
         ((0.0, 0.0, "LINEAR_EXACT"), "a LINEAR_EXACT width is at least 0 and above 0"),
         ((0.0, -3.0, "SIGMOID"), "choose one with --window=CENTER,WIDTH"),
-        ((float("nan"), 3.0), "that no film can be seen through"),
-        ((0.0, float("inf")), "that no film can be seen through"),
+        ((float("nan"), 3.0), "that no image can be seen through"),
+        ((0.0, float("inf")), "that no image can be seen through"),
         ((0.0, 3.0, "SECRET"), "LINEAR, LINEAR_EXACT, SIGMOID; the file names another one"),
     ],
 )

@@ -11,7 +11,7 @@ from cxr_compress.device import interpreter
 from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import ModelFileError, RuntimeUnavailableError
-from tests.device.golden import INT8_MODEL, NEWER_OP_FLATBUFFER
+from tests.device.reference import INT8_MODEL, NEWER_OP_FLATBUFFER
 
 CONTENT = read_model(INT8_MODEL).content
 
@@ -30,7 +30,7 @@ def use_only(monkeypatch: pytest.MonkeyPatch, *runtimes: interpreter._Runtime) -
     monkeypatch.setattr(interpreter, "_RUNTIMES", runtimes)
 
 
-def test_load_golden_model_gives_an_allocated_interpreter_and_its_version() -> None:
+def test_load_reference_model_gives_an_allocated_interpreter_and_its_version() -> None:
     loaded = load_interpreter(CONTENT)
     name, version = loaded.runtime.split()
     assert name in ("ai-edge-litert", "tflite-runtime")

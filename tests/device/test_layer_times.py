@@ -14,20 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.cost_table import LayerTimes
-from cxr_compress.device.kernel_kind import LayerUse
-from cxr_compress.device.layer_fit import (
+from cxr_compress.device.cost_table import LayerTimes, LayerUse
+from cxr_compress.device.layer_times import (
     KindTimes,
+    account,
     design,
     fit_kinds,
     fit_slope,
+    measure_layers,
     non_negative_least_squares,
+    time_layers,
     whole_blocks,
 )
-from cxr_compress.device.layer_times import account, measure_layers, time_layers
 from cxr_compress.device.probe_pack import MoveProbe, Probe, ProbePack, read_pack
 from cxr_compress.errors import DataError, ModelFileError
-from tests.device.golden import INT8_MODEL, PROBE_PACK
+from tests.device.reference import INT8_MODEL, PROBE_PACK
 
 WIDTHS = tuple(product((8, 24, 64), (16, 48, 128)))
 
@@ -99,7 +100,7 @@ def drawn_medians(pack: ProbePack, rest_ms: float, idle: float = 0.004) -> list[
 
 
 def priced(times: LayerTimes, pack: ProbePack) -> float:
-    """What the table says of the uncut model."""
+    """What the table says of the original model."""
     kernels = sum(
         (design([use.inputs], whole_blocks([use.outputs], times.output_block)) @ np.array(times.kinds[use.kind]))[0]
         for use in pack.uses
@@ -136,7 +137,7 @@ def test_account_nothing_moved_puts_the_rest_on_every_run() -> None:
     assert report.moves_ms == 0.0
 
 
-def test_measure_layers_prices_the_uncut_model_at_what_was_measured() -> None:
+def test_measure_layers_prices_the_original_model_at_what_was_measured() -> None:
     told: list[str] = []
     report = time_layers(PROBE_PACK, runs=12, warmup=2, progress=told.append)
     pack, times = read_pack(PROBE_PACK), report.times
@@ -182,7 +183,7 @@ def zipped(**members: bytes) -> bytes:
 
 
 def with_index(**changes: object) -> bytes:
-    """The golden pack with other entries in its index."""
+    """The reference pack with other entries in its index."""
     members = {}
     with zipfile.ZipFile(PROBE_PACK) as archive:
         for name in archive.namelist():

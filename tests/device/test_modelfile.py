@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.golden_vectors import GoldenVectors
 from cxr_compress.device.modelfile import (
     INTENDED_USE,
     MAX_METADATA_BYTES,
@@ -24,9 +23,10 @@ from cxr_compress.device.modelfile import (
     pack_model,
     read_model,
 )
+from cxr_compress.device.reference_outputs import ReferenceOutputs
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
-from tests.device.golden import INT8_MODEL
+from tests.device.reference import INT8_MODEL
 
 # As far as the container is concerned a flatbuffer is bytes with an identifier; that it runs is for other tests.
 FLATBUFFER = b"\x1c\0\0\0TFL3" + bytes(range(60))
@@ -37,17 +37,17 @@ INFO = ModelInfo(
     logit_slope=(1.0, 0.5),
     logit_offset=(-2.25, 0.0),
     thresholds=(0.5, 0.125),
-    threshold_source="Youden on dev, 521 films",
+    threshold_source="Youden on dev, 521 images",
     quant_type="int8",
     parents={"train": "ab" * 32, "base": "ef" * 32},
     training_data="phantom",
     attribution="none needed",
     synthetic=True,
-    recipe={"seed": 0, "target_macs": 0.5, "stages": ["thin", "prune"]},
-    calibration_source="Platt on dev, 521 films",
+    recipe={"seed": 0, "target_macs": 0.5, "stages": ["pruned", "prune"]},
+    calibration_source="Platt on dev, 521 images",
     model_card="# A card\n",
     canonical_hash="cd" * 32,
-    golden=GoldenVectors(3, ((0.5, -1.25), (2.0, 0.0)), ((True, False), (True, False)), 0.25, "some 1.0"),
+    reference=ReferenceOutputs(3, ((0.5, -1.25), (2.0, 0.0)), ((True, False), (True, False)), 0.25, "some 1.0"),
 )
 
 
@@ -110,7 +110,7 @@ def test_pack_then_read_any_model_is_the_identity(
     tmp_path: Path, tail: bytes, labels: list[str], number: float, name: str, recipe: dict[str, Any]
 ) -> None:
     info = changed(
-        golden=None,
+        reference=None,
         model_name=name,
         labels=tuple(labels),
         logit_slope=(1.5,) * len(labels),
@@ -153,7 +153,7 @@ def test_info_json_round_trip_and_numpy_numbers() -> None:
     assert same == INFO
 
 
-def test_read_golden_model_knows_itself() -> None:
+def test_read_reference_model_knows_itself() -> None:
     file = read_model(INT8_MODEL)
     assert isinstance(file, ModelFile)
     assert file.info.labels == ("opacity", "large heart")
@@ -286,7 +286,7 @@ def test_read_edited_control_unedited_repack_with_its_hash_is_accepted(tmp_path:
         ({"format_version": "2"}, "expected format_version as a whole number, got '2'"),
         ({"format_version": 1}, r"unknown keys \[\], missing keys \['model_card'\]"),
         ({"format_version": None}, "expected format_version as a whole number, got None"),
-        ({"colour": 1}, r"unknown keys \['colour'\], missing keys \[\]"),
+        ({"color": 1}, r"unknown keys \['color'\], missing keys \[\]"),
         ({"labels": None}, r"unknown keys \[\], missing keys \['labels'\]"),
         ({"labels": ["Atelectasis"]}, "expected logit_slope as 1 finite numbers"),
         ({"labels": "Atelectasis"}, "expected labels as a list of texts"),
@@ -302,7 +302,7 @@ def test_read_edited_control_unedited_repack_with_its_hash_is_accepted(tmp_path:
         ({"parents": [["a", "b", "c"]]}, "expected parents as pairs of a name and a sha256"),
         ({"parents": [["a", 1]]}, "expected parents as pairs of a name and a sha256"),
         ({"calibration_source": 1}, "expected calibration_source as str, got 1"),
-        ({"golden": {"seed": 0}}, r"expected golden vectors with .*, got \['seed'\]"),
+        ({"reference": {"seed": 0}}, r"expected reference outputs with .*, got \['seed'\]"),
         ({"recipe": []}, r"expected recipe as dict, got \[\]"),
         ({"preprocess": []}, r"expected preprocess as dict, got \[\]"),
         ({"preprocess": {"height": 8, "width": 8, "crop": 1}}, r"unknown keys \['crop'\]"),

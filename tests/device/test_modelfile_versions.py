@@ -13,8 +13,8 @@ from cxr_compress.device.modelfile import ModelFile, pack_model, read_model
 from cxr_compress.device.modelinfo import FORMAT_VERSION, NOT_STATED, ModelInfo
 from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import ModelFileError
-from tests.device.films import draw_film
-from tests.device.golden import INT8_MODEL, VERSION1_MODEL
+from tests.device.images import draw_image
+from tests.device.reference import INT8_MODEL, VERSION1_MODEL
 
 SHELF = Path(__file__).resolve().parents[2] / "tflite_models"
 
@@ -23,30 +23,30 @@ def test_read_version_1_gives_the_defaults_of_what_came_later() -> None:
     assert b'"format_version": 1' in VERSION1_MODEL.read_bytes()
     info = read_model(VERSION1_MODEL).info
     assert (info.calibration_source, info.model_card, info.canonical_hash) == (NOT_STATED, "", "")
-    assert info.golden is None
+    assert info.reference is None
     assert info.labels == read_model(INT8_MODEL).info.labels
     assert info.thresholds == (0.5, 0.45)
 
 
 def test_classify_version_1_and_2_of_one_model_agree() -> None:
-    old, new = (Classifier(path).predict(draw_film(0)).to_dict() for path in (VERSION1_MODEL, INT8_MODEL))
+    old, new = (Classifier(path).predict(draw_image(0)).to_dict() for path in (VERSION1_MODEL, INT8_MODEL))
     assert old == new
 
 
-def test_verify_version_1_says_that_it_carries_no_golden_vectors() -> None:
+def test_verify_version_1_says_that_it_carries_no_reference_outputs() -> None:
     with pytest.raises(
-        ModelFileError, match=r"version1\.tflite: carries no golden vectors .*; convert the model again"
+        ModelFileError, match=r"version1\.tflite: carries no reference outputs .*; convert the model again"
     ):
         verify_model(VERSION1_MODEL)
 
 
-def test_pack_what_a_version_1_file_says_becomes_a_file_that_needs_version_2(tmp_path: Path) -> None:
+def test_pack_what_a_version_1_file_says_becomes_a_file_of_this_version(tmp_path: Path) -> None:
     old = read_model(VERSION1_MODEL)
     path = tmp_path / "new.tflite"
     path.write_bytes(pack_model(old.content, old.info))
     new = read_model(path)
     assert (new.content, new.info) == (old.content, old.info)
-    assert new.info.to_dict()["format_version"] == 2 < FORMAT_VERSION
+    assert new.info.to_dict()["format_version"] == FORMAT_VERSION
 
 
 def test_pack_a_softmax_needs_version_3_and_reads_back(tmp_path: Path) -> None:
@@ -115,5 +115,5 @@ def test_read_shipped_model_of_any_version_runs(path: Path) -> None:
     file = read_model(path)
     assert isinstance(file, ModelFile)
     assert ModelInfo.from_json(file.info.to_json()) == file.info
-    found = Classifier(file).predict(draw_film(0))
+    found = Classifier(file).predict(draw_image(0))
     assert found.labels == file.info.labels

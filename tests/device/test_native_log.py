@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cxr_compress.device.native_log import without_stderr_lines
+from cxr_compress.device.native import without_stderr_lines
 
 
 def test_without_stderr_lines_drops_the_named_line_and_keeps_the_others(capfd: pytest.CaptureFixture[str]) -> None:
@@ -30,7 +30,7 @@ def test_without_stderr_lines_error_inside_keeps_what_was_written(capfd: pytest.
 def test_without_stderr_lines_closed_stderr_still_runs() -> None:
     code = (
         "import os; os.close(2)\n"
-        "from cxr_compress.device.native_log import without_stderr_lines\n"
+        "from cxr_compress.device.native import without_stderr_lines\n"
         "with without_stderr_lines('x'): print('ran')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.device.preprocess import (
-    COLOURED_SHARE_LIMIT,
+    COLORED_SHARE_LIMIT,
     ImageGateWarning,
     PreprocessSpec,
-    coloured_share,
+    colored_share,
     load_uint8,
     normalize,
     preprocess,
@@ -22,8 +22,7 @@ from cxr_compress.device.preprocess import (
     to_uint8,
 )
 from cxr_compress.errors import DataError
-from tests.device.films import colour_photo, draw_film
-from tests.device.images import jpeg, png
+from tests.device.images import color_photo, draw_image, jpeg, png
 
 GRAY = PreprocessSpec(height=16, width=20)
 RGB = PreprocessSpec(height=16, width=20, color="rgb")
@@ -48,41 +47,42 @@ def reference_normal(pixel: int, channel: int, spec: PreprocessSpec) -> float:
     return float((Fraction(pixel, 255) - Fraction(spec.mean[channel])) / Fraction(spec.std[channel]))
 
 
-# --- golden vectors: file -> model input ------------------------------------------------------------------------------
+# --- reference outputs: file -> model input
+# ------------------------------------------------------------------------------
 
 
-def golden_film() -> np.ndarray:
+def reference_image() -> np.ndarray:
     """4 x 4 pixels whose 2 x 2 means are 10, 60, 128, 255."""
     return np.array([[0, 10, 50, 60], [10, 20, 70, 60], [128, 128, 255, 255], [128, 128, 255, 255]], np.uint8)
 
 
-GOLDEN_PIXELS = [[10, 60], [128, 255]]
+REFERENCE_PIXELS = [[10, 60], [128, 255]]
 
 
 @pytest.mark.parametrize("kind", ["png8", "png16", "png_rgb", "jpeg"])
-def test_preprocess_golden_vector_of_each_file_kind(tmp_path: Path, kind: str) -> None:
-    film = golden_film()
+def test_preprocess_reference_vector_of_each_file_kind(tmp_path: Path, kind: str) -> None:
+    image = reference_image()
     data = {
-        "png8": lambda: png(film),
-        "png16": lambda: png(film.astype(np.uint16) * 257),  # 65535 / 255 = 257
-        "png_rgb": lambda: png(np.repeat(film[..., np.newaxis], 3, axis=2)),
+        "png8": lambda: png(image),
+        "png16": lambda: png(image.astype(np.uint16) * 257),  # 65535 / 255 = 257
+        "png_rgb": lambda: png(np.repeat(image[..., np.newaxis], 3, axis=2)),
         # Each pixel as a flat 8 x 8 block, which JPEG at quality 100 keeps exactly.
-        "jpeg": lambda: jpeg(np.kron(film, np.ones((8, 8), np.uint8)), 100),
+        "jpeg": lambda: jpeg(np.kron(image, np.ones((8, 8), np.uint8)), 100),
     }[kind]()
-    (tmp_path / "film").write_bytes(data)
+    (tmp_path / "image").write_bytes(data)
     spec = PreprocessSpec(height=2, width=2)
-    expected = [[[reference_normal(p, c, spec) for c in range(3)] for p in row] for row in GOLDEN_PIXELS]
-    actual = preprocess(tmp_path / "film", spec)
+    expected = [[[reference_normal(p, c, spec) for c in range(3)] for p in row] for row in REFERENCE_PIXELS]
+    actual = preprocess(tmp_path / "image", spec)
     assert actual.dtype == np.float32
     assert actual.flags.c_contiguous
     # One table entry is computed in float64 and rounded once: at most one float32 step from the exact fraction.
     np.testing.assert_array_max_ulp(actual, np.asarray(expected, np.float32), maxulp=1)
 
 
-def test_preprocess_golden_vector_control_other_statistics_differ(tmp_path: Path) -> None:
-    (tmp_path / "film.png").write_bytes(png(golden_film()))
-    right = preprocess(tmp_path / "film.png", PreprocessSpec(height=2, width=2))
-    wrong = preprocess(tmp_path / "film.png", PreprocessSpec(height=2, width=2, mean=(0.5,) * 3, std=(0.5,) * 3))
+def test_preprocess_reference_vector_control_other_statistics_differ(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(png(reference_image()))
+    right = preprocess(tmp_path / "image.png", PreprocessSpec(height=2, width=2))
+    wrong = preprocess(tmp_path / "image.png", PreprocessSpec(height=2, width=2, mean=(0.5,) * 3, std=(0.5,) * 3))
     assert np.abs(right - wrong).max() > 0.1
 
 
@@ -110,24 +110,24 @@ def test_preprocess_integer_factor_equals_numpy_area_mean(seed: int, factor: int
     assert_equal_but_ties(resize_uint8(to_uint8(source, GRAY), GRAY), expected, ties)
 
 
-def test_resize_integer_factor_control_nearest_neighbour_differs() -> None:
-    image = draw_film(5, 64, 80)
+def test_resize_integer_factor_control_nearest_neighbor_differs() -> None:
+    image = draw_image(5, 64, 80)
     expected, _ = reference_area(image, 4)
     assert np.abs(image[::4, ::4].astype(int) - expected).max() > 2
 
 
 def test_preprocess_does_not_depend_on_the_file_format() -> None:
-    film = draw_film(4, 48, 40)
-    expected = preprocess(film, GRAY)
-    for other in (film.astype(np.uint16) * 257, np.repeat(film[..., np.newaxis], 3, axis=2), film[..., np.newaxis]):
+    image = draw_image(4, 48, 40)
+    expected = preprocess(image, GRAY)
+    for other in (image.astype(np.uint16) * 257, np.repeat(image[..., np.newaxis], 3, axis=2), image[..., np.newaxis]):
         np.testing.assert_array_equal(preprocess(other, GRAY), expected)
 
 
 def test_load_uint8_then_normalize_equals_preprocess_bit_for_bit(tmp_path: Path) -> None:
-    (tmp_path / "film.png").write_bytes(png(draw_film(6, 61, 47)))
-    cached = load_uint8(tmp_path / "film.png", GRAY)
+    (tmp_path / "image.png").write_bytes(png(draw_image(6, 61, 47)))
+    cached = load_uint8(tmp_path / "image.png", GRAY)
     assert (cached.dtype, cached.shape) == (np.uint8, (16, 20))
-    np.testing.assert_array_equal(normalize(cached, GRAY), preprocess(tmp_path / "film.png", GRAY))
+    np.testing.assert_array_equal(normalize(cached, GRAY), preprocess(tmp_path / "image.png", GRAY))
 
 
 # --- 16 to 8 bits -----------------------------------------------------------------------------------------------------
@@ -148,56 +148,56 @@ def test_to_uint8_bit_depth_control_another_depth_differs() -> None:
 
 
 def test_to_uint8_8_bit_image_ignores_bit_depth() -> None:
-    film = draw_film(0)
-    np.testing.assert_array_equal(to_uint8(film, PreprocessSpec(height=2, width=2, bit_depth=12)), film)
+    image = draw_image(0)
+    np.testing.assert_array_equal(to_uint8(image, PreprocessSpec(height=2, width=2, bit_depth=12)), image)
 
 
 # --- the gray check ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quality", [30, 60, 95])
-def test_gray_check_noisy_film_as_colour_jpeg_passes(tmp_path: Path, quality: int) -> None:
-    film = draw_film(1, 256, 256)
+def test_gray_check_noisy_image_as_color_jpeg_passes(tmp_path: Path, quality: int) -> None:
+    image = draw_image(1, 256, 256)
     noise = np.random.default_rng(0).normal(0, 6, (256, 256, 3))
-    noisy = np.clip(film[..., np.newaxis] + noise, 0, 255).astype(np.uint8)
-    (tmp_path / "film.jpg").write_bytes(jpeg(noisy, quality))
+    noisy = np.clip(image[..., np.newaxis] + noise, 0, 255).astype(np.uint8)
+    (tmp_path / "image.jpg").write_bytes(jpeg(noisy, quality))
     # Averaging over 12 x 12 pixels leaves little of the noise; 3 levels also allow for JPEG's own rounding.
-    expected = preprocess(film, GRAY)
-    assert np.abs(preprocess(tmp_path / "film.jpg", GRAY) - expected).max() < 3 / 255 / 0.224 * 2
+    expected = preprocess(image, GRAY)
+    assert np.abs(preprocess(tmp_path / "image.jpg", GRAY) - expected).max() < 3 / 255 / 0.224 * 2
 
 
-def test_gray_check_small_coloured_marker_passes() -> None:
-    image = np.repeat(draw_film(1, 100, 100)[..., np.newaxis], 3, axis=2)
+def test_gray_check_small_colored_marker_passes() -> None:
+    image = np.repeat(draw_image(1, 100, 100)[..., np.newaxis], 3, axis=2)
     image[5:14, 5:16] = (255, 0, 0)  # 99 of 10,000 pixels
-    assert coloured_share(image) == pytest.approx(0.0099)
+    assert colored_share(image) == pytest.approx(0.0099)
     assert to_uint8(image, GRAY).shape == (100, 100)
     image[5:14, 5:17] = (255, 0, 0)  # 108
-    with pytest.raises(DataError, match="expected a gray image, got colour"):
+    with pytest.raises(DataError, match="expected a gray image, got color"):
         to_uint8(image, GRAY)
 
 
 def _screenshot() -> np.ndarray:
-    """A film in a viewer whose title bar is blue: 6 of 100 rows."""
-    image = np.repeat(draw_film(2, 100, 100)[..., np.newaxis], 3, axis=2)
+    """An image in a viewer whose title bar is blue: 6 of 100 rows."""
+    image = np.repeat(draw_image(2, 100, 100)[..., np.newaxis], 3, axis=2)
     image[:6] = (40, 90, 180)
     return image
 
 
 def _yellowed() -> np.ndarray:
-    """A photograph of an old film: gray turned to sepia."""
-    film = draw_film(3, 100, 100).astype(np.float64)
-    return np.clip(np.stack([film * 1.1 + 20, film, film * 0.8], axis=-1), 0, 255).astype(np.uint8)
+    """A photograph of an old image: gray turned to sepia."""
+    image = draw_image(3, 100, 100).astype(np.float64)
+    return np.clip(np.stack([image * 1.1 + 20, image, image * 0.8], axis=-1), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("picture", [colour_photo, _screenshot, _yellowed])
+@pytest.mark.parametrize("picture", [color_photo, _screenshot, _yellowed])
 @pytest.mark.parametrize("encode", [png, jpeg])
-def test_gray_check_colour_picture_is_refused_with_numbers(
+def test_gray_check_color_picture_is_refused_with_numbers(
     tmp_path: Path, picture: Callable[[], np.ndarray], encode: Callable[[np.ndarray], bytes]
 ) -> None:
     image = picture()
-    assert coloured_share(image) > COLOURED_SHARE_LIMIT
+    assert colored_share(image) > COLORED_SHARE_LIMIT
     (tmp_path / "picture").write_bytes(encode(image))
-    text = r"picture: expected a gray image, got colour: .* of \d+\.\d% of the pixels .* \(limit 1%\).*--gate=off"
+    text = r"picture: expected a gray image, got color: .* of \d+\.\d% of the pixels .* \(limit 1%\).*--gate=off"
     with pytest.raises(DataError, match=text):
         preprocess(tmp_path / "picture", GRAY)
 
@@ -211,21 +211,21 @@ def test_gray_check_off_warns_and_uses_luminance() -> None:
 
 
 def test_gray_check_is_not_for_rgb_models() -> None:
-    photo = colour_photo(16, 20)
+    photo = color_photo(16, 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(to_uint8(photo, RGB), photo)
 
 
-def test_to_uint8_gray_film_for_rgb_model_is_repeated() -> None:
-    film = draw_film(0, 16, 20)
-    np.testing.assert_array_equal(to_uint8(film, RGB), np.stack([film] * 3, axis=-1))
+def test_to_uint8_gray_image_for_rgb_model_is_repeated() -> None:
+    image = draw_image(0, 16, 20)
+    np.testing.assert_array_equal(to_uint8(image, RGB), np.stack([image] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("gate", ["Off", "warn", ""])
 def test_to_uint8_unknown_gate_lists_the_gates(gate: str) -> None:
     with pytest.raises(DataError, match="expected a gate of error, off; got"):
-        to_uint8(draw_film(0), GRAY, gate)
+        to_uint8(draw_image(0), GRAY, gate)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_to_uint8_unknown_gate_lists_the_gates(gate: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int64, np.bool_])
 def test_to_uint8_other_dtype_is_refused(dtype: type) -> None:
-    with pytest.raises(DataError, match=r"expected pixels as uint8 or uint16, got .*; do not normalise beforehand"):
+    with pytest.raises(DataError, match=r"expected pixels as uint8 or uint16, got .*; do not normalize beforehand"):
         to_uint8(np.zeros((4, 4), dtype), GRAY)
 
 
@@ -250,13 +250,13 @@ def test_to_uint8_image_without_pixels_is_refused(shape: tuple[int, ...]) -> Non
 
 
 def test_preprocess_leaves_its_argument_unchanged() -> None:
-    for image in (draw_film(0), draw_film(0).astype(np.uint16) * 257, draw_film(0, 16, 20)):
+    for image in (draw_image(0), draw_image(0).astype(np.uint16) * 257, draw_image(0, 16, 20)):
         before = image.copy()
         preprocess(image, GRAY)
         np.testing.assert_array_equal(image, before)
 
 
-# --- normalise --------------------------------------------------------------------------------------------------------
+# --- normalize --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", [GRAY, RGB, PreprocessSpec(16, 20, channels=1, mean=(0.5,), std=(0.25,))])
@@ -279,10 +279,10 @@ def test_normalize_every_pixel_value_is_the_rounded_exact_number() -> None:
 
 
 def test_normalize_non_contiguous_image_gives_contiguous_equal_result() -> None:
-    film = draw_film(0, 20, 16).T
-    assert not film.flags.c_contiguous
-    np.testing.assert_array_equal(normalize(film, GRAY), normalize(np.ascontiguousarray(film), GRAY))
-    assert normalize(film, GRAY).flags.c_contiguous
+    image = draw_image(0, 20, 16).T
+    assert not image.flags.c_contiguous
+    np.testing.assert_array_equal(normalize(image, GRAY), normalize(np.ascontiguousarray(image), GRAY))
+    assert normalize(image, GRAY).flags.c_contiguous
 
 
 def test_normalize_empty_batch_gives_an_empty_batch() -> None:

@@ -11,7 +11,7 @@ import pytest
 from cxr_compress.device import signature
 from cxr_compress.device.signature import sign_file, verify_signature
 from cxr_compress.errors import CompressionError, ModelFileError
-from tests.device.golden import INT8_MODEL
+from tests.device.reference import INT8_MODEL
 
 cryptography = pytest.importorskip("cryptography", reason="the extra sign is not installed")
 

@@ -19,11 +19,11 @@ def test_choose_calibration_undoes_the_class_weights_of_an_ideal_network() -> No
     found = choose_calibration(labels, logits, pos_weight)
     assert found.fitted == (True, True)
     probabilities = 1 / (1 + np.exp(-(logits * found.slope + found.offset)))
-    # Fitted on 20,000 films: standard errors near 0.03 of slope and offset, which move a probability by 0.01 at most.
+    # Fitted on 20,000 images: standard errors near 0.03 of slope and offset, which move a probability by 0.01 at most.
     np.testing.assert_allclose(probabilities, truth, atol=0.03)
     # The control: without the offset the mean probability is far from the prevalence.
     assert (np.abs((1 / (1 + np.exp(-logits))).mean(0) - labels.mean(0)) > 0.1).all()
-    # Youden's best threshold of calibrated probabilities is the prevalence; 20,000 films pin it to about 0.1.
+    # Youden's best threshold of calibrated probabilities is the prevalence; 20,000 images pin it to about 0.1.
     np.testing.assert_allclose(found.thresholds, labels.mean(0), atol=0.1)
 
 
@@ -42,7 +42,7 @@ def test_choose_calibration_thresholds_separate_in_float32_as_on_the_device() ->
         ([[0], [1]], [1.0, 1.0], r"one weight per finding, got \(2, 1\), \(2, 1\) and \(2,\)"),
         ([[0], [1]], [0.0], r"class weights above 0, got \[0.0\]"),
         ([[0], [1]], [np.inf], "class weights above 0"),
-        ([[1], [1]], [1.0], "films with and without the finding, got 2 with and 0 without"),
+        ([[1], [1]], [1.0], "images with and without the finding, got 2 with and 0 without"),
     ],
 )
 def test_choose_calibration_bad_input_is_refused(labels, weights, message) -> None:

@@ -31,7 +31,7 @@ from cxr_compress.evaluate import (
     undo_class_weights,
 )
 from cxr_compress.metrics import categorical_cross_entropy, softmax
-from tests.device.golden import INT8_MODEL
+from tests.device.reference import INT8_MODEL
 
 CLASSES = ("normal", "bacteria", "virus")
 IMAGES = 300
@@ -135,8 +135,8 @@ def test_calibration_finds_the_temperature_and_undoes_class_weights():
     plain = choose_class_calibration(labels, logits, np.ones(3))
     assert len(set(plain.slope)) == 1
     assert plain.slope[0] == pytest.approx(1 / 3, rel=0.2)  # 300 images pin it to about a tenth
-    assert plain.source("300 dev films", CLASSES) == (
-        "temperature scaling (one slope for all classes) fitted on 300 dev films"
+    assert plain.source("300 dev images", CLASSES) == (
+        "temperature scaling (one slope for all classes) fitted on 300 dev images"
     )
     losses = {s: categorical_cross_entropy(labels, s * logits) for s in (0.5 * plain.slope[0], plain.slope[0], 1.0)}
     assert min(losses, key=losses.get) == plain.slope[0]
@@ -167,19 +167,19 @@ def test_calibration_stays_finite_and_honest(case: str):
 def test_fit_info_of_classes_has_one_slope_no_thresholds_and_needs_all_classes():
     own = read_model(INT8_MODEL).info
     info: ModelInfo = dataclasses.replace(
-        own, labels=CLASSES, logit_slope=(1,) * 3, logit_offset=(0,) * 3, thresholds=(0.5,) * 3, golden=None,
+        own, labels=CLASSES, logit_slope=(1,) * 3, logit_offset=(0,) * 3, thresholds=(0.5,) * 3, reference=None,
         activation="softmax", calibration_source="not fitted",
     )  # fmt: skip
     labels, logits = drawn(sureness=2.0)
     order = [2, 0, 1]
-    fitted = fit_info(info, labels[:, order], logits[:, order], np.ones(3), films="300 dev films", columns=order)
-    assert fitted == fit_info(info, labels, logits, np.ones(3), films="300 dev films")
+    fitted = fit_info(info, labels[:, order], logits[:, order], np.ones(3), images="300 dev images", columns=order)
+    assert fitted == fit_info(info, labels, logits, np.ones(3), images="300 dev images")
     assert fitted.logit_slope[0] == pytest.approx(0.5, rel=0.2)
     assert fitted.thresholds == (0.5,) * 3
     assert fitted.threshold_source.startswith("not used: the classes exclude one another")
-    part = fit_info(info, labels[:, :2], logits[:, :2], np.ones(2), films="300 dev films", columns=[0, 1])
+    part = fit_info(info, labels[:, :2], logits[:, :2], np.ones(2), images="300 dev images", columns=[0, 1])
     assert part.logit_slope == (1,) * 3
-    assert part.calibration_source == "not fitted; 300 dev films do not say which images are virus"
+    assert part.calibration_source == "not fitted; 300 dev images do not say which images are virus"
 
 
 def test_views_of_classes_show_accuracies_and_the_matrix():

@@ -10,9 +10,9 @@ import pytest
 from cxr_compress.device.modelfile import ModelInfo, read_model
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate import choose_calibration, file_logits, fit_info, fittable
-from tests.device.golden import INT8_MODEL
+from tests.device.reference import INT8_MODEL
 
-FILMS = "400 dev films of somewhere"
+IMAGES = "400 dev images of somewhere"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def info() -> ModelInfo:
         thresholds=(0.5,) * 3,
         threshold_source="0.5 by default",
         calibration_source="not fitted",
-        golden=None,
+        reference=None,
     )
 
 
@@ -41,14 +41,14 @@ def drawn(count: int = 3) -> tuple[np.ndarray, np.ndarray]:
 def test_fit_info_writes_what_choose_calibration_finds(info: ModelInfo) -> None:
     labels, logits = drawn()
     chosen = choose_calibration(labels, logits, np.ones(3))
-    fitted = fit_info(info, labels, logits, np.ones(3), films=FILMS)
+    fitted = fit_info(info, labels, logits, np.ones(3), images=IMAGES)
     assert (fitted.logit_slope, fitted.logit_offset, fitted.thresholds) == chosen[:3]
-    assert np.allclose(fitted.logit_slope, 0.5, atol=0.15)  # 400 films pin a slope of 0.5 to about 0.05
+    assert np.allclose(fitted.logit_slope, 0.5, atol=0.15)  # 400 images pin a slope of 0.5 to about 0.05
     assert fitted.threshold_source == (
-        "largest sensitivity + specificity on 400 dev films of somewhere, patients held out of training; choose your "
+        "largest sensitivity + specificity on 400 dev images of somewhere, patients held out of training; choose your "
         "own before any use"
     )
-    assert fitted.calibration_source == "Platt scaling fitted on 400 dev films of somewhere"
+    assert fitted.calibration_source == "Platt scaling fitted on 400 dev images of somewhere"
     assert (
         replace(
             fitted,
@@ -63,7 +63,7 @@ def test_fit_info_writes_what_choose_calibration_finds(info: ModelInfo) -> None:
 
 def test_fit_info_of_some_findings_leaves_the_others_and_says_so(info: ModelInfo) -> None:
     labels, logits = drawn(2)
-    fitted = fit_info(info, labels, logits, np.ones(2), films=FILMS, held_out="others", columns=[2, 0])
+    fitted = fit_info(info, labels, logits, np.ones(2), images=IMAGES, held_out="others", columns=[2, 0])
     chosen = choose_calibration(labels, logits, np.ones(2))
     assert fitted.thresholds == (chosen.thresholds[1], 0.5, chosen.thresholds[0])
     assert (fitted.logit_slope[1], fitted.logit_offset[1]) == (1.0, 0.0)
@@ -71,12 +71,12 @@ def test_fit_info_of_some_findings_leaves_the_others_and_says_so(info: ModelInfo
     assert fitted.calibration_source.endswith("; of Mass: not fitted")
 
 
-def test_fit_info_of_films_without_a_class_fails(info: ModelInfo) -> None:
+def test_fit_info_of_images_without_a_class_fails(info: ModelInfo) -> None:
     labels, logits = drawn()
     labels[:, 1] = 0
     assert fittable(labels) == [0, 2]
-    with pytest.raises(DataError, match="a threshold needs films with and without the finding, got 0 with and 400 w"):
-        fit_info(info, labels, logits, np.ones(3), films=FILMS)
+    with pytest.raises(DataError, match="a threshold needs images with and without the finding, got 0 with and 400 w"):
+        fit_info(info, labels, logits, np.ones(3), images=IMAGES)
 
 
 def test_file_logits_are_those_of_the_classifier() -> None:

@@ -19,8 +19,8 @@ def judged(value, low, high, **changes):
     ("difference", "small", "non_inferior"),
     [
         ((-0.001, -0.004, 0.002), True, True),
-        ((-0.001, -0.012, 0.010), True, False),  # few films: a small loss that may be a large one
-        ((-0.007, -0.009, -0.005), False, True),  # many films: surely worse, surely not by the margin
+        ((-0.001, -0.012, 0.010), True, False),  # few images: a small loss that may be a large one
+        ((-0.007, -0.009, -0.005), False, True),  # many images: surely worse, surely not by the margin
         ((-0.03, -0.05, -0.01), False, False),
         ((0.01, 0.0, 0.02), True, True),
         ((math.nan, math.nan, math.nan), False, False),  # nothing was measured: nothing holds
@@ -47,7 +47,7 @@ def test_gate_power_is_the_share_of_equal_models_that_pass():
     assert 0.5 < gate.power < 0.9, "control: neither always nor never"
 
 
-def test_gate_power_falls_with_fewer_films():
+def test_gate_power_falls_with_fewer_images():
     powers = [judged(0.0, -width, width).power for width in (0.002, 0.005, 0.01, 0.03)]
     assert powers == sorted(powers, reverse=True)
     assert judged(0.0, 0.0, 0.0).power == 1.0

@@ -1,4 +1,4 @@
-"""By source, sex, age and view: each group alone, pairs inside groups, and nothing where films are few."""
+"""By source, sex, age and view: each group alone, pairs inside groups, and nothing where images are few."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cxr_compress.errors import DataError
 from cxr_compress.evaluate import Evaluation, age_bands, groups_of, score_groups, score_logits
 from cxr_compress.metrics import auroc, bootstrap_auroc, stratified_auroc
 
-FILMS = 400
+IMAGES = 400
 
 
 def make_scored() -> tuple[Evaluation, dict[str, list[str]]]:
     """Two findings; the second is rare among "F"; the scores of the first know the source and little else."""
     rng = np.random.default_rng(0)
-    source, sex = np.where(rng.uniform(size=FILMS) < 0.5, "a", "b"), np.where(rng.uniform(size=FILMS) < 0.4, "F", "M")
-    first = rng.uniform(size=FILMS) < np.where(source == "a", 0.85, 0.15)
-    second = rng.uniform(size=FILMS) < np.where(sex == "F", 0.05, 0.5)
+    source, sex = np.where(rng.uniform(size=IMAGES) < 0.5, "a", "b"), np.where(rng.uniform(size=IMAGES) < 0.4, "F", "M")
+    first = rng.uniform(size=IMAGES) < np.where(source == "a", 0.85, 0.15)
+    second = rng.uniform(size=IMAGES) < np.where(sex == "F", 0.05, 0.5)
     labels = np.stack([first, second], 1).astype(np.float32)
-    logits = np.stack([3.0 * (source == "a") + rng.normal(size=FILMS), second + rng.normal(size=FILMS)], 1)
+    logits = np.stack([3.0 * (source == "a") + rng.normal(size=IMAGES), second + rng.normal(size=IMAGES)], 1)
     labels[rng.uniform(size=labels.shape) < 0.1] = np.nan
-    patients = [f"p{number // 2}" for number in range(FILMS)]
+    patients = [f"p{number // 2}" for number in range(IMAGES)]
     scored = score_logits(logits.astype(np.float32), labels, patients, ("first", "second"), samples=100)
     return scored, {"source": source.tolist(), "sex": sex.tolist()}
 
@@ -35,20 +35,20 @@ def test_score_groups_each_group_is_scored_as_if_alone() -> None:
     by_source, by_sex = score_groups(scored, names)
     assert [group.name for group in by_source.groups] == ["a", "b"]
     for grouping in (by_source, by_sex):
-        assert sum(group.films for group in grouping.groups) == FILMS
+        assert sum(group.images for group in grouping.groups) == IMAGES
         for group in grouping.groups:
-            films = np.array(names[grouping.by]) == group.name
-            patients = np.array(scored.patients)[films]
-            assert (group.films, group.patients) == (films.sum(), len(set(patients)))
+            images = np.array(names[grouping.by]) == group.name
+            patients = np.array(scored.patients)[images]
+            assert (group.images, group.patients) == (images.sum(), len(set(patients)))
             for k, score in enumerate(group.scores):
-                truth = scored.labels[films, k]
+                truth = scored.labels[images, k]
                 assert (score.positives, score.negatives) == ((truth == 1).sum(), (truth == 0).sum())
                 if score.enough_data:
-                    expected = bootstrap_auroc(truth, scored.logits[films, k], patients, samples=100)
+                    expected = bootstrap_auroc(truth, scored.logits[images, k], patients, samples=100)
                     assert score.auroc == expected
 
 
-def test_score_groups_few_films_are_suppressed_and_left_out_of_the_mean() -> None:
+def test_score_groups_few_images_are_suppressed_and_left_out_of_the_mean() -> None:
     scored, names = make_scored()
     female, male = score_groups(scored, {"sex": names["sex"]})[0].groups
     assert female.scores[1].positives < 20 <= male.scores[1].positives
@@ -80,7 +80,7 @@ def test_score_groups_to_dict_is_json_without_nan() -> None:
 
 def test_score_groups_wrong_number_of_names_is_refused() -> None:
     scored, _ = make_scored()
-    with pytest.raises(DataError, match="expected one sex per film, got 1 for 400 films"):
+    with pytest.raises(DataError, match="expected one sex per image, got 1 for 400 images"):
         score_groups(scored, {"sex": ["F"]})
 
 
@@ -106,7 +106,7 @@ def test_groups_of_leaves_out_what_the_split_does_not_say() -> None:
 
 
 def test_score_groups_of_a_real_model_on_the_mini_set(cxr_data) -> None:
-    """A CheXNet scored by source on 844 films: the sources chose their films by label, so means differ."""
+    """A CheXNet scored by source on 844 images: the sources chose their images by label, so means differ."""
     import csv
 
     with (cxr_data / "nih_mini" / "labels.csv").open() as file:

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.evaluate import choose_calibration
-from cxr_compress.evaluate.platt import fit_platt
-from cxr_compress.metrics import ENOUGH_FILMS
+from cxr_compress.evaluate.calibrate import fit_platt
+from cxr_compress.metrics import ENOUGH_IMAGES
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-z)))
 
 
-def films(count: int, slope: float, offset: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, slope: float, offset: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Labels that occur with probability sigmoid(slope * logit + offset)."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(1.0, 3.0, count)
@@ -25,16 +25,16 @@ def films(count: int, slope: float, offset: float, seed: int = 0) -> tuple[np.nd
 
 @pytest.mark.parametrize(("slope", "offset"), [(1.0, 0.0), (0.3, -2.0), (2.5, 1.0)])
 def test_fit_platt_finds_the_slope_and_offset_that_made_the_labels(slope: float, offset: float) -> None:
-    found = fit_platt(*films(40_000, slope, offset))
+    found = fit_platt(*images(40_000, slope, offset))
     assert found is not None
-    # Standard errors at 40,000 films: some 1.5 % of the slope, 0.03 of the offset; four of them.
+    # Standard errors at 40,000 images: some 1.5 % of the slope, 0.03 of the offset; four of them.
     assert found[0] == pytest.approx(slope, rel=0.06)
     assert found[1] == pytest.approx(offset, abs=0.12)
 
 
 def test_fit_platt_is_the_minimum_of_the_smoothed_cross_entropy() -> None:
     """Against a plain search around it, with Platt's targets written out."""
-    labels, logits = films(300, 0.7, -1.0)
+    labels, logits = images(300, 0.7, -1.0)
     found = fit_platt(labels, logits)
     assert found is not None
     n, m = labels.sum(), (1 - labels).sum()
@@ -58,7 +58,7 @@ def test_fit_platt_separated_classes_keep_a_finite_slope() -> None:
 
 
 def test_fit_platt_logits_that_fall_or_never_move_fit_nothing() -> None:
-    labels, logits = films(500, 1.0, 0.0)
+    labels, logits = images(500, 1.0, 0.0)
     assert fit_platt(labels, -logits) is None
     assert fit_platt(labels, np.full(500, 2.0)) is None
 
@@ -81,34 +81,34 @@ def test_fit_platt_probabilities_do_not_depend_on_the_unit_of_the_logits(
     assert plain[0] > 0
 
 
-def test_choose_calibration_fits_where_films_are_enough_and_says_which() -> None:
-    labels, logits = films(2000, 0.5, -1.0)
+def test_choose_calibration_fits_where_images_are_enough_and_says_which() -> None:
+    labels, logits = images(2000, 0.5, -1.0)
     rare = np.zeros(2000)
-    rare[: ENOUGH_FILMS - 1] = 1
+    rare[: ENOUGH_IMAGES - 1] = 1
     found = choose_calibration(np.stack([labels, rare], 1), np.stack([logits, logits], 1), np.array([1.0, 8.0]))
     assert found.fitted == (True, False)
     assert found.slope[0] == pytest.approx(0.5, rel=0.2)
     assert (found.slope[1], found.offset[1]) == (1.0, pytest.approx(-np.log(8.0)))
-    said = found.source("2000 dev films of x", ("a", "b"))
+    said = found.source("2000 dev images of x", ("a", "b"))
     assert (
-        said == "Platt scaling fitted on 2000 dev films of x; of b only the class weights of the training loss undone"
+        said == "Platt scaling fitted on 2000 dev images of x; of b only the class weights of the training loss undone"
     )
     only = choose_calibration(rare[:, None], logits[:, None], np.array([8.0]))
-    assert only.source("2000 dev films of x", ("b",)).startswith("class weights of the training loss undone; too few")
+    assert only.source("2000 dev images of x", ("b",)).startswith("class weights of the training loss undone; too few")
 
 
-def test_choose_calibration_one_more_film_of_the_rare_class_is_enough() -> None:
+def test_choose_calibration_one_more_image_of_the_rare_class_is_enough() -> None:
     labels, logits = np.zeros(400), np.random.default_rng(0).normal(size=400)
-    labels[:ENOUGH_FILMS] = 1
-    logits[:ENOUGH_FILMS] += 1
+    labels[:ENOUGH_IMAGES] = 1
+    logits[:ENOUGH_IMAGES] += 1
     assert choose_calibration(labels[:, None], logits[:, None], np.ones(1)).fitted == (True,)
     labels[0] = np.nan
     assert choose_calibration(labels[:, None], logits[:, None], np.ones(1)).fitted == (False,)
 
 
-def test_choose_calibration_corrects_what_quantisation_shifts() -> None:
+def test_choose_calibration_corrects_what_quantization_shifts() -> None:
     """Logits all 1.5 too high and half as steep: a file calibrated on itself gives the same probabilities."""
-    labels, logits = films(5000, 1.0, -0.5)
+    labels, logits = images(5000, 1.0, -0.5)
     exact, moved = (
         choose_calibration(labels[:, None], values[:, None], np.ones(1)) for values in (logits, 0.5 * logits + 1.5)
     )

@@ -28,14 +28,14 @@ def read(text: str) -> list[dict[str, str]]:
 def test_predictions_csv_gives_labels_and_logits_bit_for_bit() -> None:
     scored = make_scored()
     rows = read(predictions_csv(scored))
-    assert list(rows[0]) == ["film", "patient", "label_a", "label_b", "logit_a", "logit_b"]
+    assert list(rows[0]) == ["image", "patient", "label_a", "label_b", "logit_a", "logit_b"]
     logits = np.array([[row["logit_a"], row["logit_b"]] for row in rows]).astype(np.float32)
     np.testing.assert_array_equal(logits, scored.logits)
     labels = np.array([[float(row[f"label_{name}"] or "nan") for name in "ab"] for row in rows])
     np.testing.assert_array_equal(labels, scored.labels)
     np.testing.assert_array_equal(auroc_per_finding(labels, logits), auroc_per_finding(scored.labels, scored.logits))
     assert rows[5]["label_b"] == ""
-    assert [row["film"] for row in rows] == [str(film) for film in range(60)]
+    assert [row["image"] for row in rows] == [str(image) for image in range(60)]
 
 
 def test_predictions_csv_keeps_patients_apart_and_unnamed() -> None:

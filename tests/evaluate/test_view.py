@@ -1,4 +1,4 @@
-"""What people see: only columns that say something, marks where films are few, groups that fit on a screen."""
+"""What people see: only columns that say something, marks where images are few, groups that fit on a screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make_scored(decide: bool) -> Evaluation:
     logits = (2 * labels + rng.normal(size=labels.shape)).astype(np.float32)
     chances = (1 / (1 + np.exp(-logits))).astype(np.float32)
     decided = {"decisions": chances >= 0.5, "thresholds": (0.5, 0.5), "probabilities": chances} if decide else {}
-    patients = [f"p{film}" for film in range(300)]
+    patients = [f"p{image}" for image in range(300)]
     return score_logits(logits, labels, patients, ("Mass", "Hernia"), samples=30, **decided)
 
 
@@ -43,7 +43,7 @@ def test_render_evaluation_names_groups_without_enough_data_under_the_table() ->
     text = render_evaluation(scored, score_groups(scored, {"source": names}))
     heading = next(line for line in text.splitlines() if line.startswith("by source"))
     assert heading.split() == ["by", "source", "north", "within", "source"]
-    assert "not enough data for any finding: tiny (5 films)" in text
+    assert "not enough data for any finding: tiny (5 images)" in text
     assert "- (7/295)" in text
 
 

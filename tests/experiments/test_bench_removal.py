@@ -45,7 +45,7 @@ def test_bench_removal_smoke_without_torch_measures_our_side_and_says_how_to_get
     ours = report["networks"]["tiny"]["ours"]
     assert ours["total_seconds"] == pytest.approx(sum(ours[step] for step in STEPS), abs=1e-3)  # rounded to 1e-4 each
     # 30 % of every width leaves about 0.7^2 of the weights; rounding keeps a little more of each.
-    assert 0.49 < ours["thin_params"] / ours["params"] < 0.55
+    assert 0.49 < ours["pruned_params"] / ours["params"] < 0.55
     assert 0 < ours["resident_before_bytes"] <= ours["peak_bytes"]
     whole = report["whole_step_with_reconstruction"]
     assert whole["images"] == 8
@@ -60,7 +60,7 @@ def test_bench_removal_smoke_with_torch_removes_the_same_from_the_same_network()
         pytest.skip("Torch-Pruning not found: set CXR_TORCH_PYTHON to a Python with torch and torch-pruning")
     report, _ = run_smoke(f"--torch_python={python}")
     ours, theirs = (report["networks"]["tiny"][side] for side in ("ours", "torch_pruning"))
-    assert (theirs["params"], theirs["thin_params"]) == (ours["params"], ours["thin_params"])
+    assert (theirs["params"], theirs["pruned_params"]) == (ours["params"], ours["pruned_params"])
     assert theirs["graph_seconds"] > 0
     assert theirs["versions"]["torch-pruning"] == "1.6.1"
 
@@ -96,10 +96,10 @@ def test_judge_with_one_number_past_its_limit_misses_that_bar(bench, numbers, mi
 
 
 def test_require_equal_with_other_networks_stops(bench):
-    same = {"params": 10, "thin_params": 5}
+    same = {"params": 10, "pruned_params": 5}
     bench.require_equal("tiny", {"ours": same, "torch_pruning": dict(same)})
-    with pytest.raises(SystemExit, match="expected the same tiny on both sides, got thin_params"):
-        bench.require_equal("tiny", {"ours": same, "torch_pruning": {"params": 10, "thin_params": 6}})
+    with pytest.raises(SystemExit, match="expected the same tiny on both sides, got pruned_params"):
+        bench.require_equal("tiny", {"ours": same, "torch_pruning": {"params": 10, "pruned_params": 6}})
 
 
 def test_all_of_gives_the_budget_that_takes_the_share_from_every_group(bench):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.device.golden.make_golden import INT8_MODEL
+from tests.device.reference.make_reference import INT8_MODEL
 
 EXPERIMENTS = REPOSITORY / "experiments"
 RESULTS = EXPERIMENTS / "results"
@@ -49,7 +49,7 @@ def test_bench_startup_smoke_loads_no_tensorflow_to_predict():
     assert result["seconds"]["predict_one_png"] < result["seconds"]["import_tensorflow"]
 
 
-def test_demo_smoke_goes_the_whole_way_on_phantom_films(tmp_path):
+def test_demo_smoke_goes_the_whole_way_on_phantom_images(tmp_path):
     shown = run("demo.py", f"--output_dir={tmp_path / 'demo'}")
     assert "SYNTHETIC" in shown
     assert "$ cxr_compress --model=tiny_chexnet --dataset=phantom" in shown
@@ -70,7 +70,7 @@ def test_plot_report_draws_a_finished_run(tmp_path):
         }
         for name in ("x_fp32", "x_int8", "x_m50_int8")
     ]
-    dataset = {"name": "phantom", "synthetic": True, "splits": {"test": {"films": 10}}}
+    dataset = {"name": "phantom", "synthetic": True, "splits": {"test": {"images": 10}}}
     report = {"schema_version": 1, "dataset": dataset, "rows": rows, "facts": {"recipe": {"quant_type": "int8"}}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     command = [sys.executable, str(EXPERIMENTS / "plot_report.py"), f"--report={tmp_path / 'report.json'}"]

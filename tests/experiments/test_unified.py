@@ -37,7 +37,7 @@ def unified() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules["unified"] = module  # dataclasses look their module up
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)  # as for a script, whose neighbours are importable
+        patch.syspath_prepend(EXPERIMENTS)  # as for a script, whose neighbors are importable
         spec.loader.exec_module(module)
     return module
 
@@ -50,14 +50,15 @@ def test_unified_smoke_fills_rows_that_the_table_shows(tmp_path):
     row, other = results["rows"]["unified"], results["rows"]["removal"]
     assert 0.2 < row["macs_fraction"] <= 0.5
     assert row["deflated_bytes"] < other["deflated_bytes"], "zeros show in the deflated size"
-    assert row["tflite_bytes"] < row["uncut"]["tflite_bytes"] / 4
+    assert row["tflite_bytes"] < row["original"]["tflite_bytes"] / 4
     assert row["size"] == 64, "not that of the training"
-    assert row["latency"]["uncut"]["runtime"] == row["latency"]["row"]["runtime"]
+    assert row["latency"]["original"]["runtime"] == row["latency"]["row"]["runtime"]
     assert row["seconds"] > 0
     assert row["peak_memory_bytes"] > 1e8
     (compared,) = results["comparisons"]
     assert (compared["row"], compared["other"], compared["smaller"]) == ("unified", "removal", False)
-    # The same paired difference as between the two reports, up to what they subtract: both are against the uncut one.
+    # The same paired difference as between the two reports, up to what they subtract: both are against the original
+    # one.
     assert compared["value"] == pytest.approx(row["difference"]["value"] - other["difference"]["value"], abs=1e-9)
     assert run("unified.py", "--smoke", f"--run_dir={tmp_path}").startswith("all rows are there")
     text = run("unified_table.py", f"--results={tmp_path / 'unified.json'}")
@@ -82,13 +83,13 @@ def test_unified_rows_are_recipes_of_equal_epochs_that_differ_in_what_they_show(
 
 def test_unified_trainings_change_every_row_alike(unified):
     for name, plan in unified.ROWS.items():
-        usual, as_uncut, patient = (unified.recipe_of(plan, "kermany", 160, one) for one in unified.TRAININGS)
+        usual, as_original, patient = (unified.recipe_of(plan, "kermany", 160, one) for one in unified.TRAININGS)
         assert (usual.augment, usual.distill_weight, usual.input_size) == ({}, 0.7, 160), name
-        assert as_uncut.augment == patient.augment != {}
-        assert (as_uncut.weight_decay, as_uncut.distill_weight) == (0.01, 0.7)
+        assert as_original.augment == patient.augment != {}
+        assert (as_original.weight_decay, as_original.distill_weight) == (0.01, 0.7)
         assert patient.distill_weight == 1.0
         for field in ("recovery_epochs", "sparsity_epochs", "finetune_epochs"):
-            assert getattr(as_uncut, field) == getattr(usual, field)
+            assert getattr(as_original, field) == getattr(usual, field)
             if field in plan.changes:
                 assert getattr(patient, field) == 2 * getattr(usual, field)
 
@@ -98,7 +99,7 @@ def test_unified_trainings_change_every_row_alike(unified):
     [
         (None, "usual", "unified.json"),
         (160, "usual", "unified_160.json"),
-        (160, "as_uncut", "unified_160_as_uncut.json"),
+        (160, "as_original", "unified_160_as_original.json"),
         (None, "patient", "unified_patient.json"),
     ],
 )
@@ -116,7 +117,7 @@ def row(method: str, deflated: int) -> dict[str, Any]:
 
 
 def keep(folder: Path, name: str, noise: float) -> None:
-    """Logits of 300 films that tell the classes apart the better the less noise."""
+    """Logits of 300 images that tell the classes apart the better the less noise."""
     rng = np.random.default_rng(0)
     labels = (rng.random((300, 1)) < 0.5).astype(np.float32)
     logits = (labels + noise * rng.normal(size=labels.shape)).astype(np.float32)
@@ -135,15 +136,15 @@ def test_unified_compare_takes_the_row_with_the_fewest_bytes_that_are_no_fewer(u
     assert all(one["low"] > 0 for one in found)
 
 
-def test_unified_compare_of_rows_on_other_films_is_refused(unified, tmp_path):
+def test_unified_compare_of_rows_on_other_images_is_refused(unified, tmp_path):
     from cxr_compress.errors import DataError
 
-    for name, films in (("u", 300), ("p", 299)):
+    for name, images in (("u", 300), ("p", 299)):
         keep(tmp_path, name, 1.0)
         with np.load(tmp_path / name / "test_logits.npz") as file:
-            np.savez(tmp_path / name / "test_logits.npz", **{key: file[key][:films] for key in file.files})
+            np.savez(tmp_path / name / "test_logits.npz", **{key: file[key][:images] for key in file.files})
     rows = {"u": row("unified", 1), "p": row(unified.PRUNING, 2)}
-    with pytest.raises(DataError, match="the rows u and p were scored on different films"):
+    with pytest.raises(DataError, match="the rows u and p were scored on different images"):
         unified.compare({"rows": rows}, tmp_path)
 
 

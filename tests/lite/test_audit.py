@@ -9,7 +9,7 @@ import pytest
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import LiteModel, audit, convert, freeze, require_integer
 from cxr_compress.lite.convert import lower, quantize
-from cxr_compress.lite.ends import Ends, ends_of
+from cxr_compress.lite.inputs_outputs import Ends, ends_of
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from tests.lite import nets
 

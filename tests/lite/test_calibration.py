@@ -70,9 +70,9 @@ def test_collect_images_with_a_value_that_is_not_finite_names_the_image(value: f
         collect_images([images[:10], images[10:]], SHAPE, 20)
 
 
-def test_collect_images_with_a_blank_film_names_it() -> None:
+def test_collect_images_with_a_blank_image_names_it() -> None:
     images = nets.batch(20, 8)
-    images[12] = [-2.1, -2.0, -1.8]  # black, normalised per channel
+    images[12] = [-2.1, -2.0, -1.8]  # black, normalized per channel
     with pytest.raises(DataError, match="calibration image 12 is blank"):
         collect_images([images], SHAPE, 20)
     images[12, 0, 0, 0] = 0.0  # control: one other pixel, and it is an image

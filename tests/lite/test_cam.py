@@ -14,7 +14,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import LiteModel, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, OUTPUT_NAME
-from cxr_compress.models.cam import with_cam
+from cxr_compress.models.ends import with_cam
 from tests.lite import nets
 from tests.lite.conftest import run
 
@@ -38,7 +38,7 @@ def tolerance(runner: Runner, quant_type: str) -> float:
         return 1e-3  # Dense and map have the same float16 kernel; sums differ by float32 rounding, the bias by 2^-12
     # A step of the logits is what the reader sees; two of them: the map's own rounding, and that of the mean before
     # the Dense layer. With float ends the step is not stored: it is that of the int8 file. (On DenseNet121 and real
-    # films 1.0 at most, 0.4 on average, where no logit is beyond what the calibration films reached.)
+    # images 1.0 at most, 0.4 on average, where no logit is beyond what the calibration images reached.)
     return 2 * runner.output.scale if runner.output.scale else 1e-5
 
 
@@ -88,7 +88,7 @@ def test_convert_with_cam_clips_no_value_of_the_map(block: Any, method: str) -> 
     exact = with_cam(block)(images, training=False)[1].numpy()
     scale = made.audit.outputs[1].scale
     assert scale is not None
-    # An end keeps what occurred, and a map has room for a quarter more: other films have stronger cells.
+    # An end keeps what occurred, and a map has room for a quarter more: other images have stronger cells.
     assert 255 * scale == pytest.approx(1.25 * np.ptp(exact), rel=1e-3)
 
 

@@ -228,7 +228,7 @@ def test_convert_of_a_dead_layer_still_gives_finite_logits() -> None:
 
 
 def test_convert_dynamic_stays_below_the_versions_of_new_runtimes_only() -> None:
-    # A kernel large enough to be quantised per channel: that is FULLY_CONNECTED version 12, unknown to tflite-runtime.
+    # A kernel large enough to be quantized per channel: that is FULLY_CONNECTED version 12, unknown to tflite-runtime.
     versions = {op.kind: op.version for op in convert(nets.linear(16), "dynamic").audit.ops}
     assert versions["FULLY_CONNECTED"] < 12
 

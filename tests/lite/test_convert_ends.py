@@ -11,8 +11,8 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert
-from cxr_compress.lite.ends import Ends, ends_of
 from cxr_compress.lite.graph.flatbuffer import read_graphs
+from cxr_compress.lite.inputs_outputs import Ends, ends_of
 from tests.lite import nets
 
 SPEC = PreprocessSpec(height=16, width=16, channels=3, input="float32", mean=(0.5,) * 3, std=(0.25,) * 3)

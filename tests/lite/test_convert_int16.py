@@ -100,7 +100,7 @@ def test_convert_to_int16x8_takes_pixels_in_integers() -> None:
     assert not made.audit.float_ops
     exact = model(normalize(pixels[..., 0], spec), training=False).numpy()
     got = Runner(made.content)(pixels)
-    # As above: 8-bit weights, here also those of the normalisation.
+    # As above: 8-bit weights, here also those of the normalization.
     assert np.abs(got - exact).max() < 0.02 * np.ptp(exact)
     assert np.abs(Runner(made.content)(255 - pixels) - exact).max() > 0.1 * np.ptp(exact)  # control
 

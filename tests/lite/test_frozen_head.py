@@ -14,8 +14,8 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
+from cxr_compress.lite.freeze import load_saved_model
 from cxr_compress.lite.head import read_frozen_head
-from cxr_compress.lite.load import load_saved_model
 from tests.lite import nets
 from tests.lite.conftest import run
 

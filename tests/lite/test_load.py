@@ -13,8 +13,7 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, ModelFileError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
-from cxr_compress.lite.float_graph import other_precisions
-from cxr_compress.lite.load import fingerprint, load_saved_model
+from cxr_compress.lite.freeze import fingerprint, load_saved_model, other_precisions
 from tests.lite import nets
 from tests.lite.conftest import run
 
@@ -135,7 +134,7 @@ def test_load_saved_model_of_another_precision_computes_in_float32(policy: str, 
     assert policy == "float64" or np.abs(own - expected).max() > 1e-4 * np.ptp(expected)
 
 
-def test_load_saved_model_of_uint8_takes_pixels_and_quantises_whole(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_load_saved_model_of_uint8_takes_pixels_and_quantizes_whole(pixels: np.ndarray, tmp_path: Path) -> None:
     model = nets.pixel_net()
     frozen = loaded(Served(model, tf.uint8), tmp_path / "saved")
     assert frozen.pixel_input

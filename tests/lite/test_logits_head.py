@@ -1,7 +1,7 @@
 """Why files end in logits: an int8 sigmoid has 256 values, all 1/256 apart, and a rare finding lives below the second.
 
-The network is small and its head is fitted to films of which 0.2 % show the finding, so that its sigmoid is what it
-says: the probability. Nearly all of them are below 1/256 then, and one code is all that tells those films apart.
+The network is small and its head is fitted to images of which 0.2 % show the finding, so that its sigmoid is what it
+says: the probability. Nearly all of them are below 1/256 then, and one code is all that tells those images apart.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tests.lite import nets
 layers = keras.layers
 
 PREVALENCE = 0.002
-FILMS = 20_000
+IMAGES = 20_000
 SIZE = 6
 
 
-def films(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def pictures(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise, a little brighter in one channel where the finding is: float32 (count, 6, 6, 3) and labels (count,)."""
     rng = np.random.default_rng(seed)
     truth = np.zeros(count, np.float32)
     truth[: round(count * PREVALENCE)] = 1.0
     images = rng.normal(size=(count, SIZE, SIZE, 3)).astype(np.float32)
-    # Beside the finding, brightness varies from film to film by half as much as the finding adds.
+    # Beside the finding, brightness varies from image to image by half as much as the finding adds.
     images[..., 0] += (0.25 * rng.normal(size=count) + 0.55 * truth)[:, None, None]
     return images, truth
 
@@ -45,7 +45,7 @@ def network() -> Any:
     x = layers.ReLU()(layers.Conv2D(8, 3, padding="same", name="features")(image))
     x = layers.GlobalAveragePooling2D(name="mean")(x)
     model = nets.settle(keras.Model(image, layers.Dense(1, name="logits")(x)))
-    images, truth = films(FILMS, seed=1)
+    images, truth = pictures(IMAGES, seed=1)
     features = keras.Model(image, x).predict(images, batch_size=2000, verbose=0).astype(np.float64)
     design = np.hstack([features, np.ones((len(features), 1))])
     weights = np.zeros(design.shape[1])
@@ -75,8 +75,8 @@ def sigmoid_inside(model: Any, calibration: np.ndarray) -> bytes:
 
 
 def test_int8_logits_keep_the_ranking_of_a_rare_finding_and_an_int8_sigmoid_loses_it(logits_model: Any) -> None:
-    images, truth = films(FILMS, seed=2)
-    calibration = films(FILMS, seed=3)[0][::40]  # 500 films, one of them with the finding, as a clinic's would be
+    images, truth = pictures(IMAGES, seed=2)
+    calibration = pictures(IMAGES, seed=3)[0][::40]  # 500 images, one of them with the finding, as a clinic's would be
     exact = logits_model.predict(images, batch_size=2000, verbose=0)[:, 0]
     whole = auroc(truth, exact)
     assert 0.85 < whole < 0.97  # a model that is good and not perfect: there is something to lose

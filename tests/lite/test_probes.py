@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cxr_compress.device.kernel_kind import ONE_CHANNEL_A_GROUP, KernelKind, LayerUse, ProbeSpec
+from cxr_compress.device.cost_table import ONE_CHANNEL_A_GROUP, KernelKind, LayerUse, ProbeSpec
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.film_statistics import FilmStatistics
+from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet
 from cxr_compress.models.about import ABOUT_ENTRY, ModelAbout
-from cxr_compress.models.keras_file import load_model, read_about, save_model
-from tests.models.test_keras_file import edited, save_h5
+from cxr_compress.models.files import load_model, read_about, save_model
+from tests.models.test_files import edited, save_h5
 
 ABOUT = ModelAbout(
     findings=("Mass", "Nodule"),
@@ -92,7 +92,7 @@ def changed(**fields):
         (lambda old: b"[1]", "expected an object, got list"),
         (lambda old: b"[" * 100_000, "does not say what its model is for"),
         (lambda old: b"\xff\xfe", "does not say what its model is for"),
-        (changed(colour="blue"), r"unknown keys \['colour'\]"),
+        (changed(color="blue"), r"unknown keys \['color'\]"),
         (changed(findings=[]), "expected findings as a list of at least one name"),
         (changed(preprocess=None), "expected preprocess as an object"),
         (changed(preprocess={"height": 0, "width": 3}), "expected height as a whole number above 0"),
@@ -129,7 +129,7 @@ def test_read_about_any_flipped_byte_gives_the_same_or_an_error(saved, tmp_path,
         ({"notes": None}, "expected notes as a text"),
         ({"pos_weight": (0.0, 1.0)}, "expected pos_weight as 2 finite numbers above 0"),
         ({"pos_weight": 3}, "expected pos_weight as 2 numbers"),
-        ({"films": (0.5, 0.2)}, "expected films as FilmStatistics"),
+        ({"images": (0.5, 0.2)}, "expected images as ImageStatistics"),
     ],
 )
 def test_model_about_wrong_field_is_an_error(fields, message):
@@ -142,9 +142,9 @@ def test_model_about_from_dict_missing_key_is_an_error():
         ModelAbout.from_dict({"findings": ["Mass"]})
 
 
-def test_model_about_with_film_statistics_survives_and_without_them_says_nothing_of_them():
-    assert "films" not in ABOUT.to_dict()  # files that were made before have the same bytes
-    with_films = replace(ABOUT, films=FilmStatistics((0.5,), (0.25,)))
-    assert ModelAbout.from_bytes(with_films.to_bytes(), "model.keras") == with_films != ABOUT
-    with pytest.raises(DataError, match="expected mean and std of films, got 3"):
-        ModelAbout.from_dict({**ABOUT.to_dict(), "films": 3})
+def test_model_about_with_image_statistics_survives_and_without_them_says_nothing_of_them():
+    assert "images" not in ABOUT.to_dict()  # files that were made before have the same bytes
+    with_images = replace(ABOUT, images=ImageStatistics((0.5,), (0.25,)))
+    assert ModelAbout.from_bytes(with_images.to_bytes(), "model.keras") == with_images != ABOUT
+    with pytest.raises(DataError, match="expected mean and std of images, got 3"):
+        ModelAbout.from_dict({**ABOUT.to_dict(), "images": 3})

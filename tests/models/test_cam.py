@@ -12,7 +12,7 @@ import pytest
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.cam import has_cam, with_cam
+from cxr_compress.models.ends import has_cam, with_cam
 from tests.lite import nets
 
 layers = keras.layers

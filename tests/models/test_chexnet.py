@@ -27,13 +27,13 @@ def random_weights(model: keras.Model, seed: int = RNG_SEED) -> list[np.ndarray]
     return [np.asarray(weight, np.float32) for weight in weights]
 
 
-def films(count: int, side: int) -> np.ndarray:
+def images(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(3).normal(0, 1, (count, side, side, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def reference():
-    """tf_keras's own DenseNet121 for 64 px films, with a Dense head and live random weights."""
+    """tf_keras's own DenseNet121 for 64 px images, with a Dense head and live random weights."""
     base = keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg")
     model = keras.Model(base.input, keras.layers.Dense(14)(base.output))
     model.set_weights(random_weights(model))
@@ -56,10 +56,10 @@ def test_chexnet_default_arguments_has_densenet121s_parameters_and_layer_names(r
 def test_chexnet_same_weights_computes_what_the_application_computes(reference):
     model = chexnet(14, (64, 64, 3))
     model.set_weights(reference.get_weights())
-    x = films(4, 64)
+    x = images(4, 64)
     expected = reference(x).numpy()
     spread = float(expected.std(axis=0).mean())
-    assert spread > 1e-2  # the films reach the logits: equal outputs mean something
+    assert spread > 1e-2  # the images reach the logits: equal outputs mean something
     # The same operations in the same order; only the threads that add up a sum may differ, by some float32 roundings.
     assert np.abs(model(x).numpy() - expected).max() < 1e-4 * spread
 
@@ -102,7 +102,7 @@ def test_chexnet_free_input_size_runs_at_several_sizes():
     model = chexnet(3, (None, None, 1), width=0.1, blocks=(1, 1))
     model.set_weights(random_weights(model))
     for height, width in [(32, 32), (48, 80)]:
-        logits = model(films(2, 96)[:, :height, :width, :1]).numpy()
+        logits = model(images(2, 96)[:, :height, :width, :1]).numpy()
         assert logits.shape == (2, 3)
         assert np.ptp(logits, axis=0).min() > 1e-4
 

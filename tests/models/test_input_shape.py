@@ -1,4 +1,4 @@
-"""What a model must take to be scored, trained or thinned here: one normalised image, channels last."""
+"""What a model must take to be scored, trained or pruned here: one normalized image, channels last."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_keras3_activation_is_the_same_function(written, name):
     np.testing.assert_allclose(ours, outputs[f"activation_{name}"], rtol=SAME, atol=SAME)
 
 
-def test_load_model_nested_file_of_keras_3_keeps_wiring_precision_and_regularisers(written, tmp_path):
+def test_load_model_nested_file_of_keras_3_keeps_wiring_precision_and_regularizers(written, tmp_path):
     folder, outputs = written
     said = []
     model = load_model(folder / "nested.keras", said.append)

@@ -12,9 +12,9 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import logits_head
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.ends import kind_of_outputs
+from cxr_compress.models.files import save_model
 from cxr_compress.models.logits_head import read_head, softmax_classes, to_logits
-from cxr_compress.models.outputs import kind_of_outputs
 from tests import nets
 
 layers = keras.layers
@@ -47,7 +47,7 @@ def sigmoid(logits):
 def check(model, old, expected, tmp_path):
     """Compare probabilities, and see that plain Keras loads the result."""
     x = nets.batch(model, 16)
-    # A small scale of the films would give logits near 0, and every sigmoid 0.5.
+    # A small scale of the images would give logits near 0, and every sigmoid 0.5.
     assert np.ptp(expected(old(x).numpy())) > 0.05
     np.testing.assert_allclose(sigmoid(model(x)), expected(old(x).numpy()), rtol=0, atol=SAME)
     save_model(model, tmp_path / "plain.keras")

@@ -8,13 +8,13 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.masked import check_zeros, hold_zeros, kernel_of, prunable_layers, zero_masks
+from cxr_compress.models.zeros import check_zeros, hold_zeros, kernel_of, prunable_layers, zero_masks
 from cxr_compress.train import FitConfig, fit
 from tests.nets import nested
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 layers = keras.layers
-TRAIN, DEV = drawn_films(64, seed=20), drawn_films(24, seed=21)
+TRAIN, DEV = drawn_images(64, seed=20), drawn_images(24, seed=21)
 # Weight decay and Adam's moments both move a weight whose gradient is 0.
 CONFIG = FitConfig(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=0.1)
 CONFIGS = {"plain": CONFIG, "averaged": FitConfig(**{**CONFIG.__dict__, "ema_decay": 0.9})}
@@ -131,8 +131,8 @@ def test_hold_zeros_saved_model_loads_with_plain_keras_and_is_free(tmp_path):
     assert model.get_config() == sparse_net().get_config()
     loaded = keras.models.load_model(tmp_path / "held.keras")
     assert all(weight.constraint is None for weight in loaded.weights)
-    films = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype(np.float32)
-    np.testing.assert_array_equal(loaded(films).numpy(), model(films).numpy())
+    images = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype(np.float32)
+    np.testing.assert_array_equal(loaded(images).numpy(), model(images).numpy())
     check_zeros(loaded, masks)
     train(keras.models.clone_model(model), tmp_path / "clone")  # knows of no mask, and needs none
 

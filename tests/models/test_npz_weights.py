@@ -53,7 +53,7 @@ def missing_one(arrays):
     return dict(list(arrays.items())[:-1])
 
 
-def swapped_neighbours(arrays):
+def swapped_neighbors(arrays):
     """Two arrays of equal shape trade places: gamma and beta of the first batch norm."""
     items = list(arrays.items())
     items[1], items[2] = items[2], items[1]
@@ -84,7 +84,7 @@ def integers(arrays):
     ("change", "message"),
     [
         (missing_one, r"holds \d+ arrays, the model has \d+ variables: build the model with the width"),
-        (swapped_neighbours, r"expected array 001\|conv1/bn/gamma:0, got 002\|conv1/bn/beta:0"),
+        (swapped_neighbors, r"expected array 001\|conv1/bn/gamma:0, got 002\|conv1/bn/beta:0"),
         (renamed_layer, r"expected array 000\|conv1/conv/kernel:0, got 000\|stem/conv/kernel:0"),
         (other_index, r"expected array 001\|conv1/bn/gamma:0, got 900\|conv1/bn/gamma:0"),
         (another_head, r"dense/kernel:0 has shape \(\d+, 14\), the model needs \(\d+, 1\): set the number of findings"),
@@ -141,7 +141,7 @@ def test_save_npz_weights_number_beyond_float16_is_an_error_and_writes_nothing(t
 
 
 @pytest.mark.densenet
-def test_load_npz_weights_trained_densenet121_ranks_real_films(cxr_data):
+def test_load_npz_weights_trained_densenet121_ranks_real_images(cxr_data):
     weights = cxr_data.parent / "weights" / "kermany_densenet121_fp16.npz"
     if not weights.exists():
         pytest.skip("the trained DenseNet121 is not beside the X-rays: weights/kermany_densenet121_fp16.npz")
@@ -152,11 +152,11 @@ def test_load_npz_weights_trained_densenet121_ranks_real_films(cxr_data):
     sick = np.array([row["label"] == "PNEUMONIA" for row in rows], np.float32)
     assert 10 <= sick.sum() <= len(sick) - 10
     spec = PreprocessSpec(112, 112)
-    films = normalize(np.stack([load_uint8(folder / row["path"], spec) for row in rows]), spec)
+    images = normalize(np.stack([load_uint8(folder / row["path"], spec) for row in rows]), spec)
     model = chexnet(1, (112, 112, 3))
     load_npz_weights(model, weights)
-    # 0.967 on all 624 test films; 0.9 leaves room for the luck of 48 of them, and none for a wrong weight order.
-    assert auroc(sick, model.predict(films, batch_size=16, verbose=0)[:, 0]) > 0.9
+    # 0.967 on all 624 test images; 0.9 leaves room for the luck of 48 of them, and none for a wrong weight order.
+    assert auroc(sick, model.predict(images, batch_size=16, verbose=0)[:, 0]) > 0.9
 
 
 def test_npz_weights_that_say_what_they_are_import_without_being_told(tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cxr_compress.errors import ModelFileError
-from cxr_compress.models.tensor_file import pickle_machine, read_tensors
+from cxr_compress.models.imports import pickle_machine
+from cxr_compress.models.imports.tensor_file import read_tensors
 from tests.models.torch_files import Call, Instance, Name, Raw, module, write_legacy, write_zip
 
 WRITERS = pytest.mark.parametrize("write", [write_zip, write_legacy])

@@ -1,4 +1,4 @@
-"""Fresh weights for a network that is there: its own initialisers, one seed, nothing inherited."""
+"""Fresh weights for a network that is there: its own initializers, one seed, nothing inherited."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_reinitialize_draws_as_each_layer_says_and_equal_layers_differ():
     assert not np.allclose(model.get_layer(norm.name).moving_variance, 1)  # the control: they were others
 
 
-def test_reinitialize_keeps_what_was_measured_on_films():
+def test_reinitialize_keeps_what_was_measured_on_images():
     image = keras.Input((8, 8, 3))
     scale = layers.Normalization(name="scale")
     model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(scale(image))))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_compress.errors import ModelFileError
-from cxr_compress.models.tensor_file import read_tensors
+from cxr_compress.models.imports.tensor_file import read_tensors
 from tests.models.torch_files import (
     Call,
     Instance,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_compress.data.phantom import PHANTOM_FINDINGS, write_phantom
+from cxr_compress.data.readers.phantom import PHANTOM_FINDINGS, write_phantom
 from cxr_compress.device.layer_times import measure_layers
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import save_model
+from cxr_compress.models.files import save_model
 from cxr_compress.pipeline import run_recipe, write_probe_pack
 from cxr_compress.recipe import make_recipe
 from cxr_compress.report import render_report
@@ -37,34 +37,34 @@ RECIPE = make_recipe(
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """What every run here starts from."""
-    films = tmp_path_factory.mktemp("phantom")
-    write_phantom(films, n_train=120, n_test=40, size=64)
-    uncut = tmp_path_factory.mktemp("uncut") / "small.keras"
-    save_model(enliven(tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3))), uncut)
-    return {"data_dir": films, "keras_model_file": uncut}
+    images = tmp_path_factory.mktemp("phantom")
+    write_phantom(images, n_train=120, n_test=40, size=64)
+    original = tmp_path_factory.mktemp("original") / "small.keras"
+    save_model(enliven(tiny_chexnet(len(PHANTOM_FINDINGS), (32, 32, 3))), original)
+    return {"data_dir": images, "keras_model_file": original}
 
 
 @pytest.fixture(scope="module")
 def latency_table(folders, tmp_path_factory):
-    """What a user brings back from a device: layer times of the uncut model, here of float files."""
+    """What a user brings back from a device: layer times of the original model, here of float files."""
     folder = tmp_path_factory.mktemp("probes")
     write_probe_pack(RECIPE.with_values(quant_type="none"), folder / "probes.zip", output_dir=folder / "run", **folders)
     return measure_layers(read_pack(folder / "probes.zip"), runs=5)
 
 
 def test_run_holds_a_budget_of_bytes_within_2_percent_and_keeps_what_it_measured(folders, tmp_path):
-    recipe, news = RECIPE.with_values(target_bytes=0.6), []
-    report = run_recipe(recipe, output_dir=tmp_path, news=news.append, **folders)
+    recipe, log = RECIPE.with_values(target_bytes=0.6), []
+    report = run_recipe(recipe, output_dir=tmp_path, log=log.append, **folders)
     budget = report["facts"]["budgets"]["tflite_bytes"]
     assert budget["measured"] == (tmp_path / "tiny_chexnet_b60_int8.tflite").stat().st_size
     assert budget["predicted"] <= budget["limit"] < 0.61 * report["rows"][1]["tflite_bytes"]
     assert budget["measured"] == pytest.approx(budget["predicted"], rel=0.02)
-    # Control: the uncut file is nowhere near.
+    # Control: the original file is nowhere near.
     assert report["rows"][1]["tflite_bytes"] > 1.3 * budget["predicted"]
     assert f"came out {budget['measured']:,}" in render_report(report)
-    assert news.index("export_original: started") < news.index("price: started") < news.index("select: started")
+    assert log.index("export_original: started") < log.index("price: started") < log.index("select: started")
     again: list[str] = []
-    assert run_recipe(recipe, output_dir=tmp_path, news=again.append, **folders) == report
+    assert run_recipe(recipe, output_dir=tmp_path, log=again.append, **folders) == report
     assert "price: done before, kept" in again
 
 

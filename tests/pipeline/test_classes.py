@@ -18,11 +18,11 @@ from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import load_model, read_about
+from cxr_compress.models.files import load_model, read_about
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.recipe import make_recipe
 from cxr_compress.report import render_report
-from cxr_compress.report.card import render_card
+from cxr_compress.report.cards import render_card
 from tests.nets import conv_bn, enliven
 
 CLASSES = ("bacteria", "normal", "virus")

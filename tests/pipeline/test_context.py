@@ -12,7 +12,7 @@ from cxr_compress.recipe import AugmentRanges, make_recipe
 
 def config(**changes):
     recipe = make_recipe("tiny_chexnet", changes)
-    return RunContext(recipe, None, "films", None, print).config(3, 1e-4, ema_decay=0.5)
+    return RunContext(recipe, None, "images", None, print).config(3, 1e-4, ema_decay=0.5)
 
 
 def test_config_takes_what_no_training_of_a_run_differs_in_from_the_recipe():
@@ -30,7 +30,7 @@ def test_config_takes_what_no_training_of_a_run_differs_in_from_the_recipe():
 )
 def test_inputs_of_a_stage_that_trains_change_with_each(changes):
     before, after = (
-        RunContext(make_recipe("tiny_chexnet", values), None, "films", None, print).inputs(OF_TRAINING)
+        RunContext(make_recipe("tiny_chexnet", values), None, "images", None, print).inputs(OF_TRAINING)
         for values in ({}, changes)
     )
     assert before != after

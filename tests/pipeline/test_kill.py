@@ -42,22 +42,22 @@ RECIPE = make_recipe(
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("phantom")
     write_phantom(folder, n_train=72, n_test=24, size=48)
     return folder
 
 
-def arguments(recipe: Recipe, films: Path, output: Path, *more: str) -> list[str]:
+def arguments(recipe: Recipe, images: Path, output: Path, *more: str) -> list[str]:
     file = output.with_suffix(".recipe.json")
     file.write_text(recipe.to_json())
-    return [f"--recipe={file}", f"--data_dir={films}", f"--output_dir={output}", *more]
+    return [f"--recipe={file}", f"--data_dir={images}", f"--output_dir={output}", *more]
 
 
-def run_as_a_shell_does(films: Path, output: Path) -> str:
+def run_as_a_shell_does(images: Path, output: Path) -> str:
     """What the run says on the way."""
     code = "import sys; from cxr_compress.cli.compress import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *arguments(RECIPE, films, output)]
+    command = [sys.executable, "-c", code, *arguments(RECIPE, images, output)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stderr
@@ -98,14 +98,14 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(films, tmp_path_factory) -> Undisturbed:
+def undisturbed(images, tmp_path_factory) -> Undisturbed:
     output = tmp_path_factory.mktemp("undisturbed")
-    return Undisturbed(output, run_as_a_shell_does(films, output))
+    return Undisturbed(output, run_as_a_shell_does(images, output))
 
 
 def kill_in_stage(
     server: Server,
-    films: Path,
+    images: Path,
     output: Path,
     log: Path,
     *,
@@ -115,7 +115,7 @@ def kill_in_stage(
     recipe: Recipe = RECIPE,
 ) -> bool:
     """Run until some words and some seconds more, then kill; whether the kill came before the stage's end."""
-    run = server.start(arguments(recipe, films, output), log)
+    run = server.start(arguments(recipe, images, output), log)
     begun = run.said(words)
     time.sleep(after if begun else 0)
     if run.alive():
@@ -125,7 +125,7 @@ def kill_in_stage(
 
 
 def test_run_killed_at_random_moments_of_every_stage_ends_in_the_bytes_of_an_undisturbed_one(
-    undisturbed, films, tmp_path
+    undisturbed, images, tmp_path
 ):
     rng = np.random.default_rng(SEED)
     output, hits = tmp_path / "killed", dict.fromkeys(undisturbed.stages, 0)
@@ -133,30 +133,32 @@ def test_run_killed_at_random_moments_of_every_stage_ends_in_the_bytes_of_an_und
         for stage in undisturbed.stages:
             for number, (words, latest) in enumerate(undisturbed.moments(stage)):
                 log, after = tmp_path / f"{stage}-{number}.log", float(rng.uniform(0, latest))
-                hits[stage] += kill_in_stage(server, films, output, log, stage=stage, words=words, after=after)
+                hits[stage] += kill_in_stage(server, images, output, log, stage=stage, words=words, after=after)
     # Stages of milliseconds may be over before the signal arrives.
     assert sum(found > 0 for found in hits.values()) >= 0.6 * len(hits), f"too few kills hit their stage: {hits}"
-    run_as_a_shell_does(films, output)
+    run_as_a_shell_does(images, output)
     assert outcome(output) == outcome(undisturbed.output)
     left = [path.name for path in output.rglob(".tmp-*")]
     assert len(left) <= sum(hits.values()), "at most the file that was being written when a kill came"
     assert list((output / "work").glob("*")) == [], "checkpoints are removed when their stage is done"
 
 
-def test_run_killed_while_it_trains_with_rounding_ends_in_the_bytes_of_an_undisturbed_one(undisturbed, films, tmp_path):
+def test_run_killed_while_it_trains_with_rounding_ends_in_the_bytes_of_an_undisturbed_one(
+    undisturbed, images, tmp_path
+):
     """The stage that a recipe needs rarely, after all the others, which are taken over."""
     recipe = RECIPE.with_values(qat="always", qat_epochs=2)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for output in (calm, killed):
         shutil.copytree(undisturbed.output, output)
     with Server() as server:
-        first = server.start(arguments(recipe, films, calm), tmp_path / "calm.log")
+        first = server.start(arguments(recipe, images, calm), tmp_path / "calm.log")
         assert first.wait() == 0, (tmp_path / "calm.log").read_text()[-2000:]
         for number, words in enumerate(("qat: started", EPOCH_ENDED)):
             log = tmp_path / f"qat-{number}.log"
-            hit = kill_in_stage(server, films, killed, log, stage="qat", words=words, after=0.1, recipe=recipe)
+            hit = kill_in_stage(server, images, killed, log, stage="qat", words=words, after=0.1, recipe=recipe)
             assert hit, log.read_text()[-2000:]
-        last = server.start(arguments(recipe, films, killed), tmp_path / "last.log")
+        last = server.start(arguments(recipe, images, killed), tmp_path / "last.log")
         assert last.wait() == 0
     said = (tmp_path / "last.log").read_text()
     assert "epoch 2/2: loss" in said
@@ -166,7 +168,7 @@ def test_run_killed_while_it_trains_with_rounding_ends_in_the_bytes_of_an_undist
     assert outcome(calm) != outcome(undisturbed.output)
 
 
-def test_run_twice_gives_the_same_plan_and_bytes_and_another_seed_does_not(undisturbed, films, tmp_path):
+def test_run_twice_gives_the_same_plan_and_bytes_and_another_seed_does_not(undisturbed, images, tmp_path):
     """Without training, which the test above repeats in other processes: the seed decides which filters go."""
     quick = RECIPE.with_values(criterion="random", recovery_epochs=0, weight_sparsity=0.0)
     base = f"--keras_model_file={undisturbed.output / 'base.keras'}"
@@ -174,13 +176,13 @@ def test_run_twice_gives_the_same_plan_and_bytes_and_another_seed_does_not(undis
     outputs = [tmp_path / str(number) for number in range(len(seeds))]
     with Server() as server:
         runs = [
-            server.start(arguments(quick.with_values(seed=seed), films, output, base), output.with_suffix(".log"))
+            server.start(arguments(quick.with_values(seed=seed), images, output, base), output.with_suffix(".log"))
             for seed, output in zip(seeds, outputs, strict=True)
         ]
         assert [run.wait() for run in runs] == [0, 0, 0]
     first, again, other = map(outcome, outputs)
     assert again == first
     assert len(first) > 3
-    # The control: the comparison sees the plan and every compressed file; the uncut ones hold the same weights.
+    # The control: the comparison sees the plan and every compressed file; the original ones hold the same weights.
     assert set(other) == set(first)
     assert all(other[name] != first[name] for name in first if "plan" in name or "_m50_" in name)

@@ -23,8 +23,8 @@ def older(folder: Path, made_from: dict) -> None:
     """A run as it was left before made_from.json was kept: the same facts, in its manifests."""
     (folder / MADE_FROM).unlink()
     (folder / "manifests").mkdir()
-    inputs = {"recipe": made_from["training"], "films": "i1"} if "training" in made_from else {"weights": "w1"}
-    for stage, values in {"base": inputs, "recover": {"films": "i1"}, "score": {"films": "test"}}.items():
+    inputs = {"recipe": made_from["training"], "images": "i1"} if "training" in made_from else {"weights": "w1"}
+    for stage, values in {"base": inputs, "recover": {"images": "i1"}, "score": {"images": "test"}}.items():
         manifest = {"inputs": values, "files": {}}
         (folder / "manifests" / f"{stage}.json").write_text(json.dumps(manifest))
 

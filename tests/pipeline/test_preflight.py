@@ -81,9 +81,9 @@ def phantom(tmp_path_factory) -> Path:
     return folder
 
 
-def check(file: Path | None, folder: Path, news=lambda line: None, **changes):
+def check(file: Path | None, folder: Path, log=lambda line: None, **changes):
     recipe = make_recipe("tiny_chexnet", {**QUICK, **changes})
-    return check_network(recipe, SHAPE, len(PHANTOM_FINDINGS), file, StageStore(folder, news))
+    return check_network(recipe, SHAPE, len(PHANTOM_FINDINGS), file, StageStore(folder, log))
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_network_that_will_fail_is_refused_before_training(files, tmp_path, kind
 
 @pytest.mark.parametrize("kind", ["plain", "rescaling", "augmentation"])
 def test_network_that_will_work_passes_with_training_in_int8(files, tmp_path, kind):
-    news: list[str] = []
-    found = check(files / f"{kind}.keras", tmp_path, news.append, qat="always")
+    log: list[str] = []
+    found = check(files / f"{kind}.keras", tmp_path, log.append, qat="always")
     assert found == dataclasses.replace(found, qat="", int8="")
-    check(files / f"{kind}.keras", tmp_path, news.append, qat="always")
-    assert news[-1] == "preflight: done before, kept"
-    check(files / f"{kind}.keras", tmp_path, news.append, quant_type="int8_float_io")
-    assert news[-1].startswith("preflight: finished")
+    check(files / f"{kind}.keras", tmp_path, log.append, qat="always")
+    assert log[-1] == "preflight: done before, kept"
+    check(files / f"{kind}.keras", tmp_path, log.append, quant_type="int8_float_io")
+    assert log[-1].startswith("preflight: finished")
 
 
 def test_mixed_precision_passes_or_is_refused_with_its_layers(files, tmp_path):
@@ -143,18 +143,18 @@ def test_budget_that_cannot_be_reached_is_known_first(files, tmp_path):
 
 
 def test_run_with_auto_goes_on_without_training_in_int8_and_reports_why(files, phantom, tmp_path):
-    news: list[str] = []
-    # No drop at all: int8 misses it wherever one pair of films changes places, so that training would be wanted.
+    log: list[str] = []
+    # No drop at all: int8 misses it wherever one pair of images changes places, so that training would be wanted.
     recipe = make_recipe("given", {**QUICK, "max_auroc_drop": 0.0, "calibration_method": "minmax"})
     where = {"data_dir": phantom, "keras_model_file": files / "transpose.keras"}
-    report = run_recipe(recipe, output_dir=tmp_path, news=news.append, **where)
-    told = [line for line in news if line.startswith("qat=auto: ")]
+    report = run_recipe(recipe, output_dir=tmp_path, log=log.append, **where)
+    told = [line for line in log if line.startswith("qat=auto: ")]
     assert len(told) == 1
     assert "Conv2DTranspose" in told[0]
-    facts = report["facts"]["quantisation"]
+    facts = report["facts"]["quantization"]
     assert facts["used"] == "after training"
     assert ("Conv2DTranspose" in facts.get("qat_not_taken", "")) == bool(facts["broken"])
-    assert news.index(next(line for line in news if "preflight" in line)) < news.index("base: started")
+    assert log.index(next(line for line in log if "preflight" in line)) < log.index("base: started")
     manifest = json.loads((tmp_path / "manifests" / "base.json").read_text())
     assert manifest["threads"] >= 1
 
@@ -190,13 +190,13 @@ def test_threads_are_part_of_the_recipe_and_of_what_stages_depend_on(tmp_path):
     assert Recipe.from_json(json.dumps(kept)) == Recipe()  # a recipe from before the field
     with pytest.raises(CompressionError, match=r"run.num_threads \(--num_threads\) to be 1 or more; got 0"):
         Recipe().with_values(num_threads=0)
-    news: list[str] = []
-    tell_threads(tmp_path / "recipe.json", Recipe(), news.append)
+    log: list[str] = []
+    tell_threads(tmp_path / "recipe.json", Recipe(), log.append)
     (tmp_path / "recipe.json").write_text(json.dumps(kept))
-    tell_threads(tmp_path / "recipe.json", Recipe(), news.append)
-    assert news == []
-    tell_threads(tmp_path / "recipe.json", Recipe().with_values(num_threads=3), news.append)
-    assert news == [
+    tell_threads(tmp_path / "recipe.json", Recipe(), log.append)
+    assert log == []
+    tell_threads(tmp_path / "recipe.json", Recipe().with_values(num_threads=3), log.append)
+    assert log == [
         "threads: this folder's run had 2, this one has 3, which gives other bytes: stages are done again "
         "(--num_threads=2 keeps them)"
     ]
@@ -206,13 +206,13 @@ def test_use_threads_says_where_tensorflow_has_others_already():
     import tensorflow as tf
 
     tf.constant(1.0) + 1.0  # it computes, so that its threads are there
-    news: list[str] = []
-    had = use_threads(1234, news.append)
+    log: list[str] = []
+    had = use_threads(1234, log.append)
     assert had != 1234
-    assert len(news) == 1
-    assert f"with {had} threads; the recipe's 1234 does not hold" in news[0]
-    assert use_threads(had, news.append) == had
-    assert len(news) == 1
+    assert len(log) == 1
+    assert f"with {had} threads; the recipe's 1234 does not hold" in log[0]
+    assert use_threads(had, log.append) == had
+    assert len(log) == 1
 
 
 def test_use_threads_limits_the_products_of_numpy_too():

@@ -1,4 +1,4 @@
-"""The whole way on phantom films, once: every stage is the real one, only small."""
+"""The whole way on phantom images, once: every stage is the real one, only small."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.models.keras_file import load_model, read_about, save_model
+from cxr_compress.models.files import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.pipeline.context import OF_TRAINING
 from cxr_compress.pipeline.ownership import MADE_FROM, refuse_foreign
@@ -59,9 +59,9 @@ def phantom(tmp_path_factory) -> Path:
 def finished(phantom, tmp_path_factory):
     """One whole run and what it said on the way."""
     folder = tmp_path_factory.mktemp("run")
-    news: list[str] = []
-    report = run_recipe(RECIPE, data_dir=phantom, output_dir=folder, news=news.append)
-    return folder, report, news
+    log: list[str] = []
+    report = run_recipe(RECIPE, data_dir=phantom, output_dir=folder, log=log.append)
+    return folder, report, log
 
 
 def test_run_reports_the_three_files_with_their_costs(finished):
@@ -111,10 +111,10 @@ def test_run_every_stage_that_trains_depends_on_what_trainings_share(finished):
 
 def test_run_to_int16x8_makes_only_the_files_again_and_they_err_less(finished, phantom, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
-    news: list[str] = []
+    log: list[str] = []
     wide = RECIPE.with_values(quant_type="int16x8")
-    report = run_recipe(wide, data_dir=phantom, output_dir=folder, news=news.append)
-    assert {line.split(":")[0] for line in news if line.endswith(": started")} == {
+    report = run_recipe(wide, data_dir=phantom, output_dir=folder, log=log.append)
+    assert {line.split(":")[0] for line in log if line.endswith(": started")} == {
         "preflight",
         "quantize",
         "export_compressed",
@@ -152,33 +152,33 @@ def test_run_files_describe_themselves(finished):
     path = folder / "tiny_chexnet_m50_w50_int8.tflite"
     info = read_model(path).info
     assert info.synthetic
-    # Float, thin, sparse: each is there, and is the file beside it.
+    # Float, pruned, sparse: each is there, and is the file beside it.
     assert list(info.parents)[-1] == "sparse.keras"
     assert len(info.parents) >= 3
     for name, digest in info.parents.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-    assert "dev films" in info.calibration_source
+    assert "dev images" in info.calibration_source
     assert info.canonical_hash in info.model_card
     found = verify_model(path)
     assert found.passed, found.to_text()
     assert info.labels == PHANTOM_FINDINGS
-    assert "dev films" in info.threshold_source
+    assert "dev images" in info.threshold_source
     assert info.recipe["removal"]["budget"]["macs"] == 0.5
     assert str(folder) not in json.dumps(info.to_dict())
 
 
 def test_run_device_classifier_equals_keras_on_the_float_file(finished, phantom):
-    """What ships is what was trained: float file against Keras, on the same preprocessed film."""
+    """What ships is what was trained: float file against Keras, on the same preprocessed image."""
     folder, _, _ = finished
-    film = load_dataset("phantom", phantom).test.paths[0]
+    picture = load_dataset("phantom", phantom).test.paths[0]
     classifier = Classifier(folder / "tiny_chexnet_m50_w50_fp32.tflite")
     model = load_model(folder / "sparse.keras")
     from cxr_compress.device.preprocess import preprocess
 
-    image = preprocess(film, classifier.spec)[np.newaxis]
+    image = preprocess(picture, classifier.spec)[np.newaxis]
     expected = model(image).numpy()[0]
-    # Same float32 sums in another order: 1e-4 of logits of about 1; the control is another film, above 1e-3.
-    np.testing.assert_allclose(classifier.predict(film).logits, expected, atol=1e-4)
+    # Same float32 sums in another order: 1e-4 of logits of about 1; the control is another image, above 1e-3.
+    np.testing.assert_allclose(classifier.predict(picture).logits, expected, atol=1e-4)
     other = preprocess(load_dataset("phantom", phantom).test.paths[1], classifier.spec)[np.newaxis]
     assert np.abs(model(other).numpy()[0] - expected).max() > 1e-3
 
@@ -195,18 +195,18 @@ def test_run_every_file_that_it_writes_is_refused_in_the_folder_of_another(finis
 
 def test_run_again_keeps_every_stage(finished, phantom):
     folder, report, _ = finished
-    news: list[str] = []
-    again = run_recipe(RECIPE, data_dir=phantom, output_dir=folder, news=news.append)
+    log: list[str] = []
+    again = run_recipe(RECIPE, data_dir=phantom, output_dir=folder, log=log.append)
     assert again == report
-    assert news
-    stages = [line for line in news if "original model" not in line]
+    assert log
+    stages = [line for line in log if "original model" not in line]
     assert all(line.endswith("done before, kept") for line in stages)
 
 
-def test_run_news_name_no_film_and_no_folder(finished, phantom):
-    folder, _, news = finished
+def test_run_log_name_no_image_and_no_folder(finished, phantom):
+    folder, _, log = finished
     names = {path.stem for path in load_dataset("phantom", phantom).train.paths}
-    text = "\n".join(news)
+    text = "\n".join(log)
     assert not any(name in text for name in names)
     assert str(phantom) not in text
     assert str(folder) not in text

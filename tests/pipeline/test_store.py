@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cxr_compress.device.atomic import write_text
+from cxr_compress.files import write_text
 from cxr_compress.pipeline.store import StageStore
 
 
@@ -12,9 +12,9 @@ class Stage:
     """A stage that writes its inputs to a file and counts how often it ran."""
 
     def __init__(self, folder, file="out.txt"):
-        self.news = []
+        self.log = []
         self.file = file
-        self.store = StageStore(folder, self.news.append)
+        self.store = StageStore(folder, self.log.append)
         self.folder = folder
         self.runs = 0
 
@@ -47,7 +47,7 @@ def test_store_changed_input_runs_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("other")])
-def test_store_damaged_artefact_runs_again(tmp_path, damage):
+def test_store_damaged_artifact_runs_again(tmp_path, damage):
     stage = Stage(tmp_path)
     first = stage(a=1)
     damage(tmp_path / "out.txt")
@@ -88,12 +88,12 @@ def test_store_file_that_somebody_changed_is_kept_beside_and_never_over_another(
     stage(a=1)
     for number, name in enumerate(("plan.edited.json", "plan.edited2.json"), 2):
         (tmp_path / "plan.json").write_text(name)
-        stage.news.clear()
+        stage.log.clear()
         stage(a=1)
         assert stage.runs == number
         assert (tmp_path / name).read_text() == name
         assert (tmp_path / "plan.json").read_text() == "{'a': 1}"
-        assert stage.news[0] == f"plan.json was changed since this run made it: kept as {name}, and made again"
+        assert stage.log[0] == f"plan.json was changed since this run made it: kept as {name}, and made again"
     assert (tmp_path / "plan.edited.json").read_text() == "plan.edited.json"
 
 
@@ -125,10 +125,10 @@ def test_store_results_of_other_choices_are_replaced_with_a_word(tmp_path):
     stage = Stage(tmp_path, "report.json")
     stage(a=1)
     stage(a=1)
-    assert not [line for line in stage.news if "replaces" in line]
+    assert not [line for line in stage.log if "replaces" in line]
     stage(a=2)
-    assert "stage: replaces report.json, which this run made before with other choices" in stage.news
-    inner = Stage(tmp_path / "inner", "thin.keras")
+    assert "stage: replaces report.json, which this run made before with other choices" in stage.log
+    inner = Stage(tmp_path / "inner", "pruned.keras")
     inner(a=1)
     inner(a=2)
-    assert not [line for line in inner.news if "replaces" in line], "of what is on the way nobody asks"
+    assert not [line for line in inner.log if "replaces" in line], "of what is on the way nobody asks"

@@ -13,7 +13,7 @@ import pytest
 
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import DataError
-from cxr_compress.report.card import external_validation
+from cxr_compress.report.cards import external_validation
 from tests.conftest import REPOSITORY
 
 SHELF = REPOSITORY / "tflite_models"

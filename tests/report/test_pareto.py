@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
-from cxr_compress.report.pareto import ParetoPoint, draw_pareto, pareto_front
+from cxr_compress.report.plots import ParetoPoint, draw_pareto, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(1, 6), st.one_of(st.integers(0, 6).map(float), st.just(math.nan))), max_size=12)
 
@@ -56,7 +56,7 @@ def test_pareto_front_of_nothing_is_nothing():
 
 TRIED = [ParetoPoint(f"m{share}", 7e6 * share, 0.95 + 0.02 * share, 0.94, 0.98) for share in (0.1, 0.2, 0.5)]
 WINNER = ParetoPoint("best", 8e5, 0.958, 0.94, 0.97, "recovered in full", winner=True)
-UNCUT = ParetoPoint("uncut, float32", 28e6, 0.967, 0.952, 0.979)
+ORIGINAL = ParetoPoint("original, float32", 28e6, 0.967, 0.952, 0.979)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -67,7 +67,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def count_of(png: bytes, color: str) -> int:
-    """Pixels of exactly this colour ("#rrggbb")."""
+    """Pixels of exactly this color ("#rrggbb")."""
     wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
     return int((pixels(png) == wanted).all(axis=-1).sum())
 
@@ -78,9 +78,9 @@ def needs_matplotlib(request):
         pytest.importorskip("matplotlib")
 
 
-def test_draw_pareto_shows_tried_winner_and_tolerance_each_in_its_colour():
-    whole = draw_pareto([*TRIED, WINNER], [UNCUT], title="toy", floor=0.955)
-    without = draw_pareto(TRIED, [UNCUT], title="toy")
+def test_draw_pareto_shows_tried_winner_and_tolerance_each_in_its_color():
+    whole = draw_pareto([*TRIED, WINNER], [ORIGINAL], title="toy", floor=0.955)
+    without = draw_pareto(TRIED, [ORIGINAL], title="toy")
     gray, star, line = "#9aa5b1", "#d98e04", "#b03a2e"
     assert min(count_of(whole, color) for color in (gray, star, line)) > 50
     assert count_of(without, gray) > 50
@@ -100,24 +100,24 @@ def test_draw_pareto_says_title_intended_use_and_the_names_of_winner_and_referen
             return _original(self, text, *rest, **options)
 
         monkeypatch.setattr(owner, method, spy)
-    draw_pareto([*TRIED, WINNER], [UNCUT], title="toy")
-    assert sorted(said) == sorted(["toy", INTENDED_USE, "best\n800,000 bytes, 0.958", "uncut, float32\n0.967"])
+    draw_pareto([*TRIED, WINNER], [ORIGINAL], title="toy")
+    assert sorted(said) == sorted(["toy", INTENDED_USE, "best\n800,000 bytes, 0.958", "original, float32\n0.967"])
 
 
 def test_draw_pareto_gives_the_same_bytes_for_the_same_points():
-    assert draw_pareto(TRIED, [UNCUT]) == draw_pareto(TRIED, [UNCUT])
-    assert draw_pareto(TRIED, [UNCUT]) != draw_pareto(TRIED[1:], [UNCUT])
+    assert draw_pareto(TRIED, [ORIGINAL]) == draw_pareto(TRIED, [ORIGINAL])
+    assert draw_pareto(TRIED, [ORIGINAL]) != draw_pareto(TRIED[1:], [ORIGINAL])
 
 
 def test_draw_pareto_leaves_out_what_has_no_place_and_draws_a_single_point():
     lost = ParetoPoint("diverged", 1e6, math.nan)
-    assert draw_pareto([TRIED[0], lost], [UNCUT]) == draw_pareto([TRIED[0]], [UNCUT])
+    assert draw_pareto([TRIED[0], lost], [ORIGINAL]) == draw_pareto([TRIED[0]], [ORIGINAL])
     assert draw_pareto([TRIED[0]]).startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_draw_pareto_of_nothing_is_refused():
     with pytest.raises(DataError, match="expected points with a size and an AUROC to draw, got none"):
-        draw_pareto([], [UNCUT])
+        draw_pareto([], [ORIGINAL])
 
 
 def test_draw_pareto_wide_intervals_do_not_flatten_the_picture():
@@ -145,7 +145,7 @@ def test_draw_pareto_wide_intervals_do_not_flatten_the_picture():
 
 def test_pareto_loads_no_framework_and_no_matplotlib_before_it_is_asked_to():
     code = (
-        "import sys, cxr_compress.report.pareto\n"
+        "import sys, cxr_compress.report.plots\n"
         "assert not {'matplotlib', 'tensorflow', 'tf_keras', 'cxr_compress.pipeline'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.device.modelinfo import INTENDED_USE
-from cxr_compress.report.plan_view import HEADERS, OTHERS, TOTAL, draw_plan, name_stretches, plan_rows, plan_title
+from cxr_compress.report.plots import HEADERS, OTHERS, TOTAL, draw_plan, name_stretches, plan_rows, plan_title
 
 DENSE = ["conv1/conv"] + [
     f"conv{stage}_block{block}_{part}_conv"
@@ -60,7 +60,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def share_of(image: np.ndarray, color: str) -> float:
-    """Share of the pixels of exactly this colour ("#rrggbb")."""
+    """Share of the pixels of exactly this color ("#rrggbb")."""
     wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
     return float((image == wanted).all(axis=-1).mean())
 
@@ -145,7 +145,7 @@ def test_draw_plan_stays_a_page_wide_however_many_layers():
 
 def test_plan_view_loads_no_framework_and_no_matplotlib_before_it_draws():
     code = (
-        "import sys, cxr_compress.report.plan_view\n"
+        "import sys, cxr_compress.report.plots\n"
         "assert not {'matplotlib', 'tensorflow', 'tf_keras', 'cxr_compress.structured'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

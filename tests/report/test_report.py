@@ -1,4 +1,4 @@
-"""report.json and the table: complete, honest about what is unknown, and loud about synthetic films."""
+"""report.json and the table: complete, honest about what is unknown, and loud about synthetic images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from cxr_compress.report import Row, build_report, read_report, render_report, r
 
 
 def make_dataset(findings: tuple[str, ...] = ("Pneumonia",), *, synthetic: bool = False) -> Dataset:
-    def split(name: str, films: int) -> Split:
-        labels = np.zeros((films, len(findings)), np.float32)
-        return Split(name, tuple(map(Path, "x" * films)), labels, tuple(f"secret{i // 2}" for i in range(films)))
+    def split(name: str, images: int) -> Split:
+        labels = np.zeros((images, len(findings)), np.float32)
+        return Split(name, tuple(map(Path, "x" * images)), labels, tuple(f"secret{i // 2}" for i in range(images)))
 
     parts = {"train": split("train", 20), "dev": split("dev", 4), "test": split("test", 1624)}
     return Dataset("toy", findings, **parts, attribution="Nobody, CC BY 4.0", synthetic=synthetic)
@@ -65,7 +65,7 @@ def test_render_report_one_finding_shows_every_number_of_each_row() -> None:
         assert shown in row
     assert "-0.012 [-0.016, -0.008]" in row
     assert "[-" not in next(line for line in lines if line.startswith("fp32"))  # the reference has no change
-    assert "Test split of toy: 1,624 films of 812 patients. Nobody, CC BY 4.0" in lines[0]
+    assert "Test split of toy: 1,624 images of 812 patients. Nobody, CC BY 4.0" in lines[0]
     assert "litert 9, 1 thread(s), Linux test" in text
     assert lines[-1] == INTENDED_USE
     assert "SYNTHETIC" not in text
@@ -118,7 +118,7 @@ def test_write_report_round_trip_keeps_everything_and_names_no_patient(tmp_path:
     assert found == {**json.loads(json.dumps(report)), "facts": {"recipe": {"target_macs": 0.5}, "bad": None}}
     assert found["schema_version"] == 1
     assert found["intended_use"] == INTENDED_USE
-    assert found["dataset"]["splits"]["test"] == {"films": 1624, "patients": 812}
+    assert found["dataset"]["splits"]["test"] == {"images": 1624, "patients": 812}
     assert found["dataset"]["attribution"] == "Nobody, CC BY 4.0"
     assert "secret" not in path.read_text()
     assert render_report(found) == render_report(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxr_compress.report import render_forecast
-from cxr_compress.report.table import _gate, _quantised
+from cxr_compress.report.table import _gate, _quantized
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ from cxr_compress.report.table import _gate, _quantised
     ],
 )
 def test_report_says_how_int8_was_reached(facts, line):
-    assert _quantised(facts).startswith(line)
-    assert bool(_quantised(facts)) == bool(line)
+    assert _quantized(facts).startswith(line)
+    assert bool(_quantized(facts)) == bool(line)
 
 
 def test_report_gives_the_verdict_with_its_bounds_and_power():

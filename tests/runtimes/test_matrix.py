@@ -62,11 +62,11 @@ def files(tmp_path_factory) -> dict[str, Path]:
     load_npz_weights(whole, WEIGHTS / "chexnet_kermany" / "weights_fp16.npz")
     analysis = analyze_channels(whole)
     plan = select_channels(analysis, score_channels(whole, analysis), Budget(macs=0.25), scope="local")
-    thin = remove_channels(whole, plan)
+    pruned = remove_channels(whole, plan)
     folder, found = tmp_path_factory.mktemp("files"), {}
     wanted = (
         ("tiny_chexnet", tiny, list(QUANT_TYPES)),
-        ("chexnet_m25", thin, ["none", "int8"]),
+        ("chexnet_m25", pruned, ["none", "int8"]),
     )
     for name, model, quant_types in wanted:
         for quant_type, lite in convert(model, quant_types, calibration=[images]).items():
@@ -99,10 +99,10 @@ def test_every_quant_type_answers_as_recorded(files, where):
 
 @pytest.mark.densenet
 @pytest.mark.parametrize("name", ["tiny_chexnet_none", "tiny_chexnet_int8", "chexnet_m25_int8"])
-def test_verify_control_record_of_the_films_in_another_order_fails(files, name, tmp_path):
-    """The tolerances are far below what a file answers to one film and to another."""
+def test_verify_control_record_of_the_images_in_another_order_fails(files, name, tmp_path):
+    """The tolerances are far below what a file answers to one image and to another."""
     file = read_model(files[name])
-    turned = replace(file.info.golden, logits=file.info.golden.logits[::-1])
-    (tmp_path / "turned.tflite").write_bytes(pack_model(file.content, replace(file.info, golden=turned)))
+    turned = replace(file.info.reference, logits=file.info.reference.logits[::-1])
+    (tmp_path / "turned.tflite").write_bytes(pack_model(file.content, replace(file.info, reference=turned)))
     assert verify_model(files[name]).passed
     assert not verify_model(tmp_path / "turned.tflite").passed

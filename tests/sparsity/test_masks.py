@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.tfmot import sparsity_api
 from cxr_compress.sparsity import SparsityTarget
-from cxr_compress.sparsity.allocation import zeros_wanted
+from cxr_compress.sparsity.allocate import zeros_wanted
 from cxr_compress.sparsity.masks import block_magnitudes, exact_mask, why_not, zeros_of_two_of_four
-from cxr_compress.sparsity.tfmot import sparsity_api
 
 # Few distinct values, so that most kernels have ties.
 VALUES = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0])

@@ -7,7 +7,7 @@ import pytest
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.masked import kernel_of, prunable_layers
+from cxr_compress.models.zeros import kernel_of, prunable_layers
 from cxr_compress.sparsity import SparsityTarget, allocate, layer_outcomes
 from tests.nets import chain, nested
 

@@ -8,8 +8,9 @@ import pytest
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_file import load_model, save_model
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.files import load_model, save_model
+from cxr_compress.models.tfmot import sparsity_api
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.sparsity import (
     PruningSteps,
     SparsityTarget,
@@ -17,14 +18,13 @@ from cxr_compress.sparsity import (
     measure_sparsity,
     prune_weights,
 )
-from cxr_compress.sparsity.allocation import zeros_wanted
-from cxr_compress.sparsity.tfmot import sparsity_api
-from cxr_compress.sparsity.wrap import ExactMasks, strip_model, wrap_model
+from cxr_compress.sparsity.allocate import zeros_wanted
+from cxr_compress.sparsity.prune import ExactMasks, strip_model, wrap_model
 from cxr_compress.train import FitConfig, fit
 from tests.sparsity.test_measure import mixed_net
-from tests.train.films import FINDINGS, SPEC, drawn_films
+from tests.train.images import FINDINGS, SPEC, drawn_images
 
-TRAIN, DEV = drawn_films(64, seed=20), drawn_films(24, seed=21)
+TRAIN, DEV = drawn_images(64, seed=20), drawn_images(24, seed=21)
 CONFIG = FitConfig(epochs=4, batch_size=16, learning_rate=5e-3)
 TARGET = 0.6
 UNIFORM = SparsityTarget(sparsity=TARGET)
@@ -103,18 +103,18 @@ def test_prune_weights_result_is_a_plain_model_of_the_same_layers(pruned, tmp_pa
     assert all(len(layer.inbound_nodes) == len(model.get_layer(layer.name).inbound_nodes) for layer in plain.layers)
     path = tmp_path / "pruned.keras"
     save_model(plain, path)
-    films = normalize(DEV[0], SPEC)
-    expected = plain(films).numpy()
-    np.testing.assert_array_equal(keras.models.load_model(path)(films).numpy(), expected)
+    images = normalize(DEV[0], SPEC)
+    expected = plain(images).numpy()
+    np.testing.assert_array_equal(keras.models.load_model(path)(images).numpy(), expected)
     assert measure_sparsity(load_model(path)) == measure_sparsity(plain)
     assert np.ptp(expected, axis=0).min() > 1e-2
 
 
 def test_prune_weights_finished_run_gives_the_same_model_at_once(pruned):
     folder, model, plain = pruned
-    news = []
-    again = prune(model, folder, progress=news.append)
-    assert news == []
+    log = []
+    again = prune(model, folder, progress=log.append)
+    assert log == []
     assert largest_difference(again, plain) == 0.0
 
 
@@ -200,9 +200,9 @@ def test_strip_model_computes_what_tfmots_own_stripping_computes(tmp_path):
     config = FitConfig(epochs=1, batch_size=16)
     fit(wrapped, TRAIN, DEV, SPEC, config, tmp_path, findings=FINDINGS, extra_callbacks=callbacks)
     ours = strip_model(wrapped, model, allocation)
-    films = normalize(DEV[0], SPEC)
-    np.testing.assert_array_equal(ours(films).numpy(), sparsity_api().strip_pruning(wrapped)(films).numpy())
-    assert np.abs(ours(films).numpy() - model(films).numpy()).max() > 1e-3
+    images = normalize(DEV[0], SPEC)
+    np.testing.assert_array_equal(ours(images).numpy(), sparsity_api().strip_pruning(wrapped)(images).numpy())
+    assert np.abs(ours(images).numpy() - model(images).numpy()).max() > 1e-3
 
 
 def test_prune_weights_run_too_short_for_its_schedule_is_refused_before_training(tmp_path):

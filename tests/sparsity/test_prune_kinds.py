@@ -7,7 +7,7 @@ import pytest
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.masked import kernel_of, prunable_layers, zero_masks
+from cxr_compress.models.zeros import kernel_of, prunable_layers, zero_masks
 from cxr_compress.sparsity import (
     PruningSteps,
     SparsityTarget,
@@ -49,14 +49,14 @@ def whole_run(tmp_path_factory):
 
     def run(kind):
         if kind not in done:
-            news, epochs = [], Epochs()
+            log, epochs = [], Epochs()
 
             def watched_fit(*arguments, extra_callbacks, **options):
                 return fit(*arguments, extra_callbacks=[*extra_callbacks, epochs], **options)
 
             folder = tmp_path_factory.mktemp("kind")
-            options = {"target": KINDS[kind], "config": SHORT, "fit": watched_fit, "progress": news.append}
-            done[kind] = (prune(net(), folder, **options), epochs.masks, news)
+            options = {"target": KINDS[kind], "config": SHORT, "fit": watched_fit, "progress": log.append}
+            done[kind] = (prune(net(), folder, **options), epochs.masks, log)
         return done[kind]
 
     return run
@@ -64,13 +64,13 @@ def whole_run(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prune_weights_every_kind_of_target_ends_with_exactly_its_zeros(whole_run, kind):
-    plain, masks, news = whole_run(kind)
+    plain, masks, log = whole_run(kind)
     allocation = allocate(net(), KINDS[kind])
     assert {outcome.name: outcome.zeros for outcome in layer_outcomes(plain, allocation)} == {
         layer.name: layer.zeros for layer in allocation.layers
     }
     assert measure_sparsity(plain).total == allocation.total > 0
-    assert news[: len(allocation.notes())] == list(allocation.notes())
+    assert log[: len(allocation.notes())] == list(allocation.notes())
     for name, mask in zero_masks(plain).items():  # the pattern, seen in the result: the same mask once more
         kernel = kernel_of(prunable_layers(plain)[name]).numpy()
         np.testing.assert_array_equal(exact_mask(kernel, allocation.pruned[name].zeros, KINDS[kind], held=mask), mask)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.models.tfmot import sparsity_api
 from cxr_compress.sparsity import PruningSteps, SparsityTarget, plan_steps
-from cxr_compress.sparsity.tfmot import sparsity_api
-from cxr_compress.sparsity.wrap import make_schedule
+from cxr_compress.sparsity.prune import make_schedule
 
 
 @given(epochs=st.integers(1, 50), per_epoch=st.integers(1, 3000), ramp=st.floats(0.01, 1.0))

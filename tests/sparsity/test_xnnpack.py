@@ -8,8 +8,8 @@ import pytest
 
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
+from cxr_compress.models.tfmot import sparsity_api
 from cxr_compress.sparsity import XnnpackSparse, xnnpack_sparse
-from cxr_compress.sparsity.tfmot import sparsity_api
 from tests import nets
 
 layers = keras.layers
@@ -110,9 +110,9 @@ BROKEN = {
         {"middle": layers.DepthwiseConv2D(7, padding="same", name="seven")},
         {"seven": "a depthwise kernel must be 3x3 or 5x5"},
     ),
-    "normalisation_of_rows": (
+    "normalization_of_rows": (
         {"middle": layers.BatchNormalization(axis=1, name="rows")},
-        {"rows": r"normalises axis \[1\]"},
+        {"rows": r"normalizes axis \[1\]"},
     ),
     "tanh": ({"middle": layers.Activation("tanh", name="tanh")}, {"tanh": "the activation tanh is none of relu"}),
     "nearest": (

@@ -1,4 +1,5 @@
-"""The oracle of filter removal: the big model with the removed inputs of every consumer zeroed must equal the thin one.
+"""The oracle of filter removal: the big model with the removed inputs of every consumer zeroed must equal the pruned
+one.
 
 Zeroing a filter itself is not the same: the batch norm behind it turns the zero into a constant (pitfall 2).
 """
@@ -61,10 +62,10 @@ class Parity:
     removal_effect: float
 
 
-def parity(model: keras.Model, plan: ChannelPlan, images: np.ndarray, thin: keras.Model | None = None) -> Parity:
-    """Compare the thin model with the oracle, and with the oracle of other channels."""
+def parity(model: keras.Model, plan: ChannelPlan, images: np.ndarray, pruned: keras.Model | None = None) -> Parity:
+    """Compare the pruned model with the oracle, and with the oracle of other channels."""
     analysis = analyze_channels(model, exclude=plan.exclude)
-    got = _outputs(remove_channels(model, plan) if thin is None else thin, images)
+    got = _outputs(remove_channels(model, plan) if pruned is None else pruned, images)
     big = zeroed_model(model, plan)
     oracle = _outputs(big, images)
     zero_inputs(big, model, other_channels(plan, analysis), analysis)

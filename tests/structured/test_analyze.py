@@ -13,7 +13,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import LayerFlow, WeightAxis, analyze_channels, measure_cost, register_rule
 from cxr_compress.structured.flow import _RULES
-from cxr_compress.structured.probes import survey_kernels
+from cxr_compress.structured.measured_parts import survey_kernels
 from cxr_compress.structured.walk import Walk
 from tests import nets
 
@@ -78,7 +78,7 @@ def test_analyze_unknown_layer_freezes_what_it_touches_and_nothing_else():
     ("layer", "reason"),
     [
         (layers.Activation("softmax", name="x"), "x (Activation) has an activation that mixes channels"),
-        (layers.BatchNormalization(axis=1, name="x"), "x (BatchNormalization) normalises axis 1, not the channels"),
+        (layers.BatchNormalization(axis=1, name="x"), "x (BatchNormalization) normalizes axis 1, not the channels"),
     ],
 )
 def test_analyze_layer_beyond_its_rule_is_frozen_with_the_reason(layer, reason):

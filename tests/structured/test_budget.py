@@ -226,13 +226,13 @@ def test_remove_iteratively_latency_below_one_millisecond_stays_absolute():
     whole = analyze_channels(model).priced(table).baseline
     # The bounds of the steps are below 1 ms: taken as fractions they would ask for far less than the end does.
     assert whole.latency_ms < 1
-    thin, composed, plans = remove_iteratively(
+    pruned, composed, plans = remove_iteratively(
         model, Budget(latency_ms=0.7), lambda _, now: scores_of(now), steps=2, round_to=1, cost_table=table
     )
     assert plans[0].after.latency_ms <= whole.latency_ms * 0.7**0.5
     assert 0.5 * whole.latency_ms < composed.after.latency_ms <= 0.7 * whole.latency_ms
     assert composed.before == whole
-    assert analyze_channels(thin).priced(table).baseline == composed.after
+    assert analyze_channels(pruned).priced(table).baseline == composed.after
 
 
 # What an unreachable budget says.

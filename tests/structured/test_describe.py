@@ -41,18 +41,18 @@ def test_describe_model_layers_add_up_to_the_measured_cost(described):
     assert sum(layer["macs"] for layer in found["layers"]) == cost.macs == found["summary"]["macs"]
 
 
-def test_describe_plan_layers_add_up_to_the_thin_models_measured_cost(described):
+def test_describe_plan_layers_add_up_to_the_pruned_models_measured_cost(described):
     model, analysis, plan = described
     found = describe_plan(analysis, model, plan)
-    thin = remove_channels(model, plan)
-    cost = measure_cost(thin)
+    pruned = remove_channels(model, plan)
+    cost = measure_cost(pruned)
     assert sum(layer["params_after"] for layer in found["layers"]) == cost.params == found["after"]["params"]
     assert sum(layer["macs_after"] for layer in found["layers"]) == cost.macs == found["after"]["macs"]
     assert cost.macs < analysis.baseline.macs
     # Layer by layer, too: what is said of each is what the rebuilt one has.
     rebuilt = {
         layer["path"]: (layer["params"], layer["macs"], layer["filters"])
-        for layer in describe_model(analyze_channels(thin), thin)["layers"]
+        for layer in describe_model(analyze_channels(pruned), pruned)["layers"]
     }
     said = {
         layer["path"]: (layer["params_after"], layer["macs_after"], layer["filters_kept"]) for layer in found["layers"]

@@ -1,4 +1,4 @@
-"""Every layer class of Keras in the middle of a network: counted by hand or named, thinned or refused in one line."""
+"""Every layer class of Keras in the middle of a network: counted by hand or named, pruned or refused in one line."""
 
 from __future__ import annotations
 

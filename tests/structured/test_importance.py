@@ -24,7 +24,7 @@ def squared_error(labels, outputs):
     return (labels - outputs) ** 2
 
 
-def labelled(model, images=6):
+def labeled(model, images=6):
     x = nets.batch(model, images=images)
     y = np.random.default_rng(7).normal(size=(images, 3)).astype(np.float32)
     return x, y
@@ -49,7 +49,7 @@ def test_score_weight_criteria_on_every_net_are_finite_and_leave_the_model_alone
 def test_score_data_criteria_leave_the_model_alone_and_repeat(build, criterion):
     model = build()
     before = [weight.copy() for weight in model.get_weights()]
-    data = [labelled(model)]
+    data = [labeled(model)]
     first = scored(model, criterion, batches=data, loss=squared_error)
     again = scored(model, criterion, batches=data, loss=squared_error)
     assert all(np.array_equal(first[name], again[name]) for name in first)
@@ -92,7 +92,7 @@ def test_taylor_equals_the_squared_slope_of_a_gate_on_the_channel():
     """Brute force: scale all that the consumers read of one channel and watch the loss (central difference)."""
     model = nets.dense_block()
     analysis = analyze_channels(model)
-    x, y = labelled(model)
+    x, y = labeled(model)
     scores = score_channels(
         model, analysis, criterion="taylor", batches=[(x, y)], loss=squared_error, normalizer="none"
     )
@@ -119,7 +119,7 @@ def _gated_loss(model, analysis, unit, gate, x, y):
 
 def test_taylor_averages_over_batches():
     model = nets.nested()
-    x, y = labelled(model, images=4)
+    x, y = labeled(model, images=4)
     one = [
         scored(model, "taylor", batches=[(x[s], y[s])], loss=squared_error, normalizer="none")["backbone/body"]
         for s in (slice(0, 2), slice(2, 4))
@@ -131,7 +131,7 @@ def test_taylor_averages_over_batches():
 def test_taylor_errors_are_one_line():
     model = nets.chain()
     with pytest.raises(CompressionError, match="taylor needs a loss"):
-        scored(model, "taylor", batches=[labelled(model)])
+        scored(model, "taylor", batches=[labeled(model)])
     with pytest.raises(DataError, match=r"taylor: expected batches of \(images, labels\), got images alone"):
         scored(model, "taylor", batches=[nets.batch(model)], loss=squared_error)
     with pytest.raises(DataError, match=r"taylor needs images: pass batches=\(images, labels\); got none"):
@@ -192,8 +192,8 @@ def test_contribution_products_equal_brute_force_in_both_forms(monkeypatch, limi
     rng = np.random.default_rng(0)
     rows, kernel = rng.normal(size=(30, 12)).astype("f4"), rng.normal(size=(12, 5)).astype("f4")
     channel = np.tile(np.arange(4, dtype=np.int32), 3)
-    centred = rows - rows.mean(axis=0)
-    parts = np.stack([centred[:, channel == n] @ kernel[channel == n] for n in range(4)]).reshape(4, -1)
+    centered = rows - rows.mean(axis=0)
+    parts = np.stack([centered[:, channel == n] @ kernel[channel == n] for n in range(4)]).reshape(4, -1)
     np.testing.assert_allclose(contribution_products(rows, kernel, channel, 4), parts @ parts.T, rtol=1e-4, atol=1e-3)
 
 

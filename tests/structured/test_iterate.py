@@ -37,10 +37,10 @@ def equal_weights(a, b) -> bool:
 @pytest.mark.parametrize("build", [nets.dense_block, nets.residual, nets.depthwise, nets.nested])
 def test_remove_iteratively_composed_plan_gives_the_same_model_at_once(build):
     model = build()
-    thin, whole, plans = remove_iteratively(model, Budget(macs=0.5), random_score(1), steps=3, round_to=1)
+    pruned, whole, plans = remove_iteratively(model, Budget(macs=0.5), random_score(1), steps=3, round_to=1)
     assert len(plans) == 3
-    assert equal_weights(remove_channels(model, whole), thin)
-    assert whole.after == measure_cost(thin)
+    assert equal_weights(remove_channels(model, whole), pruned)
+    assert whole.after == measure_cost(pruned)
     assert whole.after.macs <= 0.5 * whole.before.macs
     # Control: the composition is not just the last plan.
     assert whole.kept != plans[-1].kept
@@ -50,10 +50,10 @@ def test_remove_iteratively_one_step_is_select_and_remove():
     model = nets.dense_block()
     score = random_score(4)
     analysis = analyze_channels(model)
-    thin, whole, _ = remove_iteratively(model, Budget(params=0.6), score, steps=1, round_to=2)
+    pruned, whole, _ = remove_iteratively(model, Budget(params=0.6), score, steps=1, round_to=2)
     plain = select_channels(analysis, score(model, analysis), Budget(params=0.6), round_to=2)
     assert (whole.kept, whole.before, whole.after) == (plain.kept, plain.before, plain.after)
-    assert equal_weights(thin, remove_channels(model, whole))
+    assert equal_weights(pruned, remove_channels(model, whole))
 
 
 def test_remove_iteratively_costs_fall_by_equal_factors():

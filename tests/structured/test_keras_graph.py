@@ -47,7 +47,7 @@ ODD = {
     "conv borrowed name": (IMAGE, lambda: layers.Conv2D(4, 3, activation=relu)),
     "conv no activation": (IMAGE, lambda: layers.Conv2D(4, 3, activation=None)),
     "conv frozen": (IMAGE, lambda: layers.Conv2D(4, 3, trainable=False)),
-    "conv regularised": (IMAGE, lambda: layers.Conv2D(4, 3, kernel_regularizer="l2", bias_constraint="non_neg")),
+    "conv regularized": (IMAGE, lambda: layers.Conv2D(4, 3, kernel_regularizer="l2", bias_constraint="non_neg")),
     "conv 1d causal": (SIGNAL, lambda: layers.Conv1D(4, 3, padding="causal")),
     "conv 3d": (VOLUME, lambda: layers.Conv3D(4, 3, strides=(1, 2, 2))),
     "transpose 1d": (SIGNAL, lambda: layers.Conv1DTranspose(4, 3, strides=2)),
@@ -121,7 +121,7 @@ def test_layer_config_whole_is_the_config():
         LayerConfig(layer)["depth_multiplier"]
 
 
-def test_layer_config_hot_entries_do_not_serialise(monkeypatch):
+def test_layer_config_hot_entries_do_not_serialize(monkeypatch):
     layer = layers.Conv2D(4, 3, activation="relu")
     monkeypatch.setattr(layer, "get_config", lambda: pytest.fail("the whole config was read"))
     assert [LayerConfig(layer).get(key) for key in ("activation", "groups", "depth_multiplier")] == ["relu", 1, None]

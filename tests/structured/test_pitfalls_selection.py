@@ -60,12 +60,12 @@ def test_removing_a_filter_is_masking_it_with_its_batch_norm_and_not_without():
     keep = np.ones(analysis.units, dtype=bool)
     keep[analysis.groups["a"].units.start] = False
     plan = ChannelPlan.of(analysis, keep, {})
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     (norm,) = (layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
-    for got, before in zip(thin.get_layer(norm.name).get_weights(), norm.get_weights(), strict=True):
+    for got, before in zip(pruned.get_layer(norm.name).get_weights(), norm.get_weights(), strict=True):
         assert np.array_equal(got, before[1:])
     images = nets.batch(model)
-    expected = np.asarray(thin(images))
+    expected = np.asarray(pruned(images))
     kernel = model.get_layer("a").get_weights()[0]
     kernel[..., 0] = 0
     model.get_layer("a").set_weights([kernel])

@@ -135,13 +135,13 @@ def test_plan_edited_by_hand_is_applied_and_counted_anew(residual):
     plan = ChannelPlan.from_json(edited(plan, stem={"kept": [7, 0]}))
     assert plan.kept["stem"] == (0, 7)
     assert plan.was_edited(analysis)
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     assert np.array_equal(
-        thin.get_layer("stem").get_weights()[0], model.get_layer("stem").get_weights()[0][..., [0, 7]]
+        pruned.get_layer("stem").get_weights()[0], model.get_layer("stem").get_weights()[0][..., [0, 7]]
     )
-    assert measure_cost(thin) != plan.after
+    assert measure_cost(pruned) != plan.after
     counted = plan.with_costs(analysis)
-    assert (counted.after, counted.before) == (measure_cost(thin), measure_cost(model))
+    assert (counted.after, counted.before) == (measure_cost(pruned), measure_cost(model))
     assert not counted.was_edited(analysis)
     assert json.loads(counted.to_json())["groups"]["stem"]["removed"] == 6
 
@@ -150,9 +150,9 @@ def test_plan_edited_to_leave_a_group_out_keeps_all_of_it(residual):
     model, analysis, plan = residual
     values = json.loads(plan.to_json())
     del values["groups"]["stem"]
-    thin = remove_channels(model, ChannelPlan.from_json(json.dumps(values)))
-    assert thin.get_layer("stem").filters == analysis.groups["stem"].channels
-    assert thin.get_layer("a").filters == len(plan.kept["a"])
+    pruned = remove_channels(model, ChannelPlan.from_json(json.dumps(values)))
+    assert pruned.get_layer("stem").filters == analysis.groups["stem"].channels
+    assert pruned.get_layer("a").filters == len(plan.kept["a"])
 
 
 @pytest.mark.parametrize(
@@ -184,33 +184,33 @@ def test_plan_carries_allow_inexact_to_the_removal():
     plan = ChannelPlan.from_json(make_plan(model, analysis).to_json())
     assert plan.allow_inexact
     assert "stem/conv" in plan.kept
-    thin = remove_channels(model, plan)
-    assert thin.count_params() == plan.after.params
+    pruned = remove_channels(model, plan)
+    assert pruned.count_params() == plan.after.params
     # Control: without the word, the group is frozen; the keyword still stands in for it.
     silent = replace(plan, allow_inexact=False)
     with pytest.raises(CompressionError, match="'stem/conv' is frozen: "):
         remove_channels(model, silent)
-    assert equal_weights(remove_channels(model, silent, allow_inexact=True), thin)
+    assert equal_weights(remove_channels(model, silent, allow_inexact=True), pruned)
 
 
 def test_plan_then_keeps_members_reasons_and_allow_inexact(residual):
     model, _, plan = residual
-    thin = remove_channels(model, plan)
-    after = analyze_channels(thin)
-    later = make_plan(thin, after, macs=0.5, seed=9)
+    pruned = remove_channels(model, plan)
+    after = analyze_channels(pruned)
+    later = make_plan(pruned, after, macs=0.5, seed=9)
     whole = plan.then(replace(later, allow_inexact=True))
     assert whole.members["stem"] == ("stem", "b", "d")
     assert set(whole.members) == set(whole.kept)
     assert whole.frozen == plan.frozen
     assert whole.allow_inexact
-    assert equal_weights(remove_channels(model, whole), remove_channels(thin, later))
+    assert equal_weights(remove_channels(model, whole), remove_channels(pruned, later))
 
 
 def test_plan_then_of_an_edited_plan_needs_its_costs_counted(residual):
     model, analysis, plan = residual
     plan = replace(plan, kept={**plan.kept, "stem": (0, 1)})
-    thin = remove_channels(model, plan)
-    later = make_plan(thin, analyze_channels(thin))
+    pruned = remove_channels(model, plan)
+    later = make_plan(pruned, analyze_channels(pruned))
     with pytest.raises(CompressionError, match="expected a plan for the model that the first one leaves"):
         plan.then(later)
-    assert equal_weights(remove_channels(model, plan.with_costs(analysis).then(later)), remove_channels(thin, later))
+    assert equal_weights(remove_channels(model, plan.with_costs(analysis).then(later)), remove_channels(pruned, later))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.structured import Curve
-from cxr_compress.structured.ranking import removal_ranks
+from cxr_compress.structured.select import removal_ranks
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 5)), max_size=12))

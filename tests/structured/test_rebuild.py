@@ -1,4 +1,4 @@
-"""The thin model against the oracle, with the control that must fail, and what a delivered model must keep."""
+"""The pruned model against the oracle, with the control that must fail, and what a delivered model must keep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cxr_compress.structured import (
 from tests import nets
 from tests.structured.oracle import other_channels, parity
 
-# Thin and zeroed model add the same float32 products in another order: some hundred terms of 2**-24 relative error
+# Pruned and zeroed model add the same float32 products in another order: some hundred terms of 2**-24 relative error
 # each give about 1e-5 of the output's spread. The control swaps whole channels, which moves it by 0.01 or far more.
 PARITY = 1e-5
 CONTROL = 1e-2
@@ -66,11 +66,11 @@ def test_remove_channels_costs_exactly_what_the_plan_predicts(build):
 def test_remove_channels_empty_plan_is_bit_equal():
     model = nets.dense_block()
     plan = random_plan(model, macs=1.0)
-    thin = remove_channels(model, plan)
+    pruned = remove_channels(model, plan)
     images = nets.batch(model)
     assert plan.kept == {}
-    assert all(np.array_equal(a, b) for a, b in zip(thin.get_weights(), model.get_weights(), strict=True))
-    assert np.array_equal(thin(images), model(images))
+    assert all(np.array_equal(a, b) for a, b in zip(pruned.get_weights(), model.get_weights(), strict=True))
+    assert np.array_equal(pruned(images), model(images))
 
 
 def test_remove_channels_leaves_the_model_untouched():
@@ -82,26 +82,26 @@ def test_remove_channels_leaves_the_model_untouched():
     assert model.get_config() == config
 
 
-def test_remove_channels_keeps_names_flags_and_regularisers():
+def test_remove_channels_keeps_names_flags_and_regularizers():
     image = keras.Input((8, 8, 3))
     conv = keras.layers.Conv2D(8, 3, kernel_regularizer=keras.regularizers.L2(0.01), name="a")
     x = keras.layers.Dense(2, name="logits")(keras.layers.GlobalAveragePooling2D(name="gap")(conv(image)))
     model = nets.enliven(keras.Model(image, x))
     conv.trainable = False
-    thin = remove_channels(model, random_plan(model))
-    assert [layer.name for layer in thin.layers] == [layer.name for layer in model.layers]
-    assert thin.get_layer("a").filters == 4
-    assert thin.get_layer("a").trainable is False
-    assert float(thin.get_layer("a").kernel_regularizer.l2) == pytest.approx(0.01)
+    pruned = remove_channels(model, random_plan(model))
+    assert [layer.name for layer in pruned.layers] == [layer.name for layer in model.layers]
+    assert pruned.get_layer("a").filters == 4
+    assert pruned.get_layer("a").trainable is False
+    assert float(pruned.get_layer("a").kernel_regularizer.l2) == pytest.approx(0.01)
 
 
 def test_remove_channels_result_loads_without_this_package(tmp_path):
     model = nets.dense_block()
-    thin = remove_channels(model, random_plan(model))
-    thin.save(tmp_path / "thin.keras")
-    again = keras.models.load_model(tmp_path / "thin.keras", compile=False)
+    pruned = remove_channels(model, random_plan(model))
+    pruned.save(tmp_path / "pruned.keras")
+    again = keras.models.load_model(tmp_path / "pruned.keras", compile=False)
     images = nets.batch(model)
-    assert np.array_equal(again(images), thin(images))
+    assert np.array_equal(again(images), pruned(images))
 
 
 def test_remove_channels_plan_of_other_channels_gives_another_model():

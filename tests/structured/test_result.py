@@ -56,7 +56,7 @@ def half_plan(model: keras.Model, macs: float = 0.5) -> ChannelPlan:
 
 
 @pytest.fixture(scope="module", params=BUILDERS.values(), ids=BUILDERS)
-def thinned(request):
+def removal(request):
     model = request.param()
     plan = half_plan(model)
     return model, plan, remove_channels(model, plan)
@@ -64,7 +64,7 @@ def thinned(request):
 
 def save(model: keras.Model, folder: Path, kind: str) -> str:
     """Save as a user does; Keras warns that HDF5 is old."""
-    path = str(folder / f"thin{kind}")
+    path = str(folder / f"pruned{kind}")
     if kind == ".h5":
         with pytest.warns(UserWarning, match="HDF5"):
             model.save(path)
@@ -79,11 +79,11 @@ def outputs(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", [".keras", ".h5", ""], ids=["keras", "h5", "saved_model"])
-def test_result_saves_and_loads_without_custom_objects(thinned, kind, tmp_path):
+def test_result_saves_and_loads_without_custom_objects(removal, kind, tmp_path):
     """Pitfall 8: every format that Keras 2 writes, loaded with nothing but its path."""
-    _, _, thin = thinned
-    again = keras.models.load_model(save(thin, tmp_path, kind))
-    expected, others = outputs(thin)
+    _, _, pruned = removal
+    again = keras.models.load_model(save(pruned, tmp_path, kind))
+    expected, others = outputs(pruned)
     got, _ = outputs(again)
     if kind:
         assert np.array_equal(got, expected)
@@ -96,8 +96,8 @@ def test_result_saves_and_loads_without_custom_objects(thinned, kind, tmp_path):
 def test_result_loads_in_a_process_that_knows_nothing_of_this_package(tmp_path):
     """Pitfall 8: a colleague has tf_keras and the file."""
     model = nets.nested()
-    thin = remove_channels(model, half_plan(model))
-    paths = [save(thin, tmp_path, kind) for kind in (".keras", ".h5", "")]
+    pruned = remove_channels(model, half_plan(model))
+    paths = [save(pruned, tmp_path, kind) for kind in (".keras", ".h5", "")]
     np.save(tmp_path / "images.npy", nets.batch(model))
     code = """
 import sys
@@ -111,19 +111,19 @@ np.save(sys.argv[2], np.stack(outputs))
     command = [sys.executable, "-c", code, str(tmp_path / "images.npy"), str(tmp_path / "outputs.npy"), *paths]
     subprocess.run(command, check=True, capture_output=True, text=True)
     found = np.load(tmp_path / "outputs.npy")
-    expected, others = outputs(thin)
+    expected, others = outputs(pruned)
     assert np.array_equal(found[0], expected)
     assert np.array_equal(found[1], expected)
     np.testing.assert_allclose(found[2], expected, atol=1e-6)
     assert np.abs(found - others).max() > 1e-2
 
 
-def test_result_differs_from_the_model_in_widths_alone(thinned):
-    """Pitfall 8: names, trainable flags, regularisers, constraints, dtype policies and all else of every layer."""
-    model, plan, thin = thinned
-    before, after = layers_by_path(model), layers_by_path(thin)
+def test_result_differs_from_the_model_in_widths_alone(removal):
+    """Pitfall 8: names, trainable flags, regularizers, constraints, dtype policies and all else of every layer."""
+    model, plan, pruned = removal
+    before, after = layers_by_path(model), layers_by_path(pruned)
     assert list(after) == list(before)
-    assert (thin.name, type(thin)) == (model.name, type(model))
+    assert (pruned.name, type(pruned)) == (model.name, type(model))
     for path, layer in after.items():
         assert type(layer) is type(before[path])
         assert layer.trainable == before[path].trainable
@@ -140,30 +140,30 @@ def test_result_differs_from_the_model_in_widths_alone(thinned):
 def test_result_keeps_what_is_particular_about_single_layers():
     """The control of the test above: these really are set, and survive saving too."""
     model = particular()
-    thin = remove_channels(model, half_plan(model))
-    a, b = thin.get_layer("a"), thin.get_layer("b")
+    pruned = remove_channels(model, half_plan(model))
+    a, b = pruned.get_layer("a"), pruned.get_layer("b")
     assert (a.dtype_policy.name, b.dtype_policy.name) == ("mixed_float16", "float32")
     assert (a.compute_dtype, a.kernel.dtype) == ("float16", "float32")
     assert float(a.kernel_regularizer.l2) == pytest.approx(0.01)
     assert isinstance(b.kernel_constraint, keras.constraints.MaxNorm)
-    assert float(thin.get_layer("logits").activity_regularizer.l1) == pytest.approx(0.1)
-    norm = thin.get_layer("norm")
+    assert float(pruned.get_layer("logits").activity_regularizer.l1) == pytest.approx(0.1)
+    norm = pruned.get_layer("norm")
     assert (norm.trainable, norm.momentum, norm.trainable_weights) == (False, 0.7, [])
 
 
-def test_result_is_not_compiled_and_can_be(thinned):
-    model, _, thin = thinned
+def test_result_is_not_compiled_and_can_be(removal):
+    model, _, pruned = removal
     images, labels = nets.batch(model), np.zeros((4, 3), np.float32)
     with pytest.raises(RuntimeError, match="must compile your model"):
-        thin.evaluate(images, labels, verbose=0)
+        pruned.evaluate(images, labels, verbose=0)
 
 
 def test_result_of_a_compiled_model_is_not_compiled():
     model = nets.residual()
     model.compile("sgd", "mse")
-    thin = remove_channels(model, half_plan(model))
+    pruned = remove_channels(model, half_plan(model))
     with pytest.raises(RuntimeError, match="must compile your model"):
-        thin.evaluate(nets.batch(model), np.zeros((4, 3), np.float32), verbose=0)
+        pruned.evaluate(nets.batch(model), np.zeros((4, 3), np.float32), verbose=0)
     # The model itself still is.
     assert model.evaluate(nets.batch(model), np.zeros((4, 3), np.float32), verbose=0) >= 0
 
@@ -179,9 +179,9 @@ def test_model_is_bit_identical_after_analysis_scores_plan_and_removal(build):
     analysis = analyze_channels(model)
     for criterion in ("l1", "geometric_median", "taylor", "lasso"):
         score_channels(model, analysis, criterion=criterion, batches=batches, loss=keras.losses.mean_squared_error)
-    thin = remove_channels(model, half_plan(model))
-    thin.set_weights([np.full_like(weight, 7) for weight in thin.get_weights()])
-    thin.trainable = False
+    pruned = remove_channels(model, half_plan(model))
+    pruned.set_weights([np.full_like(weight, 7) for weight in pruned.get_weights()])
+    pruned.trainable = False
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))
     assert model.get_config() == config
     assert [layer.trainable for layer in layers_by_path(model).values()] == flags
@@ -198,6 +198,6 @@ def test_removal_of_nothing_is_bit_equal(build):
     assert all(np.array_equal(a, b) for a, b in zip(same.get_weights(), model.get_weights(), strict=True))
     assert np.array_equal(outputs(same)[0], outputs(model)[0])
     # Control: a plan that removes something changes both.
-    thin = remove_channels(model, half_plan(model, macs=0.9))
-    assert thin.count_params() < model.count_params()
-    assert not np.array_equal(outputs(thin)[0], outputs(model)[0])
+    pruned = remove_channels(model, half_plan(model, macs=0.9))
+    assert pruned.count_params() < model.count_params()
+    assert not np.array_equal(outputs(pruned)[0], outputs(model)[0])

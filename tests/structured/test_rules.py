@@ -123,7 +123,7 @@ def backwards(x):
     [
         (layers.Softmax(name="x"), "x (Softmax) mixes channels"),
         (layers.LayerNormalization(name="x"), "x (LayerNormalization) takes statistics over the channels"),
-        (layers.LayerNormalization(axis=[1, 2], name="x"), "normalises more or other axes than the channels"),
+        (layers.LayerNormalization(axis=[1, 2], name="x"), "normalizes more or other axes than the channels"),
         (layers.GroupNormalization(1, name="x"), "takes statistics over all channels at once"),
         (layers.Permute((3, 1, 2), name="x"), "x (Permute) moves the channels to another axis"),
         (layers.Reshape((4, 4, 2, 2), name="x"), "x (Reshape) cuts the channel axis apart"),

@@ -1,4 +1,4 @@
-"""Random nets of the rules' layers: propagation against brute force, and the thin model against the oracle."""
+"""Random nets of the rules' layers: propagation against brute force, and the pruned model against the oracle."""
 
 from __future__ import annotations
 

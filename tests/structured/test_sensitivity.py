@@ -25,7 +25,7 @@ from cxr_compress.structured import (
     select_channels,
     sensitivity,
 )
-from cxr_compress.structured.sensitivity_cache import model_hash
+from cxr_compress.structured.sensitivity import model_hash
 from tests import nets, nets_families
 
 
@@ -57,9 +57,9 @@ def outputs(model, images) -> np.ndarray:
     return np.concatenate([np.asarray(part, dtype=np.float64).reshape(len(images), -1) for part in parts], axis=1)
 
 
-def change(model, thin, images) -> float:
+def change(model, pruned, images) -> float:
     """The definition, written out: variance of the change over variance, by output."""
-    before, after = outputs(model, images), outputs(thin, images)
+    before, after = outputs(model, images), outputs(pruned, images)
     return float(((after - before).var(axis=0) / before.var(axis=0)).mean())
 
 
@@ -73,7 +73,7 @@ def passes(monkeypatch):
 
 
 @pytest.mark.parametrize("build", [nets.chain, nets.residual, nets.dense_block, nets.depthwise, nets.two_outputs])
-def test_sensitivity_error_is_that_of_the_rebuilt_thin_model(build):
+def test_sensitivity_error_is_that_of_the_rebuilt_pruned_model(build):
     model, analysis, scores = prepared(build)
     images = nets.batch(model, 16)
     found = measure_sensitivity(model, analysis, scores, [images[:10], images[10:]], fractions=(0.5,))
@@ -82,9 +82,9 @@ def test_sensitivity_error_is_that_of_the_rebuilt_thin_model(build):
         order = np.argsort(scores[name], kind="stable")
         count = round(0.5 * curve.channels)
         assert curve.fractions == (count / curve.channels,)
-        thin = remove_channels(model, plan_without(analysis, name, order[:count]))
+        pruned = remove_channels(model, plan_without(analysis, name, order[:count]))
         # float32 outputs of about 1 differ by about 1e-7 between kernels of other widths.
-        assert curve.errors[0] == pytest.approx(change(model, thin, images), rel=1e-5)
+        assert curve.errors[0] == pytest.approx(change(model, pruned, images), rel=1e-5)
         # Control: the strongest channels instead of the weakest give another error.
         other = remove_channels(model, plan_without(analysis, name, order[-count:]))
         assert change(model, other, images) != pytest.approx(curve.errors[0], rel=1e-3)
@@ -118,8 +118,8 @@ def test_sensitivity_with_a_loss_is_its_rise():
         model, analysis, scores, [(images[:8], labels[:8]), (images[8:], labels[8:])], loss=loss, fractions=(0.5,)
     )
     order = np.argsort(scores["a"], kind="stable")
-    thin = remove_channels(model, plan_without(analysis, "a", order[:8]))
-    rise = np.mean((outputs(thin, images) - labels) ** 2) - np.mean((outputs(model, images) - labels) ** 2)
+    pruned = remove_channels(model, plan_without(analysis, "a", order[:8]))
+    rise = np.mean((outputs(pruned, images) - labels) ** 2) - np.mean((outputs(model, images) - labels) ** 2)
     assert found.measure == "loss"
     # Float32 losses of about 1, summed in another order: some 1e-7 each.
     assert found.curves["a"].errors[0] == pytest.approx(rise, abs=2e-6)
@@ -135,8 +135,8 @@ def test_sensitivity_over_a_layer_normalization_is_measured_on_a_rebuilt_model()
     name = next(iter(found.curves))
     order = np.argsort(scores[name], kind="stable")
     gone = order[: round(found.curves[name].fractions[0] * len(order))]
-    thin = remove_channels(model, plan_without(analysis, name, gone))
-    assert found.curves[name].errors[0] == pytest.approx(change(model, thin, images), rel=1e-5)
+    pruned = remove_channels(model, plan_without(analysis, name, gone))
+    assert found.curves[name].errors[0] == pytest.approx(change(model, pruned, images), rel=1e-5)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -179,7 +179,7 @@ def stop_after(monkeypatch, groups: int) -> None:
 
 def test_sensitivity_interrupted_goes_on_with_the_groups_that_are_left(tmp_path, monkeypatch, passes):
     model, analysis, scores = prepared(nets.dense_block)
-    images, cache, news = [nets.batch(model, 8)], tmp_path / "sensitivity.json", []
+    images, cache, log = [nets.batch(model, 8)], tmp_path / "sensitivity.json", []
     whole = measure_sensitivity(model, analysis, scores, images)
     groups = len(analysis.groups)
     assert len(passes) == 1 + 3 * groups
@@ -188,9 +188,9 @@ def test_sensitivity_interrupted_goes_on_with_the_groups_that_are_left(tmp_path,
         with pytest.raises(StoppedError):
             measure_sensitivity(model, analysis, scores, images, cache=cache)
     passes.clear()
-    again = measure_sensitivity(model, analysis, scores, images, cache=cache, progress=news.append)
+    again = measure_sensitivity(model, analysis, scores, images, cache=cache, progress=log.append)
     assert len(passes) == 1 + 3 * (groups - 2)
-    assert news == ["sensitivity: 2 groups measured before, kept"]
+    assert log == ["sensitivity: 2 groups measured before, kept"]
     assert again == whole
     passes.clear()
     assert measure_sensitivity(model, analysis, scores, images, cache=cache) == whole
@@ -202,7 +202,7 @@ def test_sensitivity_interrupted_goes_on_with_the_groups_that_are_left(tmp_path,
 def test_sensitivity_cache_of_something_else_is_measured_anew(changed, tmp_path, passes):
     model, analysis, scores = prepared(nets.dense_block)
     images, labels = nets.batch(model, 8), np.ones((8, 3), np.float32)
-    cache, news = tmp_path / "sensitivity.json", []
+    cache, log = tmp_path / "sensitivity.json", []
     first = measure_sensitivity(model, analysis, scores, [images], cache=cache)
     options = {"fractions": (0.5,)} if changed == "fractions" else {}
     if changed == "weights":
@@ -215,10 +215,10 @@ def test_sensitivity_cache_of_something_else_is_measured_anew(changed, tmp_path,
         options["loss"] = keras.losses.MeanSquaredError()
     passes.clear()
     batches = [(images, labels)] if changed == "loss" else [images]
-    second = measure_sensitivity(model, analysis, scores, batches, cache=cache, progress=news.append, **options)
+    second = measure_sensitivity(model, analysis, scores, batches, cache=cache, progress=log.append, **options)
     assert second.key != first.key
     assert len(passes) > len(analysis.groups)
-    assert "of another model, data or order of channels; starting anew" in news[0]
+    assert "of another model, data or order of channels; starting anew" in log[0]
     assert Sensitivity.from_json(cache.read_text()) == second
 
 
@@ -354,20 +354,20 @@ def test_remove_iteratively_measures_sensitivity_anew_in_every_step():
     model = nets_families.convnext()
     images, measured = [nets.batch(model, 8)], []
 
-    def measure(thin, analysis, scores, step):
-        measured.append((step, measure_sensitivity(thin, analysis, scores, images, fractions=(0.5,))))
+    def measure(pruned, analysis, scores, step):
+        measured.append((step, measure_sensitivity(pruned, analysis, scores, images, fractions=(0.5,))))
         return measured[-1][1]
 
     options = {"scope": "sensitivity", "round_to": 1, "max_removed_fraction": 0.75}
     # Only with allow_inexact may the widest group of a ConvNeXt go, so it must reach every step.
-    thin, plan, plans = remove_iteratively(
+    pruned, plan, plans = remove_iteratively(
         model, Budget(macs=0.4), score_channels, steps=2, measure=measure, allow_inexact=True, **options
     )
     assert [step for step, _ in measured] == [1, 2]
     assert measured[0][1].key != measured[1][1].key
     assert plan.allow_inexact
     assert "stem/conv" in plan.kept
-    assert thin.count_params() == plan.after.params == plans[-1].after.params
+    assert pruned.count_params() == plan.after.params == plans[-1].after.params
 
 
 def test_sensitivity_json_shows_one_group_a_line():

@@ -37,7 +37,7 @@ def family(request):
 
 
 def test_remove_channels_family_equals_the_oracle_and_other_channels_do_not(family):
-    """Pitfall 7: the thin model against the big one with the removed inputs zeroed, never against itself."""
+    """Pitfall 7: the pruned model against the big one with the removed inputs zeroed, never against itself."""
     model, plan = family
     found = parity(model, plan, nets.batch(model, images=8))
     assert found.error < PARITY
@@ -48,9 +48,9 @@ def test_remove_channels_family_equals_the_oracle_and_other_channels_do_not(fami
 
 def test_remove_channels_family_costs_exactly_what_the_plan_predicts(family):
     model, plan = family
-    thin = remove_channels(model, plan)
-    assert measure_cost(thin) == plan.after
-    assert thin.count_params() == plan.after.params
+    pruned = remove_channels(model, plan)
+    assert measure_cost(pruned) == plan.after
+    assert pruned.count_params() == plan.after.params
     assert plan.after.macs <= 0.6 * plan.before.macs
 
 
@@ -83,33 +83,33 @@ def test_analyze_family_finds_its_groups(name, groups):
 def test_remove_channels_result_loads_without_custom_objects(name, kind, tmp_path):
     """Pitfall 8: .keras, .h5 and SavedModel, and the same outputs."""
     model = FAMILIES[name]()
-    thin = remove_channels(model, random_plan(model))
-    path = str(tmp_path / f"thin{kind}")
+    pruned = remove_channels(model, random_plan(model))
+    path = str(tmp_path / f"pruned{kind}")
     if kind == ".h5":
         with pytest.warns(UserWarning, match="HDF5"):
-            thin.save(path)
+            pruned.save(path)
     else:
-        thin.save(path)
+        pruned.save(path)
     images = nets.batch(model)
     again = keras.models.load_model(path, compile=False)
-    np.testing.assert_allclose(again(images), thin(images), atol=1e-6)
+    np.testing.assert_allclose(again(images), pruned(images), atol=1e-6)
 
 
 def test_remove_channels_model_with_layers_of_its_own_loads_with_the_same_ones(tmp_path):
     model = FAMILIES["convnext"]()
-    thin = remove_channels(model, random_plan(model))
-    thin.save(tmp_path / "thin.keras")
+    pruned = remove_channels(model, random_plan(model))
+    pruned.save(tmp_path / "pruned.keras")
     with own_layers(model):
-        again = keras.models.load_model(tmp_path / "thin.keras", compile=False)
+        again = keras.models.load_model(tmp_path / "pruned.keras", compile=False)
     images = nets.batch(model)
-    assert np.array_equal(again(images), thin(images))
+    assert np.array_equal(again(images), pruned(images))
 
 
 def test_remove_channels_adapted_normalization_keeps_its_statistics():
     """Its mean and variance are derived of weights: a copy of the weights alone leaves it at 0 and 1."""
     model = FAMILIES["efficientnet"]()
-    standardise = next(layer for layer in model.layers if isinstance(layer, keras.layers.Normalization))
-    standardise.adapt(np.random.default_rng(0).normal(3, 2, (32, 12, 12, 3)))
+    standardize = next(layer for layer in model.layers if isinstance(layer, keras.layers.Normalization))
+    standardize.adapt(np.random.default_rng(0).normal(3, 2, (32, 12, 12, 3)))
     plan = random_plan(model, macs=1.0)
     images = nets.batch(model)
     assert plan.kept == {}
@@ -123,6 +123,6 @@ def test_analyze_allow_inexact_frees_what_a_layer_normalization_froze():
     assert analysis.groups["stem/conv"].channels == 6
     scores = score_channels(model, analysis, criterion="random")
     plan = select_channels(analysis, scores, Budget(macs=0.5), round_to=1)
-    thin = remove_channels(model, plan, allow_inexact=True)
-    assert thin.count_params() == plan.after.params
-    assert thin.get_layer("scale").projection_dim == len(plan.kept["stem/conv"])
+    pruned = remove_channels(model, plan, allow_inexact=True)
+    assert pruned.count_params() == plan.after.params
+    assert pruned.get_layer("scale").projection_dim == len(plan.kept["stem/conv"])

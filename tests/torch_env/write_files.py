@@ -93,7 +93,7 @@ def write_small(folder, expected):
     optimizer = torch.optim.Adam(model.parameters())
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimizer.step()
-    model.load_state_dict(state)  # the step was for the state of the optimiser only
+    model.load_state_dict(state)  # the step was for the state of the optimizer only
     checkpoint = {"epoch": 3, "best_loss": 0.5, "optimizer": optimizer.state_dict()}
     torch.save(
         {**checkpoint, "state_dict": old_names(state)},

@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges, augment
+from cxr_compress.recipe import AugmentRanges
+from cxr_compress.train.augment import DEFAULT_RANGES, augment
 
 NONE = AugmentRanges(shift=0, rotation=0, scale=0, contrast=0, brightness=0)
 
 
-def film(shape=(48, 40), seed=0):
+def image(shape=(48, 40), seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
 @pytest.mark.parametrize("shape", [(48, 40), (48, 40, 3)])
 def test_augment_keeps_shape_and_dtype_and_leaves_its_argument_alone(shape):
-    original = film(shape)
+    original = image(shape)
     kept = original.copy()
     changed = augment(original, np.random.default_rng(1))
     assert changed.shape == shape
@@ -27,20 +28,20 @@ def test_augment_keeps_shape_and_dtype_and_leaves_its_argument_alone(shape):
     assert np.mean(changed != original) > 0.5
 
 
-def test_augment_same_generator_state_gives_the_same_film():
-    first, second, other = (augment(film(), np.random.default_rng(seed)) for seed in (5, 5, 6))
+def test_augment_same_generator_state_gives_the_same_image():
+    first, second, other = (augment(image(), np.random.default_rng(seed)) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, second)
     assert np.any(first != other)
 
 
 def test_augment_ranges_of_zero_change_nothing():
-    np.testing.assert_array_equal(augment(film(), np.random.default_rng(2), NONE), film())
+    np.testing.assert_array_equal(augment(image(), np.random.default_rng(2), NONE), image())
 
 
 def test_augment_ranges_of_zero_draw_as_many_numbers():
     generators = np.random.default_rng(3), np.random.default_rng(3)
-    augment(film(), generators[0], NONE)
-    augment(film(), generators[1])
+    augment(image(), generators[0], NONE)
+    augment(image(), generators[1])
     assert generators[0].random() == generators[1].random()
 
 

@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.train import FitConfig, fit, predict_logits
-from cxr_compress.train.average import WeightAverage
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from cxr_compress.train.step import WeightAverage
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
-TRAIN, DEV = drawn_films(48, seed=1), drawn_films(32, seed=2)
+TRAIN, DEV = drawn_images(48, seed=1), drawn_images(32, seed=2)
 CONFIG = FitConfig(epochs=3, batch_size=16, learning_rate=5e-3, ema_decay=0.8)
 
 
@@ -80,7 +80,7 @@ def test_fit_with_an_average_resumes_to_the_same_weights(tmp_path):
 
 
 def bce(logits: np.ndarray) -> float:
-    """The plain cross-entropy of the dev films, in float64."""
+    """The plain cross-entropy of the dev images, in float64."""
     z = logits.astype(np.float64)
     return float(np.mean(np.logaddexp(0, np.where(DEV[1] == 1, -z, z))))
 

@@ -16,9 +16,9 @@ from cxr_compress.models import ModelAbout, load_model, read_about, save_model
 from cxr_compress.train import CategoricalCrossEntropy, FitConfig, class_weights, fit, predict_logits
 from cxr_compress.train.dev_score import DevScore
 from cxr_compress.train.losses import distillation_loss, make_loss
-from cxr_compress.train.plan import TrainingPlan
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from cxr_compress.train.transfer import TrainingPlan
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 NAN = float("nan")
 CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=1e-2, augment=False, activation="softmax")
@@ -26,7 +26,7 @@ CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=1e-2, augment=False, a
 
 def one_spot(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images with exactly one of the two spots."""
-    images, labels = drawn_films(3 * count, seed)
+    images, labels = drawn_images(3 * count, seed)
     one = np.flatnonzero(labels.sum(axis=1) == 1)[:count]
     return images[one], labels[one]
 
@@ -129,7 +129,7 @@ def test_fit_of_classes_learns_resumes_and_refuses_what_does_not_fit(tmp_path):
     findings = dataclasses.replace(CONFIG, activation="sigmoid")
     with pytest.raises(CompressionError, match=r'begun with other settings: activation \(there "softmax", now null\)'):
         fit(small_net(), train, dev, SPEC, findings, tmp_path / "run", findings=FINDINGS)
-    both = drawn_films(96, 1)
+    both = drawn_images(96, 1)
     with pytest.raises(DataError, match=r"left spot, right spot\) need exactly one .* of 96 training images \d+"):
         fit(small_net(), both, dev, SPEC, CONFIG, tmp_path / "refused", findings=FINDINGS)
     assert not (tmp_path / "refused").exists()
@@ -154,12 +154,12 @@ def test_training_follows_the_set_takes_a_softmax_off_and_refuses_a_teacher_of_f
         positive="right spot",
     )
     files = TrainingFiles(tmp_path, tmp_path / "run", keras_model_file=tmp_path / "classes.keras")
-    news: list[str] = []
-    run_training(plan, files, Listeners(news=news.append))
+    log: list[str] = []
+    run_training(plan, files, Listeners(log=log.append))
     found = read_about(tmp_path / "run" / "model.keras")
     assert (found.activation, found.findings) == ("softmax", FINDINGS)
-    assert "note: the head is new for left spot, which the model to start from does not answer" in news
-    assert "2 classes that exclude one another: left spot, right spot" in news
+    assert "note: the head is new for left spot, which the model to start from does not answer" in log
+    assert "2 classes that exclude one another: left spot, right spot" in log
     assert load_model(tmp_path / "run" / "model.keras").layers[-1].name == "logits"
     taught = dataclasses.replace(plan, distill_weight=0.5)
     files = TrainingFiles(

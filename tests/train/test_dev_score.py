@@ -1,4 +1,4 @@
-"""The dev films' verdict on an epoch: its figures, and which epoch is the best with and without a teacher."""
+"""The dev images' verdict on an epoch: its figures, and which epoch is the best with and without a teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cxr_compress.train import FitConfig, fit, predict_logits, weighted_bce
 from cxr_compress.train.dev_score import DevScore, best_epoch
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 LABELS = np.array([[1, 0], [0, np.nan], [1, 0.5], [0, 1]], np.float32)
 LOSS = weighted_bce(np.array([2.0, 0.5], np.float32), masked=True)
@@ -29,7 +29,7 @@ def test_dev_score_logits_that_are_no_numbers_give_the_loss_alone():
 
 
 @given(weight=st.floats(0.01, 1.0), seed=st.integers(0, 99), scale=st.sampled_from([0.1, 3.0, 60.0]))
-def test_dev_score_objective_is_the_loss_that_a_step_minimises(weight, seed, scale):
+def test_dev_score_objective_is_the_loss_that_a_step_minimizes(weight, seed, scale):
     rng = np.random.default_rng(seed)
     logits = (scale * rng.normal(size=(4, 2))).astype(np.float32)
     soft = rng.uniform(0.001, 0.999, (4, 2))
@@ -61,7 +61,7 @@ def test_best_epoch_goes_by_the_objective_where_there_is_one(history, first, bes
 
 
 def test_fit_with_a_teacher_keeps_the_epoch_with_the_lowest_objective(tmp_path):
-    train, dev, teacher, model = drawn_films(96, seed=10), drawn_films(40, seed=11), small_net(7), small_net(3)
+    train, dev, teacher, model = drawn_images(96, seed=10), drawn_images(40, seed=11), small_net(7), small_net(3)
     config = FitConfig(epochs=4, batch_size=16, learning_rate=5e-3, distill_weight=0.9)
     result = fit(model, train, dev, SPEC, config, tmp_path, findings=FINDINGS, teacher=teacher)
     objectives = [entry["dev_objective"] for entry in result.history]
@@ -69,7 +69,7 @@ def test_fit_with_a_teacher_keeps_the_epoch_with_the_lowest_objective(tmp_path):
     theirs = predict_logits(teacher, dev[0], SPEC)
     loss = weighted_bce(result.pos_weight)
     again = DevScore(dev[1], FINDINGS, loss, theirs, 0.9).of(predict_logits(model, dev[0], SPEC))
-    # Other batches of the same films: float32 sums in another order.
+    # Other batches of the same images: float32 sums in another order.
     assert again["dev_objective"] == pytest.approx(min(objectives), rel=1e-5)
     other = DevScore(dev[1], FINDINGS, loss, -theirs, 0.9).of(predict_logits(model, dev[0], SPEC))
     assert abs(other["dev_objective"] - min(objectives)) > 1e-3, "the control: it is this teacher that is followed"

@@ -21,15 +21,14 @@ from cxr_compress.data import write_phantom
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.train import fit
-from cxr_compress.train.cluster import read_cluster
-from cxr_compress.train.distribute import Distribution, start_distribution
-from tests.train.films import FINDINGS, SPEC, small_net
+from cxr_compress.train.distribute import Distribution, read_cluster, start_distribution
+from tests.train.images import FINDINGS, SPEC, small_net
 from tests.train.worker import CONFIG, DEV, PLAN, TRAIN, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLI = "import sys; from cxr_compress.cli.train import main; sys.exit(main())"
 SHARED_JOBS = ("plain", "masked", "maps", "held")
-JOBS = (*SHARED_JOBS, "unsynchronised", "undivided", "local_mask", "uneven", "other_films", "damaged", "training")
+JOBS = (*SHARED_JOBS, "unsynchronized", "undivided", "local_mask", "uneven", "other_images", "damaged", "training")
 # Of a session of two processes; a quiet machine needs a tenth of it.
 LIMIT = 300
 # What both losses are compared to. Float32 sums in another order differ by 1e-7 of a loss near 1, and 20 steps of Adam
@@ -72,8 +71,8 @@ def two_workers(*commands):
 
 
 def start_files(folder):
-    """What a whole training starts from: films, and a model whose head has two outputs too few or many."""
-    write_phantom(folder / "films", n_train=160, n_test=8, size=32)
+    """What a whole training starts from: images, and a model whose head has two outputs too few or many."""
+    write_phantom(folder / "images", n_train=160, n_test=8, size=32)
     small_net().save(folder / "start.keras")
     return folder
 
@@ -122,7 +121,7 @@ def test_two_workers_have_the_losses_of_one_process_on_the_same_batches(pair, al
 
 
 @pytest.mark.parametrize(
-    ("job", "whole"), [("unsynchronised", "plain"), ("undivided", "plain"), ("local_mask", "masked")]
+    ("job", "whole"), [("unsynchronized", "plain"), ("undivided", "plain"), ("local_mask", "masked")]
 )
 def test_two_workers_without_one_part_of_it_would_train_otherwise(pair, alone, job, whole):
     """The controls of the test above: batch norm of the whole batch, the divided loss, the count of known labels."""
@@ -159,7 +158,12 @@ def test_two_workers_run_is_gone_on_with_by_one_process(pair, tmp_path):
     ("job", "error", "of_chief", "of_other"),
     [
         ("uneven", "CompressionError", "divide among 2 replicas of the model, got 15: choose", "got 15: choose"),
-        ("other_films", "CompressionError", "worker 2 of 2 .* was started with other", "than the chief: films .chief"),
+        (
+            "other_images",
+            "CompressionError",
+            "worker 2 of 2 .* was started with other",
+            "than the chief: images .chief",
+        ),
         ("damaged", "ModelFileError", "run.json of the training run cannot be", "run.json of the training run cannot"),
     ],
 )
@@ -177,7 +181,7 @@ def cli(folder, start):
         "keras_model_file": start / "start.keras",
         "dataset": PLAN.dataset,
         "preset": PLAN.preset,
-        "data_dir": start / "films",
+        "data_dir": start / "images",
         "output_dir": folder,
         "sizes": PLAN.sizes[0],
         "epochs": PLAN.epochs[0],
@@ -237,7 +241,7 @@ def test_train_killed_worker_ends_the_others_and_the_restarted_ones_go_on(pair, 
     undisturbed = keras.models.load_model(pair / "worker_0" / "training" / "run" / "model.keras")
     resumed = keras.models.load_model(folders[0] / "model.keras")
     for one, other in zip(resumed.get_weights(), undisturbed.get_weights(), strict=True):
-        # To the bit: order, changes of films and schedule follow from seed and epoch, the state is restored to the
+        # To the bit: order, changes of images and schedule follow from seed and epoch, the state is restored to the
         # bit, and a sum of two workers does not depend on who is first.
         np.testing.assert_array_equal(one, other)
 

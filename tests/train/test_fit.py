@@ -18,9 +18,9 @@ from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import auroc
 from cxr_compress.train import FitConfig, fit, pos_weights, predict_logits
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
-TRAIN, DEV = drawn_films(96, seed=10), drawn_films(40, seed=11)
+TRAIN, DEV = drawn_images(96, seed=10), drawn_images(40, seed=11)
 CONFIG = FitConfig(epochs=4, batch_size=16, learning_rate=5e-3)
 
 
@@ -57,7 +57,7 @@ class StopAt(keras.callbacks.Callback):
 
 def test_fit_learns_what_the_labels_say(tmp_path):
     model, result = run(tmp_path, config=FitConfig(epochs=12, batch_size=16, learning_rate=1e-2))
-    images, labels = drawn_films(100, seed=12)
+    images, labels = drawn_images(100, seed=12)
     logits = predict_logits(model, images, SPEC)
     assert min(auroc(labels[:, i], logits[:, i]) for i in range(2)) > 0.9
     assert result.history[-1]["loss"] < 0.7 * result.history[0]["loss"]
@@ -84,9 +84,9 @@ def test_fit_reports_each_epoch_and_leaves_the_best_weights_in_the_model(finishe
 
 def test_fit_finished_run_returns_its_result_without_training(finished):
     folder, model, result = finished
-    news = []
-    again, repeated = run(folder, progress=news.append)
-    assert news == []
+    log = []
+    again, repeated = run(folder, progress=log.append)
+    assert log == []
     assert largest_difference(again, model) == 0.0
     assert repeated.history == result.history
     assert repeated.best_epoch == result.best_epoch
@@ -112,9 +112,9 @@ def test_fit_interrupted_run_resumes_to_bit_equal_weights(finished, tmp_path, pl
         run(tmp_path, extra_callbacks=[StopAt(*place)])
     done = len((tmp_path / "log.jsonl").read_text().splitlines()) if place[0] else 0
     assert done == place[0]
-    news = []
-    resumed, resumed_result = run(tmp_path, progress=news.append)
-    epochs = [line.split(":")[0] for line in news if "dev AUROC" in line]  # a slow machine also reports in between
+    log = []
+    resumed, resumed_result = run(tmp_path, progress=log.append)
+    epochs = [line.split(":")[0] for line in log if "dev AUROC" in line]  # a slow machine also reports in between
     assert epochs == [f"epoch {epoch}/4" for epoch in range(done + 1, 5)]
     assert largest_difference(resumed, model) == 0.0
     assert resumed_result.best_epoch == result.best_epoch
@@ -172,10 +172,10 @@ def test_fit_folder_of_a_run_with_other_settings_is_an_error(finished):
         run(folder, config=config)
     with pytest.raises(CompressionError, match="other settings: start_weights"):
         run(folder, model=small_net(seed=5))
-    with pytest.raises(CompressionError, match="other settings: films"):
-        run(folder, dev=drawn_films(40, seed=99))
-    with pytest.raises(CompressionError, match=r"other settings: stage \(there null, now \"thin\"\)"):
-        run(folder, facts={"stage": "thin"})
+    with pytest.raises(CompressionError, match="other settings: images"):
+        run(folder, dev=drawn_images(40, seed=99))
+    with pytest.raises(CompressionError, match=r"other settings: stage \(there null, now \"pruned\"\)"):
+        run(folder, facts={"stage": "pruned"})
 
 
 @pytest.mark.parametrize("name", ["last.npz", "run.json"])
@@ -224,7 +224,7 @@ def test_fit_epochs_before_best_from_epoch_are_never_the_best(tmp_path):
 
 def test_fit_distillation_pulls_towards_the_teacher_and_not_the_labels(tmp_path):
     teacher, _ = run(tmp_path / "teacher", config=FitConfig(epochs=12, batch_size=16, learning_rate=1e-2))
-    images, labels = drawn_films(100, seed=12)
+    images, labels = drawn_images(100, seed=12)
     wrong = (TRAIN[0], 1 - TRAIN[1])
 
     def student(weight, **options):

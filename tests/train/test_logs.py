@@ -7,7 +7,7 @@ import json
 import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
-from cxr_compress.train.logs import EpochLog
+from cxr_compress.train.dev_score import EpochLog
 
 HISTORY = [
     {"epoch": 1, "loss": 0.5, "dev_auroc": None, "auroc": {"Mass": 0.75, "Hernia": None}},

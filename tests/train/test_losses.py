@@ -12,18 +12,18 @@ from cxr_compress.train.losses import make_loss, pos_weights, weighted_bce
 
 
 def written_out(labels, logits, weights):
-    """The formula, film by film and finding by finding, in float64."""
+    """The formula, image by image and finding by finding, in float64."""
     total = 0.0
-    for film in range(len(labels)):
+    for image in range(len(labels)):
         for finding in range(labels.shape[1]):
-            z = float(logits[film, finding])
+            z = float(logits[image, finding])
             probability = 1 / (1 + np.exp(-z))
-            y, w = labels[film, finding], weights[finding]
+            y, w = labels[image, finding], weights[finding]
             total -= w * y * np.log(probability) + (1 - y) * np.log(1 - probability)
     return total / labels.size
 
 
-def test_weighted_bce_is_the_mean_of_the_formula_over_films_and_findings():
+def test_weighted_bce_is_the_mean_of_the_formula_over_images_and_findings():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (7, 3)).astype(np.float32)
     logits = rng.normal(0, 3, (7, 3)).astype(np.float32)
@@ -85,7 +85,7 @@ def test_weighted_bce_masked_without_unknown_label_is_the_plain_loss():
     assert float(masked(labels, logits)) == pytest.approx(float(plain(labels, logits)), rel=1e-6)
 
 
-def test_weighted_bce_focal_is_the_formula_of_lin_and_plays_down_easy_films():
+def test_weighted_bce_focal_is_the_formula_of_lin_and_plays_down_easy_images():
     labels = np.array([[1.0], [1.0], [0.0], [0.0]], np.float32)
     logits = np.array([[3.0], [-1.0], [2.0], [-4.0]], np.float32)
     q = 1 / (1 + np.exp(-logits.astype(np.float64)))
@@ -143,10 +143,10 @@ def test_pos_weights_are_negatives_per_positive_clipped_at_fifty():
 def test_pos_weights_one_sided_finding_is_an_error(value):
     labels = np.tile(np.array([0.0, 1.0], np.float32), (2, 1)).T.copy()
     labels[:, 1] = value
-    with pytest.raises(DataError, match=rf"column 1 of the labels has {int(2 * value)} positives among 2 films"):
+    with pytest.raises(DataError, match=rf"column 1 of the labels has {int(2 * value)} positives among 2 images"):
         pos_weights(labels)
 
 
 def test_pos_weights_something_else_than_a_table_is_an_error():
-    with pytest.raises(DataError, match=r"labels must be \(films, findings\).*got shape \(3,\)"):
+    with pytest.raises(DataError, match=r"labels must be \(images, findings\).*got shape \(3,\)"):
         pos_weights(np.zeros(3))

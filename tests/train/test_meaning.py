@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import load_dataset
-from cxr_compress.data.phantom import PHANTOM_FINDINGS, write_phantom
+from cxr_compress.data.readers.phantom import PHANTOM_FINDINGS, write_phantom
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, load_model, save_model
-from cxr_compress.train.plan import TrainingPlan
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
+from cxr_compress.train.transfer import TrainingPlan
 
 layers = keras.layers
 PLAN = TrainingPlan(
@@ -41,17 +41,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, target: Path, start: str, *, teacher: str = "", **changes: object) -> list[str]:
-    news: list[str] = []
+    log: list[str] = []
     files = TrainingFiles(
         folder / "phantom", target, folder / start, teacher_file=folder / teacher if teacher else None
     )
-    run_training(dataclasses.replace(PLAN, **changes), files, Listeners(news=news.append))
-    return news
+    run_training(dataclasses.replace(PLAN, **changes), files, Listeners(log=log.append))
+    return log
 
 
 def test_training_keeps_each_findings_column_by_name_and_takes_the_sigmoid_off(folder: Path, tmp_path: Path) -> None:
-    news = train(folder, tmp_path, "backwards.keras")
-    assert any("the sigmoid 'head' was taken off" in line for line in news)
+    log = train(folder, tmp_path, "backwards.keras")
+    assert any("the sigmoid 'head' was taken off" in line for line in log)
     before, after = (
         load_model(path).get_layer("head") for path in (folder / "backwards.keras", tmp_path / "model.keras")
     )
@@ -66,8 +66,8 @@ def test_training_from_a_file_that_says_nothing_asks(folder: Path, tmp_path: Pat
         train(folder, tmp_path / "a", "nameless.keras")
     with pytest.raises(DataError, match="does not name its 5 outputs"):
         train(folder, tmp_path / "b", "nameless.keras", preset="unit")
-    news = train(folder, tmp_path / "c", "nameless.keras", preset="unit", labels=(*PHANTOM_FINDINGS[:4], "Martian"))
-    assert f"note: the head is new for {PHANTOM_FINDINGS[4]}, which the model to start from does not answer" in news
+    log = train(folder, tmp_path / "c", "nameless.keras", preset="unit", labels=(*PHANTOM_FINDINGS[:4], "Martian"))
+    assert f"note: the head is new for {PHANTOM_FINDINGS[4]}, which the model to start from does not answer" in log
 
 
 def test_training_refuses_a_teacher_of_other_findings_or_other_images(folder: Path, tmp_path: Path) -> None:

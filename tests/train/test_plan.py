@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.train.plan import TrainingPlan
+from cxr_compress.train.transfer import TrainingPlan
 
 
 def test_plan_one_value_counts_for_every_size():
@@ -35,7 +35,7 @@ def test_plan_is_json_ready():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sizes": ()}, "sizes must be one or more film sizes"),
+        ({"sizes": ()}, "sizes must be one or more image sizes"),
         ({"sizes": (64, 96), "epochs": (1, 2, 3)}, r"epochs must hold one value, or one per size \(2\), got 3"),
         ({"pos_weight": "twice"}, "pos_weight must be one of balanced, sqrt, none, got 'twice'"),
         ({"precision": "half"}, "precision must be one of auto"),

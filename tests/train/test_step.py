@@ -1,4 +1,4 @@
-"""The optimiser's schedule, and scoring cached films."""
+"""The optimizer's schedule, and scoring cached images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError
 from cxr_compress.train import Batches, FitConfig, fit, predict_logits, weighted_bce
 from cxr_compress.train.step import make_optimizer
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 
 def test_make_optimizer_rate_climbs_then_falls_along_a_half_cosine():
@@ -57,19 +57,19 @@ def test_fit_config_schedule_shorter_than_the_run_is_an_error():
 
 
 def test_fit_follows_the_rewound_rate(tmp_path):
-    films = drawn_films(48, seed=5)
+    images = drawn_images(48, seed=5)
     config = FitConfig(epochs=2, batch_size=16, learning_rate=1e-2, schedule_epochs=4)
-    result = fit(small_net(), films, films, SPEC, config, tmp_path, findings=FINDINGS)
+    result = fit(small_net(), images, images, SPEC, config, tmp_path, findings=FINDINGS)
     # Of the last step of each epoch: three steps an epoch, half of the twelve planned ones gone at the start.
     expected = [0.5e-2 * (1 + math.cos(math.pi * place / 12)) for place in (8, 11)]
     assert [entry["learning_rate"] for entry in result.history] == pytest.approx(expected, abs=1e-8)
 
 
 def test_fit_without_younger_options_is_the_plain_loop_to_the_bit_and_writes_none_of_them_down(tmp_path):
-    films = drawn_films(64, seed=5)
+    images = drawn_images(64, seed=5)
     config = FitConfig(epochs=2, batch_size=16, learning_rate=5e-3)
     model, plain = small_net(), small_net()
-    fit(model, films, films, SPEC, config, tmp_path, findings=FINDINGS, pos_weight=np.ones(2))
+    fit(model, images, images, SPEC, config, tmp_path, findings=FINDINGS, pos_weight=np.ones(2))
     assert not {"feature_weight", "schedule_epochs", "feature_match", "masks"} & set(
         json.loads((tmp_path / "run.json").read_text())
     )
@@ -84,7 +84,7 @@ def test_fit_without_younger_options_is_the_plain_loop_to_the_bit_and_writes_non
             zip(tape.gradient(value, plain.trainable_variables), plain.trainable_variables, strict=True)
         )
 
-    batches = Batches(*films, SPEC, 16, seed=config.seed)
+    batches = Batches(*images, SPEC, 16, seed=config.seed)
     for batches.epoch in range(2):
         for index in range(len(batches)):
             step(*map(tf.constant, batches[index]))
@@ -103,13 +103,13 @@ def test_make_optimizer_weight_decay_spares_batch_norm_and_biases():
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 8])
-def test_predict_logits_gives_each_films_own_logits_whatever_the_batches(count):
+def test_predict_logits_gives_each_images_own_logits_whatever_the_batches(count):
     model = small_net()
-    images, _ = drawn_films(count, seed=2)
+    images, _ = drawn_images(count, seed=2)
     logits = predict_logits(model, images, SPEC, batch_size=4)
     assert logits.shape == (count, 2)
     assert logits.dtype == np.float32
     one_by_one = np.concatenate([model(normalize(image[np.newaxis], SPEC)).numpy() for image in images])
     np.testing.assert_allclose(logits, one_by_one, rtol=0, atol=1e-5)
     if count > 1:
-        assert np.ptp(logits, axis=0).min() > 1e-3  # far above the tolerance: the films matter
+        assert np.ptp(logits, axis=0).min() > 1e-3  # far above the tolerance: the images matter

@@ -1,4 +1,4 @@
-"""Another film size, head or precision: the weights come along, and what cannot change says so."""
+"""Another image size, head or precision: the weights come along, and what cannot change says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.train.transfer import at_size, in_precision, with_head
-from tests.train.films import small_net
+from tests.train.images import small_net
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def model():
     return tiny_chexnet(num_classes=2, input_shape=(32, 32, 3))
 
 
-def films(size: int) -> np.ndarray:
+def images(size: int) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, (2, size, size, 3)).astype(np.float32)
 
 
@@ -27,9 +27,9 @@ def test_at_size_computes_what_the_network_computes_without_a_fixed_size(model):
     assert larger.input_shape == (None, 64, 64, 3)
     free = tiny_chexnet(num_classes=2, input_shape=(None, None, 3))
     free.set_weights(model.get_weights())
-    np.testing.assert_allclose(larger(films(64)).numpy(), free(films(64)).numpy(), atol=1e-6)
+    np.testing.assert_allclose(larger(images(64)).numpy(), free(images(64)).numpy(), atol=1e-6)
     free.set_weights([weight[..., ::-1] for weight in model.get_weights()])  # the control: other weights differ
-    assert np.abs(larger(films(64)).numpy() - free(films(64)).numpy()).max() > 1e-4
+    assert np.abs(larger(images(64)).numpy() - free(images(64)).numpy()).max() > 1e-4
 
 
 def test_at_size_own_size_is_the_model_itself(model):
@@ -75,7 +75,7 @@ def test_with_head_model_that_ends_in_something_else_is_an_error():
 @pytest.mark.parametrize(("precision", "tolerance"), [("mixed_bfloat16", 0.1), ("mixed_float16", 0.02)])
 def test_in_precision_computes_nearly_the_same_and_goes_back_exactly(model, precision, tolerance):
     mixed = in_precision(model, precision)
-    exact, rounded = model(films(32)).numpy(), mixed(films(32))
+    exact, rounded = model(images(32)).numpy(), mixed(images(32))
     assert {weight.dtype.name for weight in mixed.weights} == {"float32"}
     assert mixed.layers[2].compute_dtype == precision.removeprefix("mixed_")
     assert rounded.dtype == "float32"
@@ -83,7 +83,7 @@ def test_in_precision_computes_nearly_the_same_and_goes_back_exactly(model, prec
     difference = np.abs(rounded.numpy() - exact).max()
     assert 0 < difference < tolerance * scale
     back = in_precision(mixed, "float32")
-    np.testing.assert_array_equal(back(films(32)).numpy(), exact)
+    np.testing.assert_array_equal(back(images(32)).numpy(), exact)
     assert back.get_config() == model.get_config()
 
 

@@ -16,26 +16,26 @@ from pathlib import Path
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FeatureMatch, replicas
 from cxr_compress.train.config import FitConfig
 from cxr_compress.train.distribute import start_distribution
 from cxr_compress.train.fit import fit
-from cxr_compress.train.plan import TrainingPlan
 from cxr_compress.train.training import TrainingFiles, run_training
-from tests.train.films import FINDINGS, SPEC, drawn_films, small_net
+from cxr_compress.train.transfer import TrainingPlan
+from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 # Fixed order, no augmentation; decay and average as well, since each needs variables on every replica.
 CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=5e-3, augment=False, weight_decay=0.1, ema_decay=0.9)
 # The model to start from is a plain file, which does not say how images become its input.
 PLAN = TrainingPlan("start", "phantom", sizes=(32,), epochs=(6,), batch_sizes=(4,), preset="imagenet_torch")
 SMALL = 0.05  # weights below it are the zeros of the job "held", about a third
-TRAIN, DEV = drawn_films(160, seed=20), drawn_films(41, seed=21)  # 41: the last dev batch is no multiple of two
+TRAIN, DEV = drawn_images(160, seed=20), drawn_images(41, seed=21)  # 41: the last dev batch is no multiple of two
 
 
-def some_unknown(films):
-    """The same films with labels missing, unevenly over the halves of a batch."""
-    images, labels = films
+def some_unknown(pictures):
+    """The same images with labels missing, unevenly over the halves of a batch."""
+    images, labels = pictures
     unknown = np.random.default_rng(3).random(labels.shape) < np.linspace(0.1, 0.8, len(labels))[:, None]
     return images, np.where(unknown, np.nan, labels).astype(np.float32)
 
@@ -58,12 +58,12 @@ def train(job, folder, distribution=None):
         options = {"masks": zero_masks(model)}
     if job == "uneven":
         config = dataclasses.replace(config, batch_size=15)
-    films = some_unknown(TRAIN) if masked else TRAIN
-    if job == "other_films" and not distribution.is_chief:
-        films = drawn_films(160, seed=99)
+    pictures = some_unknown(TRAIN) if masked else TRAIN
+    if job == "other_images" and not distribution.is_chief:
+        pictures = drawn_images(160, seed=99)
     result = fit(
         model,
-        films,
+        pictures,
         DEV,
         SPEC,
         config,
@@ -78,7 +78,7 @@ def train(job, folder, distribution=None):
 
 def break_it(job):
     """Leave out what the job is named after: the controls."""
-    if job == "unsynchronised":
+    if job == "unsynchronized":
         replicas._edit = lambda config, synchronized: config.pop("build_input_shape", None)
     if job == "undivided":
         replicas.make_terms = undivided
@@ -90,8 +90,8 @@ def undivided(*arguments, make_terms=replicas.make_terms):
     """The terms of a loss that each replica takes for all there is."""
     terms = make_terms(*arguments)
 
-    def twice(films, labels):
-        value, others = terms(films, labels)
+    def twice(pictures, labels):
+        value, others = terms(pictures, labels)
         return 2.0 * value, [2.0 * other for other in others]
 
     return twice
@@ -100,7 +100,7 @@ def undivided(*arguments, make_terms=replicas.make_terms):
 def run_job(job, folder, distribution):
     """Do one job in a folder of this worker's own, as machines without a shared disk do."""
     if job == "training":
-        files = TrainingFiles(folder.parents[1] / "films", folder / "run", folder.parents[1] / "start.keras")
+        files = TrainingFiles(folder.parents[1] / "images", folder / "run", folder.parents[1] / "start.keras")
         return {"report": run_training(PLAN, files, distribution=distribution)}
     if job == "damaged" and distribution.is_chief:
         (folder / "run").mkdir()

@@ -1,13 +1,14 @@
 """The standard TFLite metadata of a file, for Netron, MediaPipe, the Task library and whoever else reads it.
 
 Model.metadata["TFLITE_METADATA"] -> a buffer with a flatbuffer of its own (`metadata_schema`)
-    ModelMetadata       name, description, licence
-      input tensor      normalisation on the scale of pixels, size and colours of the image
+    ModelMetadata       name, description, license
+      input tensor      normalization on the scale of pixels, size and colors of the image
       output tensor     labels.txt and score_calibration.txt, which lie in the archive behind the model
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,119 @@ from cxr_compress.device.modelfile import CALIBRATION_NAME, CARD_NAME, LABELS_NA
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
-from cxr_compress.lite.describe.metadata_schema import (
-    DESCRIPTIONS,
-    GRAYSCALE,
-    RGB,
-    TENSOR_AXIS_LABELS,
-    TENSOR_AXIS_SCORE_CALIBRATION,
-    UNKNOWN_COLOUR,
-    MetadataWriter,
-)
 from cxr_compress.lite.graph.flatbuffer import Graph, Tensor, schema, to_bytes, to_object
+
+FILE_IDENTIFIER = b"M001"
+PARSER_VERSION = "1.0.0"
+
+# enum AssociatedFileType
+DESCRIPTIONS, TENSOR_AXIS_LABELS, TENSOR_AXIS_SCORE_CALIBRATION = 1, 2, 4
+# enum ColorSpaceType
+UNKNOWN_COLOR, RGB, GRAYSCALE = 0, 1, 2
+# union ContentProperties, union ProcessUnitOptions
+_FEATURE, _IMAGE = 1, 2
+_NORMALIZATION, _SCORE_CALIBRATION = 1, 2
+
+
+class MetadataWriter:
+    """Builds one metadata flatbuffer from its leaves up; each method gives the place of what it wrote."""
+
+    def __init__(self) -> None:
+        import flatbuffers
+
+        self._builder = flatbuffers.Builder(1024)
+
+    def associated_file(self, name: str, description: str, kind: int) -> int:
+        """A file in the archive behind the model (table AssociatedFile)."""
+        texts = {0: self._text(name), 1: self._text(description)}
+        return self._table(5, texts, int8={2: kind})
+
+    def image(self, color: int, width: int, height: int) -> int:
+        """A tensor that holds an image of one size (table Content of ImageProperties)."""
+        size = self._table(2, {}, uint32={0: width, 1: height})
+        return self._content(_IMAGE, self._table(2, {1: size}, int8={0: color}))
+
+    def feature(self) -> int:
+        """A tensor that holds numbers (table Content of FeatureProperties)."""
+        return self._content(_FEATURE, self._table(0, {}))
+
+    def normalization(self, mean: Sequence[float], std: Sequence[float]) -> int:
+        """(pixel - mean) / std, pixels from 0 to 255 (table ProcessUnit of NormalizationOptions)."""
+        options = self._table(2, {0: self._floats(mean), 1: self._floats(std)})
+        return self._table(2, {1: options}, uint8={0: _NORMALIZATION})
+
+    def score_calibration(self) -> int:
+        """Scores by the associated calibration file, from the values as they are (of ScoreCalibrationOptions)."""
+        return self._table(2, {1: self._table(2, {})}, uint8={0: _SCORE_CALIBRATION})
+
+    def stats(self, minimum: Sequence[float], maximum: Sequence[float]) -> int:
+        """Between what the values of a tensor lie (table Stats)."""
+        return self._table(2, {0: self._floats(maximum), 1: self._floats(minimum)})
+
+    def tensor(
+        self,
+        name: str,
+        description: str,
+        content: int,
+        *,
+        process_units: Sequence[int] = (),
+        stats: int = 0,
+        files: Sequence[int] = (),
+    ) -> int:
+        """One input or output (table TensorMetadata)."""
+        fields = {0: self._text(name), 1: self._text(description), 3: content, 5: stats}
+        return self._table(7, {**fields, 4: self._tables(process_units), 6: self._tables(files)})
+
+    def subgraph(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """The tensors that a model takes and gives, in their order there (table SubGraphMetadata)."""
+        return self._table(10, {2: self._tables(inputs), 3: self._tables(outputs)})
+
+    def finish(
+        self, *, name: str, description: str, version: str, license: str, subgraph: int, files: Sequence[int]
+    ) -> bytes:
+        """The whole (table ModelMetadata)."""
+        texts = {0: name, 1: description, 2: version, 5: license, 7: PARSER_VERSION}
+        fields = {place: self._text(text) for place, text in texts.items() if text}
+        root = self._table(8, {**fields, 3: self._tables([subgraph]), 6: self._tables(files)})
+        self._builder.Finish(root, FILE_IDENTIFIER)
+        return bytes(self._builder.Output())
+
+    def _content(self, kind: int, properties: int) -> int:
+        return self._table(3, {1: properties}, uint8={0: kind})
+
+    def _text(self, text: str) -> int:
+        return int(self._builder.CreateString(text))
+
+    def _floats(self, values: Sequence[float]) -> int:
+        self._builder.StartVector(4, len(values), 4)
+        for value in reversed(values):
+            self._builder.PrependFloat32(value)
+        return int(self._builder.EndVector())
+
+    def _tables(self, places: Sequence[int]) -> int:
+        """A vector of tables; 0, which is no field, for none."""
+        if not places:
+            return 0
+        self._builder.StartVector(4, len(places), 4)
+        for place in reversed(places):
+            self._builder.PrependUOffsetTRelative(place)
+        return int(self._builder.EndVector())
+
+    def _table(self, fields: int, places: dict[int, int], **numbers: dict[int, Any]) -> int:
+        """A table of so many fields: places of what is written already, and numbers by their type."""
+        self._builder.StartObject(fields)
+        for number, place in places.items():
+            self._builder.PrependUOffsetTRelativeSlot(number, place, 0)
+        for kind, values in _sorted(numbers):
+            for number, value in values.items():
+                getattr(self._builder, f"Prepend{kind.capitalize()}Slot")(number, value, 0)
+        return int(self._builder.EndObject())
+
+
+def _sorted(numbers: dict[str, dict[int, Any]]) -> Iterable[tuple[str, dict[int, Any]]]:
+    """Wide numbers first, as the builder then needs the least padding."""
+    return sorted(numbers.items(), key=lambda item: item[0], reverse=True)
+
 
 FIELD_NAME = "TFLITE_METADATA"
 _MAX_PIXEL = 255.0
@@ -88,17 +192,17 @@ def metadata_flatbuffer(graph: Graph, info: ModelInfo) -> bytes:
         name=info.model_name,
         description=_description(info),
         version=info.canonical_hash,
-        licence=" ".join(part for part in (info.intended_use, _training(info), info.attribution) if part),
+        license=" ".join(part for part in (info.intended_use, _training(info), info.attribution) if part),
         subgraph=writer.subgraph(inputs, given),
         # Not the JSON: by its name in the bytes a file of ours is told from the bare flatbuffer of one.
         files=[writer.associated_file(CARD_NAME, "What the model is, is for, and is not for.", DESCRIPTIONS)],
     )
 
 
-def pixel_normalisation(spec: PreprocessSpec) -> tuple[list[float], list[float]]:
+def pixel_normalization(spec: PreprocessSpec) -> tuple[list[float], list[float]]:
     """Mean and standard deviation on the scale of pixels (0 to 255), per channel or one for all where they are alike.
 
-    A model that takes pixels normalises them itself: 0 and 1. One for all because MediaPipe runs no model whose
+    A model that takes pixels normalizes them itself: 0 and 1. One for all because MediaPipe runs no model whose
     channels differ; such a one, ImageNet's for instance, it runs from files that take pixels.
     """
     if spec.input == "uint8":
@@ -110,24 +214,24 @@ def pixel_normalisation(spec: PreprocessSpec) -> tuple[list[float], list[float]]
 
 def _input(writer: MetadataWriter, tensor: Tensor, info: ModelInfo) -> int:
     spec = info.preprocess
-    mean, std = pixel_normalisation(spec)
+    mean, std = pixel_normalization(spec)
     ends = [[(pixel - shift) / step for shift, step in zip(mean, std, strict=True)] for pixel in (0.0, _MAX_PIXEL)]
-    films = (
-        "gray films, the one channel repeated" if spec.color == "gray" else f"images, channels in {spec.order} order"
+    images = (
+        "gray images, the one channel repeated" if spec.color == "gray" else f"images, channels in {spec.order} order"
     )
     return writer.tensor(
         tensor.name,
-        f"{films.capitalize()}; resized to {spec.height} x {spec.width} by area, aspect ratio not kept.",
-        writer.image(_colour(spec), spec.width, spec.height),
-        process_units=[writer.normalisation(mean, std)],
+        f"{images.capitalize()}; resized to {spec.height} x {spec.width} by area, aspect ratio not kept.",
+        writer.image(_color(spec), spec.width, spec.height),
+        process_units=[writer.normalization(mean, std)],
         stats=writer.stats(*ends),
     )
 
 
-def _colour(spec: PreprocessSpec) -> int:
+def _color(spec: PreprocessSpec) -> int:
     """The standard knows no BGR: better unknown than wrong, as readers would feed RGB."""
     if spec.order != "rgb":
-        return UNKNOWN_COLOUR
+        return UNKNOWN_COLOR
     return RGB if spec.input_shape[-1] == _RGB_CHANNELS else GRAYSCALE
 
 
@@ -178,7 +282,7 @@ def _is_logits(tensor: Tensor, info: ModelInfo) -> bool:
 def _description(info: ModelInfo) -> str:
     """A few sentences: what it finds, how it is stored, what it is for."""
     synthetic = "Trained on drawn images: its findings say nothing about patients." if info.synthetic else ""
-    says = f"Classifier of {', '.join(info.labels)}; quantisation {info.quant_type}."
+    says = f"Classifier of {', '.join(info.labels)}; quantization {info.quant_type}."
     return " ".join(part for part in (says, synthetic, info.intended_use) if part)
 
 

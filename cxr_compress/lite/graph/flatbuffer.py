@@ -35,7 +35,7 @@ class Tensor:
         name: as the converter wrote it; fused layers join their names with ";".
         shape: () for a scalar.
         dtype: numpy's name ("float32", "int8", ...) where numpy has the type.
-        scale: () where not quantised, one value, or one per channel along `channel_axis`.
+        scale: () where not quantized, one value, or one per channel along `channel_axis`.
         zero_point: as long as `scale`.
         channel_axis: axis of a per-channel scale; 0 where there is one scale.
         dynamic: True where a dimension is known only when the model runs.

@@ -1,7 +1,7 @@
-"""A second quantiser behind the same calibration: Google's ai-edge-quantizer, an optional package.
+"""A second quantizer behind the same calibration: Google's ai-edge-quantizer, an optional package.
 
 It works on flatbuffers and needs no TensorFlow. Ranges are ours, so that it can be compared with the converter's
-quantiser on equal terms, and so that clipped ranges (`clipping`) serve both. On a DenseNet121 its file is as large and
+quantizer on equal terms, and so that clipped ranges (`clipping`) serve both. On a DenseNet121 its file is as large and
 errs as much (experiments/ptq_densenet.py). It has int8 types only.
 """
 
@@ -20,7 +20,7 @@ CONVERTER, AEQ = QUANTIZERS = ("tensorflow", "aeq")
 
 
 def check_quantizer(name: str, *, own_ends: bool = False, float_parts: bool = False) -> None:
-    """Check which quantiser is asked for, and whether it can do what else is, before the slow part starts.
+    """Check which quantizer is asked for, and whether it can do what else is, before the slow part starts.
 
     Args:
         name: one of QUANTIZERS.
@@ -44,7 +44,7 @@ def check_quantizer(name: str, *, own_ends: bool = False, float_parts: bool = Fa
 
 
 def quantize_aeq(content: bytes, *, float_io: bool = False) -> bytes:
-    """Quantise a float flatbuffer whose tensors carry their ranges to int8, as `lowering.quantize` does.
+    """Quantize a float flatbuffer whose tensors carry their ranges to int8, as `lowering.quantize` does.
 
     Args:
         content: float flatbuffer with ranges (`ranges.write_ranges`).
@@ -55,7 +55,7 @@ def quantize_aeq(content: bytes, *, float_io: bool = False) -> bytes:
 
     Raises:
         RuntimeUnavailableError: ai-edge-quantizer is not installed.
-        UnsupportedLayerError: it cannot quantise an operator.
+        UnsupportedLayerError: it cannot quantize an operator.
     """
     quantizer, recipe = _package()
     named, known = _named_ranges(content)
@@ -66,14 +66,14 @@ def quantize_aeq(content: bytes, *, float_io: bool = False) -> bytes:
             result = made.quantize(known, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise UnsupportedLayerError(
-            f"ai-edge-quantizer cannot quantise the model: {str(error).strip().splitlines()[0]}: leave --quantizer out"
+            f"ai-edge-quantizer cannot quantize the model: {str(error).strip().splitlines()[0]}: leave --quantizer out"
         ) from error
     # The output of a float-ended file has a name of its own; naming it also writes the signature anew.
     return name_signature(_inlined(bytes(result.quantized_model)))
 
 
 def _package() -> tuple[Any, Any]:
-    """The module that quantises, and what makes its recipe."""
+    """The module that quantizes, and what makes its recipe."""
     try:
         from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
     except ImportError as error:

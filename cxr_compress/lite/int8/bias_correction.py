@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.quantisation import TensorFormat
+from cxr_compress.device.runner import TensorFormat
 from cxr_compress.lite.graph.flatbuffer import Graph, graphs_of, schema, to_bytes, to_object
-from cxr_compress.lite.graph.observe import Observer
-from cxr_compress.lite.graph.segments import SegmentRunner, segments_of
+from cxr_compress.lite.graph.run import Observer, SegmentRunner, segments_of
 from cxr_compress.lite.int8.kernels import BIAS, INPUT, Kernel, read_kernel
 from cxr_compress.lite.int8.layer_snr import match_operators
 from cxr_compress.lite.int8.tap_means import Floats
@@ -46,7 +45,7 @@ def correct_bias(
     still needed at once: up to 2 MB an image for DenseNet121 at 224 px.
 
     Args:
-        float_content: the float graph that was quantised.
+        float_content: the float graph that was quantized.
         int8_content: what `quantize` made of it.
         images: (images, height, width, channels): float32, or whole numbers for a graph of pixels.
         num_threads: for the interpreters; it does not change the result.

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: gives the channels that share an int8 scale ranges of like size, and changes no output.
+"""Cross-layer equalization: gives the channels that share an int8 scale ranges of like size, and changes no output.
 
 int8 has one scale for a whole activation. Where one channel reaches 20 and another 0.2, the latter is left with two or
 three codes. Between a source and a consumer of `equalize_pairs` each channel may be divided by a factor and the
@@ -51,7 +51,7 @@ class EqualizedPair:
 
 @dataclass(frozen=True)
 class EqualizeReport:
-    """What was equalised and what was left alone.
+    """What was equalized and what was left alone.
 
     Attributes:
         pairs: in the order they run.
@@ -69,7 +69,7 @@ class EqualizeReport:
 
 
 def equalize(model: Any, images: Iterable[np.ndarray] | None = None) -> tuple[Any, EqualizeReport]:
-    """A new plain model with equalised channels and bit-equal outputs; `model` is left untouched.
+    """A new plain model with equalized channels and bit-equal outputs; `model` is left untouched.
 
     The gain is int8's alone and differs by network: large where a network has a few loud channels (MobileNets), small
     where a batch norm has kept them alike. Compare `layer_snr` or the scores with and without.

@@ -164,7 +164,7 @@ def _limits(layer: Any) -> str:
 
 def _unscaled(layer: Any) -> str:
     if list(layer.axis) != [len(layer.input_shape) - 1]:
-        return f"{layer.name} does not normalise the last axis"
+        return f"{layer.name} does not normalize the last axis"
     return "" if layer.scale else f"{layer.name} has no gamma to scale"
 
 

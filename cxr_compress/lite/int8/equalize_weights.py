@@ -63,8 +63,8 @@ def output_reach(layer: Any) -> Floats:
     name, axis = _OUTPUTS[type(layer).__name__]
     values = np.abs(getattr(layer, name).numpy().astype(np.float64))
     if name == "gamma":
-        centre = 0.0 if layer.beta is None else layer.beta.numpy().astype(np.float64)
-        return np.maximum(centre + 3 * values, 0.0)
+        center = 0.0 if layer.beta is None else layer.beta.numpy().astype(np.float64)
+        return np.maximum(center + 3 * values, 0.0)
     if type(layer).__name__ == "DepthwiseConv2D":
         return values.max(axis=(0, 1)).ravel()
     return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).max(axis=0)

@@ -17,7 +17,7 @@ _PASSING = ("MEAN", "PAD")
 # Kernel kind -> the axis of its kernel that follows the channels it reads.
 _CHANNEL_AXIS = {"CONV_2D": 3, "FULLY_CONNECTED": 1, "DEPTHWISE_CONV_2D": 3}
 _INPUT, _KERNEL, _BIAS = 0, 1, 2
-# Beyond any activation, and far from infinity, from which a quantiser would derive a scale.
+# Beyond any activation, and far from infinity, from which a quantizer would derive a scale.
 _UNBOUND = 1e30
 
 

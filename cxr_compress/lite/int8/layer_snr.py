@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxr_compress.device.quantisation import TensorFormat
+from cxr_compress.device.runner import TensorFormat
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.graph.flatbuffer import Graph, Operator, read_graphs
-from cxr_compress.lite.graph.layer_names import FENCES, computing, layer_of
-from cxr_compress.lite.graph.observe import Observer
-from cxr_compress.lite.graph.split_graph import split_operators
-from cxr_compress.lite.int8.fold_scale import fold_like
+from cxr_compress.lite.graph.names import FENCES, computing, layer_of
+from cxr_compress.lite.graph.run import Observer, split_operators
+from cxr_compress.lite.int8.fold import fold_like
 
 COLUMNS = ("layer", "operator", "local dB", "in float dB", "cumulative dB", "arithmetic")
 _REPORT_EVERY = 8
@@ -203,7 +202,7 @@ class _Pair:
 
 
 def match_operators(exact: Graph, rounded: Graph) -> list[tuple[Operator, Operator]]:
-    """The operators of a float file with those of its int8 file: the quantiser keeps their order.
+    """The operators of a float file with those of its int8 file: the quantizer keeps their order.
 
     Raises:
         CompressionError: the files are not of one network.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
-from cxr_compress.lite.int8.clipping import DEFAULT_PERCENTILE, check_method
-from cxr_compress.lite.quant_types import FLOAT_ENDS, INT16
+from cxr_compress.lite.int8.ranges import DEFAULT_PERCENTILE, check_method
+from cxr_compress.quant_types import FLOAT_ENDS, INT16
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Quantisation-aware training of any image classifier, DenseNet included, and its export to int8.
+"""Quantization-aware training of any image classifier, DenseNet included, and its export to int8.
 
     qat = prepare_qat(model, calibration)         # a trainable copy that rounds as the int8 file will
     fit(qat.model, train, dev, spec, config, ...) # as any other model, distillation included

@@ -65,9 +65,9 @@ class FoldedModel:
 
 
 def fold_batch_norms(model: Any) -> FoldedModel:
-    """Return an equal model without batch norms, for quantised training and export; the argument is left as it is.
+    """Return an equal model without batch norms, for quantized training and export; the argument is left as it is.
 
-    Equal up to float32 rounding. Regularisers and constraints are dropped: they were meant for other weights.
+    Equal up to float32 rounding. Regularizers and constraints are dropped: they were meant for other weights.
 
     Args:
         model: functional or Sequential, nested models included (they are opened up), one image in, logits out.

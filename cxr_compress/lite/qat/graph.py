@@ -1,4 +1,4 @@
-"""A Keras model as a list of steps, nested models opened up, and what quantisation-aware training refuses of it."""
+"""A Keras model as a list of steps, nested models opened up, and what quantization-aware training refuses of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cxr_compress.keras2 import keras
 
 layers = keras.layers
 
-# The kernel of each layer that has one: what quantisation, batch norms and masks act on.
+# The kernel of each layer that has one: what quantization, batch norms and masks act on.
 KERNELS: dict[type, str] = {
     layers.Conv2D: "kernel",
     layers.DepthwiseConv2D: "depthwise_kernel",
@@ -25,7 +25,7 @@ PASS_ON: tuple[type, ...] = (
     *(layers.ZeroPadding2D, layers.Cropping2D, layers.Flatten, layers.Reshape),
     *(layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout),
 )
-# Layers that change films in training alone: in an int8 file, and so in training for one, they are not there.
+# Layers that change images in training alone: in an int8 file, and so in training for one, they are not there.
 AUGMENTATION: tuple[type, ...] = (
     *(layers.RandomFlip, layers.RandomRotation, layers.RandomZoom, layers.RandomTranslation),
     *(layers.RandomContrast, layers.RandomBrightness),
@@ -72,12 +72,12 @@ class Steps:
 def read_steps(model: Any) -> Steps:
     """Read the wiring of a model, nested models opened up; the model is not modified.
 
-    A layer without weights that is called twice becomes two steps with names of their own. Layers that augment films
+    A layer without weights that is called twice becomes two steps with names of their own. Layers that augment images
     in training are left out.
 
     Raises:
         UnsupportedLayerError: no functional or Sequential model of one input and one output, or a layer that
-            quantisation-aware training cannot take; it names each, its type and what to do.
+            quantization-aware training cannot take; it names each, its type and what to do.
     """
     if not getattr(model, "_is_graph_network", False):
         raise UnsupportedLayerError(
@@ -147,7 +147,7 @@ def _with_own_names(calls: Sequence[Step]) -> Iterator[Step]:
 
 
 def _refuse(calls: Sequence[Step]) -> None:
-    """Refuse by name what cannot be trained quantised."""
+    """Refuse by name what cannot be trained quantized."""
     times = Counter(id(step.layer) for step in calls)
     bad: dict[str, str] = {}
     for step in calls:
@@ -159,7 +159,7 @@ def _refuse(calls: Sequence[Step]) -> None:
             f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         )
         raise UnsupportedLayerError(
-            f"quantisation-aware training cannot take {listed}: rebuild the model without, or quantise it after "
+            f"quantization-aware training cannot take {listed}: rebuild the model without, or quantize it after "
             "training (lite.convert)"
         )
 
@@ -194,7 +194,7 @@ def _odd_rectifier(step: Step) -> str:
 def _odd_norm(step: Step) -> str:
     rank = step.layer.input_spec.ndim
     last = list(step.layer.axis) == [rank - 1] and rank in (2, 4)
-    return "" if last else "normalises another axis than the last of an image or vector"
+    return "" if last else "normalizes another axis than the last of an image or vector"
 
 
 def _odd_scaling(step: Step) -> str:

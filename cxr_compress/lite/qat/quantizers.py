@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat.graph import KERNELS
-from cxr_compress.lite.qat.tfmot import QuantizeConfig, Quantizer, QuantizeWrapper
+from cxr_compress.models.tfmot import QuantizeConfig, Quantizer, QuantizeWrapper
 
 # Weight of what was before in the running range: it follows the last hundred steps. TF-MOT's 0.999 never arrives in a
 # fine-tuning of a few hundred; ranges start from calibration, so that none is needed to forget a bad start.
@@ -108,7 +108,7 @@ class ActivationQuantizer(Quantizer):
         return fake_quant(inputs, low, high, training=bool(training))
 
     def get_config(self) -> dict[str, Any]:
-        """Nothing: a quantised model is built from its float model again, never from a configuration."""
+        """Nothing: a quantized model is built from its float model again, never from a configuration."""
         return {}
 
 

@@ -16,11 +16,11 @@ _SMALLEST_SCALE = 1e-6
 
 
 def strip_qat(qat: QatModel) -> Any:
-    """Return the original architecture with the weights that quantisation-aware training gave it.
+    """Return the original architecture with the weights that quantization-aware training gave it.
 
     A plain keras.Model of the original's layers and names, which loads without custom objects; what it computes is what
     `qat.model` computes without rounding, up to float32 rounding. Batch norms keep their statistics and scales, which
-    still fit, and take the change into their offset; weights that were zero by a mask are zero. Quantising it after
+    still fit, and take the change into their offset; weights that were zero by a mask are zero. Quantizing it after
     training uses the trained weights, but not the trained ranges: `convert_qat` does.
 
     Raises:

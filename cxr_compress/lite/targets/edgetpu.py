@@ -18,7 +18,7 @@ from typing import Any
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite.graph.flatbuffer import Graph
-from cxr_compress.lite.graph.nodes import Node, read_nodes, tensor_bytes
+from cxr_compress.lite.graph.names import Node, read_nodes, tensor_bytes
 from cxr_compress.lite.targets.edgetpu_compiler import CompilerLog
 from cxr_compress.lite.targets.edgetpu_ops import caution, is_too_new, why_not
 
@@ -215,7 +215,7 @@ def _refusals(graph: Graph, nodes: tuple[Node, ...]) -> tuple[str, ...]:
         if is_too_new(node)
     ][:1]
     if not any(tensor.scale for node in nodes for tensor in node.outputs):
-        found.append("it is not quantised: convert with --quant_type=int8")
+        found.append("it is not quantized: convert with --quant_type=int8")
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cxr_compress.lite.graph.flatbuffer import Tensor
-from cxr_compress.lite.graph.nodes import NO_ACTIVATION, Node
+from cxr_compress.lite.graph.names import NO_ACTIVATION, Node
 
 _EIGHT_BITS = ("int8", "uint8")
 _SOFTMAX_ELEMENTS = 16_000

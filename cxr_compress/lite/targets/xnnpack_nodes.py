@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.lite.graph.flatbuffer import Tensor
-from cxr_compress.lite.graph.nodes import Node, read_nodes
+from cxr_compress.lite.graph.names import Node, read_nodes
 
 _BOTH = "float32 and 8 bits"
 _FLOAT = "float32 only"

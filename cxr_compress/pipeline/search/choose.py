@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from cxr_compress.errors import BudgetError
-from cxr_compress.pipeline.search.bounds import Bound, bounds_of, keeps, rank, worst_of
-from cxr_compress.pipeline.search.candidates import Candidate, candidate, grid
-from cxr_compress.pipeline.search.record import CHEAP, FULL, Point, SearchRecord, point_key
-from cxr_compress.pipeline.search.runner import UNCUT, DevJudge
+from cxr_compress.pipeline.search.record import (
+    CHEAP,
+    FULL,
+    ORIGINAL,
+    DevJudge,
+    DevOnly,
+    Point,
+    Runner,
+    SearchRecord,
+    point_key,
+)
 from cxr_compress.pipeline.search.score import CandidateScore
-from cxr_compress.pipeline.search.spec import SearchSpec, next_budget
+from cxr_compress.pipeline.search.spec import (
+    Bound,
+    Candidate,
+    SearchSpec,
+    bounds_of,
+    candidate,
+    grid,
+    keeps,
+    next_budget,
+    rank,
+    worst_of,
+)
 from cxr_compress.recipe import Recipe
 
-News = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -55,16 +76,16 @@ class Chooser:
     Attributes:
         base: the recipe that candidates change.
         spec: what is searched.
-        judge: judges on dev; has no way to test films.
+        judge: judges on dev; has no way to test images.
         record: what was tried.
-        news: is told of every point, one line each.
+        log: is told of every point, one line each.
     """
 
     base: Recipe
     spec: SearchSpec
     judge: DevJudge
     record: SearchRecord
-    news: News
+    log: Log
     _cheap: list[Judged] = field(default_factory=list)
     _full: list[Judged] = field(default_factory=list)
 
@@ -90,11 +111,11 @@ class Chooser:
         return passing[0]
 
     @property
-    def uncut(self) -> CandidateScore:
-        """The uncut float model on dev."""
-        if not self.record.uncut:
-            self.record.keep_uncut(self.judge.uncut())
-        return self.record.uncut[UNCUT]
+    def original(self) -> CandidateScore:
+        """The original float model on dev."""
+        if not self.record.original:
+            self.record.keep_original(self.judge.original())
+        return self.record.original[ORIGINAL]
 
     def _refine(self, column: int) -> None:
         for number in range(1, self.spec.refinements + 1):
@@ -123,9 +144,9 @@ class Chooser:
                 refused = str(error)
             point = Point(key, stage, one.recipe.name, one.changes, self.record.fingerprint, score, refused)
             self.record.add(point)
-        bounds = [] if point.score is None else bounds_of(point.score, self.uncut, self.spec, full=stage == FULL)
+        bounds = [] if point.score is None else bounds_of(point.score, self.original, self.spec, full=stage == FULL)
         judged = Judged(one, point, bounds)
-        self.news(f"search, {place}: {_told(judged)}")
+        self.log(f"search, {place}: {_told(judged)}")
         return judged
 
     def _ranked(self, judged: list[Judged]) -> list[Judged]:
@@ -159,3 +180,71 @@ def _told(judged: Judged) -> str:
         f"{judged.point.name} after the {'short' if judged.point.stage == CHEAP else 'full'} recovery: dev AUROC "
         f"{score.auroc:.4f} ({-score.auroc_drop:+.4f}), {score.tflite_bytes:,} bytes: {verdict}"
     )
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        recipe: of the winner.
+        name: as the winner is called.
+        dev: its score after the full recovery, on the images that chose it: a little too good, as of any choice.
+        report: of the winner on test, as a run without a search gives it.
+        test_looks: how many winners of searches with this base and these images were scored on test, this one
+            included; above 1, the last of them is no longer untouched by test.
+    """
+
+    recipe: Recipe
+    name: str
+    dev: CandidateScore
+    report: dict[str, Any]
+    test_looks: int
+
+
+def search(
+    base: Recipe,
+    spec: SearchSpec,
+    runner: Runner,
+    *,
+    folder: Path,
+    fingerprint: str,
+    log: Log = lambda line: None,
+) -> SearchResult:
+    """Find the model that `spec` asks for, and score it on test.
+
+    Every point tried is kept in search.json at once: the same call after a kill or Ctrl-C goes on from there, and a
+    call with other bounds judges anew what is known already.
+
+    Args:
+        base: the recipe whose budgets are searched; its other targets hold for every candidate.
+        spec: goal, grid and bounds.
+        runner: makes and judges candidates.
+        folder: where search.json goes.
+        fingerprint: a hash of the original model and of the images of train and dev: what a score depends on besides
+            the recipe.
+        log: is told of every point, one line each.
+
+    Raises:
+        BudgetError: nothing keeps what it must; the line names the nearest point.
+        CompressionError: and its subclasses, from the runner; all points so far are kept.
+    """
+    record = SearchRecord(folder, fingerprint)
+    # What chooses is not given the runner: it could not look at test if it wanted to.
+    winner = Chooser(base, spec, DevOnly.of(runner), record, log).choose()
+    record.choose({"spec": dataclasses.asdict(spec), "winner": winner.point.key, "recipe": base.to_dict()})
+    return _score_winner(winner, runner, record, log)
+
+
+def _score_winner(winner: Judged, runner: Runner, record: SearchRecord, log: Log) -> SearchResult:
+    """The only place that looks at test images."""
+    looks = record.look_at_test(winner.point)
+    if looks > 1:
+        log(f"search: test images were scored for {looks - 1} earlier winner(s) too: this score is no longer untouched")
+    report = record.report_of(winner.point)
+    if report is None:
+        report = runner.score_test(winner.candidate.recipe)
+        record.keep_report(winner.point, report)
+    score = winner.point.score
+    assert score is not None
+    return SearchResult(winner.candidate.recipe, winner.point.name, score, report, looks)

@@ -1,7 +1,8 @@
-"""The candidates of a search as runs of their own, which share the films and the uncut model."""
+"""The candidates of a search as runs of their own, which share the images and the original model."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,18 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import read_model
+from cxr_compress.files import write_bytes
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.packing import dev_logits
-from cxr_compress.pipeline.run import run_stages, take_folder
-from cxr_compress.pipeline.search.runner import UNCUT, folder_name, shortened
+from cxr_compress.pipeline.run import open_run, run_stages, take_folder
+from cxr_compress.pipeline.search.choose import SearchResult, search
+from cxr_compress.pipeline.search.record import ORIGINAL, draw_search, folder_name, shortened
 from cxr_compress.pipeline.search.score import CandidateScore, score_on_dev
+from cxr_compress.pipeline.search.spec import SearchSpec
 from cxr_compress.pipeline.stage import State
 from cxr_compress.pipeline.stages import STAGES, stages_before
-from cxr_compress.pipeline.stages.base import PriceLayers
-from cxr_compress.pipeline.store import StageStore
+from cxr_compress.pipeline.stages.price import PriceLayers
+from cxr_compress.pipeline.store import Log, StageStore
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
 
@@ -47,12 +53,12 @@ class CandidateRuns:
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the original model and of the films of train and dev."""
+        """The hash of the original model and of the images of train and dev."""
         return hashlib.sha256(json.dumps([self._start.original.sha256, self._run.digest]).encode()).hexdigest()
 
-    def uncut(self) -> Mapping[str, CandidateScore]:
+    def original(self) -> Mapping[str, CandidateScore]:
         """The original model's own files on dev: "fp32" and "int8"."""
-        names = {UNCUT if kind == "none" else kind: path for kind, path in self._start.references.items()}
+        names = {ORIGINAL if kind == "none" else kind: path for kind, path in self._start.references.items()}
         return {name: self._judge(self._run, path, self._start, 0.0) for name, path in names.items()}
 
     def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
@@ -64,7 +70,7 @@ class CandidateRuns:
         return self._recover(recipe, recipe)
 
     def score_test(self, recipe: Recipe) -> dict[str, Any]:
-        """The report of one candidate; the only method that looks at test films."""
+        """The report of one candidate; the only method that looks at test images."""
         return run_stages(self._candidate(recipe, recipe), STAGES, self._start, shared=self._run.store).report
 
     def _recover(self, named: Recipe, recipe: Recipe) -> CandidateScore:
@@ -77,7 +83,7 @@ class CandidateRuns:
 
     def _candidate(self, named: Recipe, recipe: Recipe) -> RunContext:
         store = StageStore(
-            self._run.store.folder / CANDIDATES / folder_name(named), self._run.news, self._run.store.threads
+            self._run.store.folder / CANDIDATES / folder_name(named), self._run.log, self._run.store.threads
         )
         return dataclasses.replace(self._run, recipe=recipe, store=store)
 
@@ -107,3 +113,56 @@ class CandidateRuns:
         if self._original_logits is None:
             self._original_logits = dev_logits(self._run, read_model(self._start.references["none"]).content)
         return self._original_logits
+
+
+PICTURE = "search.png"
+
+
+def search_recipe(
+    recipe: Recipe,
+    spec: SearchSpec,
+    *,
+    data_dir: Path,
+    output_dir: Path,
+    keras_model_file: Path | None = None,
+    latency_table: CostTable | None = None,
+    log: Log = lambda line: None,
+    decoding: Decoding = lambda split, done, total: None,
+    overwrite: bool = False,
+) -> SearchResult:
+    """Find the smallest model that keeps a tolerance, or the best one of a size, and score it on test once.
+
+    Every point is kept in search.json, every candidate in a folder of its own; the same call again goes on from there.
+    search.png shows all points where matplotlib is installed.
+
+    Args:
+        recipe: everything but the budgets that are searched.
+        spec: goal, grid and bounds.
+        data_dir: as `run_recipe`, like all below.
+        output_dir: see there.
+        keras_model_file: see there.
+        latency_table: see there.
+        log: see there.
+        decoding: see there.
+        overwrite: see there.
+
+    Raises:
+        BudgetError: nothing keeps what it must; the line names the nearest point.
+        CompressionError: and its other subclasses; all points so far are kept.
+    """
+    if spec.goal == "smallest":
+        recipe = recipe.with_values(target_macs=None)  # the search sets it, point by point
+    run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
+    runs = CandidateRuns(dataclasses.replace(run, latency_table=latency_table))
+    try:
+        return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, log=log)
+    finally:
+        _draw(output_dir, runs.fingerprint, spec)
+
+
+def _draw(folder: Path, fingerprint: str, spec: SearchSpec) -> None:
+    """The points so far, also of a search that found nothing or was stopped; without matplotlib there is no picture."""
+    tolerance = spec.max_auroc_drop if spec.goal == "smallest" else None
+    with contextlib.suppress(ModuleNotFoundError):
+        picture = draw_search(folder, fingerprint, title="Points of the search", tolerance=tolerance)
+        write_bytes(folder / PICTURE, picture)

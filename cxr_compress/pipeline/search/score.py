@@ -1,4 +1,4 @@
-"""What is measured of a candidate on the dev films."""
+"""What is measured of a candidate on the dev images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.evaluate.degradation import logit_distance, ranking, training_loss
 from cxr_compress.metrics import bootstrap_auroc, paired_auroc_difference
-from cxr_compress.pipeline.harm import logit_distance, ranking, training_loss
 
 Array = npt.NDArray[np.float64]
 _MEASURED = ("auroc", "auroc_drop", "loss", "logit_distance")
@@ -20,24 +20,24 @@ _MEASURED = ("auroc", "auroc_drop", "loss", "logit_distance")
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """A compressed model on the dev films, beside the uncut float model on the same.
+    """A compressed model on the dev images, beside the original float model on the same.
 
     Attributes:
         auroc: mean over findings.
         auroc_low: lower end of its 95 % interval over patients; None where it has none.
         auroc_high: upper end.
-        auroc_drop: AUROC of the uncut model minus this one.
+        auroc_drop: AUROC of the original model minus this one.
         auroc_drop_high: one-sided 97.5 % upper bound of the drop, paired bootstrap over patients; None where dev is
             too small for one.
         loss: mean weighted cross-entropy, as in training.
-        logit_distance: root mean square distance of the logits from the uncut model's, in standard deviations of the
-            latter per finding; 0 for the uncut model itself.
+        logit_distance: root mean square distance of the logits from the original model's, in standard deviations of the
+            latter per finding; 0 for the original model itself.
         tflite_bytes: of the file, metadata included; as predicted where none was made yet.
-        macs: multiply-accumulates per film; None where they are not known.
+        macs: multiply-accumulates per image; None where they are not known.
         seconds: what recovering and judging took.
         deflated_bytes: of the file after DEFLATE.
         params: of the Keras model.
-        latency_ms: per film, where it was measured or predicted.
+        latency_ms: per image, where it was measured or predicted.
     """
 
     auroc: float
@@ -74,7 +74,7 @@ class CandidateScore:
 def score_on_dev(
     labels: npt.ArrayLike,
     logits: npt.ArrayLike,
-    uncut_logits: npt.ArrayLike,
+    original_logits: npt.ArrayLike,
     patients: Sequence[str],
     *,
     tflite_bytes: int,
@@ -88,13 +88,13 @@ def score_on_dev(
     samples: int = 1000,
     seed: int = 0,
 ) -> CandidateScore:
-    """Judge a candidate by its logits on the dev films.
+    """Judge a candidate by its logits on the dev images.
 
     Args:
-        labels: (films, findings), 0 to 1, or nan where unknown; soft ones count in the loss alone.
+        labels: (images, findings), 0 to 1, or nan where unknown; soft ones count in the loss alone.
         logits: like labels, of the candidate.
-        uncut_logits: like labels, of the uncut float model.
-        patients: (films,) whose they are.
+        original_logits: like labels, of the original float model.
+        patients: (images,) whose they are.
         tflite_bytes: like all up to `latency_ms`, see `CandidateScore`.
         macs: see there.
         seconds: see there.
@@ -109,20 +109,22 @@ def score_on_dev(
     Raises:
         DataError: shapes disagree, or no finding has both classes on dev.
     """
-    truth, found, uncut = (np.atleast_2d(np.asarray(values, np.float64)) for values in (labels, logits, uncut_logits))
-    if not truth.shape == found.shape == uncut.shape:
+    truth, found, original = (
+        np.atleast_2d(np.asarray(values, np.float64)) for values in (labels, logits, original_logits)
+    )
+    if not truth.shape == found.shape == original.shape:
         raise DataError(
-            f"expected labels and logits of one shape, got {truth.shape}, {found.shape} and {uncut.shape}: score both "
-            "models on the same dev films"
+            f"labels and logits must have one shape, got {truth.shape}, {found.shape} and {original.shape}: score both "
+            "models on the same dev images"
         )
     options: dict[str, Any] = {"samples": samples, "seed": seed}
     # A soft label has no side to be ranked on; the loss takes it as it is.
     hard = np.where((truth == 0) | (truth == 1), truth, np.nan)
-    ordered, before = (ranking(values, activation, pos_weight) for values in (found, uncut))
+    ordered, before = (ranking(values, activation, pos_weight) for values in (found, original))
     auroc = bootstrap_auroc(hard, ordered, patients, **options)
     if math.isnan(auroc.value):
         raise DataError(
-            f"no finding has films with and without it among the {len(truth)} dev films, so nothing can be chosen on "
+            f"no finding has images with and without it among the {len(truth)} dev images, so nothing can be chosen on "
             "them: give a larger dev_fraction in the file of --recipe"
         )
     drop = paired_auroc_difference(hard, before, ordered, patients, **options)
@@ -133,7 +135,7 @@ def score_on_dev(
         auroc_drop=drop.value,
         auroc_drop_high=_known(drop.high),
         loss=training_loss(truth, found, pos_weight, activation),
-        logit_distance=logit_distance(found, uncut, activation),
+        logit_distance=logit_distance(found, original, activation),
         tflite_bytes=tflite_bytes,
         macs=macs,
         seconds=seconds,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.pipeline.search.score import CandidateScore
+from cxr_compress.recipe import Recipe
 
 GOALS = ("smallest", "best_auroc")
 _LARGEST_MACS, _SMALLEST_MACS, _GRID_POINTS = 0.5, 0.05, 7
@@ -37,13 +40,13 @@ class SearchSpec:
             deflated size alone, which decides between files of equal size.
         variants: further changes of the recipe, each tried at every budget. None for none with "smallest", and the
             three scopes with "best_auroc".
-        max_auroc_drop: AUROC that may be lost to the uncut float model, as measured.
+        max_auroc_drop: AUROC that may be lost to the original float model, as measured.
         margin: of non-inferiority: the one-sided 97.5 % upper bound of that loss (paired bootstrap over patients) must
             lie below it; None to do without. A small dev set may be unable to show it for any model.
-        max_loss_rise: by which share of itself the dev loss may rise; None for no bound. On dev films that nearly every
-            model ranks right this bounds more than the AUROC: a rise of a quarter once meant 0.017 on test.
-        max_logit_distance: how far logits may lie from those of the uncut model, root mean square in standard
-            deviations of the latter; None for no bound. Both catch harm that the AUROC of a few films hides.
+        max_loss_rise: by which share of itself the dev loss may rise; None for no bound. On dev images that nearly
+            every model ranks right this bounds more than the AUROC: a rise of a quarter once meant 0.017 on test.
+        max_logit_distance: how far logits may lie from those of the original model, root mean square in standard
+            deviations of the latter; None for no bound. Both catch degradation that the AUROC of a few images hides.
         max_bytes: of the file; None for no bound.
         max_latency_ms: per image; None for no bound.
         allowance: after the cheap recovery the bounds on quality count this many times over, because the full one
@@ -113,7 +116,7 @@ class SearchSpec:
 def next_budget(passed: Mapping[float, bool], step: float) -> float | None:
     """The budget to try next: between the best that passes and the next smaller one that fails, by geometric mean.
 
-    Where nothing smaller was tried, a step below the best; where nothing passes, between the largest and the uncut
+    Where nothing smaller was tried, a step below the best; where nothing passes, between the largest and the original
     model, which keeps everything.
 
     Args:
@@ -133,3 +136,138 @@ def next_budget(passed: Mapping[float, bool], step: float) -> float | None:
 def _require(holds: bool, name: str, expected: str, value: object) -> None:
     if not holds:
         raise CompressionError(f"expected {name} of a search to be {expected}; got {value}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point.
+
+    Attributes:
+        recipe: of the whole run.
+        changes: what it changes in the recipe of the search, JSON-ready.
+        macs: share of the MACs that may stay; None where they are not bounded.
+        column: number of the combination of everything else: points of one column differ in `macs` alone.
+    """
+
+    recipe: Recipe
+    changes: Mapping[str, Any]
+    macs: float | None
+    column: int
+
+
+def grid(base: Recipe, spec: SearchSpec) -> list[Candidate]:
+    """All points of the grid, column by column, the largest first: the sure ones are there when the search is stopped.
+
+    Raises:
+        CompressionError: a variant that is no recipe.
+    """
+    shares = sorted(spec.macs_grid, key=lambda share: 2.0 if share is None else share, reverse=True)
+    return [candidate(base, spec, column, share) for column in range(len(_columns(spec))) for share in shares]
+
+
+def candidate(base: Recipe, spec: SearchSpec, column: int, macs: float | None) -> Candidate:
+    """One point of a column.
+
+    Raises:
+        CompressionError: a variant that is no recipe.
+    """
+    changes = {"target_macs": macs, **_columns(spec)[column]}
+    if spec.max_bytes is not None:
+        changes["target_bytes"] = spec.max_bytes
+    if spec.max_latency_ms is not None:
+        changes["target_latency_ms"] = spec.max_latency_ms
+    return Candidate(base.with_values(**changes), changes, macs, column)
+
+
+def _columns(spec: SearchSpec) -> list[dict[str, Any]]:
+    """Everything but MACs, in all combinations."""
+    shares: list[dict[str, Any]] = [{"weight_sparsity": share} for share in spec.weight_sparsity]
+    return [{**zeros, **way} for zeros, way in itertools.product(shares or [{}], spec.ways)]
+
+
+# A loss near 0 doubles by a rounding error: rises below this never count.
+_SMALL_LOSS = 0.005
+# AUROCs of a small dev set that agree to this are equal; the loss, which sees every image, then decides.
+_AUROC_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One thing that a candidate must keep.
+
+    Attributes:
+        name: as a user reads it.
+        value: what the candidate has; nan where it could not be measured.
+        limit: what it may have.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the value is within the limit; what could not be measured is not."""
+        return self.value <= self.limit
+
+    @property
+    def excess(self) -> float:
+        """The value in units of the limit: above 1 it is broken."""
+        if math.isnan(self.value):
+            return math.inf
+        if self.limit == 0:
+            return 0.0 if self.value <= 0 else math.inf
+        return self.value / self.limit
+
+    def __str__(self) -> str:
+        digits = ",.0f" if self.limit >= 1000 else ".4f"  # noqa: PLR2004 - bytes, or shares and distances
+        return f"{self.name} {self.value:{digits}}, allowed {self.limit:{digits}}"
+
+
+def bounds_of(score: CandidateScore, original: CandidateScore, spec: SearchSpec, *, full: bool) -> list[Bound]:
+    """Everything that a candidate must keep, with what it has.
+
+    Args:
+        score: of the candidate.
+        original: of the original float model.
+        spec: the limits. With the goal "best_auroc" size and time alone are bounded.
+        full: after the full recovery; before it the limits on quality count `allowance` times over, and
+            non-inferiority is not asked for.
+    """
+    found = []
+    if spec.goal == "smallest":
+        times = 1.0 if full else spec.allowance
+        found.append(Bound("AUROC drop", score.auroc_drop, spec.max_auroc_drop * times))
+        if full and spec.margin is not None:
+            high = math.nan if score.auroc_drop_high is None else score.auroc_drop_high
+            # Strictly below, as non-inferiority is defined.
+            found.append(Bound("upper bound of the AUROC drop", high, math.nextafter(spec.margin, 0)))
+        if spec.max_loss_rise is not None:
+            rise = max(spec.max_loss_rise * original.loss, _SMALL_LOSS) * times
+            found.append(Bound("rise of the loss", score.loss - original.loss, rise))
+        if spec.max_logit_distance is not None:
+            found.append(Bound("distance of the logits", score.logit_distance, spec.max_logit_distance * times))
+    if spec.max_bytes is not None:
+        found.append(Bound("bytes", score.tflite_bytes, spec.max_bytes))
+    if spec.max_latency_ms is not None and score.latency_ms is not None:
+        found.append(Bound("milliseconds", score.latency_ms, spec.max_latency_ms))
+    return found
+
+
+def worst_of(bounds: list[Bound]) -> Bound:
+    """The bound that is broken most, or is nearest to it."""
+    return max(bounds, key=lambda bound: bound.excess)
+
+
+def keeps(bounds: list[Bound]) -> bool:
+    """Whether all are kept."""
+    return all(bound.kept for bound in bounds)
+
+
+def rank(score: CandidateScore, goal: str) -> tuple[float, ...]:
+    """Lower is better: by size, or by AUROC where the size is given."""
+    deflated = math.inf if score.deflated_bytes is None else score.deflated_bytes
+    size = (score.tflite_bytes, deflated, math.inf if score.macs is None else score.macs)
+    if goal == "smallest":
+        return size
+    return (-round(score.auroc, _AUROC_DIGITS), score.loss, score.logit_distance, *size)

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes
+from cxr_compress.files import write_bytes
 from cxr_compress.lite import LiteModel, audit, convert
 from cxr_compress.lite.parity import Reference, compare_answers, require_answers
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import check_sparsity, dev_logits, pack, recipe_in_file
 from cxr_compress.pipeline.stage import Pace, Stage, State
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.sparsity import measure_sparsity
 
@@ -53,7 +53,7 @@ class DeliverOriginal(Stage):
             calibration_method=export.calibration_method,
             percentile=export.percentile,
             force=run.recipe.run.force,
-            progress=run.news,
+            progress=run.log,
         )
         recipe = self.inputs(run, state)["recipe"]
         for quant_type, lite in made.items():
@@ -61,7 +61,7 @@ class DeliverOriginal(Stage):
             write_bytes(run.store.folder / f"{names[quant_type]}.tflite", packed)
         return {names[quant_type]: lite.audit.to_dict() for quant_type, lite in made.items()}
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """The rows of the report beside which the compressed file stands."""
         names = _original_names(run)
         return replace(state, references={kind: made.paths[f"{name}.tflite"] for kind, name in names.items()})
@@ -104,7 +104,7 @@ class DeliverCompressed(Stage):
             facts[name] = lite.audit.to_dict()
         return facts | ({"answers": _answers(run, raw)} if len(raw) > 1 else {})
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """What ships."""
         return replace(state, delivered=made.paths[f"{run.recipe.name}.tflite"], answers=made.facts.get("answers"))
 
@@ -143,7 +143,7 @@ def _answers(run: RunContext, raw: Mapping[str, bytes]) -> dict[str, Any]:
     found = compare_answers(logits, exact, reference.source, "")
     require_answers(found, reference, run.recipe.name, force=run.recipe.run.force)
     text = found.to_text(run.data.dataset.findings).replace("against the model", "against its float twin", 1)
-    run.news(f"{run.recipe.name}: {text}")
+    run.log(f"{run.recipe.name}: {text}")
     return {**found.to_dict(), "text": text, "constant": [run.data.dataset.findings[k] for k in found.constant]}
 
 

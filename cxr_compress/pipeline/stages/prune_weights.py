@@ -52,7 +52,7 @@ class PruneWeights(Stage):
             fit=functools.partial(fit, teacher=teacher, pos_weight=run.pos_weight),
             findings=run.data.dataset.findings,
             target=target,
-            progress=run.news,
+            progress=run.log,
         )
         run.save(sparse, *self.results)
         report = measure_sparsity(sparse)

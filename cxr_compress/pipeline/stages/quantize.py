@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.atomic import write_bytes
 from cxr_compress.errors import CompressionError
+from cxr_compress.evaluate.degradation import measure_degradation
+from cxr_compress.files import write_bytes
 from cxr_compress.lite import convert
 from cxr_compress.lite.qat import convert_qat, prepare_qat
 from cxr_compress.models import load_model
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
-from cxr_compress.pipeline.harm import measure_harm
 from cxr_compress.pipeline.packing import dev_logits
 from cxr_compress.pipeline.stage import Pace, Stage, State
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 
 _FLOAT = "quantized/float.tflite"
@@ -58,7 +58,7 @@ class Quantize(Stage):
             percentile=export.percentile,
             auto_fallback=export.auto_fallback,
             compare=False,  # a file that rounding has made dumb is judged on dev, where training may still mend it
-            progress=run.news,
+            progress=run.log,
         )
         for quant_type, lite in made.items():
             write_bytes(run.store.folder / names[quant_type], lite.content)
@@ -67,7 +67,7 @@ class Quantize(Stage):
             return facts
         return facts | _judged(run, made[export.quant_type].content, made["none"].content)
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """Both files, and why no training will follow where it would have to."""
         export = run.recipe.export
         files = {quant_type: made.paths[name] for quant_type, name in _names(run.recipe).items()}
@@ -76,7 +76,7 @@ class Quantize(Stage):
             facts["used"] = "after training"
             if run.preflight.qat and _wants_training(run, facts):
                 facts["qat_not_taken"] = run.preflight.qat
-                run.news(f"qat: {run.preflight.qat}; int8 after training is kept")
+                run.log(f"qat: {run.preflight.qat}; int8 after training is kept")
         return replace(state, flatbuffers=files, quantization=facts)
 
     def seconds(self, pace: Pace) -> float:
@@ -115,10 +115,10 @@ class TrainQuantized(Stage):
             (run.store.folder / _IN_TRAINING).unlink(missing_ok=True)
             return {"refused": str(error)}
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """The file that ships, of the two."""
         if why := made.facts.get("refused"):
-            run.news(f"qat: {why}; int8 after training is kept")
+            run.log(f"qat: {why}; int8 after training is kept")
             return replace(state, quantization={**state.quantization, "qat_not_taken": why})
         facts = {**state.quantization, "qat": dict(made.facts)}
         if why := _not_taken(run, state, made):
@@ -134,9 +134,9 @@ class TrainQuantized(Stage):
     def _train(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         export, distill_weight = run.recipe.export, run.recipe.recovery.distill_weight
         if missed := state.quantization["broken"]:
-            run.news(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
+            run.log(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
         plain = load_model(state.model.keras_file)
-        qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.news)
+        qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.log)
         teacher = load_model(state.original.keras_file) if distill_weight else None
         config = run.config(export.qat.epochs, export.qat.learning_rate, distill_weight=distill_weight)
         facts = run.train(qat.model, config, work, teacher=teacher)
@@ -152,13 +152,13 @@ def _names(recipe: Recipe) -> dict[str, str]:
     return {"none": _FLOAT, **({quant_type: _AFTER_TRAINING} if quant_type != "none" else {})}
 
 
-def _not_taken(run: RunContext, state: State, made: Artefacts) -> str:
+def _not_taken(run: RunContext, state: State, made: Artifacts) -> str:
     """Why the file that trained with rounding is not the one to ship; empty where it is."""
     export, limit = run.recipe.export, state.limits.get("tflite_bytes")
     trained, plain = (path.stat().st_size for path in (made.paths[_IN_TRAINING], state.flatbuffers[export.quant_type]))
     if limit is not None and trained > plain and trained + _LARGEST_LABELS > limit:
         return f"its {trained:,} bytes do not fit into {limit:,}"
-    if export.qat.when == "auto" and made.facts["harm"]["loss"] > state.quantization["harm"]["loss"]:
+    if export.qat.when == "auto" and made.facts["degradation"]["loss"] > state.quantization["degradation"]["loss"]:
         return "its loss on dev is no lower"
     return ""
 
@@ -172,8 +172,8 @@ def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]
     """What rounding did on dev, against the float file of the same network."""
     labels = run.data.dev.split.labels
     found, before = dev_logits(run, content), dev_logits(run, reference)
-    harm = measure_harm(labels, found, before, run.pos_weight, run.activation)
-    return {"harm": harm.to_dict(), "broken": harm.broken(run.recipe.gate.max_auroc_drop)}
+    degradation = measure_degradation(labels, found, before, run.pos_weight, run.activation)
+    return {"degradation": degradation.to_dict(), "broken": degradation.broken(run.recipe.gate.max_auroc_drop)}
 
 
 def _calibration(run: RunContext) -> Iterator[np.ndarray]:

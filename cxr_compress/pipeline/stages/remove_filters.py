@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import write_text
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.files import write_text
+from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.models.reinitialize import reinitialize
 from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.data import RunData
 from cxr_compress.pipeline.stage import Pace, Stage, State
-from cxr_compress.pipeline.store import Artefacts
-from cxr_compress.pipeline.thinning import Thinning, choosing_fields, repair_fields, sensitivity_files
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
-from cxr_compress.structured import ChannelPlan, remove_channels
+from cxr_compress.structured import (
+    Budget,
+    ChannelAnalysis,
+    ChannelPlan,
+    Sensitivity,
+    measure_sensitivity,
+    recalibrate_batch_norm,
+    reconstruct_consumers,
+    remove_channels,
+    remove_iteratively,
+    score_channels,
+)
 from cxr_compress.train import FitConfig
 from cxr_compress.train.losses import make_loss
 
+FloatArray = npt.NDArray[np.float32]
+Scores = dict[str, npt.NDArray[np.float64]]
 _PLAN = "plan.json"
+_CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
 
 class SelectFilters(Stage):
@@ -52,12 +71,12 @@ class SelectFilters(Stage):
         """Write the plan."""
         plain = FitConfig(epochs=1, activation=run.activation)
         loss = make_loss(plain, run.pos_weight) if run.recipe.removal.criterion == "taylor" else None
-        thinning = Thinning(run.recipe, run.data, run.store.folder, run.news, loss, state.costs)
-        plan, facts = thinning.choose(load_model(state.original.keras_file))
+        pruning = Pruning(run.recipe, run.data, run.store.folder, run.log, loss, state.costs)
+        plan, facts = pruning.choose(load_model(state.original.keras_file))
         write_text(run.store.folder / _PLAN, plan.to_json())
         return facts
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """Rebuilding, training and scoring read the plan."""
         plan = ChannelPlan.from_json(made.paths[_PLAN].read_text(encoding="utf-8"))
         return replace(state, plan=plan, plan_hash=made.sha256[_PLAN], limits=made.facts["limits"])
@@ -70,7 +89,7 @@ class SelectFilters(Stage):
 class RemoveFilters(Stage):
     """Rebuild the original model without what the plan takes away."""
 
-    name, section, results = "remove", "removal", ("thin.keras",)
+    name, section, results = "remove", "removal", ("pruned.keras",)
 
     def when(self, recipe: Recipe) -> bool:
         """Where there is a budget."""
@@ -84,7 +103,7 @@ class RemoveFilters(Stage):
         """Rebuild."""
         return run.save(remove_channels(load_model(state.original.keras_file), _plan(state)), *self.results)
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """The line of a delivered file names the repaired model alone."""
         return replace(state, model=made)
 
@@ -114,13 +133,170 @@ class RepairPruned(Stage):
         if run.recipe.recovery.from_scratch:
             model = reinitialize(model, run.recipe.run.seed)
         else:
-            thinning = Thinning(run.recipe, run.data, run.store.folder, run.news)
-            facts = thinning.repair(model, load_model(state.original.keras_file), _plan(state))
+            pruning = Pruning(run.recipe, run.data, run.store.folder, run.log)
+            facts = pruning.repair(model, load_model(state.original.keras_file), _plan(state))
         return {**facts, **run.save(model, *self.results)}
 
     def seconds(self, pace: Pace) -> float:
         """Mostly a few passes of the images."""
         return pace.recipe.recovery.reconstruction_images * 4 * pace.original + 0.2 * pace.layers
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The removal of filters in one run.
+
+    Attributes:
+        recipe: the choices.
+        data: the images.
+        folder: where measured sensitivity is kept.
+        log: is told how far measurements are.
+        loss: (labels, logits) -> loss, as in training, for the criterion that needs a gradient.
+        cost_table: measured costs of the original model, for budgets on bytes and latency.
+    """
+
+    recipe: Recipe
+    data: RunData
+    folder: Path
+    log: Callable[[str], None]
+    loss: Callable[[Any, Any], Any] | None = None
+    cost_table: CostTable | None = None
+
+    def choose(self, model: keras.Model) -> tuple[ChannelPlan, dict[str, Any]]:
+        """The plan that prunes a model to the recipe's budget, and facts; `model` is left untouched.
+
+        In several steps, batch norms are re-estimated after each, so that the next scores see a working model.
+
+        Raises:
+            BudgetError: the budget cannot be reached.
+            CompressionError: options that do not fit the model.
+        """
+        removal = self.recipe.removal
+        bounds: dict[str, Any] = removal.budget.bounds
+        budget = Budget(**bounds)
+        _, plan, plans = remove_iteratively(
+            model,
+            budget,
+            self._score,
+            steps=removal.steps,
+            exclude=removal.exclude,
+            allow_inexact=removal.allow_inexact,
+            measure=self._measure if removal.scope == "sensitivity" else None,
+            between=self._between,
+            cost_table=self.cost_table,
+            scope=removal.scope,
+            round_to=removal.round_to,
+            min_channels=removal.min_channels,
+            max_removed_fraction=removal.max_removed_fraction,
+            overrides=removal.overrides,
+        )
+        return plan, {
+            "before": plan.before.to_dict(),
+            "after": plan.after.to_dict(),
+            "limits": budget.limits(plan.before),
+            "steps": [step.after.to_dict() for step in plans],
+        }
+
+    def repair(self, pruned: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+        """Repair what `plan` made of `model`, in place and without labels; facts."""
+        if self.recipe.recovery.reconstruct:
+            return {"reconstruction": self._reconstruct(pruned, model, plan)}
+        # Not after a reconstruction: what it fitted holds under the statistics that it was fitted with.
+        self._recalibrate(pruned, original=model, plan=plan)
+        return {
+            "recalibration": {"images": min(self.recipe.recovery.recalibration_images, len(self.data.train.images))}
+        }
+
+    def _score(self, model: keras.Model, analysis: ChannelAnalysis) -> Scores:
+        removal = self.recipe.removal
+        return score_channels(
+            model,
+            analysis,
+            criterion=removal.criterion,
+            batches=self._labeled(removal.scoring_images) if _scores_on_images(self.recipe) else None,
+            loss=self.loss,
+            group_reduction=removal.group_reduction,
+            normalizer=removal.normalizer,
+            seed=self.recipe.run.seed,
+        )
+
+    def _measure(self, model: keras.Model, analysis: ChannelAnalysis, scores: Any, step: int) -> Sensitivity:
+        return measure_sensitivity(
+            model,
+            analysis,
+            scores,
+            self._images(self.recipe.removal.sensitivity_images),
+            cache=self.folder / sensitivity_files(self.recipe)[step - 1],
+            progress=self.log,
+        )
+
+    def _between(self, pruned: keras.Model, step: int) -> None:
+        if step < self.recipe.removal.steps:
+            self._recalibrate(pruned)
+
+    def _recalibrate(self, pruned: keras.Model, **reference: Any) -> None:
+        recalibrate_batch_norm(pruned, self._images(self.recipe.recovery.recalibration_images), **reference)
+
+    def _reconstruct(self, pruned: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
+        batches = self._images(self.recipe.recovery.reconstruction_images)
+        report = reconstruct_consumers(pruned, model, plan, batches, seed=self.recipe.run.seed)
+        before, after = (sum(errors[place] for errors in report.errors.values()) for place in range(2))
+        return {
+            "images": report.images,
+            "layers": len(report.errors),
+            "error_before": before,
+            "error_after": after,
+            "left": dict(report.left),
+        }
+
+    def _images(self, count: int) -> Iterator[FloatArray]:
+        return self.data.batches(self.data.sample(count, self.recipe.run.seed))
+
+    def _labeled(self, count: int) -> Iterator[tuple[FloatArray, FloatArray]]:
+        images, labels = self.data.sample_labeled(count, self.recipe.run.seed)
+        start = 0
+        for batch in self.data.batches(images):
+            yield batch, labels[start : start + len(batch)]
+            start += len(batch)
+
+
+def _scores_on_images(recipe: Recipe) -> bool:
+    """Whether the criterion looks at images, and not at weights alone."""
+    return recipe.removal.criterion in _CRITERIA_ON_IMAGES
+
+
+def sensitivity_files(recipe: Recipe) -> tuple[str, ...]:
+    """The files that measured sensitivity is kept in, one per step; none where the recipe does not ask for it."""
+    if recipe.removal.scope != "sensitivity":
+        return ()
+    later = (f"sensitivity_step{step}.json" for step in range(2, recipe.removal.steps + 1))
+    return ("sensitivity.json", *later)
+
+
+def choosing_fields(recipe: Recipe) -> dict[str, Any]:
+    """What decides the plan, of the recipe's fields: those of things that it does not do are left out."""
+    names = [
+        *("criterion", "group_reduction", "normalizer", "scope", "round_to", "min_channels"),
+        *("max_removed_fraction", "exclude", "allow_inexact", "removal_steps", "seed"),
+    ]
+    if recipe.removal.steps > 1:
+        names.append("recalibration_images")
+    if _scores_on_images(recipe):
+        names.append("scoring_images")
+    if recipe.removal.scope == "sensitivity":
+        names.append("sensitivity_images")
+    # As pairs: the last match counts, and keys of a mapping are sorted before they are hashed.
+    overrides = list(map(list, recipe.removal.overrides.items()))
+    budget = recipe.removal.budget.bounds
+    return {name: recipe.value(name) for name in names} | {"overrides": overrides, "budget": budget}
+
+
+def repair_fields(recipe: Recipe) -> dict[str, Any]:
+    """What decides the repair."""
+    names = ["from_scratch", "seed"]
+    if not recipe.recovery.from_scratch:
+        names += ["reconstruct", "reconstruction_images" if recipe.recovery.reconstruct else "recalibration_images"]
+    return {name: recipe.value(name) for name in names}
 
 
 def _plan(state: State) -> ChannelPlan:

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cxr_compress.device.atomic import write_text
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_difference, score_file
+from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.pipeline.stage import Pace, Stage, State
-from cxr_compress.pipeline.store import Artefacts
+from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.report import Row, build_report, read_report, write_report
-from cxr_compress.report.card import render_card
+from cxr_compress.report.cards import render_card
 from cxr_compress.report.readme import render_readme
 from cxr_compress.sparsity import size_statement, xnnpack_sparse
 from cxr_compress.structured import measure_cost
@@ -46,7 +46,7 @@ class Score(Stage):
         flags = ("bootstrap_samples", "max_auroc_drop", "margin", "seed")
         return {
             "files": {name: model.sha256 for name, model in _models(state).items()},
-            "films": run.data.test.digest(),
+            "images": run.data.test.digest(),
             **{flag: run.recipe.value(flag) for flag in flags},
         }
 
@@ -71,7 +71,7 @@ class Score(Stage):
                 margin=gate.margin,
                 reference=scored[_REFERENCE].mean_auroc,
             ),
-            "quantisation": dict(state.quantization),
+            "quantization": dict(state.quantization),
             "original": dict(state.look),
             "answers": state.answers,
             "sizes": _sizes(models[_COMPRESSED], sources[files[_COMPRESSED][1]]),
@@ -83,7 +83,7 @@ class Score(Stage):
         write_text(folder / _card_name(state), render_card(report, model, file_name=state.delivered.name))
         write_text(folder / _README, render_readme(report, model, card=_card_name(state)))
 
-    def after(self, run: RunContext, state: State, made: Artefacts) -> State:
+    def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """What the run returns."""
         return replace(state, report=read_report(made.paths[_REPORT]))
 

@@ -11,7 +11,7 @@ import numpy as np
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.models.masked import check_zeros, zero_masks
+from cxr_compress.models.zeros import check_zeros, zero_masks
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.recipe import Recipe

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import DataError
-from cxr_compress.structured.channels import ChannelGroup
-from cxr_compress.structured.consumers import DEFAULT_MEMORY, Consumer, find_consumers, fitting_images
+from cxr_compress.structured.analysis import ChannelGroup
 from cxr_compress.structured.cost import IntArray
-from cxr_compress.structured.criteria.scoring import FloatVector, Member, ScoringInput
+from cxr_compress.structured.criteria.weights import FloatVector, Member, ScoringInput
+from cxr_compress.structured.repair.consumers import DEFAULT_MEMORY, Consumer, find_consumers, fitting_images
 from cxr_compress.structured.stepwise import take_images, unroll, walk
 
 Matrix = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ MAX_BLOCK = 1 << 22
 def lasso(given: ScoringInput) -> list[Member]:
     """Scores = order of elimination along the LASSO path, from 1/channels (first out) to 1.
 
-    With A the products of the channels' contributions to all consumers' outputs (centred, since a constant is folded
+    With A the products of the channels' contributions to all consumers' outputs (centered, since a constant is folded
     or re-estimated; each consumer's divided by its output's variance),  min 1/2 b'Ab - b'A1 + penalty |b|_1  starts at
     b = 1 for no penalty; as the penalty grows, channels leave. The rank says nothing of how groups compare: in global
     scope every group loses about the same share, so this criterion is local.
@@ -136,7 +136,7 @@ class _Products:
 def contribution_products(
     rows: npt.NDArray[np.float32], kernel: npt.NDArray[np.float32], channel: IntArray, channels: int
 ) -> Matrix:
-    """(channels, channels) inner products of what each channel adds to the outputs, centred over rows.
+    """(channels, channels) inner products of what each channel adds to the outputs, centered over rows.
 
     Args:
         rows: (n, columns) what the consumer reads.

@@ -10,7 +10,7 @@ import numpy as np
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.structured.flow import LayerFlow, LayerNode, Rule, TensorSlot, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.guard import keras_rule
+from cxr_compress.structured.rules.base import keras_rule
 from cxr_compress.structured.rules.macs import ELEMENT_WISE_OPERATIONS, REDUCTIONS, SPATIAL_OPERATIONS
 from cxr_compress.structured.rules.shape import concatenated
 

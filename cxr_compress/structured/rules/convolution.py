@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, WeightAxis, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.guard import keras_rule
+from cxr_compress.structured.rules.base import keras_rule
 from cxr_compress.structured.rules.macs import COUNTED_ONLY, kernel_uses
 
 

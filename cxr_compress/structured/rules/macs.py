@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from cxr_compress.device.kernel_kind import ONE_CHANNEL_A_GROUP, KernelKind
+from cxr_compress.device.cost_table import ONE_CHANNEL_A_GROUP, KernelKind
 from cxr_compress.structured.flow import KernelUse, LayerNode, Shape
 
 _PER_OUTPUT_POSITION = ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D")

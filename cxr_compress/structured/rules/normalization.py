@@ -1,4 +1,4 @@
-"""Rules for normalisations and for layers that scale each channel by a weight of its own."""
+"""Rules for normalizations and for layers that scale each channel by a weight of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, WeightAxis, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.guard import keras_rule
+from cxr_compress.structured.rules.base import keras_rule
 
 
 def _following(node: LayerNode, layout: ChannelLayout) -> tuple[WeightAxis, ...]:
@@ -32,15 +32,15 @@ def _only_channels(node: LayerNode) -> bool:
 def _batch_norm(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """Gamma, beta, mean and variance are sliced together: a channel's BN goes with the channel (pitfall 2)."""
     if not _only_channels(node):
-        return freeze_layer(node, inputs, space, f"normalises axis {_axes(node.config['axis'])[0]}, not the channels")
+        return freeze_layer(node, inputs, space, f"normalizes axis {_axes(node.config['axis'])[0]}, not the channels")
     return LayerFlow(inputs[0], _following(node, inputs[0]))
 
 
 @keras_rule("LayerNormalization")
 def _layer_norm(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
-    """Every channel is normalised by statistics of all of them, so none can go without changing the others."""
+    """Every channel is normalized by statistics of all of them, so none can go without changing the others."""
     if not _only_channels(node):
-        return freeze_layer(node, inputs, space, "normalises more or other axes than the channels")
+        return freeze_layer(node, inputs, space, "normalizes more or other axes than the channels")
     if not node.allow_inexact:
         return freeze_layer(node, inputs, space, "takes statistics over the channels, which would change")
     return LayerFlow(inputs[0], _following(node, inputs[0]))
@@ -50,7 +50,7 @@ def _layer_norm(node: LayerNode, inputs: Sequence[ChannelLayout], space: Channel
 def _group_norm(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """A group of channels has statistics of its own, so whole groups may go: the channels of each are tied."""
     if not _only_channels(node):
-        return freeze_layer(node, inputs, space, "normalises another axis than the channels")
+        return freeze_layer(node, inputs, space, "normalizes another axis than the channels")
     layout, groups = inputs[0], node.config["groups"]
     groups = len(layout) if groups == -1 else groups
     if groups == 1:
@@ -83,5 +83,5 @@ def _fixed_scale(node: LayerNode, inputs: Sequence[ChannelLayout], space: Channe
     if any(np.size(value) > 1 for value in constants if value is not None):
         space.freeze(inputs[0], f"{node.path} ({node.class_name}) has one constant per channel")
     elif node.weight_shapes:
-        space.freeze(inputs[0], f"{node.path} ({node.class_name}) standardises the channels of an input")
+        space.freeze(inputs[0], f"{node.path} ({node.class_name}) standardizes the channels of an input")
     return LayerFlow(inputs[0])

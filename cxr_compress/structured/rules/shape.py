@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace, join
-from cxr_compress.structured.rules.guard import keras_rule
+from cxr_compress.structured.rules.base import keras_rule
 
 _OF_EVERY_RANK = (
     *("SpatialDropout", "MaxPooling", "AveragePooling", "GlobalMaxPooling", "GlobalAveragePooling"),

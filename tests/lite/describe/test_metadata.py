@@ -17,11 +17,16 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import audit, pack_file
-from cxr_compress.lite.describe.metadata import metadata_flatbuffer, pixel_normalisation, read_metadata, with_metadata
-from cxr_compress.lite.describe.metadata_schema import FILE_IDENTIFIER
+from cxr_compress.lite.describe.metadata import (
+    FILE_IDENTIFIER,
+    metadata_flatbuffer,
+    pixel_normalization,
+    read_metadata,
+    with_metadata,
+)
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
-from tests.device.films import draw_film
-from tests.device.golden import CAM_MODEL, FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL
+from tests.device.images import draw_image
+from tests.device.reference import CAM_MODEL, FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL
 
 OLD = read_model(VERSION1_MODEL)
 
@@ -45,9 +50,9 @@ def test_packed_file_has_the_standard_metadata_and_computes_the_same(tmp_path: P
     found = read_metadata(file.content)
     assert found is not None
     assert found[4:8] == FILE_IDENTIFIER == b"M001"
-    film = draw_film(3)
+    image = draw_image(3)
     np.testing.assert_array_equal(
-        Classifier(path).predict(film).logits, Classifier(VERSION1_MODEL).predict(film).logits
+        Classifier(path).predict(image).logits, Classifier(VERSION1_MODEL).predict(image).logits
     )
     assert audit(file.content).to_dict()["ops"] == audit(OLD.content).to_dict()["ops"]
     assert read_metadata(OLD.content) is None
@@ -94,10 +99,10 @@ def test_metadata_of_a_graph_without_such_logits_is_refused() -> None:
     ],
     ids=["imagenet", "tf", "unit", "raw", "xrv", "caffe", "pixels"],
 )
-def test_pixel_normalisation_of_a_pixel_is_what_the_spec_makes_of_it(
+def test_pixel_normalization_of_a_pixel_is_what_the_spec_makes_of_it(
     spec: PreprocessSpec, mean: list[float], std: list[float]
 ) -> None:
-    found = pixel_normalisation(spec)
+    found = pixel_normalization(spec)
     np.testing.assert_allclose(found[0], mean, rtol=1e-12)
     np.testing.assert_allclose(found[1], std, rtol=1e-12)
 
@@ -112,15 +117,17 @@ def test_pack_file_same_input_gives_the_same_bytes_also_from_a_packed_flatbuffer
     assert pack_file(again.content, again.info) == INT8_MODEL.read_bytes()
 
 
-def test_pack_file_adds_card_hash_and_golden_vectors(tmp_path: Path) -> None:
-    path = write(tmp_path, pack_file(OLD.content, changed(parents={"base.keras": "ab" * 32, "thin.keras": "cd" * 32})))
+def test_pack_file_adds_card_hash_and_reference_outputs(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, pack_file(OLD.content, changed(parents={"base.keras": "ab" * 32, "pruned.keras": "cd" * 32}))
+    )
     info = read_model(path).info
     assert info.model_card.startswith(
         "# golden_int8\n\n**Research use only; not a medical device and not a diagnosis.**"
     )
     for text in ("SYNTHETIC", "| large heart | 0.8 | -0.4 | 0.45 |", info.canonical_hash, "fixed by hand, for tests"):
         assert text in info.model_card
-    assert list(info.parents) == ["base.keras", "thin.keras"]  # in the order they were made
+    assert list(info.parents) == ["base.keras", "pruned.keras"]  # in the order they were made
     assert info.model_card.index("ab" * 32) < info.model_card.index("cd" * 32)
     assert zipfile.ZipFile(path).read("model_card.md").decode() == info.model_card
     assert verify_model(path).passed
@@ -145,14 +152,14 @@ def test_pack_file_float_end_of_int8_takes_the_step_behind_it() -> None:
     """An int8 network with a float end: its logits are codes all the same, and may be off by codes."""
     file = read_model(INT8_MODEL)
     float_end = with_float_end(file.content)
-    info = dataclasses.replace(file.info, quant_type="int8_float_io", golden=None)
+    info = dataclasses.replace(file.info, quant_type="int8_float_io", reference=None)
     packed = json.loads(member(pack_file(float_end, info), "cxr_compress.json"))
-    assert file.info.golden is not None
-    assert packed["golden"]["step"] == pytest.approx(file.info.golden.step)
+    assert file.info.reference is not None
+    assert packed["reference"]["step"] == pytest.approx(file.info.reference.step)
 
 
 def with_float_end(content: bytes) -> bytes:
-    """The golden int8 network with a DEQUANTIZE behind its logits."""
+    """The reference int8 network with a DEQUANTIZE behind its logits."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = to_object(content)
@@ -188,18 +195,18 @@ def test_pack_file_all_metadata_together_stays_under_the_limit() -> None:
 
 
 def test_pack_file_fourteen_findings_spend_a_small_part_of_the_limit() -> None:
-    """The flagship: 14 findings and a whole recipe; golden vectors grow with the findings."""
+    """The flagship: 14 findings and a whole recipe; reference outputs grow with the findings."""
     from cxr_compress.recipe import Recipe
 
     file = read_model(FLOAT_MODEL)
-    assert file.info.golden is not None
+    assert file.info.reference is not None
     count = 14
-    golden = dataclasses.replace(
-        file.info.golden, logits=((-1.2345678,) * count,) * 4, positive=((False,) * count,) * 4
+    reference = dataclasses.replace(
+        file.info.reference, logits=((-1.2345678,) * count,) * 4, positive=((False,) * count,) * 4
     )
     labels = tuple(f"Pleural thickening {k}" for k in range(count))
     rows = {name: (0.123456789012345,) * count for name in ("logit_slope", "logit_offset", "thresholds")}
-    info = changed(labels=labels, golden=golden, recipe=Recipe().to_dict(), **rows)
+    info = changed(labels=labels, reference=reference, recipe=Recipe().to_dict(), **rows)
     # Labels three times, four numbers each, twice; card, recipe and vectors: a quarter of the limit at most.
     assert len(info.to_json()) < MAX_METADATA_BYTES / 4
 

@@ -20,11 +20,11 @@ from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import ModelInfo, read_model
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.lite import convert, pack_file
-from tests.device.golden import CAM_MODEL, FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import CAM_MODEL, FLOAT_MODEL, INT8_MODEL
 from tests.lite import nets
 
 READER = Path(__file__).resolve().parents[2] / "metadata_env" / "read_metadata.py"
-# Flat gray of the middle: readers that convert colours and resize leave it as it is.
+# Flat gray of the middle: readers that convert colors and resize leave it as it is.
 LEVELS = (40, 90, 128, 200)
 
 
@@ -75,7 +75,7 @@ def test_displayer_reads_all_that_the_standard_knows(tmp_path: Path) -> None:
     found = said["metadata"]
     # What is written is what a parser of that version understands, by the standard's own rule.
     assert found["min_parser_version"] == said["min_version"] == "1.0.0"
-    assert found["name"] == "golden_int8"
+    assert found["name"] == "reference_int8"
     assert "not a diagnosis" in found["description"]
     assert "not a medical device" in found["license"]
     assert {one["name"] for one in found["associated_files"]} == {"model_card.md"}
@@ -87,7 +87,7 @@ def test_displayer_reads_all_that_the_standard_knows(tmp_path: Path) -> None:
     (unit,) = image["process_units"]
     np.testing.assert_allclose(unit["options"]["mean"], [123.675, 116.28, 103.53], rtol=1e-6)
     np.testing.assert_allclose(unit["options"]["std"], [58.395, 57.12, 57.375], rtol=1e-6)
-    # The ends of the pixels, normalised: (0 - 123.675) / 58.395 and (255 - 123.675) / 58.395 in red.
+    # The ends of the pixels, normalized: (0 - 123.675) / 58.395 and (255 - 123.675) / 58.395 in red.
     np.testing.assert_allclose([image["stats"][end][0] for end in ("min", "max")], [-2.1179, 2.2489], atol=1e-4)
     (logits,) = graph["output_tensor_metadata"]
     assert [unit["options_type"] for unit in logits["process_units"]] == ["ScoreCalibrationOptions"]
@@ -104,7 +104,7 @@ def test_displayer_reads_both_outputs_of_a_file_with_a_map(tmp_path: Path) -> No
     assert "associated_files" not in outputs["cam"]
 
 
-def test_displayer_names_colour_gray_or_nothing_where_the_standard_has_no_word(tmp_path: Path) -> None:
+def test_displayer_names_color_gray_or_nothing_where_the_standard_has_no_word(tmp_path: Path) -> None:
     file = read_model(FLOAT_MODEL)
     said = read_with("displayer", packed(tmp_path, FLOAT_MODEL, preprocess=PreprocessSpec.preset("caffe", 32, 32)))
     (image,) = said["metadata"]["subgraph_metadata"][0]["input_tensor_metadata"]
@@ -133,15 +133,15 @@ def test_mediapipe_control_another_calibration_gives_other_probabilities(tmp_pat
     assert max(abs(a["opacity"] - b["opacity"]) for a, b in zip(theirs, ours, strict=True)) > 0.05
 
 
-def test_mediapipe_runs_imagenet_normalisation_from_a_file_that_takes_pixels(tmp_path: Path) -> None:
-    """MediaPipe refuses a mean for each channel; a file that normalises by itself is the way around."""
+def test_mediapipe_runs_imagenet_normalization_from_a_file_that_takes_pixels(tmp_path: Path) -> None:
+    """MediaPipe refuses a mean for each channel; a file that normalizes by itself is the way around."""
     refused = read_with("mediapipe", packed(tmp_path, FLOAT_MODEL))
     assert "Per-channel image normalization is not available" in refused["refused"]
     model = nets.chain()
     size, count = model.input_shape[1], model.output_shape[1]
     spec = PreprocessSpec(size, size, color="rgb", input="uint8")
-    films = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
-    lite = convert(model, "int8_float_io", calibration=[films], calibration_steps=32, pixels=spec)
+    images = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
+    lite = convert(model, "int8_float_io", calibration=[images], calibration_steps=32, pixels=spec)
     one = (1.0,) * count
     info = ModelInfo("m", tuple("abcdefgh"[:count]), spec, one, (0.0,) * count, (0.5,) * count, "none", lite.quant_type)
     path = tmp_path / "pixels.tflite"

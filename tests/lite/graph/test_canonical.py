@@ -16,7 +16,7 @@ from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import canonical_hash, pack_file
 from cxr_compress.lite.describe.metadata import with_metadata
 from cxr_compress.lite.graph.flatbuffer import name_signature, to_bytes, to_object
-from tests.device.golden import FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL
+from tests.device.reference import FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL
 
 CONTENT = read_model(VERSION1_MODEL).content
 HASH = canonical_hash(CONTENT)
@@ -155,7 +155,7 @@ def test_canonical_hash_control_no_change_gives_the_same() -> None:
     assert edited(lambda model: None) == HASH
 
 
-def test_canonical_hash_tells_the_golden_networks_apart() -> None:
+def test_canonical_hash_tells_the_reference_networks_apart() -> None:
     assert canonical_hash(read_model(FLOAT_MODEL).content) != HASH
     # Named ends are part of how a file is called; the names of its tensors are not.
     assert canonical_hash(name_signature(CONTENT)) != HASH

@@ -16,7 +16,7 @@ from cxr_compress.device.modelfile import pack_model
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert
-from cxr_compress.lite.graph.file_bytes import measure_file_bytes
+from cxr_compress.lite.graph.canonical import measure_file_bytes
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.structured import (
     Budget,
@@ -27,7 +27,7 @@ from cxr_compress.structured import (
     survey_kernels,
 )
 from tests import nets
-from tests.device.golden.make_golden import golden_info
+from tests.device.reference.make_reference import reference_info
 from tests.lite import nets as lite_nets
 
 # The project's promise for budgets on bytes. What is left of it here is how buffers are aligned and shared.
@@ -67,7 +67,7 @@ def check_predictions(model: keras.Model, shares: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: nets.enliven(tiny_chexnet(input_shape=(32, 32, 3))), mobilenet_v2])
-def test_file_bytes_predict_thin_files_from_one_conversion(build):
+def test_file_bytes_predict_pruned_files_from_one_conversion(build):
     check_predictions(build(), (0.75, 0.5, 0.25))
 
 
@@ -75,7 +75,7 @@ def test_file_bytes_give_back_the_very_file_and_what_is_appended(block, block_fi
     bare = block_files["int8"].content
     table = CostTable(measured(bare, block))
     assert analyze_channels(block).priced(table).baseline.tflite_bytes == len(bare)
-    packed = pack_model(bare, golden_info("int8"))
+    packed = pack_model(bare, reference_info("int8"))
     assert len(packed) > len(bare) + 1000
     for given in (measured(packed, block), measured(bare, block, metadata_bytes=len(packed) - len(bare))):
         assert analyze_channels(block).priced(CostTable(given)).baseline.tflite_bytes == len(packed)

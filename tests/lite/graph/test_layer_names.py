@@ -5,8 +5,8 @@ import pytest
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.graph.layer_names import computing, layer_of, operators_named
-from cxr_compress.lite.int8.fold_scale import fold_like
+from cxr_compress.lite.graph.names import computing, layer_of, operators_named
+from cxr_compress.lite.int8.fold import fold_like
 
 
 def test_layer_of_names_the_keras_layers_in_order(block_files: dict[str, LiteModel]) -> None:

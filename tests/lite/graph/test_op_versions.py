@@ -130,7 +130,7 @@ def test_convert_for_an_unknown_target_fails_before_anything_is_frozen() -> None
 
 @pytest.mark.parametrize("build", [nets.chain, nets.dense_block, nets.depthwise, lambda: nets.linear(16)])
 def test_convert_of_every_type_is_for_both_runtimes(build: Any) -> None:
-    # linear(16): a kernel large enough to be quantised per channel by "dynamic", which is FULLY_CONNECTED version 12.
+    # linear(16): a kernel large enough to be quantized per channel by "dynamic", which is FULLY_CONNECTED version 12.
     model = build()
     names = ["none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8"]
     for made in convert(model, names, calibration=[nets.batch(16)], target_runtime=TFLITE_2_14).values():

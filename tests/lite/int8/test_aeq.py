@@ -1,4 +1,4 @@
-"""The second quantiser: the same ranges, the same audit, codes that differ by single steps."""
+"""The second quantizer: the same ranges, the same audit, codes that differ by single steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError, RuntimeUnavailableError
 from cxr_compress.lite import audit, convert, freeze, require_integer
-from cxr_compress.lite.ends import ends_of
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, OUTPUT_NAME
+from cxr_compress.lite.inputs_outputs import ends_of
 from cxr_compress.lite.int8.aeq import check_quantizer
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.models.cam import with_cam
+from cxr_compress.models.ends import with_cam
 from tests.conftest import REPOSITORY
 from tests.lite import nets
 
@@ -73,13 +73,13 @@ def test_quantize_aeq_answers_as_the_converter_does(block: Any, ranged: bytes, f
     ours, theirs = Runner(quantize(ranged)), Runner(files["int8"])
     assert theirs.output.scale is not None
     assert theirs.output.scale == pytest.approx(ours.output.scale, rel=1e-3)  # the same ranges
-    # Two quantisers of one graph: a code of every activation may round to the other side.
+    # Two quantizers of one graph: a code of every activation may round to the other side.
     apart = np.abs(ours(images) - theirs(images)) / theirs.output.scale
     assert apart.max() <= 5
     assert apart.mean() < 1
     error = np.sqrt(np.square(theirs(images) - exact).mean())
     assert error < 0.05 * exact.std()
-    assert np.square(theirs(images[::-1]) - exact).mean() > 100 * error**2  # the control: other films
+    assert np.square(theirs(images[::-1]) - exact).mean() > 100 * error**2  # the control: other images
     assert np.array_equal(Runner(files["int8_float_io"])(images), theirs(images))
 
 

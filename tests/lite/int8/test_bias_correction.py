@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr_compress.device.quantisation import dequantise
+from cxr_compress.device.runner import dequantize
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import graphs_of, read_graphs, to_object
-from cxr_compress.lite.graph.observe import Observer
-from cxr_compress.lite.graph.segments import SegmentRunner, segments_of
+from cxr_compress.lite.graph.run import Observer, SegmentRunner, segments_of
+from cxr_compress.lite.inputs_outputs import feed_uint8
 from cxr_compress.lite.int8.bias_correction import correct_bias
 from cxr_compress.lite.int8.kernels import BIAS, INPUT, KERNEL, read_kernel
 from cxr_compress.lite.int8.layer_snr import match_operators
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.lite.uint8_input import feed_uint8
 from tests.lite import nets
 
 IMAGES = nets.batch(16, seed=1) + 1
@@ -35,7 +34,7 @@ def observed(content: bytes, index: int, images: np.ndarray) -> np.ndarray:
         observer.invoke()
         found.append(observer.view(index)[0].copy())
     stacked = np.stack(found)
-    return stacked if not tensor.scale else dequantise(stacked, tensor.scale[0], tensor.zero_point[0])
+    return stacked if not tensor.scale else dequantize(stacked, tensor.scale[0], tensor.zero_point[0])
 
 
 def shifts(float_content: bytes, int8_content: bytes, images: np.ndarray) -> list[np.ndarray]:
@@ -127,7 +126,7 @@ def test_convert_with_bias_correction_brings_the_mean_logits_to_the_float_ones(c
 
 def test_convert_with_bias_correction_of_a_file_that_takes_pixels_corrects_it() -> None:
     from cxr_compress.device.spec import PreprocessSpec
-    from cxr_compress.lite.uint8_input import take_pixels
+    from cxr_compress.lite.inputs_outputs import take_pixels
 
     spec = PreprocessSpec(16, 16, input="uint8")
     model = nets.chain()

@@ -11,20 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cxr_compress.device.quantisation import dequantise, quantise
+from cxr_compress.device.runner import dequantize, quantize
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.int8.clipping import (
+from cxr_compress.lite.int8.ranges import (
+    BINS,
+    Histogram,
     check_method,
     clipped_ranges,
+    count_values,
+    measure_ranges,
     mse_range,
     percentile_range,
-    quantisation_error,
+    quantization_error,
     shared_scales,
 )
-from cxr_compress.lite.int8.histogram import BINS, Histogram, count_values
-from cxr_compress.lite.int8.ranges import measure_ranges
 from tests.lite import nets
 from tests.lite.conftest import run
 
@@ -39,11 +41,11 @@ def histogram_of(values: np.ndarray, bins: int = BINS) -> Histogram:
 
 
 def rms_error(values: np.ndarray, low: float, high: float) -> float:
-    """Root mean square of what int8 codes for a range do to all values, by the quantiser that devices use."""
+    """Root mean square of what int8 codes for a range do to all values, by the quantizer that devices use."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255
     zero_point = int(np.clip(np.rint(-128 - low / scale), -128, 127))
-    back = dequantise(quantise(values, scale, zero_point, np.int8), scale, zero_point)
+    back = dequantize(quantize(values, scale, zero_point, np.int8), scale, zero_point)
     return math.sqrt(np.mean(np.square(back.astype(np.float64) - values)))
 
 
@@ -90,7 +92,7 @@ def test_mse_range_errs_no_more_than_any_other_of_its_candidates(values: np.ndar
     histogram = histogram_of(values)
     low, high = mse_range(histogram)
     assert min(histogram.low, 0.0) <= low <= high <= max(histogram.high, 0.0)
-    # The distance to the nearest code changes no faster than the value. A value is at most half a bin from the centre
+    # The distance to the nearest code changes no faster than the value. A value is at most half a bin from the center
     # that stands for it, so that neither of the two errors compared is off by more than half a bin; float32 codes add
     # a rounding of the largest value.
     slack = (histogram.high - histogram.low) / BINS + 4 * 2.0**-23 * float(np.abs(values).max())
@@ -125,14 +127,14 @@ def test_mse_range_clips_a_long_tail_and_keeps_an_even_spread() -> None:
 
 def test_mse_range_of_values_that_are_all_0_is_what_occurred() -> None:
     assert mse_range(Histogram(0.0, 0.0, np.array([7, 0, 0, 0]))) == (0.0, 0.0)
-    assert quantisation_error(np.array([0.5]), np.array([2.0]), 0.0, 0.0) == 0.5
+    assert quantization_error(np.array([0.5]), np.array([2.0]), 0.0, 0.0) == 0.5
 
 
 @given(values_of_a_tensor, st.floats(-5, 0), st.floats(0.5, 5))
-def test_quantisation_error_is_that_of_the_quantiser_that_devices_use(
+def test_quantization_error_is_that_of_the_quantizer_that_devices_use(
     values: np.ndarray, low: float, high: float
 ) -> None:
-    found = quantisation_error(values.astype(np.float64), np.ones(len(values)), low, high)
+    found = quantization_error(values.astype(np.float64), np.ones(len(values)), low, high)
     # float32 there, float64 here: a value on the border of two codes may go either way, which errs alike.
     assert math.sqrt(found / len(values)) == pytest.approx(rms_error(values, low, high), abs=1e-4)
 

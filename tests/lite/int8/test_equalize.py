@@ -1,4 +1,4 @@
-"""Equalised networks compute the same bits, and int8 makes less noise of them."""
+"""Equalized networks compute the same bits, and int8 makes less noise of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which batch norms are folded: all where it costs nothing, none whose folding would ruin its neighbours' steps."""
+"""Which batch norms are folded: all where it costs nothing, none whose folding would ruin its neighbors' steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pytest
 
 from cxr_compress.device.runner import Runner
 from cxr_compress.lite import convert, freeze
-from cxr_compress.lite.int8.clipping import joined_ranges
-from cxr_compress.lite.int8.fold_choice import choose_folds
-from cxr_compress.lite.int8.fold_scale import find_foldable, fold_scales
-from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.int8.fold import choose_folds, find_foldable, fold_scales
+from cxr_compress.lite.int8.ranges import joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from tests.lite import nets
 from tests.lite.int8.test_fold_scale import block_with, kinds
@@ -56,7 +54,7 @@ def test_choose_folds_leaves_the_norm_of_a_faint_channel(scale: float) -> None:
     images = nets.batch(32, seed=1)
     first, last = find_foldable(content)
     assert choose_folds(content, images) == {last.name}
-    # The control: folded all the same, its neighbours have no steps left.
+    # The control: folded all the same, its neighbors have no steps left.
     exact, errors = Runner(content)(images), []
     for only in ({last.name}, {first.name, last.name}):
         graph = fold_scales(content, only=only)[0]

@@ -13,12 +13,11 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
-from cxr_compress.lite.int8.clipping import joined_ranges
+from cxr_compress.lite.int8.fold import _norms, fold_like, fold_scales
 from cxr_compress.lite.int8.fold_editor import FoldEditor
-from cxr_compress.lite.int8.fold_scale import _norms, fold_like, fold_scales
-from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.int8.ranges import joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
-from cxr_compress.models.cam import with_cam
+from cxr_compress.models.ends import with_cam
 from tests.lite import nets
 
 layers = keras.layers

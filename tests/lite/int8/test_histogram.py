@@ -10,10 +10,15 @@ from hypothesis.extra.numpy import arrays
 
 from cxr_compress.lite import LiteModel
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.graph.observe import Observer
-from cxr_compress.lite.int8.clipping import shared_scales
-from cxr_compress.lite.int8.histogram import BINS, Histogram, count_values, measure_histograms
-from cxr_compress.lite.int8.ranges import measure_ranges
+from cxr_compress.lite.graph.run import Observer
+from cxr_compress.lite.int8.ranges import (
+    BINS,
+    Histogram,
+    count_values,
+    measure_histograms,
+    measure_ranges,
+    shared_scales,
+)
 from tests.lite import nets
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -84,7 +89,7 @@ def test_measure_histograms_do_not_depend_on_threads_or_order(block_values) -> N
     assert lines == []  # 16 images are no long run
 
 
-def test_histogram_edges_and_centres_span_its_range() -> None:
+def test_histogram_edges_and_centers_span_its_range() -> None:
     histogram = Histogram(-1.0, 3.0, np.zeros(8, np.int64))
     assert histogram.edges.tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
-    assert histogram.centres[0] == -0.75
+    assert histogram.centers[0] == -0.75

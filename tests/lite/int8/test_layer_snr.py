@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr_compress.device.quantisation import dequantise, quantise
+from cxr_compress.device import runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LayerSnr, LiteModel, convert, layer_snr
-from cxr_compress.lite.ends import Ends
 from cxr_compress.lite.graph.flatbuffer import Graph, read_graphs
-from cxr_compress.lite.graph.layer_names import computing
+from cxr_compress.lite.graph.names import computing
+from cxr_compress.lite.inputs_outputs import Ends
 from cxr_compress.lite.int8.layer_snr import COLUMNS, curable_share, decibels
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import quantize
@@ -34,7 +34,7 @@ def by_index(found: list[LayerSnr]) -> list[LayerSnr]:
     return sorted(found, key=lambda one: one.index)
 
 
-def quantised_with(
+def quantized_with(
     content: bytes, ranges: dict[int, tuple[float, float]], *, float_tensors: tuple[str, ...] = ()
 ) -> bytes:
     return quantize(write_ranges(content, ranges), ends=Ends("float32", "float32"), float_tensors=float_tensors)
@@ -70,7 +70,7 @@ def test_layer_snr_local_is_that_of_the_operator_alone_on_rounded_inputs(unfolde
         read = rounded(graphs[1], theirs.inputs[0], source)
         constants = [g.tensors[op.inputs[1]] for g, op in zip(graphs, (ours, theirs), strict=True)]
         exact = combine(read, constants[0].values)
-        codes = dequantise(constants[1].values, constants[1].scale[0], constants[1].zero_point[0])
+        codes = runner.dequantize(constants[1].values, constants[1].scale[0], constants[1].zero_point[0])
         integer = rounded(graphs[1], theirs.outputs[0], combine(read, codes).astype(np.float32))
         signal = np.square(observed(contents[0], ours.outputs[0], IMAGES), dtype=np.float64).sum()
         for got, result in (
@@ -84,7 +84,7 @@ def test_layer_snr_local_is_that_of_the_operator_alone_on_rounded_inputs(unfolde
 
 def rounded(graph: Graph, index: int, values: np.ndarray) -> np.ndarray:
     scale, zero_point = graph.tensors[index].scale[0], graph.tensors[index].zero_point[0]
-    return dequantise(quantise(values, scale, zero_point, np.int8), scale, zero_point)
+    return runner.dequantize(runner.quantize(values, scale, zero_point, np.int8), scale, zero_point)
 
 
 def test_layer_snr_finds_the_layer_whose_range_was_spoilt_and_not_those_behind_it(
@@ -94,12 +94,12 @@ def test_layer_snr_finds_the_layer_whose_range_was_spoilt_and_not_those_behind_i
     ranges = measure_ranges(content, nets.batch(32, seed=1))
     first, second = (op.outputs[0] for op in read_graphs(content)[0].operators if op.kind == "CONV_2D")
     wide = ranges | {first: (ranges[first][0] * 64, ranges[first][1] * 64)}
-    good, bad = (by_index(layer_snr(content, quantised_with(content, r), IMAGES)) for r in (ranges, wide))
+    good, bad = (by_index(layer_snr(content, quantized_with(content, r), IMAGES)) for r in (ranges, wide))
     # 64 times the step: 36 dB for the layer itself, and nothing for the one behind it on its own.
     assert good[0].local_db - bad[0].local_db == pytest.approx(20 * math.log10(64), abs=3)
     assert good[1].local_db == pytest.approx(bad[1].local_db, abs=3)
     assert good[1].cumulative_db - bad[1].cumulative_db > 15
-    assert layer_snr(content, quantised_with(content, wide), IMAGES)[0].index == bad[0].index  # worst first
+    assert layer_snr(content, quantized_with(content, wide), IMAGES)[0].index == bad[0].index  # worst first
     # Its range is at fault: float arithmetic would not help.
     assert bad[0].in_float_db == pytest.approx(bad[0].local_db, abs=0.5)
     assert second != first
@@ -110,7 +110,7 @@ def test_layer_snr_of_moved_values_and_of_float_layers_adds_nothing(block_files:
     graph = read_graphs(content)[0]
     names = [graph.tensors[op.outputs[0]].name for op in graph.operators if op.kind in ("MUL", "ADD")]
     ranges = measure_ranges(content, nets.batch(32, seed=1))
-    made = quantised_with(content, ranges, float_tensors=tuple(names))
+    made = quantized_with(content, ranges, float_tensors=tuple(names))
     found = by_index(layer_snr(content, made, IMAGES))
     assert [one.kind for one in found if one.local_db == math.inf] == ["MUL", "ADD", "CONCATENATION", "MUL", "ADD"]
     assert [one.kind for one in found if not one.is_integer] == ["MUL", "ADD", "MUL", "ADD"]

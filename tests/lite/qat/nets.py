@@ -1,4 +1,4 @@
-"""Networks that quantisation-aware training takes, small, each with a living signal, and films for them."""
+"""Networks that quantization-aware training takes, small, each with a living signal, and images for them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ NETS = {
 }
 
 
-def films(model: Any, count: int = 32, seed: int = 1) -> np.ndarray:
+def images(model: Any, count: int = 32, seed: int = 1) -> np.ndarray:
     """Images with their own brightness and contrast, float32 (count, h, w, c)."""
     _, height, _, channels = model.input_shape
     return lite_nets.batch(count, height, channels=channels, seed=seed)

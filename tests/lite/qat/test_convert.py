@@ -27,13 +27,13 @@ TYPES = ["int8", "int8_float_io"]
 @pytest.fixture(scope="module")
 def qat():
     model = nets.tiny_dense()
-    return prepare_qat(model, [nets.films(model)])
+    return prepare_qat(model, [nets.images(model)])
 
 
 @pytest.mark.parametrize("build", nets.NETS.values(), ids=nets.NETS)
 def test_convert_qat_file_equals_the_trained_model_and_other_images_do_not(build):
     model = build()
-    images = nets.films(model)
+    images = nets.images(model)
     qat = prepare_qat(model, [images])
     files = convert_qat(qat, TYPES)
     wanted = qat.model(images, training=False).numpy()
@@ -53,26 +53,26 @@ def test_convert_qat_file_equals_the_trained_model_and_other_images_do_not(build
 def test_convert_qat_gives_the_same_bytes_again(qat):
     assert convert_qat(qat).content == convert_qat(qat).content
     model = qat.original
-    assert convert_qat(prepare_qat(model, [nets.films(model)])).content == convert_qat(qat).content
+    assert convert_qat(prepare_qat(model, [nets.images(model)])).content == convert_qat(qat).content
 
 
 def test_convert_qat_leaves_the_model_trainable(qat):
-    images = nets.films(qat.original)
+    images = nets.images(qat.original)
     before = qat.model(images, training=False).numpy()
     convert_qat(qat)
     assert np.array_equal(qat.model(images, training=False).numpy(), before)
 
 
-def test_convert_qat_pixels_takes_uint8_and_normalises(qat):
+def test_convert_qat_pixels_takes_uint8_and_normalizes(qat):
     spec = PreprocessSpec(32, 32)
-    films = np.random.default_rng(0).integers(0, 256, (8, 32, 32), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32), np.uint8)
     file = convert_qat(qat, "int8_float_io", pixels=spec)
 
     assert (file.audit.inputs[0].dtype, file.audit.inputs[0].shape) == ("uint8", (1, 32, 32, 1))
-    wanted = qat.model(normalize(films, spec), training=False).numpy()
-    # One rounding more than without: the normalised pixel, which the ranges of the calibration films bound.
+    wanted = qat.model(normalize(images, spec), training=False).numpy()
+    # One rounding more than without: the normalized pixel, which the ranges of the calibration images bound.
     code = convert_qat(qat).audit.outputs[0].scale
-    got = Runner(file.content)(films[..., np.newaxis])
+    got = Runner(file.content)(images[..., np.newaxis])
     assert np.abs(got - wanted).max() <= 2 * PARITY_CODES * code
     assert np.abs(got - np.roll(wanted, 1, axis=0)).max() > 0
     with pytest.raises(CompressionError, match=r"network takes \(32, 32, 3\), the preprocessing makes \(64, 64, 3\)"):
@@ -87,7 +87,7 @@ def masked():
         kernel = layer.pointwise_kernel if name == "sep" else layer.kernel
         assert kernel.shape.rank == axes
         masks[name] = (np.abs(kernel) > np.median(np.abs(kernel))).astype(np.float32)
-    return prepare_qat(model, [nets.films(model)], masks=masks), masks
+    return prepare_qat(model, [nets.images(model)], masks=masks), masks
 
 
 def test_convert_qat_masked_weights_are_zero_codes_in_the_file():

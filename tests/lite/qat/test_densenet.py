@@ -1,4 +1,4 @@
-"""The networks it was made for, whole: DenseNet121, a thinned small one, MobileNetV2 and ResNet50V2."""
+"""The networks it was made for, whole: DenseNet121, a pruned small one, MobileNetV2 and ResNet50V2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat import convert_qat, fold_batch_norms, prepare_qat, strip_qat
 from cxr_compress.models import chexnet, tiny_chexnet
-from cxr_compress.models.masked import check_zeros, zero_masks
+from cxr_compress.models.zeros import check_zeros, zero_masks
 from cxr_compress.structured import Budget, analyze_channels, remove_channels, score_channels, select_channels
 from tests.lite import nets
 
@@ -24,7 +24,7 @@ def rms(values):
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def thinned():
+def pruned():
     model = nets.settle(tiny_chexnet(2, (SIZE, SIZE, 3)))
     analysis = analyze_channels(model)
     plan = select_channels(analysis, score_channels(model, analysis, criterion="l1"), Budget(macs=0.2), round_to=8)
@@ -56,7 +56,7 @@ def require_parity(model, qat, images):
 
 
 @pytest.mark.densenet
-def test_quantised_training_of_densenet121_reaches_every_kernel_keeps_zeros_and_converts():
+def test_quantized_training_of_densenet121_reaches_every_kernel_keeps_zeros_and_converts():
     model = nets.settle(chexnet(2, (SIZE, SIZE, 3)))
     for layer in model.layers[:-1]:
         if type(layer) is layers.Conv2D:
@@ -86,10 +86,10 @@ def test_quantised_training_of_densenet121_reaches_every_kernel_keeps_zeros_and_
 @pytest.mark.densenet
 @pytest.mark.parametrize(
     "build",
-    [thinned, lambda: application("MobileNetV2", alpha=0.5), lambda: application("ResNet50V2")],
-    ids=["thinned", "mobilenet_v2", "resnet50_v2"],
+    [pruned, lambda: application("MobileNetV2", alpha=0.5), lambda: application("ResNet50V2")],
+    ids=["pruned", "mobilenet_v2", "resnet50_v2"],
 )
-def test_quantised_training_of_other_networks_converts_to_what_is_trained(build):
+def test_quantized_training_of_other_networks_converts_to_what_is_trained(build):
     model = build()
     images = nets.batch(16, SIZE)
     require_parity(model, prepare_qat(model, [images]), images)

@@ -33,7 +33,7 @@ def norms(model):
 @pytest.mark.parametrize("build", nets.NETS.values(), ids=nets.NETS)
 def test_fold_batch_norms_equals_the_original_and_another_norm_does_not(build):
     model = build()
-    images = nets.films(model, 8)
+    images = nets.images(model, 8)
     wanted = model(images, training=False).numpy()
     assert relative(wanted[:1], wanted) > 1e-2  # the output depends on the image
 
@@ -81,7 +81,7 @@ def test_fold_batch_norms_convolution_with_a_second_reader_keeps_its_result():
 
     assert folded.origins["stem"].norm == ""
     assert folded.origins["norm"].layer == ""
-    images = nets.films(model)
+    images = nets.images(model)
     assert relative(folded.model(images, training=False).numpy(), model(images, training=False).numpy()) < EXACT
 
 

@@ -1,4 +1,4 @@
-"""What quantisation-aware training refuses, by name and in one line."""
+"""What quantization-aware training refuses, by name and in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REFUSED = {
     "probabilities": (lambda: lite_nets.ends_in("sigmoid"), r"activation sigmoid, .* has to end in logits"),
     "activation": (lambda: behind(layers.Activation("swish", name="s")), r"s \(Activation: activation swish, int8"),
     "leaky": (lambda: behind(layers.ReLU(negative_slope=0.1, name="r")), r"r \(ReLU: neither ReLU nor ReLU6\)"),
-    "norm_axis": (lambda: behind(layers.BatchNormalization(axis=1, name="n")), r"n \(.*: normalises another axis"),
+    "norm_axis": (lambda: behind(layers.BatchNormalization(axis=1, name="n")), r"n \(.*: normalizes another axis"),
     "three": (three_summed, r"sum \(Add: 3 tensors: add two at a time\)"),
     "half": (
         lambda: behind(layers.Conv2D(2, 1, dtype="mixed_float16", name="c")),

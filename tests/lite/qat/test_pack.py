@@ -8,7 +8,7 @@ import numpy as np
 
 from cxr_compress.device.runner import Runner
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.qat.pack import share_vectors
+from cxr_compress.lite.qat.convert import share_vectors
 from tests.lite import nets
 
 

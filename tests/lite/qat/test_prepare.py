@@ -1,4 +1,4 @@
-"""A model in quantisation-aware training: where it starts, and that `fit` trains it as any other."""
+"""A model in quantization-aware training: where it starts, and that `fit` trains it as any other."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError, DataError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat import prepare_qat
-from cxr_compress.models.masked import zero_masks
+from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FitConfig, fit
 from tests.lite.qat import nets
-from tests.train.films import FINDINGS, SPEC, drawn_films
+from tests.train.images import FINDINGS, SPEC, drawn_images
 
 layers = keras.layers
 
-TRAIN, DEV = drawn_films(64, seed=10), drawn_films(32, seed=11)
+TRAIN, DEV = drawn_images(64, seed=10), drawn_images(32, seed=11)
 CALIBRATION = [normalize(TRAIN[0][:32], SPEC)]
 CONFIG = FitConfig(epochs=2, batch_size=16, learning_rate=1e-3)
 
@@ -50,7 +50,7 @@ def equal(one, other):
 @pytest.mark.parametrize("build", nets.NETS.values(), ids=nets.NETS)
 def test_prepare_qat_starts_near_the_float_model_and_another_range_does_not(build):
     model = build()
-    images = nets.films(model)
+    images = nets.images(model)
     qat = prepare_qat(model, [images])
     wanted = model(images, training=False).numpy()
 
@@ -89,7 +89,7 @@ def test_prepare_qat_frozen_layers_stay_frozen(float_model):
     assert [variable.name.split("/")[-1] for variable in qat.model.trainable_variables] == ["kernel:0", "bias:0"]
 
 
-def test_fit_trains_the_quantised_model_and_a_second_run_gives_the_same_bits(float_model, tmp_path, deterministic):
+def test_fit_trains_the_quantized_model_and_a_second_run_gives_the_same_bits(float_model, tmp_path, deterministic):
     start = prepared(float_model)
     one = trained(prepared(float_model), tmp_path / "one", teacher=float_model, config=distilling())
     other = trained(prepared(float_model), tmp_path / "other", teacher=float_model, config=distilling())
@@ -108,7 +108,7 @@ def distilling():
     return FitConfig(epochs=2, batch_size=16, learning_rate=1e-3, distill_weight=0.5, ema_decay=0.9)
 
 
-def test_fit_of_a_quantised_model_resumes_as_if_it_had_not_been_stopped(float_model, tmp_path, deterministic):
+def test_fit_of_a_quantized_model_resumes_as_if_it_had_not_been_stopped(float_model, tmp_path, deterministic):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 1:

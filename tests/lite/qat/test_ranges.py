@@ -9,7 +9,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat.fold import fold_batch_norms
 from cxr_compress.lite.qat.graph import read_steps
-from cxr_compress.lite.qat.ranges import calibrate, share_ranges
+from cxr_compress.lite.qat.prepare import calibrate, share_ranges
 from tests.lite.qat import nets
 
 layers = keras.layers
@@ -53,7 +53,7 @@ def test_share_ranges_result_that_two_layers_read_is_rounded_itself():
 
 def test_calibrate_gives_the_smallest_and_largest_value_of_every_result():
     model = nets.NETS["residual"]()
-    images = nets.films(model, 40)  # more than are run at once
+    images = nets.images(model, 40)  # more than are run at once
     found = calibrate(model, ["stem", "second_add"], images)
 
     for name, (low, high) in found.items():
@@ -67,4 +67,4 @@ def test_calibrate_infinite_activation_is_an_error_that_names_the_layer():
     layer = model.get_layer("logits")
     layer.bias.assign([0.0, np.nan, 0.0])
     with pytest.raises(CompressionError, match="the result of logits is NaN or infinite on the calibration images"):
-        calibrate(model, ["b", "logits"], nets.films(model))
+        calibrate(model, ["b", "logits"], nets.images(model))

@@ -1,4 +1,4 @@
-"""What is left after quantisation-aware training: the same weights, plain, in the original architecture."""
+"""What is left after quantization-aware training: the same weights, plain, in the original architecture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.qat import fold_batch_norms, prepare_qat, strip_qat
-from cxr_compress.models.masked import check_zeros
+from cxr_compress.models.zeros import check_zeros
 from tests.lite.qat import nets
 
 layers = keras.layers
@@ -36,7 +36,7 @@ def relative(one, other):
 @pytest.mark.parametrize("build", nets.NETS.values(), ids=nets.NETS)
 def test_strip_qat_computes_what_was_trained_in_the_original_architecture(build):
     model = build()
-    images = nets.films(model)
+    images = nets.images(model)
     qat = prepare_qat(model, [images])
     changed = fold_batch_norms(model).model
     for name, weights in perturb(qat).items():
@@ -53,7 +53,7 @@ def test_strip_qat_computes_what_was_trained_in_the_original_architecture(build)
 
 def test_strip_qat_loads_with_plain_keras(tmp_path):
     model = nets.NETS["tiny_dense"]()
-    images = nets.films(model)
+    images = nets.images(model)
     plain = strip_qat(prepare_qat(model, [images]))
     plain.save(tmp_path / "plain.keras")
     loaded = keras.models.load_model(tmp_path / "plain.keras")
@@ -66,7 +66,7 @@ def test_strip_qat_keeps_the_zeros_of_masks():
     kernel, *rest = layer.get_weights()
     masks = {"a": (np.abs(kernel) > np.median(np.abs(kernel))).astype(np.float32)}
     layer.set_weights([kernel * masks["a"], *rest])
-    qat = prepare_qat(model, [nets.films(model)], masks=masks)
+    qat = prepare_qat(model, [nets.images(model)], masks=masks)
     perturb(qat)
 
     plain = strip_qat(qat)
@@ -79,7 +79,7 @@ def test_strip_qat_channel_that_its_batch_norm_had_switched_off_may_come_back():
     model = nets.NETS["chain"]()
     norm = next(layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
     norm.gamma.assign([0.0, *[1.0] * 7])
-    images = nets.films(model)
+    images = nets.images(model)
     qat = prepare_qat(model, [images])
     kernel = qat.kernels["a"][0]
     kernel.assign(np.where(np.arange(8) == 0, 0.1, kernel.numpy()))
@@ -94,7 +94,7 @@ def test_strip_qat_scale_that_a_norm_without_gamma_cannot_have_is_an_error_that_
     x = layers.BatchNormalization(scale=False, name="first")(image)
     x = layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 1)(x)))
     model = nets.nets.enliven(keras.Model(image, x))
-    qat = prepare_qat(model, [nets.films(model)])
+    qat = prepare_qat(model, [nets.images(model)])
     qat.kernels["first"][0].assign(-qat.kernels["first"][0])
     with pytest.raises(CompressionError, match="the batch norm first a scale that it cannot have without gamma"):
         strip_qat(qat)

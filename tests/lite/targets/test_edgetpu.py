@@ -12,7 +12,7 @@ import pytest
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import convert
 from cxr_compress.lite.graph.flatbuffer import Tensor, to_bytes, to_object
-from cxr_compress.lite.graph.nodes import Node
+from cxr_compress.lite.graph.names import Node
 from cxr_compress.lite.targets.edgetpu import CACHE_BYTES, EdgeTpuReport, edgetpu_report, require_edgetpu
 from cxr_compress.lite.targets.edgetpu_ops import OPERATIONS, why_not
 from tests.lite import nets
@@ -215,7 +215,7 @@ def test_edgetpu_report_of_float_ends_keeps_them_on_the_cpu_and_the_rest_off_it(
 def test_edgetpu_report_of_a_float_model_maps_nothing(block_files: Any, quant_type: str) -> None:
     report = edgetpu_report(block_files[quant_type].content)
     assert (report.mapped, report.refused) == (0, True)
-    assert report.problems == ("it is not quantised: convert with --quant_type=int8",)
+    assert report.problems == ("it is not quantized: convert with --quant_type=int8",)
 
 
 def edited(content: bytes, change: Any) -> EdgeTpuReport:
@@ -276,7 +276,7 @@ def test_edgetpu_report_of_no_flatbuffer_says_so() -> None:
         edgetpu_report(b"nothing of the kind")
 
 
-def test_edgetpu_report_of_uint8_pixels_maps_the_requantisation_too() -> None:
+def test_edgetpu_report_of_uint8_pixels_maps_the_requantization_too() -> None:
     from cxr_compress.device.spec import PreprocessSpec
 
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 1), np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cxr_compress.device.native_log import without_stderr_lines
+from cxr_compress.device.native import without_stderr_lines
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import convert
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object

@@ -10,9 +10,9 @@ from cxr_compress.errors import BudgetError
 from cxr_compress.pipeline.search import CandidateScore
 from cxr_compress.recipe import Recipe
 
-UNCUT_BYTES, UNCUT_MACS = 7_000_000, 1_000_000
-UNCUT = CandidateScore(
-    0.95, 0.93, 0.97, 0.0, 0.0, loss=0.2, logit_distance=0.0, tflite_bytes=28_000_000, macs=UNCUT_MACS
+ORIGINAL_BYTES, ORIGINAL_MACS = 7_000_000, 1_000_000
+ORIGINAL = CandidateScore(
+    0.95, 0.93, 0.97, 0.0, 0.0, loss=0.2, logit_distance=0.0, tflite_bytes=28_000_000, macs=ORIGINAL_MACS
 )
 
 # Share of the MACs that stays -> AUROC lost after the full recovery.
@@ -34,9 +34,9 @@ class FormulaRunner:
     calls: list[tuple[str, float | None]] = field(default_factory=list)
     killed_at: int | None = None
 
-    def uncut(self) -> Mapping[str, CandidateScore]:
-        self._note("uncut", None)
-        return {"fp32": UNCUT, "int8": replace(UNCUT, tflite_bytes=UNCUT_BYTES)}
+    def original(self) -> Mapping[str, CandidateScore]:
+        self._note("original", None)
+        return {"fp32": ORIGINAL, "int8": replace(ORIGINAL, tflite_bytes=ORIGINAL_BYTES)}
 
     def judge_cheap(self, recipe: Recipe, *, epochs: int) -> CandidateScore:
         self._note("cheap", recipe.removal.budget.macs)
@@ -56,16 +56,16 @@ class FormulaRunner:
             raise BudgetError(f"reachable are {self.smallest}, asked for {macs}")
         drop = self.lost(macs) * times
         return CandidateScore(
-            auroc=UNCUT.auroc - drop,
-            auroc_low=UNCUT.auroc - drop - 0.01,
-            auroc_high=UNCUT.auroc - drop + 0.01,
+            auroc=ORIGINAL.auroc - drop,
+            auroc_low=ORIGINAL.auroc - drop - 0.01,
+            auroc_high=ORIGINAL.auroc - drop + 0.01,
             auroc_drop=drop,
             auroc_drop_high=drop + 0.002,
-            loss=UNCUT.loss + drop,
+            loss=ORIGINAL.loss + drop,
             logit_distance=10 * drop,
-            tflite_bytes=round(UNCUT_BYTES * macs),
-            deflated_bytes=round(UNCUT_BYTES * macs * (1 - recipe.sparsity.fraction)),
-            macs=round(UNCUT_MACS * macs),
+            tflite_bytes=round(ORIGINAL_BYTES * macs),
+            deflated_bytes=round(ORIGINAL_BYTES * macs * (1 - recipe.sparsity.fraction)),
+            macs=round(ORIGINAL_MACS * macs),
             seconds=1.0,
         )
 

@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.evaluate.degradation import logit_distance, weighted_cross_entropy
 from cxr_compress.metrics import mean_auroc, paired_auroc_difference
-from cxr_compress.pipeline.harm import logit_distance, weighted_cross_entropy
 from cxr_compress.pipeline.search import CandidateScore, SearchSpec, bounds_of, folder_name, score_on_dev, shortened
-from cxr_compress.pipeline.search.bounds import keeps, rank, worst_of
-from cxr_compress.pipeline.search.spec import next_budget
+from cxr_compress.pipeline.search.spec import keeps, next_budget, rank, worst_of
 from cxr_compress.recipe import Recipe
-from tests.pipeline.search.judges import UNCUT
+from tests.pipeline.search.judges import ORIGINAL
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_spec_default_grid_is_geometric_from_a_half_to_a_twentieth():
         ({0.5: False, 0.125: True, 0.03125: False}, 0.0625),
         ({0.5: True, 0.25: False, 0.125: False}, 0.354),
         ({0.5: True, 0.25: True}, 0.125),  # a step further down
-        ({0.5: False, 0.25: False}, 0.707),  # towards the uncut model
+        ({0.5: False, 0.25: False}, 0.707),  # towards the original model
         ({0.5: True, 0.25: False, 0.354: False, 0.42: False, 0.458: True}, 0.439),
     ],
 )
@@ -80,7 +79,7 @@ def test_next_budget_is_new_and_below_what_passes(passed, step):
 
 
 def score(**changes: float | None) -> CandidateScore:
-    return replace(UNCUT, tflite_bytes=1_000_000, **changes)
+    return replace(ORIGINAL, tflite_bytes=1_000_000, **changes)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def score(**changes: float | None) -> CandidateScore:
     ],
 )
 def test_bounds_after_the_full_recovery(changes, spec, broken):
-    bounds = bounds_of(score(**changes), UNCUT, SearchSpec(**spec), full=True)
+    bounds = bounds_of(score(**changes), ORIGINAL, SearchSpec(**spec), full=True)
     assert keeps(bounds) == (broken is None)
     if broken is not None:
         assert worst_of(bounds).name == broken
@@ -114,20 +113,20 @@ def test_bounds_after_the_full_recovery(changes, spec, broken):
 
 def test_bounds_before_it_count_the_allowance_over_and_ask_for_no_interval():
     cheap = score(auroc_drop=0.0099, auroc_drop_high=0.5, loss=0.279, logit_distance=0.9)
-    assert keeps(bounds_of(cheap, UNCUT, SearchSpec(), full=False))
-    assert not keeps(bounds_of(cheap, UNCUT, SearchSpec(), full=True))
-    assert not keeps(bounds_of(cheap, UNCUT, SearchSpec(allowance=1.0), full=False))
+    assert keeps(bounds_of(cheap, ORIGINAL, SearchSpec(), full=False))
+    assert not keeps(bounds_of(cheap, ORIGINAL, SearchSpec(), full=True))
+    assert not keeps(bounds_of(cheap, ORIGINAL, SearchSpec(allowance=1.0), full=False))
 
 
-def test_bounds_of_an_uncut_loss_near_0_leave_room_for_rounding():
-    nothing = replace(UNCUT, loss=1e-6)
+def test_bounds_of_an_original_loss_near_0_leave_room_for_rounding():
+    nothing = replace(ORIGINAL, loss=1e-6)
     assert keeps(bounds_of(score(loss=0.004), nothing, SearchSpec(), full=True))
     assert not keeps(bounds_of(score(loss=0.006), nothing, SearchSpec(), full=True))
 
 
 def test_bounds_with_a_given_size_ask_for_the_size_alone():
     spec = SearchSpec(goal="best_auroc", max_bytes=1_000_000)
-    assert keeps(bounds_of(score(auroc_drop=0.3, loss=9.0), UNCUT, spec, full=True))
+    assert keeps(bounds_of(score(auroc_drop=0.3, loss=9.0), ORIGINAL, spec, full=True))
 
 
 def test_rank_by_auroc_lets_the_loss_decide_where_three_digits_agree():
@@ -137,100 +136,100 @@ def test_rank_by_auroc_lets_the_loss_decide_where_three_digits_agree():
 
 
 @pytest.fixture
-def films():
-    """200 films of 100 patients with two findings, what an uncut model says of them, and a worse one."""
+def images():
+    """200 images of 100 patients with two findings, what an original model says of them, and a worse one."""
     rng = np.random.default_rng(0)
     labels = (rng.random((200, 2)) < 0.4).astype(np.float32)
-    uncut = 2 * labels + rng.normal(size=(200, 2))
+    original = 2 * labels + rng.normal(size=(200, 2))
     patients = tuple(str(number // 2) for number in range(200))
-    return labels, uncut, uncut + rng.normal(size=(200, 2)), patients
+    return labels, original, original + rng.normal(size=(200, 2)), patients
 
 
-def test_score_on_dev_is_what_the_metrics_say(films):
-    labels, uncut, worse, patients = films
-    found = score_on_dev(labels, worse, uncut, patients, tflite_bytes=10, macs=20, samples=200)
-    drop = paired_auroc_difference(labels, uncut, worse, patients, samples=200)
+def test_score_on_dev_is_what_the_metrics_say(images):
+    labels, original, worse, patients = images
+    found = score_on_dev(labels, worse, original, patients, tflite_bytes=10, macs=20, samples=200)
+    drop = paired_auroc_difference(labels, original, worse, patients, samples=200)
     assert found.auroc == mean_auroc(labels, worse)
     assert (found.auroc_drop, found.auroc_drop_high) == (drop.value, drop.high)
     assert found.auroc_drop > 0.02
     assert (found.tflite_bytes, found.macs) == (10, 20)
 
 
-def test_score_on_dev_of_the_uncut_model_has_no_drop_and_no_distance(films):
-    labels, uncut, _, patients = films
-    found = score_on_dev(labels, uncut, uncut, patients, tflite_bytes=1, macs=1, samples=50)
+def test_score_on_dev_of_the_original_model_has_no_drop_and_no_distance(images):
+    labels, original, _, patients = images
+    found = score_on_dev(labels, original, original, patients, tflite_bytes=1, macs=1, samples=50)
     assert (found.auroc_drop, found.auroc_drop_high, found.logit_distance) == (0.0, 0.0, 0.0)
 
 
-def test_score_on_dev_survives_json(films):
-    labels, uncut, worse, patients = films
-    found = score_on_dev(labels, worse, uncut, patients, tflite_bytes=1, macs=1, samples=50, latency_ms=1.5)
+def test_score_on_dev_survives_json(images):
+    labels, original, worse, patients = images
+    found = score_on_dev(labels, worse, original, patients, tflite_bytes=1, macs=1, samples=50, latency_ms=1.5)
     assert CandidateScore.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     broken = CandidateScore.from_dict(replace(found, loss=math.nan).to_dict())
     assert math.isnan(broken.loss)
 
 
-def test_score_on_dev_unknown_labels_do_not_count(films):
-    labels, uncut, worse, patients = films
+def test_score_on_dev_unknown_labels_do_not_count(images):
+    labels, original, worse, patients = images
     labels = labels.copy()
     labels[:150, 1] = np.nan
-    found = score_on_dev(labels, worse, uncut, patients, tflite_bytes=1, macs=1, samples=50)
+    found = score_on_dev(labels, worse, original, patients, tflite_bytes=1, macs=1, samples=50)
     known = ~np.isnan(labels)
     terms = np.logaddexp(0, -worse) * labels + np.logaddexp(0, worse) * (1 - labels)
     assert found.loss == pytest.approx(terms[known].mean(), rel=1e-12)
 
 
-def test_score_on_dev_soft_labels_count_in_the_loss_alone(films):
-    labels, uncut, worse, patients = films
+def test_score_on_dev_soft_labels_count_in_the_loss_alone(images):
+    labels, original, worse, patients = images
     soft, unknown = labels.copy(), labels.copy()
     soft[:50], unknown[:50] = 0.7, np.nan
     found, without = (
-        score_on_dev(given, worse, uncut, patients, tflite_bytes=1, macs=1, samples=50) for given in (soft, unknown)
+        score_on_dev(given, worse, original, patients, tflite_bytes=1, macs=1, samples=50) for given in (soft, unknown)
     )
     assert (found.auroc, found.auroc_drop_high) == (without.auroc, without.auroc_drop_high)
     assert found.loss != without.loss
 
 
-def test_score_on_dev_with_one_class_says_what_to_do(films):
-    _, uncut, worse, patients = films
-    with pytest.raises(DataError, match="no finding has films with and without it among the 200 dev films"):
-        score_on_dev(np.zeros((200, 2)), worse, uncut, patients, tflite_bytes=1, macs=1)
+def test_score_on_dev_with_one_class_says_what_to_do(images):
+    _, original, worse, patients = images
+    with pytest.raises(DataError, match="no finding has images with and without it among the 200 dev images"):
+        score_on_dev(np.zeros((200, 2)), worse, original, patients, tflite_bytes=1, macs=1)
 
 
 def test_score_on_dev_of_classes_takes_the_shares_and_the_categorical_loss():
     rng = np.random.default_rng(0)
     labels = np.eye(3)[rng.integers(0, 3, 200)]
-    uncut = 2 * labels + rng.normal(size=(200, 3))
-    moved = uncut + rng.normal(0, 3, (200, 1))  # what all logits of an image share is nothing to a softmax
+    original = 2 * labels + rng.normal(size=(200, 3))
+    moved = original + rng.normal(0, 3, (200, 1))  # what all logits of an image share is nothing to a softmax
     options = {"tflite_bytes": 1, "macs": 1, "samples": 50}
     patients = [f"p{number}" for number in range(200)]
-    found = score_on_dev(labels, moved, uncut, patients, activation="softmax", **options)
+    found = score_on_dev(labels, moved, original, patients, activation="softmax", **options)
     assert (found.auroc_drop, found.logit_distance) == pytest.approx((0, 0), abs=1e-9)
-    shares = np.exp(uncut) / np.exp(uncut).sum(axis=1, keepdims=True)
+    shares = np.exp(original) / np.exp(original).sum(axis=1, keepdims=True)
     assert found.auroc == mean_auroc(labels, shares)
     assert found.loss == pytest.approx(-np.log(shares[labels == 1]).mean())
-    as_findings = score_on_dev(labels, moved, uncut, patients, **options)
+    as_findings = score_on_dev(labels, moved, original, patients, **options)
     assert as_findings.auroc_drop > 0.05, "control"
 
 
-def test_score_on_dev_of_other_films_is_refused(films):
-    labels, uncut, worse, patients = films
+def test_score_on_dev_of_other_images_is_refused(images):
+    labels, original, worse, patients = images
     with pytest.raises(DataError, match=r"expected labels and logits of one shape, got \(200, 2\), \(199, 2\)"):
-        score_on_dev(labels, worse[1:], uncut, patients, tflite_bytes=1, macs=1)
+        score_on_dev(labels, worse[1:], original, patients, tflite_bytes=1, macs=1)
 
 
-def test_logit_distance_is_in_spreads_of_the_uncut_model():
-    uncut = np.array([[0.0, 5.0], [2.0, 5.0]])  # spreads 1 and 0; the latter counts as 1
-    assert logit_distance(uncut + np.array([3.0, 0.0]), uncut) == pytest.approx(math.sqrt(9 / 2))
-    assert logit_distance(uncut * 10, np.asarray(uncut) * 10) == 0.0
+def test_logit_distance_is_in_spreads_of_the_original_model():
+    original = np.array([[0.0, 5.0], [2.0, 5.0]])  # spreads 1 and 0; the latter counts as 1
+    assert logit_distance(original + np.array([3.0, 0.0]), original) == pytest.approx(math.sqrt(9 / 2))
+    assert logit_distance(original * 10, np.asarray(original) * 10) == 0.0
 
 
-def test_weighted_cross_entropy_equals_the_training_loss(films):
+def test_weighted_cross_entropy_equals_the_training_loss(images):
     import tensorflow as tf
 
     from cxr_compress.train import weighted_bce
 
-    labels, _, logits, _ = films
+    labels, _, logits, _ = images
     weights = np.array([3.0, 0.5], np.float32)
     expected = float(tf.reduce_mean(weighted_bce(weights)(labels, logits)))
     # Float32 sums of 400 terms of about 1 against float64.

@@ -12,10 +12,9 @@ import pytest
 from cxr_compress.errors import BudgetError, CompressionError, DataError
 from cxr_compress.pipeline.search import RECORD_NAME, SearchSpec, draw_search, search
 from cxr_compress.pipeline.search.choose import Chooser
-from cxr_compress.pipeline.search.record import SearchRecord
-from cxr_compress.pipeline.search.runner import DevOnly
+from cxr_compress.pipeline.search.record import DevOnly, SearchRecord
 from cxr_compress.recipe import Recipe
-from tests.pipeline.search.judges import UNCUT, FormulaRunner, steep
+from tests.pipeline.search.judges import ORIGINAL, FormulaRunner, steep
 
 BASE = Recipe().with_values(dataset="phantom")
 GRID = (0.5, 0.25, 0.125, 0.0625)
@@ -23,7 +22,7 @@ SPEC = SearchSpec(macs=GRID, refinements=2)
 
 
 def run(runner: FormulaRunner, folder: Path, spec: SearchSpec = SPEC, **options: Any):
-    return search(BASE, spec, runner, folder=folder, **{"fingerprint": "films", **options})
+    return search(BASE, spec, runner, folder=folder, **{"fingerprint": "images", **options})
 
 
 def test_search_smallest_tries_the_grid_refines_and_takes_the_smallest_that_keeps_the_tolerance(tmp_path):
@@ -46,14 +45,14 @@ def test_search_looks_at_test_once_at_the_end_and_for_the_winner_alone(tmp_path)
     assert found.test_looks == 1
 
 
-def test_search_gives_the_choosing_part_no_way_to_the_test_films(tmp_path):
+def test_search_gives_the_choosing_part_no_way_to_the_test_images(tmp_path):
     runner = FormulaRunner()
     assert not hasattr(DevOnly.of(runner), "score_test")
 
     class NoTest(FormulaRunner):
         score_test = None  # type: ignore[assignment]
 
-    record = SearchRecord(tmp_path, "films")
+    record = SearchRecord(tmp_path, "images")
     winner = Chooser(BASE, SPEC, DevOnly.of(NoTest()), record, lambda line: None).choose()
     assert winner.candidate.macs == 0.25
     # The control: a search with such a runner gets as far as the winner, and fails there.
@@ -71,7 +70,7 @@ def test_search_without_passing_point_scores_no_test_and_names_the_nearest(tmp_p
     assert "allowed 0.0100" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not runner.of("test")
-    # Nothing on the grid passed, so larger budgets were tried too: between 0.5 and the uncut model.
+    # Nothing on the grid passed, so larger budgets were tried too: between 0.5 and the original model.
     assert runner.of("cheap") == [*GRID, 0.707, 0.841]
 
 
@@ -93,13 +92,13 @@ def test_search_that_is_not_monotone_tries_all_and_finds_the_small_one_below_a_h
 
 def test_search_unreachable_budget_is_noted_with_its_reason_and_the_search_goes_on(tmp_path):
     runner = FormulaRunner(lost=lambda macs: 0.0, smallest=0.1)
-    news: list[str] = []
-    found = run(runner, tmp_path, news=news.append)
+    log: list[str] = []
+    found = run(runner, tmp_path, log=log.append)
     assert found.recipe.removal.budget.macs == min(share for share in runner.of("cheap") if share >= 0.1)
     kept = json.loads((tmp_path / RECORD_NAME).read_text())["points"]
     (refused,) = (point for point in kept if point["changes"]["target_macs"] == 0.0625)
     assert (refused["score"], refused["refused"]) == (None, "reachable are 0.1, asked for 0.0625")
-    assert any("tiny_chexnet_m6.25_w50_int8 cannot be built: reachable are 0.1" in line for line in news)
+    assert any("tiny_chexnet_m6.25_w50_int8 cannot be built: reachable are 0.1" in line for line in log)
 
 
 def test_search_with_no_reachable_budget_says_why(tmp_path):
@@ -135,7 +134,7 @@ def test_search_killed_anywhere_and_started_again_finds_the_same_and_repeats_not
     ("changed", "judged_again"),
     [
         ({}, False),
-        ({"fingerprint": "other films"}, True),
+        ({"fingerprint": "other images"}, True),
         ({"base": BASE.with_values(criterion="l2")}, True),
         ({"spec": replace(SPEC, cheap_epochs=2)}, True),
         ({"spec": replace(SPEC, max_auroc_drop=0.004, margin=None)}, False),
@@ -144,23 +143,23 @@ def test_search_killed_anywhere_and_started_again_finds_the_same_and_repeats_not
 def test_search_judges_anew_what_depends_on_a_change_and_keeps_the_rest(tmp_path, changed, judged_again):
     run(FormulaRunner(), tmp_path)
     runner = FormulaRunner()
-    call = {"base": BASE, "spec": SPEC, "fingerprint": "films", **changed}
+    call = {"base": BASE, "spec": SPEC, "fingerprint": "images", **changed}
     search(call["base"], call["spec"], runner, folder=tmp_path, fingerprint=call["fingerprint"])
     assert (0.5 in runner.of("cheap")) == judged_again
 
 
-def test_search_with_another_winner_on_the_same_films_says_that_test_was_looked_at_before(tmp_path):
+def test_search_with_another_winner_on_the_same_images_says_that_test_was_looked_at_before(tmp_path):
     run(FormulaRunner(), tmp_path)
-    news: list[str] = []
-    found = run(FormulaRunner(), tmp_path, replace(SPEC, max_auroc_drop=0.0049), news=news.append)
+    log: list[str] = []
+    found = run(FormulaRunner(), tmp_path, replace(SPEC, max_auroc_drop=0.0049), log=log.append)
     assert found.recipe.removal.budget.macs == 0.25, "the same winner, the same look"
     assert found.test_looks == 1
-    found = run(FormulaRunner(), tmp_path, replace(SPEC, max_auroc_drop=0.02, margin=None), news=news.append)
+    found = run(FormulaRunner(), tmp_path, replace(SPEC, max_auroc_drop=0.02, margin=None), log=log.append)
     assert found.recipe.removal.budget.macs != 0.25
     assert found.test_looks == 2
-    assert any("no longer untouched" in line for line in news)
-    other = search(BASE, SPEC, FormulaRunner(), folder=tmp_path, fingerprint="other films")
-    assert other.test_looks == 1, "other films are other test films"
+    assert any("no longer untouched" in line for line in log)
+    other = search(BASE, SPEC, FormulaRunner(), folder=tmp_path, fingerprint="other images")
+    assert other.test_looks == 1, "other images are other test images"
 
 
 def test_search_best_auroc_tries_all_ways_to_cut_within_the_bytes(tmp_path):
@@ -170,7 +169,7 @@ def test_search_best_auroc_tries_all_ways_to_cut_within_the_bytes(tmp_path):
             lost = {"global": 0.01, "local": 0.002, "sensitivity": 0.0021}[recipe.removal.scope]
             # Equal to three digits: the loss decides.
             loss = {"global": 0.1, "local": 0.3, "sensitivity": 0.25}[recipe.removal.scope]
-            return replace(UNCUT, auroc=UNCUT.auroc - lost, auroc_drop=lost, loss=loss, tflite_bytes=1_990_000)
+            return replace(ORIGINAL, auroc=ORIGINAL.auroc - lost, auroc_drop=lost, loss=loss, tflite_bytes=1_990_000)
 
     runner = Scopes()
     found = run(runner, tmp_path, SearchSpec(goal="best_auroc", max_bytes=2_000_000))
@@ -229,25 +228,25 @@ def test_search_record_without_a_field_of_a_point_is_refused(tmp_path):
         run(FormulaRunner(), tmp_path)
 
 
-def test_search_news_is_one_line_a_point_with_its_verdict(tmp_path):
-    news: list[str] = []
-    run(FormulaRunner(), tmp_path, news=news.append)
-    assert news[0] == (
+def test_search_log_is_one_line_a_point_with_its_verdict(tmp_path):
+    log: list[str] = []
+    run(FormulaRunner(), tmp_path, log=log.append)
+    assert log[0] == (
         "search, 1 of 4: tiny_chexnet_m50_w50_int8 after the short recovery: dev AUROC 0.9500 (-0.0000), "
         "3,500,000 bytes: passes"
     )
-    assert news[3].endswith("437,500 bytes: fails, distance of the logits 0.1375, allowed 1.0000") or (
-        "fails, AUROC drop 0.0138, allowed 0.0100" in news[3]
+    assert log[3].endswith("437,500 bytes: fails, distance of the logits 0.1375, allowed 1.0000") or (
+        "fails, AUROC drop 0.0138, allowed 0.0100" in log[3]
     )
-    assert all("\n" not in line for line in news)
-    assert len(news) == 4 + 2 + 3
+    assert all("\n" not in line for line in log)
+    assert len(log) == 4 + 2 + 3
 
 
 def test_draw_search_shows_what_was_tried(tmp_path):
     pytest.importorskip("matplotlib")
     run(FormulaRunner(smallest=0.1), tmp_path)
-    png = draw_search(tmp_path, "films", title="tiny_chexnet on phantom", tolerance=0.005)
+    png = draw_search(tmp_path, "images", title="tiny_chexnet on phantom", tolerance=0.005)
     assert png.startswith(b"\x89PNG")
-    assert png != draw_search(tmp_path, "films", title="tiny_chexnet on phantom")
+    assert png != draw_search(tmp_path, "images", title="tiny_chexnet on phantom")
     with pytest.raises(DataError, match="expected points with a size and an AUROC to draw, got none"):
         draw_search(tmp_path, "never searched", title="")

@@ -1,4 +1,4 @@
-"""A search with real candidates, small: phantom films, tiny_chexnet, one epoch of everything."""
+"""A search with real candidates, small: phantom images, tiny_chexnet, one epoch of everything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cxr_compress.data import write_phantom
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import BudgetError
 from cxr_compress.pipeline import SearchSpec, search_recipe
-from cxr_compress.pipeline.films import RunData
+from cxr_compress.pipeline.data import RunData
 from cxr_compress.recipe import make_recipe
 from cxr_compress.structured import ChannelPlan
 
@@ -56,7 +56,7 @@ def test_search_finds_the_smallest_and_reports_it_on_test(searched):
     assert found.test_looks == 1
 
 
-def test_search_keeps_every_point_and_the_uncut_files_once(searched):
+def test_search_keeps_every_point_and_the_original_files_once(searched):
     folder, _ = searched
     points = json.loads((folder / "search.json").read_text())["points"]
     assert len(points) == 3, "two cheap ones and one in full"
@@ -67,25 +67,25 @@ def test_search_keeps_every_point_and_the_uncut_files_once(searched):
 
 def test_search_again_trains_nothing(searched, phantom):
     folder, found = searched
-    news: list[str] = []
-    again = search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=folder, news=news.append)
+    log: list[str] = []
+    again = search_recipe(RECIPE, LOOSE, data_dir=phantom, output_dir=folder, log=log.append)
     assert (again.recipe, again.report) == (found.recipe, found.report)
-    assert not [line for line in news if line.endswith(": started")]
+    assert not [line for line in log if line.endswith(": started")]
 
 
-def test_search_that_finds_nothing_never_reads_a_test_film(phantom, searched, tmp_path, monkeypatch):
+def test_search_that_finds_nothing_never_reads_a_test_image(phantom, searched, tmp_path, monkeypatch):
     folder, _ = searched
     strict = replace(LOOSE, max_logit_distance=1e-9)
 
     def looked(self):
-        raise AssertionError("test films were read")
+        raise AssertionError("test images were read")
 
     monkeypatch.setattr(RunData, "test", property(looked))
     with pytest.raises(BudgetError, match="distance of the logits"):
         search_recipe(RECIPE, strict, data_dir=phantom, output_dir=folder)
     assert (folder / "search.png").is_file()
     one = replace(LOOSE, macs=(0.5,))
-    with pytest.raises(AssertionError, match="test films were read"):  # control: whoever scores does read them
+    with pytest.raises(AssertionError, match="test images were read"):  # control: whoever scores does read them
         search_recipe(
             RECIPE.with_values(recovery_epochs=0),
             one,

@@ -1,0 +1,397 @@
+"""Reads a set from one CSV table: the way in for every set that has no reader of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cxr_compress.data.dataset import Dataset, Split, finding_key
+from cxr_compress.data.readers.base import (
+    Missing,
+    Request,
+    keep_existing,
+    parse_age,
+    parse_sex,
+    parse_view,
+)
+from cxr_compress.data.splits import carve_dev, divide, join_splits
+from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
+from cxr_compress.device.decode import IMAGE_SUFFIXES
+from cxr_compress.errors import DataError
+
+OPTIONS = (
+    "allow_one_class",
+    "attribution",
+    "class_column",
+    "color",
+    "findings",
+    "path_column",
+    "table",
+    "test_fraction",
+)
+RESERVED = ("patient_id", "lesion_id", "sex", "age", "view", "split", "source")
+# What other tools call these columns, as `column_key` gives it; taken only where the column itself is not there.
+OTHER_NAMES = {
+    "path": ("imagepath", "filepath"),
+    "sex": ("gender", "patientsex", "patientgender"),
+    "age": ("patientage",),
+    "view": ("viewposition",),
+}
+_PARTS = {
+    **dict.fromkeys(("train", "training", "train_val"), "train"),
+    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_INTEGER_AS_FLOAT = re.compile(r"(-?\d+)\.0+")  # what pandas makes of a column of integers in which one is missing
+_NO_NAME = ("nan", "<na>", "null")  # what other programs write for an empty cell
+_OWN_PATIENT = "the table has no patient_id: every image counts as a patient, so one person may be in two splits"
+_OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the columns of a table mean."""
+
+    path: str
+    patient: tuple[str, ...]  # the first of them that a row fills
+    findings: tuple[str, ...]
+    columns: frozenset[str]
+    notes: tuple[str, ...] = ()
+    class_column: str = ""  # names the one class of each image; "" where every finding has a column of its own
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the findings are classes of which each image has exactly one."""
+        return bool(self.class_column) and len(self.findings) > 1
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One row."""
+
+    path: Path
+    part: str
+    patient: str
+    labels: tuple[float, ...]
+    age: float
+    sex: str
+    view: str
+    source: str
+    unread: tuple[str, ...]  # columns whose words mean nothing here
+
+
+def read_csv(request: Request) -> Dataset:
+    """A set from a table ``path,label...[,patient_id|lesion_id,sex,age,view,split,source]``.
+
+    Every column that is not reserved holds labels: 0, 1, a soft target between them, or nothing (unknown). ``split``
+    says train, dev (or val) or test; without dev rows dev is carved out of train by patient; without the column a
+    seeded, stratified split is made. Paths are relative to the table's folder, or to ``data_dir`` if that is a folder.
+    Names of columns are found whatever their case and blanks ("Patient ID", ``patientId``); the notes say what was
+    taken as what, and what was not understood.
+
+    Args:
+        request: ``data_dir`` is the table (.csv, .tsv, .gz) or a folder with exactly one; options: ``table`` (the
+            table, where data_dir is only the folder of the images), ``path_column`` (default "path"), ``findings``
+            (the label columns, joined by ``|``), ``class_column`` (a column that names the one class of each image,
+            empty for unknown: the findings are then those names, sorted, and exclude one another; ``findings`` gives
+            their order, or the one class that is the finding), ``color`` ("gray" or "rgb", only recorded),
+            ``test_fraction`` (default 0.2, of tables without ``split``), ``attribution``, ``allow_one_class``.
+
+    Raises:
+        DataError: No table, a column missing, a row that cannot be used (with file and line), images missing.
+    """
+    table_path, root = _find(request)
+    images, layout = _read_images(table_path, root, request)
+    there = [image.path.is_file() for image in images]
+    _refuse_backslashes(images, there, request)
+    keep_existing(request, "csv", {"listed": (len(images) - sum(there), len(images))})
+    if request.missing is not Missing.KEEP:
+        images = [image for image, found in zip(images, there, strict=True) if found]
+    notes = [*layout.notes, *_not_understood(images), *_not_named(images)]
+    if not layout.patient:
+        notes.append(_OWN_PATIENT)
+    if "split" not in layout.columns:
+        notes.append(_OWN_SPLIT)
+    return Dataset(
+        "csv",
+        layout.findings,
+        *_make_parts(images, layout, request),
+        request.text("attribution", "not given: say whose data this is with the option attribution"),
+        notes=tuple(notes),
+        patient_key=f"the column {layout.patient[0]!r}" if layout.patient else "the path, for want of a patient_id",
+        allow_one_class=request.flag("allow_one_class"),
+        color=request.text("color", "gray", ("gray", "rgb")),
+        exclusive=layout.exclusive,
+    )
+
+
+def _find(request: Request) -> tuple[Path, Path]:
+    """The table, and the folder that its paths start from."""
+    where, named = request.data_dir, request.text("table")
+    if named:
+        candidates = [path for path in (Path(named), where / named) if path.is_file()]
+        if not candidates:
+            raise DataError(f"csv: expected a table, {named} does not exist")
+        return candidates[0], where
+    if where.is_file():
+        return where, where.parent
+    found = [path for path in sorted(where.glob("*")) if path.name.lower().endswith(_TABLES)]
+    if len(found) != 1:
+        raise DataError(f"csv: expected one .csv in {where}, found {len(found)}; name the table itself")
+    return found[0], where
+
+
+def _refuse_backslashes(images: list[_Image], there: list[bool], request: Request) -> None:
+    """Paths of Windows name nothing elsewhere: that is another fault than an incomplete set."""
+    written = [image.path for image, found in zip(images, there, strict=True) if not found and "\\" in str(image.path)]
+    if request.missing is not Missing.KEEP and any(Path(str(path).replace("\\", "/")).is_file() for path in written):
+        raise DataError(f"csv: {len(written)} paths of the table are written with backslashes; write them with slashes")
+
+
+def _not_named(images: list[_Image]) -> Iterator[str]:
+    """How many images lie beside those of the table without a row: a table that was cut short looks like that."""
+    named = {image.path for image in images}
+    folders = sorted({path.parent for path in named})
+    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    left = sum(
+        path not in named and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in beside
+    )
+    if left:
+        yield f"{left} images beside those of the table are not read: no row names them"
+
+
+def _not_understood(images: list[_Image]) -> Iterator[str]:
+    """What was there and counts as unknown all the same; by number, for a word in the wrong column may be a name."""
+    expected = {
+        "sex": "F, M, female or male",
+        "age": "years from 0 to 110",
+        "view": "PA, AP, L, LL, RL or lateral",
+    }
+    for column, words in expected.items():
+        count = sum(column in image.unread for image in images)
+        if count:
+            yield f"the {column} of {count} of {len(images)} images is taken as unknown; expected {words}"
+
+
+def _read_images(path: Path, root: Path, request: Request) -> tuple[list[_Image], _Layout]:
+    """All rows, each path once."""
+    path_column = request.text("path_column", "path")
+    findings, class_column = request.names("findings"), request.text("class_column")
+    labels = (class_column,) if class_column else findings
+    chosen = {column_key(name) for name in (path_column, *labels)}
+    table = read_table(
+        path,
+        who="csv",
+        needed=(path_column, *labels),
+        optional=[name for name in RESERVED if column_key(name) not in chosen],
+        other_names=OTHER_NAMES,
+        exact=True,
+    )
+    rows = list(table.rows)
+    if class_column:
+        named = _class_names(rows, class_column)
+        findings = findings or named
+    findings = findings or tuple(name for name in table.columns if name not in (path_column, *RESERVED))
+    for name in findings:
+        alike = [other for other in findings if finding_key(other) == finding_key(name)]
+        if len(alike) > 1:
+            raise DataError(
+                f"expected different findings in {path.name}, got the columns {' and '.join(map(repr, alike))}, "
+                "which are compared without case: name those that are meant with the option findings"
+            )
+    if not findings:
+        raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
+    patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
+    layout = _Layout(path_column, patient, findings, frozenset(table.columns), table.notes, class_column)
+    images: dict[Path, _Image] = {}
+    for row in rows:
+        image = _read_image(row, layout, root)
+        if image.path in images:
+            raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per image")
+        images[image.path] = image
+    return list(images.values()), layout
+
+
+def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
+    """The classes that a column names, sorted; refuses what is no class, or one class in two spellings."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        name = row[column]
+        if not name:
+            continue
+        if name.casefold() in _NO_NAME:
+            raise row.error(
+                f"has {name!r} in the column {column!r}, which is what other programs write for nothing; leave the "
+                "cell empty where the class is unknown, or give the class another name"
+            )
+        if (other := first.setdefault(finding_key(name), row)[column]) != name:
+            raise row.error(
+                f"has the class {name!r} in the column {column!r}, line {first[finding_key(name)].line} has {other!r}; "
+                "expected one spelling of each class"
+            )
+    return tuple(sorted(row[column] for row in first.values()))
+
+
+def _patient(text: str) -> str:
+    """Who is meant: 12366.0 is 12366, so that one person is not taken for two."""
+    integer = _INTEGER_AS_FLOAT.fullmatch(text)
+    return integer[1] if integer else text
+
+
+def _read_image(row: Row, layout: _Layout, root: Path) -> _Image:
+    """One row, checked."""
+    path = row[layout.path]
+    if not path:
+        raise row.error(f"has nothing in the column {layout.path!r}; expected the path of an image")
+    patient = next((_patient(row[name]) for name in layout.patient if row[name]), "" if layout.patient else path)
+    if not patient:
+        raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every image, or no such column")
+    part = _PARTS.get(row.get("split").lower().replace("-", "_"))
+    if part is None and "split" in layout.columns:
+        raise row.error(f"has the split {row['split']!r}; expected train, dev, val or test")
+    try:
+        age = parse_age(row.get("age"))
+    except ValueError as error:
+        hint = decimal_comma(row["age"])
+        raise row.error(f"has the age {row['age']!r}; expected years{hint}") from error
+    sex, view = parse_sex(row.get("sex")), parse_view(row.get("view"))
+    unknown = {"sex": not sex, "age": math.isnan(age), "view": not view}
+    return _Image(
+        path=root / path,
+        part=part or "",
+        patient=patient,
+        labels=_class_labels(row, layout) if layout.class_column else _labels(row, layout),
+        age=age,
+        sex=sex,
+        view=view,
+        source=row.get("source"),
+        unread=tuple(name for name, is_unknown in unknown.items() if is_unknown and row.get(name)),
+    )
+
+
+def _labels(row: Row, layout: _Layout) -> tuple[float, ...]:
+    """One number for each finding's own column."""
+    return tuple(_label(row, finding) for finding in layout.findings)
+
+
+def _class_labels(row: Row, layout: _Layout) -> tuple[float, ...]:
+    """1 for the class that the row names and 0 for the others; all NaN where it names none."""
+    name = row[layout.class_column]
+    if not name:
+        return (math.nan,) * len(layout.findings)
+    if layout.exclusive and name not in layout.findings:
+        raise row.error(
+            f"has the class {name!r} in the column {layout.class_column!r}; expected {', '.join(layout.findings)}, or "
+            "nothing (name all classes with the option findings)"
+        )
+    return tuple(float(name == finding) for finding in layout.findings)
+
+
+def _label(row: Row, finding: str) -> float:
+    """A number from 0 to 1, or NaN for nothing."""
+    text = row[finding]
+    try:
+        # Python takes 0_1 for 1.
+        value = math.inf if "_" in text else float(text) if text else math.nan
+    except ValueError:
+        value = math.inf
+    if text and not 0 <= value <= 1:
+        raise row.error(
+            f"has {text!r} in the column {finding!r}; expected 0, 1, a soft label between them or nothing (if this "
+            "is no column of labels, name those that are with the option findings; if it names the class of each "
+            f"image, give the option class_column={finding}){decimal_comma(text)}"
+        )
+    return value
+
+
+def _make_parts(images: list[_Image], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
+    """Train, dev and test as the table says, or as the seed says."""
+    if "split" not in layout.columns:
+        test_fraction = request.number("test_fraction", 0.2)
+        whole = _make_split("all", images, layout)
+        return divide(whole, dev_fraction=request.dev_fraction, test_fraction=test_fraction, seed=request.seed)
+    train, dev, test = (
+        _make_split(name, [image for image in images if image.part == name], layout)
+        for name in ("train", "dev", "test")
+    )
+    if not len(dev):
+        train, dev = carve_dev(train, fraction=request.dev_fraction, seed=request.seed)
+    return train, dev, test
+
+
+def _make_split(name: str, images: list[_Image], layout: _Layout) -> Split:
+    """Images as a split, with the optional fields that the table has."""
+    has = layout.columns.__contains__
+    return Split(
+        name,
+        tuple(image.path for image in images),
+        np.array([image.labels for image in images], np.float32).reshape(-1, len(layout.findings)),
+        tuple(image.patient for image in images),
+        ages=np.array([image.age for image in images], np.float32) if has("age") else None,
+        sexes=tuple(image.sex for image in images) if has("sex") else None,
+        views=tuple(image.view for image in images) if has("view") else None,
+        sources=tuple(image.source for image in images) if has("source") else None,
+    )
+
+
+_FIELDS = {"sex": "sexes", "age": "ages", "view": "views", "source": "sources"}
+
+
+def table_bytes(dataset: Dataset, root: Path) -> bytes:
+    """A set as a table that ``read_csv`` reads again, with the same splits: UTF-8, rows sorted by path.
+
+    The same set gives the same bytes on every machine, wherever it lies.
+
+    Args:
+        dataset: Of image files.
+        root: The folder that paths are written relative to.
+
+    Raises:
+        DataError: The set holds arrays, a finding's name is that of a reserved column, or a text has blanks around it.
+    """
+    taken = sorted({"path", *RESERVED} & set(dataset.findings))
+    if taken:
+        raise DataError(f"{dataset.name}: the finding {taken[0]!r} has the name of a column with another meaning")
+    if any(split.pixels is not None for split in dataset.splits):
+        raise DataError(f"{dataset.name}: the set holds arrays and no files, so there are no paths to list")
+    for split in dataset.splits:
+        for text in (*dataset.findings, *split.patients, *map(str, split.paths), *(split.sources or ())):
+            if text != text.strip():
+                raise DataError(f"{dataset.name}: {text!r} begins or ends with a blank, which a table loses; rename it")
+    return _format(dataset, root).encode("utf-8")
+
+
+def _format(dataset: Dataset, root: Path) -> str:
+    """The text of the table."""
+    images = join_splits(dataset.splits, "all")
+    optional = [name for name, field in _FIELDS.items() if getattr(images, field) is not None]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "split", "patient_id", *optional, *dataset.findings])
+    parts = [split.name for split in dataset.splits for _ in range(len(split))]
+    rows = []
+    for index, (path, part, patient) in enumerate(zip(images.paths, parts, images.patients, strict=True)):
+        extra = [_cell(getattr(images, _FIELDS[name])[index]) for name in optional]
+        rows.append([_relative(path, root), part, patient, *extra, *map(_cell, images.labels[index])])
+    writer.writerows(sorted(rows))
+    return text.getvalue()
+
+
+def _cell(value: str | np.floating) -> str:
+    """Text, or the shortest number that reads back as the same float32; nothing for NaN."""
+    if isinstance(value, str):
+        return value
+    return "" if math.isnan(value) else np.format_float_positional(np.float32(value), unique=True, trim="-")
+
+
+def _relative(path: Path, root: Path) -> str:
+    """With slashes on every system; as it is where it lies elsewhere."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

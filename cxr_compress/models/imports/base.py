@@ -1,0 +1,173 @@
+"""Foreign weights under the names and in the layout of our layers, and filling a model with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cxr_compress.errors import ModelFileError
+
+_SHOWN = 5
+
+
+class NamedArray(NamedTuple):
+    """An array in Keras layout, the dtype it was stored in, and its name in the foreign file."""
+
+    array: np.ndarray
+    stored: str
+    name: str
+
+
+# Layer -> part ("kernel", "gamma", ...) -> array.
+LayerArrays = dict[str, dict[str, NamedArray]]
+
+
+def from_torch(layers: Mapping[str, Mapping[str, tuple[str, np.ndarray]]], epsilon: float, ours: float) -> LayerArrays:
+    """Bring the tensors of PyTorch layers into Keras's layout.
+
+    Kernels go from (out, in, height, width) to (height, width, in, out), depthwise ones to (height, width, in, 1), and
+    Linear's weights are transposed. PyTorch's batch norm adds `epsilon` to the variance; ours may have to add another
+    one (TensorFlow's fused kernel raises everything below 1.001e-5 to that), so that gamma takes up the difference:
+    gamma' = gamma * sqrt((variance + ours) / (variance + epsilon)), computed in float64.
+
+    Args:
+        layers: Name of our layer -> PyTorch's part (weight, bias, running_mean, running_var) -> name in the file and
+            tensor. A layer whose name ends in "depthwise_conv" is one.
+        epsilon: of the file's batch norms.
+        ours: of the model's.
+    """
+    made: LayerArrays = {}
+    for layer, parts in layers.items():
+        if layer.endswith("bn"):
+            made[layer] = _norm(parts, epsilon, ours)
+        else:
+            made[layer] = {}
+            for part, (name, tensor) in parts.items():
+                key, array = _kernel(layer, part, tensor)
+                made[layer][key] = NamedArray(array, str(tensor.dtype), name)
+    return made
+
+
+def _kernel(layer: str, part: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+    if part != "weight":
+        return part, tensor
+    if tensor.ndim == 4 and layer.endswith("depthwise_conv"):  # noqa: PLR2004 - of a convolution
+        return "depthwise_kernel", tensor.transpose(2, 3, 0, 1)
+    if tensor.ndim == 4:  # noqa: PLR2004 - of a convolution
+        return "kernel", tensor.transpose(2, 3, 1, 0)
+    return "kernel", tensor.T
+
+
+def _norm(parts: Mapping[str, tuple[str, np.ndarray]], epsilon: float, ours: float) -> dict[str, NamedArray]:
+    names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    made = {names.get(part, part): NamedArray(array, str(array.dtype), name) for part, (name, array) in parts.items()}
+    gamma, kept = made.get("gamma"), made.get("moving_variance")
+    if gamma is None or kept is None or gamma.array.shape != kept.array.shape:
+        return made  # `fill` says what is missing
+    variance = kept.array.astype(np.float64)
+    if epsilon != ours and variance.min(initial=0) >= 0:
+        made["gamma"] = gamma._replace(array=gamma.array * np.sqrt((variance + ours) / (variance + epsilon)))
+    return made
+
+
+def fill(model: Any, arrays: LayerArrays, *, fresh: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Set every variable of a model from arrays that match it one to one.
+
+    Args:
+        model: of standard layers.
+        arrays: for every layer that has weights.
+        fresh: layers that keep what they have, whatever `arrays` says.
+
+    Returns:
+        Name in the file -> name of the variable, for those that were set.
+
+    Raises:
+        ModelFileError: arrays are missing, left over, of another shape, or no finite numbers; the model is unchanged.
+    """
+    wanted = {
+        (layer.name, variable.name.rpartition("/")[2].partition(":")[0]): variable
+        for layer in model.layers
+        if layer.name not in fresh
+        for variable in layer.weights
+    }
+    given = {
+        (layer, part): item for layer, parts in arrays.items() if layer not in fresh for part, item in parts.items()
+    }
+    over = [item.name for key, item in given.items() if key not in wanted]
+    if over:
+        raise ModelFileError(f"{len(over)} of its weights have no place in {model.name}: {shown(over)}")
+    missing = ["/".join(key) for key in wanted if key not in given]
+    if missing:
+        raise ModelFileError(f"it lacks {len(missing)} of the weights of {model.name}: {shown(missing)}")
+    ready = {key: _checked(given[key], tuple(variable.shape)) for key, variable in wanted.items()}
+    for key, variable in wanted.items():
+        variable.assign(ready[key])
+    return {given[key].name: variable.name for key, variable in wanted.items()}
+
+
+def _checked(item: NamedArray, shape: tuple[int, ...]) -> np.ndarray:
+    """Give float32 numbers of the wanted shape."""
+    if item.array.shape != shape:
+        raise ModelFileError(
+            f"{shown([item.name])} has the shape {item.array.shape} in our layout, the model needs {shape}: the "
+            "weights are of another network"
+        )
+    if item.array.dtype.kind != "f":
+        raise ModelFileError(f"{shown([item.name])} ({item.array.dtype}) holds no floating-point numbers")
+    with np.errstate(over="ignore"):  # what overflows is found by the next line
+        numbers = item.array.astype(np.float32)
+    if not np.all(np.isfinite(numbers)):
+        raise ModelFileError(f"{shown([item.name])} holds numbers that are not finite: the training had failed")
+    return numbers
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the name of the file that the user passed in before a ModelFileError."""
+    try:
+        yield
+    except ModelFileError as error:
+        raise ModelFileError(f"{path.name}: {error}") from error
+
+
+def shown(names: Iterable[str]) -> str:
+    """List the first names on one line, with odd characters spelled out: they come from a foreign file."""
+    names = list(names)
+    listed = ", ".join(name[:100].encode("unicode_escape").decode() for name in names[:_SHOWN])
+    return listed + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What a foreign weights file and a model had in common; an import is all or nothing.
+
+    Attributes:
+        arrays: Variables that were set: all of the model's.
+        parameters: Numbers in them, batch-norm statistics included.
+        stored_dtype: As they lay in the file; the model holds float32.
+        renamed: Name in the file -> name in the model, where they differ.
+        network: What was built, such as "chexnet" ("" where the caller built it).
+        file_kind: As what the file was read, such as "torch legacy".
+        outputs: Logits in the file; 0 where the caller knew.
+        ignored: Names in the file that hold no weights: counters of batches.
+        fresh: Variables of the model that were drawn anew, since the file's head knows other classes.
+        left_out: Findings of the file whose logits the model does not have.
+        thresholds: Finding -> probability from which the file's authors call it positive, where the file says so.
+    """
+
+    arrays: int
+    parameters: int
+    stored_dtype: str
+    renamed: dict[str, str]
+    network: str = ""
+    file_kind: str = ""
+    outputs: int = 0
+    ignored: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    thresholds: dict[str, float] = field(default_factory=dict)

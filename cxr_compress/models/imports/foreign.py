@@ -1,0 +1,338 @@
+"""Weights from outside become a model of ours, all of them or none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cxr_compress.data.readers.nih import NIH_FINDINGS
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import DataError, ModelFileError
+from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.architectures import (
+    BN_EPSILON,
+    DENSENET169_BLOCKS,
+    HEAD_NAME,
+    build,
+    chexnet,
+    efficientnet_lite0,
+)
+from cxr_compress.models.architectures import BN_EPSILON as LITE_EPSILON
+from cxr_compress.models.imports.base import ImportReport, LayerArrays, fill, from_torch, naming, shown
+from cxr_compress.models.imports.chexnet_keras import read_densenet_h5
+from cxr_compress.models.imports.tensor_file import TensorFile, read_tensors
+from cxr_compress.models.imports.torch_keys import TORCH_EPSILON, architecture, densenet_layers, efficientnet_layers
+from cxr_compress.models.npz_weights import load_npz_weights, read_npz_about
+
+# Source: torchxrayvision, datasets.default_pathologies: the order of its networks' 18 outputs.
+XRV_FINDINGS = (
+    "Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema", "Fibrosis", "Effusion",
+    "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass", "Hernia", "Lung Lesion", "Fracture",
+    "Lung Opacity", "Enlarged Cardiomediastinum",
+)  # fmt: skip
+_XRV_THRESHOLDS = ("op_threshs", "op_thresh")
+_XRV_NAMES = ("pathologies", "targets", "labels")
+
+
+class ReadWeights(NamedTuple):
+    """What a reader found in a file."""
+
+    build: Callable[[int, tuple[int, int, int]], Any]
+    channels: int
+    arrays: LayerArrays
+    file_kind: str
+    ignored: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+
+class Kind(NamedTuple):
+    """A kind of foreign weights: its reader, its preprocessing, and what is known about its outputs and origin."""
+
+    read: Callable[[Path], ReadWeights]
+    preprocess: Callable[[int], PreprocessSpec]
+    findings: tuple[str, ...] = ()
+    dataset: str = ""
+    attribution: str = ""
+
+
+def _read_torch_densenet(path: Path) -> ReadWeights:
+    return _densenet_of(path, read_tensors(path))
+
+
+def _densenet_of(path: Path, file: TensorFile) -> ReadWeights:
+    with naming(path):
+        layers, ignored = densenet_layers(file.tensors)
+        return _densenet(from_torch(layers, TORCH_EPSILON, BN_EPSILON), file.kind, ignored)
+
+
+def _densenet(arrays: LayerArrays, file_kind: str, ignored: tuple[str, ...]) -> ReadWeights:
+    found = architecture(arrays)
+    name = "densenet169" if found.blocks == DENSENET169_BLOCKS else "chexnet"
+
+    def build(count: int, shape: tuple[int, int, int]) -> Any:
+        return chexnet(count, shape, width=found.width, blocks=found.blocks, name=name)
+
+    return ReadWeights(build, found.channels, arrays, file_kind, ignored)
+
+
+def _read_xrv(path: Path) -> ReadWeights:
+    """Read a torchxrayvision file: a state dict or a whole module, with thresholds as buffer or attribute."""
+    file = read_tensors(path)
+    tensors = dict(file.tensors)
+    buffers = [tensors.pop(name) for name in _XRV_THRESHOLDS if name in tensors]
+    lists = [file.extras[name] for name in _XRV_THRESHOLDS if isinstance(file.extras.get(name), list | tuple)]
+    read = _densenet_of(path, TensorFile(file.kind, tensors, file.extras))
+    limits = next(iter([*buffers, *lists]), ())
+    named = next((file.extras[name] for name in _XRV_NAMES if isinstance(file.extras.get(name), list | tuple)), ())
+    findings = tuple(named) if _are_names(named) else ()
+    try:
+        thresholds = tuple(float(limit) for limit in limits)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{path.name}: its {shown(_XRV_THRESHOLDS[:1])} are no numbers: it is damaged") from error
+    return read._replace(findings=findings, thresholds=thresholds)
+
+
+def _are_names(values: Any) -> bool:
+    """Tell whether these are different texts; torchxrayvision leaves a name empty where a network has no output."""
+    return all(isinstance(name, str) and name for name in values) and len(set(values)) == len(values) > 0
+
+
+def _read_lite0(path: Path) -> ReadWeights:
+    file = read_tensors(path)
+    with naming(path):
+        layers, ignored = efficientnet_layers(file.tensors)
+    arrays = from_torch(layers, LITE_EPSILON, LITE_EPSILON)
+    return ReadWeights(efficientnet_lite0, 3, arrays, file.kind, ignored)
+
+
+def _read_keras_h5(path: Path) -> ReadWeights:
+    arrays = read_densenet_h5(path)
+    with naming(path):
+        return _densenet(arrays, "Keras HDF5", ())
+
+
+def _imagenet(size: int) -> PreprocessSpec:
+    return PreprocessSpec.preset("imagenet_torch", size, size)
+
+
+def _xrv(size: int) -> PreprocessSpec:
+    return PreprocessSpec.preset("xrv", size, size)
+
+
+def _lite(size: int) -> PreprocessSpec:
+    # Source: tensorflow/tpu, efficientnet/lite: MEAN_RGB = 127, STDDEV_RGB = 128, of pixels from 0 to 255.
+    return PreprocessSpec(size, size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+_IMAGENET = "ImageNet ILSVRC 2012"
+FOREIGN_KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "npz": Kind(_read_torch_densenet, _imagenet, NIH_FINDINGS),
+        "torchvision_densenet": Kind(_read_torch_densenet, _imagenet),
+        "chexnet_torch": Kind(_read_torch_densenet, _imagenet, NIH_FINDINGS, "NIH ChestX-ray14"),
+        "torchxrayvision": Kind(
+            _read_xrv, _xrv, XRV_FINDINGS, "", "torchxrayvision, Cohen et al., MIDL 2022, Apache-2.0"
+        ),
+        "chexnet_keras_h5": Kind(_read_keras_h5, _imagenet, NIH_FINDINGS, "NIH ChestX-ray14"),
+        "efficientnet_lite0": Kind(
+            _read_lite0,
+            _lite,
+            (),
+            _IMAGENET,
+            "EfficientNet-Lite0 by Google, tensorflow/tpu, in the PyTorch port by ML Illustrated, Apache-2.0",
+        ),
+    }
+)
+
+
+DEFAULT_SIZE = 224
+IMAGENET_CLASSES = 1000  # an output of this size is ImageNet's
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model with foreign weights.
+
+    Attributes:
+        model: The ``keras.Model``; its output are logits.
+        about: What to store with it.
+        report: What matched.
+    """
+
+    model: Any
+    about: ModelAbout
+    report: ImportReport
+
+
+def import_weights(
+    kind: str,
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    findings: Sequence[str] | None = None,
+    attribution: str | None = None,
+) -> Imported:
+    """Build the network that a foreign file holds the weights of, and fill it; either all of it fits or none is made.
+
+    The file's sigmoid, where it has one, is left out: our models give logits. A head of 1000 classes is ImageNet's; it
+    is kept for 1000 classes and otherwise drawn anew (seeded) for training. Of other heads the first `num_classes`
+    outputs are kept.
+
+    Args:
+        kind: one of `FOREIGN_KINDS`.
+        path: of the file.
+        num_classes: logits of the model; those of the file where None.
+        input_size: height and width of the images in pixels; the weights fit any from 32 on. None takes the one that
+            an archive of ours says, else 224.
+        findings: names of the logits; the usual ones of this kind where None.
+        attribution: whom to name with every copy; what is known of this kind where None.
+
+    Returns:
+        Model, about and report.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, refused, of another network, or has fewer outputs than asked for.
+        CompressionError: a size or a number of classes is out of range.
+        DataError: `findings` are not one name per logit.
+    """
+    path = Path(path)
+    if kind not in FOREIGN_KINDS:
+        raise ModelFileError(f"unknown kind of weights {kind!r}: choose one of {', '.join(FOREIGN_KINDS)}")
+    wish = _Wish(num_classes, input_size, tuple(findings or ()), attribution)
+    if kind == "npz":
+        return _import_npz(path, FOREIGN_KINDS[kind], wish)
+    read = FOREIGN_KINDS[kind].read(path)
+    with naming(path):
+        return _import_read(read, FOREIGN_KINDS[kind], wish)
+
+
+class _Wish(NamedTuple):
+    """What the caller of `import_weights` asked for."""
+
+    num_classes: int | None
+    input_size: int | None
+    findings: tuple[str, ...]
+    attribution: str | None
+
+    @property
+    def size(self) -> int:
+        """The size to build for, of files that say none."""
+        return self.input_size or DEFAULT_SIZE
+
+
+def _import_npz(path: Path, kind: Kind, wish: _Wish) -> Imported:
+    """Import an archive of our own order, which `load_npz_weights` checks place by place."""
+    said = read_npz_about(path)
+    network, about = said if said is not None else ("chexnet", None)
+    count = wish.num_classes or (_last_bias(path) if about is None else len(about.findings))
+    size = wish.input_size or (DEFAULT_SIZE if about is None else about.preprocess.height)
+    channels = 3 if about is None else about.preprocess.channels
+    model = build(network, count, (size, size, channels))
+    report = load_npz_weights(model, path)
+    report = dataclasses.replace(report, network=model.name, file_kind="npz", outputs=count)
+    if about is None:
+        about = _about(kind, wish, wish.findings or _names(kind.findings, count), count, {})
+    return Imported(model, _adapted(about, wish, size), report)
+
+
+def _last_bias(path: Path) -> int:
+    """How many logits an archive has that does not say it."""
+    last = list(read_tensors(path).tensors.values())[-1:]
+    if not last or last[0].ndim != 1 or not last[0].size:
+        raise ModelFileError(f"{path.name}: its last array is no bias of a head: set num_classes")
+    return int(last[0].shape[0])
+
+
+def _adapted(about: ModelAbout, wish: _Wish, size: int) -> ModelAbout:
+    """What an archive says of its model, with what the caller says instead."""
+    return dataclasses.replace(
+        about,
+        findings=wish.findings or about.findings,
+        attribution=about.attribution if wish.attribution is None else wish.attribution,
+        preprocess=dataclasses.replace(about.preprocess, height=size, width=size),
+    )
+
+
+def _import_read(read: ReadWeights, kind: Kind, wish: _Wish) -> Imported:
+    """Build the network that was read, fill it and say what happened."""
+    outputs = _outputs(read.arrays)
+    count = outputs if wish.num_classes is None else wish.num_classes
+    if count > outputs:
+        raise ModelFileError(f"it has {outputs} outputs, {count} were asked for: set num_classes to {outputs} at most")
+    fresh = frozenset((HEAD_NAME,) if outputs == IMAGENET_CLASSES != count else ())
+    model = read.build(count, (wish.size, wish.size, read.channels))
+    renamed = fill(model, _cut(read.arrays, count), fresh=fresh)
+    if fresh:
+        _draw_head(model)
+    known = () if fresh else _names(read.findings or kind.findings, outputs)
+    names = wish.findings or (known or _names((), count))[:count]
+    thresholds = {name: limit for name, limit in zip(known, read.thresholds, strict=False) if np.isfinite(limit)}
+    report = ImportReport(
+        arrays=len(model.weights),
+        parameters=model.count_params(),
+        stored_dtype=_dtypes(read.arrays),
+        renamed=renamed,
+        network=model.name,
+        file_kind=read.file_kind,
+        outputs=outputs,
+        ignored=read.ignored,
+        fresh=tuple(variable.name for layer in fresh for variable in model.get_layer(layer).weights),
+        left_out=known[count:],
+        thresholds=thresholds,
+    )
+    return Imported(model, _about(kind, wish, names, count, thresholds), report)
+
+
+def _about(kind: Kind, wish: _Wish, names: tuple[str, ...], count: int, thresholds: Mapping[str, float]) -> ModelAbout:
+    """Say what is known; `count` logits need as many names."""
+    if len(names) != count:
+        raise DataError(f"{len(names)} findings are named for {count} logits: give one name per logit, in their order")
+    notes = ", ".join(f"{name} {limit:.9g}" for name, limit in thresholds.items() if name in names)
+    return ModelAbout(
+        findings=names,
+        preprocess=kind.preprocess(wish.size),
+        dataset=kind.dataset,
+        attribution=kind.attribution if wish.attribution is None else wish.attribution,
+        notes=f"operating points of the source, as probabilities: {notes}" if notes else "",
+    )
+
+
+def _names(known: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Give the usual names where there are as many, else numbered ones."""
+    if len(known) == count:
+        return known
+    return tuple(f"class_{index}" if count == IMAGENET_CLASSES else f"finding_{index + 1}" for index in range(count))
+
+
+def _outputs(arrays: LayerArrays) -> int:
+    bias = arrays.get(HEAD_NAME, {}).get("bias")
+    if bias is None or bias.array.ndim != 1 or not bias.array.size:
+        raise ModelFileError("it lacks the bias of its last layer, which says how many outputs it has")
+    return int(bias.array.shape[0])
+
+
+def _cut(arrays: LayerArrays, count: int) -> LayerArrays:
+    """Leave the first `count` outputs of the head."""
+    head = {part: item._replace(array=item.array[..., :count]) for part, item in arrays[HEAD_NAME].items()}
+    return {**arrays, HEAD_NAME: head}
+
+
+def _draw_head(model: Any) -> None:
+    """Give the head seeded weights, so that the same command writes the same file."""
+    head = model.get_layer(HEAD_NAME)
+    features, count = head.kernel.shape
+    limit = np.sqrt(6 / (features + count))  # Glorot and Bengio 2010, equation 16, as Keras draws them
+    kernel = np.random.default_rng(0).uniform(-limit, limit, (features, count)).astype(np.float32)
+    head.set_weights([kernel, np.zeros(count, np.float32)])
+
+
+def _dtypes(arrays: LayerArrays) -> str:
+    return ", ".join(sorted({item.stored for parts in arrays.values() for item in parts.values()}))

@@ -1,0 +1,141 @@
+"""What the analysis of a model's channels found, as plain data: groups, frozen groups, slices and the cost model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from cxr_compress.device.cost_table import CostTable
+from cxr_compress.errors import CompressionError
+from cxr_compress.structured.cost import BoolArray, CostModel, IntArray, ModelCost
+from cxr_compress.structured.flow import Role
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that may be removed, one decision per channel for all its members.
+
+    Attributes:
+        name: the first layer that makes the channels.
+        channels: how many there are.
+        members: the layers whose filters these are; more than one where an Add ties them.
+        consumers: the layers that sum over them, as far as they are known.
+        start: the first of the group's units in the analysis.
+    """
+
+    name: str
+    channels: int
+    members: tuple[str, ...]
+    consumers: tuple[str, ...]
+    start: int
+
+    @property
+    def units(self) -> slice:
+        """The group's run in a vector over all units."""
+        return slice(self.start, self.start + self.channels)
+
+
+@dataclass(frozen=True, eq=False)
+class AxisSlice:
+    """An axis of a weight and the unit of each of its channels; see `flow.WeightAxis`."""
+
+    weight: int
+    axis: int
+    units: IntArray
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class SizeSlice:
+    """A number in a layer's config and the units that it counts."""
+
+    keys: tuple[str | int, ...]
+    units: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSlices:
+    """Everything of one layer that gets thinner when units go."""
+
+    path: str
+    axes: tuple[AxisSlice, ...]
+    sizes: tuple[SizeSlice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAnalysis:
+    """Which channels of a model may be removed, what hangs on each, and what the rest would cost.
+
+    Attributes:
+        groups: by name, in model order: the channels that may be removed.
+        frozen: by name: why a group's channels must stay. Inputs and outputs of the model always must.
+        layers: by path: the weights and config entries that follow channels.
+        exclude: the patterns of layers that were to be left alone.
+        units: the length of a keep vector.
+        cost_model: what a keep vector costs.
+        allow_inexact: whether channels were let go that a layer takes statistics over.
+        frozen_units: by name of a frozen group: its run in a vector over all units.
+    """
+
+    groups: dict[str, ChannelGroup]
+    frozen: dict[str, str]
+    layers: dict[str, LayerSlices]
+    exclude: tuple[str, ...]
+    units: int
+    cost_model: CostModel
+    allow_inexact: bool = False
+    frozen_units: dict[str, slice] = field(default_factory=dict)
+
+    def priced(self, table: CostTable) -> ChannelAnalysis:
+        """The same analysis, whose costs also hold what a table of measured costs predicts of bytes and latency."""
+        return replace(self, cost_model=self.cost_model.priced(table))
+
+    @cached_property
+    def baseline(self) -> ModelCost:
+        """What the model costs as it is."""
+        return self.cost_model.cost(np.ones(self.units, dtype=np.bool_))
+
+    def keep_vector(self, kept: Mapping[str, Sequence[int]]) -> BoolArray:
+        """(units,) True where a unit stays: all units but those of the named groups that are not listed as kept.
+
+        Raises:
+            CompressionError: a group that the model does not have, or a channel outside of it.
+        """
+        keep = np.ones(self.units, dtype=np.bool_)
+        for name, channels in kept.items():
+            group = self._group(name)
+            wrong = [index for index in channels if not 0 <= index < group.channels]
+            if wrong:
+                raise CompressionError(
+                    f"group {name!r} has {group.channels} channels, numbered from 0; the plan keeps {wrong[0]}: "
+                    "make the plan from this model"
+                )
+            keep[group.units] = False
+            keep[group.start + np.asarray(channels, dtype=np.int64)] = True
+        return keep
+
+    def _group(self, name: str) -> ChannelGroup:
+        if name in self.groups:
+            return self.groups[name]
+        why = f"is frozen: {self.frozen[name]}" if name in self.frozen else "is not in this model"
+        raise CompressionError(f"expected groups that may be pruned; {name!r} {why}")
+
+
+def path_matcher(pattern: str, option: str) -> Callable[[str], bool]:
+    """Whether a layer's whole path matches a pattern; `option` names for the user where the pattern came from.
+
+    Raises:
+        CompressionError: the pattern is not a regular expression.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise CompressionError(
+            f"{option}: expected regular expressions over layer paths, got {pattern!r}: {error}; put a backslash in "
+            "front of characters that stand for themselves"
+        ) from error
+    return lambda path: compiled.fullmatch(path) is not None

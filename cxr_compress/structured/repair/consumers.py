@@ -1,0 +1,206 @@
+"""The layers that sum over channels, as plain matrix products: what LASSO and least squares work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxr_compress.keras2 import keras
+from cxr_compress.structured.analysis import ChannelAnalysis
+from cxr_compress.structured.cost import BoolArray, IntArray
+from cxr_compress.structured.stepwise import Steps
+
+FloatArray = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+
+def why_unreadable(layer: Any) -> str:
+    """Why a layer is no plain matrix product over patches; empty when it is one."""
+    if type(layer) is keras.layers.Dense:
+        return ""
+    if type(layer) is not keras.layers.Conv2D:
+        return f"is a {type(layer).__name__}, not a Conv2D or Dense"
+    if layer.groups != 1:
+        return "is a grouped convolution"
+    return "" if layer.data_format == "channels_last" else "is channels_first"
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Sampled output positions of one batch: image and flat position of each row."""
+
+    image: Indices
+    position: Indices
+
+
+class PatchReader:
+    """Reads the patches of one Conv2D (any kernel, stride, dilation, padding) or Dense layer.
+
+    Args:
+        layer: a layer that `why_unreadable` has nothing against.
+        input_shape: of its input, without the batch axis.
+    """
+
+    def __init__(self, layer: Any, input_shape: Sequence[int]) -> None:
+        self._shape = tuple(input_shape)
+        self._dense = type(layer) is keras.layers.Dense
+        if self._dense:
+            self.taps, self._outputs = 1, (1, prod(self._shape[:-1]))
+            return
+        self._kernel, self._strides = layer.kernel_size, layer.strides
+        self._dilation = layer.dilation_rate
+        self.taps = prod(self._kernel)
+        axes = [self._axis(number, layer.padding == "same") for number in range(2)]
+        self._outputs = (axes[0][0], axes[1][0])
+        self._before = (axes[0][1], axes[1][1])
+
+    @property
+    def columns(self) -> int:
+        """How long a row is: taps times input channels, the taps outermost, as in a kernel."""
+        return self.taps * self._shape[-1]
+
+    def _axis(self, number: int, same: bool) -> tuple[int, int]:
+        """Output length and padding in front, along one spatial axis; TensorFlow's rule for "same" and "valid"."""
+        length, stride = self._shape[number], self._strides[number]
+        reach = (self._kernel[number] - 1) * self._dilation[number] + 1
+        if not same:
+            return (length - reach) // stride + 1, 0
+        outputs = ceil(length / stride)
+        return outputs, max((outputs - 1) * stride + reach - length, 0) // 2
+
+    def draw(self, images: int, positions: int, rng: np.random.Generator) -> Places:
+        """For each of `images` images, `positions` different output positions, all where there are fewer."""
+        every = prod(self._outputs)
+        count = min(positions, every)
+        order = rng.random((images, every)).argpartition(count - 1, axis=1)[:, :count]
+        return Places(np.repeat(np.arange(images), count), np.sort(order, axis=1).reshape(-1))
+
+    def rows(self, tensor: Any, places: Places) -> FloatArray:
+        """(rows, columns) float32: what the layer reads at these places; padding reads zeros."""
+        values = np.asarray(tensor)
+        if self._dense:
+            return values.reshape(len(values), -1, values.shape[-1])[places.image, places.position]
+        y, valid_y = self._taps(0, places.position // self._outputs[1])
+        x, valid_x = self._taps(1, places.position % self._outputs[1])
+        patch = values[places.image[:, None, None], y[:, :, None], x[:, None, :]]
+        patch *= (valid_y[:, :, None] & valid_x[:, None, :])[..., None]
+        return patch.reshape(len(patch), -1)
+
+    def _taps(self, number: int, outputs: Indices) -> tuple[Indices, npt.NDArray[np.bool_]]:
+        """Per row, the input coordinates of the kernel's taps along one axis, and which lie inside."""
+        offsets = np.arange(self._kernel[number]) * self._dilation[number] - self._before[number]
+        raw = outputs[:, None] * self._strides[number] + offsets
+        return np.clip(raw, 0, self._shape[number] - 1), (raw >= 0) & (raw < self._shape[number])
+
+
+DEFAULT_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """One call of a Conv2D or Dense.
+
+    Attributes:
+        path: the layer.
+        place: of the call, in the model's steps.
+        layer: the layer itself.
+        reader: gathers what it reads.
+        units: (columns,) int32: the unit of each column of a row.
+        outputs: (outputs,) int32: the units that it makes.
+    """
+
+    path: str
+    place: int
+    layer: Any
+    reader: PatchReader
+    units: IntArray
+    outputs: IntArray
+
+    def kernel(self) -> FloatArray:
+        """(columns, outputs) float32."""
+        kernel = self.layer.get_weights()[0]
+        return np.asarray(kernel.reshape(-1, kernel.shape[-1]))
+
+    def bias(self) -> FloatArray:
+        """(outputs,) float32, zero where the layer has none."""
+        return np.asarray(self.layer.get_weights()[1]) if self.layer.use_bias else np.zeros(len(self.outputs), "f4")
+
+
+def find_consumers(steps: Steps, analysis: ChannelAnalysis) -> tuple[list[Consumer], dict[str, str]]:
+    """The calls that can be read as matrix products, and by path why others cannot."""
+    found: list[Consumer] = []
+    left: dict[str, str] = {}
+    for place, step in enumerate(steps.calls):
+        slices = analysis.layers.get(step.path)
+        consumed = next((axis for axis in slices.axes if axis.role == "consume"), None) if slices else None
+        if slices is None or consumed is None:
+            continue
+        why = why_unreadable(step.layer)
+        if why:
+            left[step.path] = why
+            continue
+        reader = PatchReader(step.layer, tuple(step.node.keras_inputs[0].shape)[1:])
+        made = next(axis for axis in slices.axes if axis.role == "produce")
+        units = np.tile(consumed.units, reader.taps)
+        found.append(Consumer(step.path, place, step.layer, reader, units, made.units))
+    return found, left
+
+
+def once(consumers: Sequence[Consumer], left: dict[str, str]) -> list[Consumer]:
+    """Those that are called once; the others are noted in `left`."""
+    calls = [consumer.path for consumer in consumers]
+    left.update({path: f"is called {calls.count(path)} times" for path in calls if calls.count(path) > 1})
+    return [consumer for consumer in consumers if consumer.path not in left]
+
+
+def losing(consumers: Sequence[Consumer], keep: BoolArray) -> list[Consumer]:
+    """Those that read a channel which goes."""
+    return [consumer for consumer in consumers if not keep[consumer.units].all()]
+
+
+def fitting_images(memory: int, *analyses: ChannelAnalysis) -> int:
+    """How many images' live tensors fit into this many bytes when models run side by side, layer by layer."""
+    return max(1, memory // sum(analysis.baseline.peak_activation_bytes for analysis in analyses))
+
+
+class ConstantSink:
+    """Where a constant that a layer's output lacks or has too much can go: its bias, or the batch norm behind it.
+
+    Args:
+        steps: of the model whose layer it is.
+        place: of the layer's call.
+    """
+
+    def __init__(self, steps: Steps, place: int) -> None:
+        step = steps.calls[place]
+        self._layer = step.layer
+        self.norm: Any = None if step.layer.use_bias else _norm_behind(steps, place)
+
+    @property
+    def open(self) -> bool:
+        """Whether there is such a place."""
+        return bool(self._layer.use_bias) or self.norm is not None
+
+    def add(self, shift: npt.NDArray[np.floating[Any]]) -> None:
+        """Make the output larger by (outputs,) `shift`, as far as later layers can tell."""
+        if self.norm is None:
+            self._layer.bias.assign_add(shift.astype(np.float32))
+        else:
+            self.norm.moving_mean.assign_sub(shift.astype(np.float32))
+
+
+def _norm_behind(steps: Steps, place: int) -> Any:
+    """The batch norm that alone reads a linear layer's output, and reads nothing else."""
+    step = steps.calls[place]
+    readers = steps.readers(step.makes[0])
+    if len(readers) != 1 or step.makes[0] in steps.results or step.layer.activation is not keras.activations.linear:
+        return None
+    norm = readers[0].layer
+    calls = sum(other.layer is norm for other in steps.calls)
+    plain = isinstance(norm, keras.layers.BatchNormalization) and calls == 1
+    return norm if plain and tuple(norm.moving_mean.shape) == (step.layer.weights[0].shape[-1],) else None

@@ -17,7 +17,7 @@ import numpy as np
 from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.lite import convert, equalize
+from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import MIN_IMAGES
 from cxr_compress.models import load_model
 from cxr_compress.models.logits_head import to_logits
@@ -34,7 +34,7 @@ _SECONDS = 1800.0
 _REFERENCE = "int8"
 _NOTHING = "nothing was trained: "
 _FIELDS = (
-    *("model", "input_size", "quant_type", "qat", "auto_fallback", "equalize", "bias_correction"),
+    *("model", "input_size", "quant_type", "qat", "auto_fallback"),
     *("round_to", "min_channels", "max_removed_fraction", "exclude", "allow_inexact", "removal_steps"),
     *("weight_sparsity", "weight_threshold", "sparsity_allocation", "sparsity_pattern", "feature_weight"),
 )
@@ -129,9 +129,7 @@ def _try(
         feature_match(pruned, model, plan)
     if recipe.zeroes_weights:
         allocate(pruned, sparsity_target(recipe))
-    if recipe.equalize and recipe.quantizes:
-        pruned, _ = equalize(pruned)
-    options = {"auto_fallback": recipe.auto_fallback, "bias_correction": recipe.bias_correction}
+    options = {"auto_fallback": recipe.auto_fallback}
     _convert(pruned, recipe.quant_type, shape, **(options if recipe.quantizes else {}))
     return Preflight(_try_qat(recipe, pruned, shape), _try_reference(recipe, model, shape))
 

@@ -12,7 +12,7 @@ import numpy as np
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate.degradation import measure_degradation
 from cxr_compress.files import write_bytes
-from cxr_compress.lite import LiteModel, convert, equalize
+from cxr_compress.lite import LiteModel, convert
 from cxr_compress.lite.qat import convert_qat, prepare_qat
 from cxr_compress.models import load_model
 from cxr_compress.models.zeros import zero_masks
@@ -25,7 +25,7 @@ AFTER_TRAINING = "quantized/after_training.tflite"
 IN_TRAINING = "quantized/in_training.tflite"
 _LARGEST_LABELS = 16_000  # bytes that findings, thresholds, recipe and reference outputs add to a file
 _FIELDS = (
-    *("quant_type", "calibration_images", "calibration_method", "percentile", "bias_correction", "equalize"),
+    *("quant_type", "calibration_images", "calibration_method", "percentile"),
     "auto_fallback",
 )
 
@@ -101,10 +101,10 @@ def _after_training(run: RunContext, model: Artifacts) -> Artifacts:
     names = {"none": FLOAT, **({recipe.quant_type: AFTER_TRAINING} if recipe.quant_type != "none" else {})}
 
     def make(_: Path) -> Mapping[str, Any]:
-        made, equalized = _convert(run, model, list(names))
+        made = _convert(run, model, list(names))
         for quant_type, lite in made.items():
             write_bytes(run.store.folder / names[quant_type], lite.content)
-        facts: dict[str, Any] = {"audit": made[recipe.quant_type].audit.to_dict(), "equalized": equalized}
+        facts: dict[str, Any] = {"audit": made[recipe.quant_type].audit.to_dict()}
         return facts | (_judged(run, made[recipe.quant_type].content, made["none"].content) if recipe.quantizes else {})
 
     return run.store.run("quantize", run.inputs(fields, model), list(names.values()), make)
@@ -134,25 +134,19 @@ def _in_training(run: RunContext, model: Artifacts, base: Artifacts, after: Arti
     return run.store.run("qat", run.inputs(fields, model, base), [IN_TRAINING], make)
 
 
-def _convert(run: RunContext, model: Artifacts, names: list[str]) -> tuple[dict[str, LiteModel], Any]:
+def _convert(run: RunContext, model: Artifacts, names: list[str]) -> dict[str, LiteModel]:
     recipe, plain = run.recipe, load_model(model.keras_file)
-    equalized = None
-    if recipe.equalize and recipe.quantizes:
-        plain, report = equalize(plain)
-        equalized = report.to_dict()
-    made = convert(
+    return convert(
         plain,
         names,
         calibration=_calibration(run),
         calibration_steps=recipe.calibration_images,
         calibration_method=recipe.calibration_method,
         percentile=recipe.percentile,
-        bias_correction=recipe.bias_correction,
         auto_fallback=recipe.auto_fallback,
         compare=False,  # a file that rounding has made dumb is judged on dev, where training may still mend it
         progress=run.log,
     )
-    return made, equalized
 
 
 def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def test_score_on_dev_of_classes_takes_the_shares_and_the_categorical_loss():
 
 def test_score_on_dev_of_other_images_is_refused(images):
     labels, original, worse, patients = images
-    with pytest.raises(DataError, match=r"expected labels and logits of one shape, got \(200, 2\), \(199, 2\)"):
+    with pytest.raises(DataError, match=r"labels and logits must have one shape, got \(200, 2\), \(199, 2\)"):
         score_on_dev(labels, worse[1:], original, patients, tflite_bytes=1, macs=1)
 
 

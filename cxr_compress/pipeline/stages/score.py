@@ -1,4 +1,4 @@
-"""The end of a run: every file scored once on test, timed side by side, judged, and reported."""
+"""The end of a run: every file scored once on test, timed side by side, compared, and reported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
-from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_difference, score_file
+from cxr_compress.evaluate import Degradation, Evaluation, check_gate, compare, score_file
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.pipeline.stages.original import FIRST_LOOK
-from cxr_compress.report import Row, build_report, read_report, write_report
+from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
 from cxr_compress.sparsity import size_statement, xnnpack_sparse
 from cxr_compress.structured import measure_cost
 from cxr_compress.structured.cost import ModelCost
@@ -37,24 +37,25 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantization:
     inputs = {
         "files": {name: model.sha256 for name, model in models.items()},
         "images": run.data.test.digest(),
+        "schema": SCHEMA_VERSION,
         **{name: getattr(run.recipe, name) for name in ("bootstrap_samples", "max_auroc_drop", "margin", "seed")},
     }
 
     def make(_: Path) -> None:
         scored = {name: _scored(run, model) for name, model in models.items()}
-        differences = {name: auroc_difference(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
+        degradations = {name: compare(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
         # Here and not before: a run that is done already should not load its models to say so.
         sources = {source: load_model(source) for source in dict.fromkeys(source for _, source in files.values())}
         costs = {source: measure_cost(model) for source, model in sources.items()}
-        rows = _rows(files, models, scored, differences, costs)
+        rows = _rows(files, models, scored, degradations, costs)
         last = list(models)[-1]
         facts = {
             "recipe": run.recipe.to_dict(),
             "counts": run.data.counts(),
             "sha256": inputs["files"],
             "budgets": _budgets(run.store.facts("select"), rows[-1]) if run.recipe.removes_filters else {},
-            "gate": judge_difference(
-                differences[last],
+            "gate": check_gate(
+                degradations[last],
                 max_loss=run.recipe.max_auroc_drop,
                 margin=run.recipe.margin,
                 reference=scored[_REFERENCE].mean_auroc,
@@ -93,7 +94,7 @@ def _rows(
     files: Mapping[str, tuple[Path, Path]],
     models: Mapping[str, ModelFile],
     scored: Mapping[str, Evaluation],
-    differences: Mapping[str, Difference],
+    degradations: Mapping[str, Degradation],
     costs: Mapping[Path, ModelCost],
 ) -> list[Row]:
     latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
@@ -105,7 +106,7 @@ def _rows(
             macs=costs[source].macs,
             latency=latency[name].to_dict(),
             evaluation=scored[name].to_dict(),
-            difference=differences[name].to_dict() if name in differences else None,
+            degradation=degradations[name].to_dict() if name in degradations else None,
             **file_facts(path, models[name].content),
         )
         for name, (path, source) in files.items()

@@ -13,7 +13,7 @@ TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Tests that need another environment find its Python in a variable, CXR_TORCH_PYTHON for instance, and skip by name
 # where it could not be built.
 OTHERS = $(shell set -- LITERT .venv-litert/bin/python TFLITE .venv-tflite/bin/python AARCH64 .venv-aarch64/python \
-  TORCH .venv-torch/bin/python METADATA .venv-metadata/bin/python AEQ .venv/bin/python; \
+  TORCH .venv-torch/bin/python METADATA .venv-metadata/bin/python; \
   while [ -n "$$1" ]; do if [ -x "$$2" ]; then echo "CXR_$$1_PYTHON=$(CURDIR)/$$2"; fi; shift 2; done)
 DEVICE_TESTS := -m pytest -p no:cacheprovider tests/device
 
@@ -47,7 +47,7 @@ lint: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.train
-	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,dicom,report,sign,aeq]'
+	$(BIN)/python $(PIP) -c .ci/constraints.txt -e '.[train,dev,dicom,report,sign]'
 	@touch $@
 
 .venv-litert/.device: $(SETUP)

@@ -1,10 +1,10 @@
-r"""Post-training int8 of a DenseNet, one choice at a time: ranges, folding, shared scales, biases, and the quantizer.
+r"""Post-training int8 of a DenseNet, one choice at a time: ranges, folding and shared scales.
 
 Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet_kermany/weights_fp16.npz \
               --input_size=112 --output_file=chexnet_kermany.keras
           python experiments/ptq_densenet.py --keras_model_file=chexnet_kermany.keras --data_dir=kermany224 \
               --run_dir=ptq_run
-Time:     20 to 60 s a row at 112 px on two cores, 23 rows. Every finished row is kept: run the same command again to go
+Time:     20 to 60 s a row at 112 px on two cores, 15 rows. Every finished row is kept: run the same command again to go
           on.
 Result:   experiments/results/ptq_densenet.json and .csv, or --name. Per row: how far the logits are from the float
           file's (root mean square, SNR in dB), AUROC, bytes and operators; and for the rows with min-max ranges, of
@@ -12,14 +12,14 @@ Result:   experiments/results/ptq_densenet.json and .csv, or --name. Per row: ho
 
 Calibrated on training images; judged on dev images and, so that there are enough, on further training images that no
 calibration saw. Nothing is chosen on test, which is not read. What int8 does to a logit is measured against the same
-network in float: that needs no label, so training images serve. All rows come from one float graph (folded and
-equalized ones from its copies), the same calibration images and the same rounding step.
+network in float: that needs no label, so training images serve. All rows come from one float graph (folded ones from
+its copies), the same calibration images and the same rounding step.
 
 Rows: `ranges` says how they follow from the images; `fold` what was done with the 62 batch norms that TFLite keeps as
 MUL and ADD (shift: the scale moves on into the next kernel; chosen: only where that adds little noise, as `convert`
 does by default; bounds: MAXIMUM instead); `shared` whether activations that
-a concatenation joins have one range; then bias correction, cross-layer equalization and ai-edge-quantizer, where it is
-installed.
+a concatenation joins have one range. The committed tables also have rows of bias correction, cross-layer equalization
+and ai-edge-quantizer, which were tried with it and are gone: none changed AUROC by more than 0.0003.
 """
 
 from __future__ import annotations
@@ -43,12 +43,9 @@ from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.device.runner import Runner
-from cxr_compress.errors import RuntimeUnavailableError
 from cxr_compress.files import make_folder, write_text
-from cxr_compress.lite import audit, equalize, freeze
+from cxr_compress.lite import audit, freeze
 from cxr_compress.lite.calibration import pick_evenly
-from cxr_compress.lite.int8.aeq import AEQ, check_quantizer, quantize_aeq
-from cxr_compress.lite.int8.bias_correction import correct_bias
 from cxr_compress.lite.int8.fold import choose_folds, fold_scales
 from cxr_compress.lite.int8.ranges import Ranges, clipped_ranges, joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
@@ -70,17 +67,11 @@ class Plan:
         ranges: "minmax", "percentile" or "mse".
         fold: "none", "shift", "bounds" or "chosen".
         shared: activations that must share a scale have one range.
-        bias_correction: of the int8 file.
-        equalize: the Keras model first.
-        quantizer: "tensorflow" or "aeq".
     """
 
     ranges: str
     fold: str = "none"
     shared: bool = True
-    bias_correction: bool = False
-    equalize: bool = False
-    quantizer: str = "tensorflow"
 
     @property
     def name(self) -> str:
@@ -90,7 +81,7 @@ class Plan:
     @property
     def timed(self) -> bool:
         """Its operators are not those of another row with other numbers in them."""
-        return self.ranges == "minmax" and not (self.bias_correction or self.equalize)
+        return self.ranges == "minmax"
 
 
 def plans() -> Iterator[Plan]:
@@ -102,11 +93,6 @@ def plans() -> Iterator[Plan]:
         yield Plan(ranges, "chosen")
         for fold in ("none", "shift"):
             yield Plan(ranges, fold, shared=False)
-    for ranges in ("minmax", "mse"):
-        for fold in ("none", "shift"):
-            yield Plan(ranges, fold, bias_correction=True)
-        yield Plan(ranges, equalize=True)
-        yield Plan(ranges, quantizer=AEQ)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +100,14 @@ class Bench:
     """What every row shares.
 
     Attributes:
-        graphs: float flatbuffers, by (equalized, fold).
+        graphs: float flatbuffers, by `Plan.fold`.
         calibration: training images.
         judged: images that no calibration saw.
         truth: their labels.
         exact: logits of the float file on them.
     """
 
-    graphs: dict[tuple[bool, str], bytes]
+    graphs: dict[str, bytes]
     calibration: SplitImages
     judged: SplitImages
     truth: SplitImages
@@ -129,7 +115,7 @@ class Bench:
 
     def ranges(self, plan: Plan, found: dict[Any, Ranges]) -> Ranges:
         """The ranges of a row; those that several rows share are measured once, in `found`."""
-        graph, key = self.graphs[plan.equalize, plan.fold], (plan.equalize, plan.fold)
+        graph, key = self.graphs[plan.fold], (plan.fold,)
         if key not in found:
             found[key] = measure_ranges(graph, self.calibration, num_threads=THREADS)
         if plan.ranges == "minmax":
@@ -142,13 +128,7 @@ class Bench:
 
     def make(self, plan: Plan, found: dict[Any, Ranges]) -> bytes:
         """The int8 file of a row."""
-        graph, ranges = self.graphs[plan.equalize, plan.fold], self.ranges(plan, found)
-        if plan.quantizer == AEQ:
-            return quantize_aeq(write_ranges(graph, ranges))
-        content = quantize(write_ranges(graph, ranges))
-        if plan.bias_correction:
-            content = correct_bias(graph, content, self.calibration, num_threads=THREADS)
-        return content
+        return quantize(write_ranges(self.graphs[plan.fold], self.ranges(plan, found)))
 
     def judge(self, content: bytes) -> dict[str, Any]:
         """How far a file's logits are from the float file's, and what it weighs."""
@@ -178,15 +158,12 @@ def prepare(dataset: Dataset, model: Any, calibration: int, judged: int) -> Benc
     parts = [dev, *([dataset.train.take(fresh)] if fresh else [])]
     images = np.concatenate([normalize(decode_split(part, spec), spec) for part in parts])
     truth = np.concatenate([part.labels for part in parts])
-    graphs: dict[tuple[bool, str], bytes] = {}
-    for equalized in (False, True):
-        network = equalize(model)[0] if equalized else model
-        graphs[equalized, "none"] = lower(freeze(network), "none")
-    graphs[False, "shift"] = fold_scales(graphs[False, "none"])[0]
-    graphs[False, "bounds"] = fold_scales(graphs[False, "none"], bounds=True)[0]
-    chosen_norms = choose_folds(graphs[False, "none"], pictures, num_threads=THREADS)
-    graphs[False, "chosen"] = fold_scales(graphs[False, "none"], only=chosen_norms)[0]
-    return Bench(graphs, pictures, images, truth, Runner(graphs[False, "none"], num_threads=THREADS)(images))
+    graphs = {"none": lower(freeze(model), "none")}
+    graphs["shift"] = fold_scales(graphs["none"])[0]
+    graphs["bounds"] = fold_scales(graphs["none"], bounds=True)[0]
+    chosen_norms = choose_folds(graphs["none"], pictures, num_threads=THREADS)
+    graphs["chosen"] = fold_scales(graphs["none"], only=chosen_norms)[0]
+    return Bench(graphs, pictures, images, truth, Runner(graphs["none"], num_threads=THREADS)(images))
 
 
 def settle(model: Any, dataset: Dataset) -> None:
@@ -200,14 +177,9 @@ def settle(model: Any, dataset: Dataset) -> None:
 def run(bench: Bench, kept: Path, runs: int) -> list[dict[str, Any]]:
     """Make and judge every row that is not kept yet, and time those that differ in operators; the float file first."""
     found: dict[Any, Ranges] = {}
-    timed = {"float": bench.graphs[False, "none"]}
+    timed = {"float": bench.graphs["none"]}
     rows: dict[str, dict[str, Any]] = {"float": {"ranges": "float", **bench.judge(timed["float"])}}
     for plan in plans():
-        try:
-            check_quantizer(plan.quantizer)
-        except RuntimeUnavailableError as error:
-            log(f"left out: {error}")
-            continue
         path = kept / f"{plan.name}.json"
         content = bench.make(plan, found) if plan.timed or not path.is_file() else b""
         if not path.is_file():

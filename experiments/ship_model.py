@@ -21,7 +21,7 @@ from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import make_folder, write_bytes, write_text
 from cxr_compress.report import read_report
-from cxr_compress.report.cards import render_card
+from cxr_compress.report.cards import render_delivered_card
 
 SHELF = Path(__file__).resolve().parent.parent / "tflite_models"
 
@@ -50,7 +50,7 @@ def ship(  # noqa: PLR0917 - what is shipped, from where, to where, and what is 
     report, file = read_report(run_dir / "report.json"), read_model(source)
     rows = json.loads(external.read_text(encoding="utf-8")) if external is not None else []
     own = [row for row in rows if row["sha256"] == file.sha256]
-    card = render_card(report, file, file_name=f"{name}.tflite", population=population, external=own)
+    card = render_delivered_card(report, file, file_name=f"{name}.tflite", population=population, external=own)
     shelf.mkdir(parents=True, exist_ok=True)
     write_bytes(shelf / f"{name}.tflite", source.read_bytes())
     write_text(shelf / f"{name}.md", card)

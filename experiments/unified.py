@@ -60,10 +60,10 @@ from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.evaluate import judge_loss, score_file
+from cxr_compress.evaluate import Gate, measure_degradation, score_file
 from cxr_compress.files import make_folder, write_bytes, write_text
 from cxr_compress.lite import convert, pack_file
-from cxr_compress.metrics import Interval, paired_auroc_difference
+from cxr_compress.metrics import Interval
 from cxr_compress.models import ModelAbout, tiny_chexnet
 from cxr_compress.models.files import load_model, save_model
 from cxr_compress.pipeline import run_recipe
@@ -138,8 +138,8 @@ def measure(bench: Bench, name: str, plan: RowPlan, recipe: Recipe, log: Callabl
     file = read_model(folder / compressed["file"])
     keep_logits(bench, folder, file)
     log(f"sizes and times at {bench.size} px")
-    difference = compressed["difference"]["mean_auroc"]
-    gate = judge_loss(Interval(**difference), max_loss=MAX_LOSS, margin=MARGIN)
+    drop = Interval(**compressed["degradation"]["auroc_drop"])
+    gate = Gate.of(drop, max_loss=MAX_LOSS, margin=MARGIN)
     return {
         "method": plan.method,
         "recipe": recipe.to_dict(),
@@ -147,7 +147,7 @@ def measure(bench: Bench, name: str, plan: RowPlan, recipe: Recipe, log: Callabl
         "delivered": {key: compressed[key] for key in ("tflite_bytes", "deflated_bytes", "weight_sparsity")},
         "auroc": compressed["evaluation"]["mean_auroc"],
         "original_auroc": original["evaluation"]["mean_auroc"],
-        "difference": difference,
+        "difference": _change(drop),
         "gate": gate.to_dict(),
         **spent(folder),
     }
@@ -254,8 +254,13 @@ def _difference(folder: Path, name: str, other: str) -> dict[str, float]:
     mine, theirs = (np.load(folder / row / "test_logits.npz", allow_pickle=False) for row in (name, other))
     if not np.array_equal(mine["labels"], theirs["labels"], equal_nan=True):
         raise DataError(f"the rows {name} and {other} were scored on different images: run both on one data set")
-    found = paired_auroc_difference(mine["labels"], mine["logits"], theirs["logits"], mine["patients"])
-    return dataclasses.asdict(found)
+    drop = measure_degradation(mine["labels"], mine["logits"], theirs["logits"], mine["patients"]).auroc_drop
+    return _change(drop)
+
+
+def _change(drop: Interval) -> dict[str, float]:
+    """A drop of AUROC as the change that tables show: below 0 where something was lost."""
+    return {"value": -drop.value, "low": -drop.high, "high": -drop.low}
 
 
 def read_results(path: Path) -> dict[str, Any]:

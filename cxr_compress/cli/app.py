@@ -48,7 +48,7 @@ _EXTRAS = {
 FLAG_OWNERS = {
     **dict.fromkeys(("frame", "window", "gate", "delegate", "bit_depth"), "cxr_predict"),
     **dict.fromkeys(("quant_type", "sign_key", "edgetpu", "head", "saved_model_dir"), "cxr_convert"),
-    **dict.fromkeys(("calibration_data", "dataset", "preset", "color", "quantizer", "input_size"), "cxr_convert"),
+    **dict.fromkeys(("calibration_data", "dataset", "preset", "color", "input_size"), "cxr_convert"),
     **dict.fromkeys(("labels", "positive", "match", "force"), "cxr_convert"),
     "mirror": "cxr_data",
     "activation": "cxr_train",

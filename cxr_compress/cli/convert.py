@@ -67,7 +67,6 @@ from cxr_compress.lite.freeze import fingerprint
 from cxr_compress.lite.int8.layer_snr import COLUMNS as LAYER_COLUMNS
 
 if TYPE_CHECKING:
-    from cxr_compress.lite import EqualizeReport
     from cxr_compress.models import ModelAbout
 
 
@@ -80,7 +79,6 @@ def print_report(
     made: Mapping[str, LiteModel],
     packed: Mapping[str, bytes],
     *,
-    equalized: EqualizeReport | None = None,
     layers: bool = False,
 ) -> None:
     """Print the files, and the layers before them; CSV can hold one table: that of the layers, where it was asked for.
@@ -90,19 +88,16 @@ def print_report(
         targets: file by quant type.
         made: conversion by quant type.
         packed: what was written, by quant type.
-        equalized: what --equalize did.
         layers: print those of the int8 files.
     """
     document: dict[str, Any] = {"files": [_entry(targets[name], made[name], packed[name]) for name in targets]}
-    if equalized is not None:
-        document["equalized"] = equalized.to_dict()
     rows = [[name, *one.row()] for name in targets for one in made[name].layers] if layers else []
     headers = ("quant_type", *LAYER_COLUMNS)
     if form == "csv" and rows:
         write_results(form, document=document, headers=headers, rows=rows)
         return
     if form == "table":
-        _print_extras(made, headers, rows, equalized)
+        _print_extras(made, headers, rows)
     write_results(form, document=document, headers=_COLUMNS, rows=[_row(targets[n], made[n], packed[n]) for n in made])
 
 
@@ -134,18 +129,13 @@ def _parity_cells(made: LiteModel) -> list[str]:
     return [str(min(made.parity.codes)), f"{made.parity.snr_db:.1f}", rank, runtimes]
 
 
-def _print_extras(
-    made: Mapping[str, LiteModel], headers: tuple[str, ...], rows: list[list[str]], equalized: EqualizeReport | None
-) -> None:
+def _print_extras(made: Mapping[str, LiteModel], headers: tuple[str, ...], rows: list[list[str]]) -> None:
     """What a reader wants to see above the files."""
     from tabulate import tabulate
 
     if rows:
         numbers = ["left", "left", "left", "right", "right", "right", "left"]
         sys.stdout.write(tabulate(rows, headers, disable_numparse=True, colalign=numbers) + "\n\n")
-    if equalized is not None:
-        sys.stdout.write(f"{len(equalized.pairs)} pairs of layers equalized, {len(equalized.left)} layers left alone\n")
-        sys.stdout.writelines(f"  {layer}: {reason}\n" for layer, reason in equalized.left.items())
     for one in made.values():
         if one.fallback is not None:
             sys.stdout.write(f"{one.quant_type}: {one.fallback.to_text()}\n\n")
@@ -220,7 +210,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     for name, path in targets.items():
         write_bytes(path, packed[name])
     sign_written(values, targets.values())
-    print_report(values.format, targets, made, packed, equalized=loaded.equalized, layers=values.layer_report)
+    print_report(values.format, targets, made, packed, layers=values.layer_report)
     return EXIT_OK
 
 

@@ -12,7 +12,7 @@ from absl import flags
 from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.device.modelinfo import logits_of
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.lite import EqualizeReport, FrozenFunction, equalize, freeze
+from cxr_compress.lite import FrozenFunction, freeze
 from cxr_compress.lite.freeze import load_saved_model
 from cxr_compress.lite.head import HEADS, LOGITS, LOGITS_AND_CAM, frozen_pair, headed, read_frozen_head
 
@@ -55,7 +55,6 @@ class Source:
         pixels: how an image becomes its input, as far as that is known.
         inside: layers in front of it that normalize; None where there are none.
         about: what its file says.
-        equalized: what --equalize did.
     """
 
     frozen: FrozenFunction
@@ -64,7 +63,6 @@ class Source:
     pixels: Pixels
     inside: InsideLayers | None = None
     about: ModelAbout | None = None
-    equalized: EqualizeReport | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -111,11 +109,6 @@ def load_source(values: flags.FlagValues, say: Say) -> Source:
     path = Path(values.keras_model_file)
     about, model = read_about(path), load_model(path, lambda note: say(f"note: {note}"))
     _timed("load", start, say)
-    equalized = None
-    if values.equalize:
-        start = time.perf_counter()
-        model, equalized = equalize(model)
-        _timed("equalize", start, say)
     inside = normalizes_inside(model)
     names, change, reason = None, None, ""
     try:
@@ -128,12 +121,12 @@ def load_source(values: flags.FlagValues, say: Say) -> Source:
     if change is None or change.gives != "logits":
         # What layers do not show, operators may: the graph is read again, and its refusal is the last word.
         frozen = freeze(headed(model, values.head), input_size=values.input_size)
-        return _of_graph(values, frozen, say, about=about, inside=inside, equalized=equalized, reason=reason)
+        return _of_graph(values, frozen, say, about=about, inside=inside, reason=reason)
     start = time.perf_counter()
     frozen = freeze(headed(plain, values.head), input_size=values.input_size)
     _timed("freeze", start, say)
     names = names or _names(values, change.outputs, pair=False, about=about)
-    return _known(values, replace(frozen, gives="logits"), change, names, say, about, inside, equalized)
+    return _known(values, replace(frozen, gives="logits"), change, names, say, about, inside)
 
 
 def _of_graph(
@@ -143,7 +136,6 @@ def _of_graph(
     *,
     about: ModelAbout | None = None,
     inside: InsideLayers | None = None,
-    equalized: EqualizeReport | None = None,
     reason: str = "",
 ) -> Source:
     """A graph of operators, which has no layers to read."""
@@ -155,7 +147,7 @@ def _of_graph(
         raise UnsupportedLayerError(reason or str(error)) from error
     if reason and change.gives != "logits":
         change = replace(change, note=f"{change.note}: {_first_clause(reason)}")
-    return _known(values, made, change, names, say, about, inside, equalized)
+    return _known(values, made, change, names, say, about, inside)
 
 
 def _known(  # noqa: PLR0917 - what is known of a model
@@ -166,7 +158,6 @@ def _known(  # noqa: PLR0917 - what is known of a model
     say: Say,
     about: ModelAbout | None,
     inside: InsideLayers | None,
-    equalized: EqualizeReport | None,
 ) -> Source:
     from cxr_compress.models.meaning import Inside, read_pixels
     from cxr_compress.models.original import logits_taken
@@ -189,7 +180,7 @@ def _known(  # noqa: PLR0917 - what is known of a model
         say(f"note: {logits_taken(change.outputs)}")
     if inside is not None:
         say(f"note: the model normalizes inside ({inside.name}: {inside.text})")
-    return Source(frozen, change, names, pixels, inside, about, equalized)
+    return Source(frozen, change, names, pixels, inside, about)
 
 
 def _names(values: flags.FlagValues, classes: int, *, pair: bool, about: ModelAbout | None) -> Names:

@@ -8,7 +8,7 @@ from cxr_compress.evaluate.calibrate import (
     choose_class_calibration,
     undo_class_weights,
 )
-from cxr_compress.evaluate.degradation import Difference, Gate, auroc_difference, judge_difference, judge_loss
+from cxr_compress.evaluate.degradation import Degradation, Gate, check_gate, compare, measure_degradation
 from cxr_compress.evaluate.finding import ClassScore, FindingScore
 from cxr_compress.evaluate.fit_file import (
     BATCH,
@@ -38,7 +38,7 @@ __all__ = [
     "PREDICTIONS_START",
     "Calibration",
     "ClassScore",
-    "Difference",
+    "Degradation",
     "Evaluation",
     "FindingScore",
     "Gate",
@@ -48,9 +48,10 @@ __all__ = [
     "Match",
     "ScorableModel",
     "age_bands",
-    "auroc_difference",
+    "check_gate",
     "choose_calibration",
     "choose_class_calibration",
+    "compare",
     "file_logits",
     "fit_info",
     "fittable",
@@ -58,9 +59,8 @@ __all__ = [
     "flat_rows",
     "from_classifier",
     "groups_of",
-    "judge_difference",
-    "judge_loss",
     "match_findings",
+    "measure_degradation",
     "predictions_csv",
     "render_evaluation",
     "run_model",

@@ -13,7 +13,6 @@ from cxr_compress.lite.freeze import FrozenFunction, freeze, freeze_signature
 from cxr_compress.lite.graph.canonical import canonical_hash
 from cxr_compress.lite.graph.op_versions import TARGETS, TooNew
 from cxr_compress.lite.graph.zeros import SparsityCount
-from cxr_compress.lite.int8.equalize import EqualizeReport, equalize
 from cxr_compress.lite.int8.fallback import Fallback
 from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
 from cxr_compress.lite.int8.ranges import CALIBRATION_METHODS
@@ -24,7 +23,6 @@ __all__ = [
     "QUANT_TYPES",
     "TARGETS",
     "Audit",
-    "EqualizeReport",
     "Fallback",
     "FrozenFunction",
     "LayerSnr",
@@ -35,7 +33,6 @@ __all__ = [
     "audit",
     "canonical_hash",
     "convert",
-    "equalize",
     "freeze",
     "freeze_signature",
     "layer_snr",

@@ -24,7 +24,6 @@ from cxr_compress.lite.freeze import FrozenFunction, freeze
 from cxr_compress.lite.graph.op_versions import check_target
 from cxr_compress.lite.head import LOGITS, examine, headed
 from cxr_compress.lite.inputs_outputs import check_ends, take_pixels
-from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
 from cxr_compress.lite.int8.ptq import PtqOptions
 from cxr_compress.lite.int8.ranges import DEFAULT_PERCENTILE
 from cxr_compress.lite.lowering import lower, quantize
@@ -47,7 +46,6 @@ def convert(
     calibration_steps: int = DEFAULT_STEPS,
     calibration_method: str = "mse",
     percentile: float = DEFAULT_PERCENTILE,
-    bias_correction: bool = False,
     float_layers: Sequence[str] = (),
     auto_fallback: int = 0,
     layer_report: bool = False,
@@ -58,7 +56,6 @@ def convert(
     compare: bool = True,
     force: bool = False,
     head: str = LOGITS,
-    quantizer: str = CONVERTER,
     fold_scales: bool = True,
     edgetpu: bool = False,
     expected_input: ExpectedInput | None = None,
@@ -78,7 +75,6 @@ def convert(
     calibration_steps: int = DEFAULT_STEPS,
     calibration_method: str = "mse",
     percentile: float = DEFAULT_PERCENTILE,
-    bias_correction: bool = False,
     float_layers: Sequence[str] = (),
     auto_fallback: int = 0,
     layer_report: bool = False,
@@ -89,7 +85,6 @@ def convert(
     compare: bool = True,
     force: bool = False,
     head: str = LOGITS,
-    quantizer: str = CONVERTER,
     fold_scales: bool = True,
     edgetpu: bool = False,
     expected_input: ExpectedInput | None = None,
@@ -108,7 +103,6 @@ def convert(
     calibration_steps: int = DEFAULT_STEPS,
     calibration_method: str = "mse",
     percentile: float = DEFAULT_PERCENTILE,
-    bias_correction: bool = False,
     float_layers: Sequence[str] = (),
     auto_fallback: int = 0,
     layer_report: bool = False,
@@ -119,7 +113,6 @@ def convert(
     compare: bool = True,
     force: bool = False,
     head: str = LOGITS,
-    quantizer: str = CONVERTER,
     fold_scales: bool = True,
     edgetpu: bool = False,
     expected_input: ExpectedInput | None = None,
@@ -150,9 +143,6 @@ def convert(
             either may be.
             Input and output keep what occurred in any case, and so does all of "int16x8".
         percentile: of the values that stay inside a range at either end, for "percentile".
-        bias_correction: take back, in the biases, the shift that int8 brings into each channel's mean on the images;
-            takes about as long as calibrating. It removes the common shift of the logits (0.034 to 0.011 on a
-            DenseNet121) and little else where weights have a scale per filter, as here; so it is off by default.
         float_layers: layers that compute in float, by the name of the Keras layer or of a tensor; "int8_float_io" only.
             Coral and microcontrollers cannot run those.
         auto_fallback: so many more layers are left in float, those that gain most by it (`fallback`); likewise.
@@ -170,8 +160,6 @@ def convert(
         force: keep a file whose answers are unlike the model's: 0 decibels or less, or a rank correlation of 0 or less.
         head: what the files give: "logits", or "logits+cam" with the class activation map as a second output, float or
             int8 as the logits (`models.cam.with_cam`); needs a Keras model, or a frozen one that has the map.
-        quantizer: what rounds the float graph of "int8" and "int8_float_io": "tensorflow", its converter, or "aeq",
-            ai-edge-quantizer (extra `aeq`), with the same ranges. For comparison; it has those two types alone.
         fold_scales: move the scale of each batch norm that stands in front of a convolution into it, for the integer
             types, where rounding allows it (`fold_choice`): in a DenseNet121 62 of 310 operators go, an int8 file is 11
             to 20 % faster and up to 8 % smaller; on average it is as exact, on single models 16 % more or 26 % less.
@@ -198,19 +186,15 @@ def convert(
     check_quant_types(wanted, calibrated=calibration is not None)
     check_ends(wanted, pixels=pixels is not None, input_type=inference_input_type, output_type=inference_output_type)
     check_target(target_runtime)
-    own_ends = bool(pixels or inference_input_type or inference_output_type)
-    check_quantizer(quantizer, own_ends=own_ends)
     if edgetpu:
         check_edgetpu_types(wanted)
     options = PtqOptions(
         calibration_method,
         percentile,
-        bias_correction,
         tuple(float_layers),
         auto_fallback,
         layer_report,
         tuple(denylisted_ops),
-        quantizer,
         fold_scales,
     )
     options.check(wanted)

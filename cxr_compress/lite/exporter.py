@@ -19,8 +19,6 @@ from cxr_compress.lite.graph.names import operators_named, operators_of_kind
 from cxr_compress.lite.graph.op_versions import require_target
 from cxr_compress.lite.head import widen_map
 from cxr_compress.lite.inputs_outputs import Ends, ends_of, feed_uint8, pin_pixel_range
-from cxr_compress.lite.int8.aeq import AEQ, quantize_aeq
-from cxr_compress.lite.int8.bias_correction import correct_bias
 from cxr_compress.lite.int8.fallback import Fallback, choose_float_layers, measure_file, output_ratio
 from cxr_compress.lite.int8.fold import choose_folds, fold_scales
 from cxr_compress.lite.int8.layer_snr import LayerSnr, layer_snr
@@ -37,7 +35,7 @@ from cxr_compress.lite.parity import (
     require_answers,
     require_runs,
 )
-from cxr_compress.quant_types import CALIBRATED, FLOAT_ENDS, INT16
+from cxr_compress.quant_types import CALIBRATED, INT16
 
 
 @dataclass(frozen=True)
@@ -232,10 +230,6 @@ class Exporter:
             self.report(f"{layer} in float: {before:.2f} -> {ratio:.2f} dB at the output")
             return ratio
 
-        if self.options.bias_correction:  # which the files that are tried do without
-            before = output_ratio(
-                self._rounded(self._calibrated, quant_type, self.options.float_layers), self._few, exact
-            )
         with Stage("layers tried in float", self.report):
             return choose_float_layers(layers, self.options.auto_fallback, trial, before), exact
 
@@ -244,19 +238,12 @@ class Exporter:
         return self._images[pick_evenly(range(len(self._images)), _COMPARED)]
 
     def _quantized(self, quant_type: str, left: tuple[str, ...]) -> bytes:
-        """The int8 graph with some layers left in float, its biases corrected if that is wanted."""
+        """The int8 graph with some layers left in float."""
         calibrated = self._calibrated  # made, and its stages reported, before this one starts
         with Stage(quant_type, self.report):
-            content = self._rounded(calibrated, quant_type, left)
-        if not self.options.bias_correction:
-            return content
-        with Stage("bias correction", self.report):
-            threads, report = self.num_threads, self.report
-            return correct_bias(self._integer_graph, content, self._images, num_threads=threads, progress=report)
+            return self._rounded(calibrated, quant_type, left)
 
     def _rounded(self, calibrated: bytes, quant_type: str, left: tuple[str, ...]) -> bytes:
-        if self.options.quantizer == AEQ:
-            return quantize_aeq(calibrated, float_io=quant_type == FLOAT_ENDS)
         return quantize(calibrated, ends=self._ends(quant_type), float_tensors=self._tensors(left))
 
     def _compared(self, content: bytes) -> list[LayerSnr]:

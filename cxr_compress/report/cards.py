@@ -1,79 +1,48 @@
-"""The model card of a delivered file, as Markdown: what it is, what it was measured on, and what it is not for."""
+"""Model cards with results, as Markdown: of a file that a run delivered, and of the weights that runs start from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
-from cxr_compress.device.modelfile import ModelFile, ModelInfo
+from cxr_compress.device.card import card_facts, card_notice, render_calibration, render_card, render_table
+from cxr_compress.device.modelfile import ModelFile
+from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import DataError
-from cxr_compress.report.table import is_exclusive, render_confusion, render_findings, render_table
+from cxr_compress.report.table import render_results
 
-_TEMPLATE = """\
-# {name}
-
-**{intended_use}** {synthetic}Never let it decide about a patient: it has been tested on one public data set only, its
-probabilities are rough{chosen}.
-
-| | |
-|---|---|
-| file | `{file}`, {file_bytes:,} bytes |
-| sha256 | `{sha256}` |
-| findings | {labels} |
-| input | one frontal chest X-ray, resized to {height} x {width} (8-bit gray, area averaging), ImageNet mean and std |
-| output | {output} |
-| quantization | {quant_type} |
-| trained on | {training_data}{population}: {counts} |
-| thresholds | {thresholds}; {threshold_source} |
-| license | Apache-2.0 for the file; data: {attribution} |
-
+_CHANCE = 0.5
+_TEST = """\
 ## What was measured
 
-Official test split, {test_images} images of {test_patients} patients, scored once through the code that runs on the
-device; 95 % intervals resample patients. The first row is the same network before compression.
+Test split, {images:,} images of {patients:,} patients, scored once through the code that runs on the device; 95 %
+intervals resample patients. The first row is the same network before compression.
 
 ```
 {table}
 ```
 
-{operating_heading}, on test:
+{what}, on test:
 
-```
 {operating_points}
-```
 
 Latency is that of the machine the table was made on; compare rows, not machines. Zeroed weights make the file neither
-smaller nor faster as it lies on disk; they show in the deflated size alone.
-
-## External validation
-
-{external}
-
+smaller nor faster as it lies on disk; they show in the deflated size alone."""
+_LIMITS = """\
 ## Known limits
 
 - Labels come with the data set and were not checked again; a network learns their errors too.
 - What external validation does not name (other hospitals, machines, ages, photographs of a screen) was not tested.
-- Compression was judged on average and per finding, not per age, sex or machine: the data set does not say them.
-
-## Made with
-
-```json
-{recipe}
-```
+- Compression was checked on average and per finding, not per age, sex or machine: the data set does not say them."""
+_EXTERNAL = """\
+With the thresholds in this file; nothing was fitted or chosen on these images. 95 % intervals resample
+patients. Where the view alone tells sick from healthy, the AUROC within one view is the one to believe.
 """
-_COIN = 0.5
-_SIGMOIDS = "one logit per finding; probability = sigmoid(slope * logit + offset), both in the file"
-_SOFTMAX = (
-    "one logit per class; the classes exclude one another: probabilities = softmax of slope * logit + offset (both in "
-    "the file) over all of them, and each image is called the likeliest class"
-)
 
 
-def render_card(
+def render_delivered_card(
     report: Mapping[str, Any],
     model: ModelFile,
     *,
@@ -81,7 +50,7 @@ def render_card(
     population: str = "",
     external: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The card of one file of a run.
+    """The card of one file of a run: what the file says about itself, and what was measured of it.
 
     Args:
         report: what `read_report` gave.
@@ -98,44 +67,48 @@ def render_card(
         raise DataError(
             f"the report is not of the run that made {model.info.model_name}: give the report.json beside it"
         )
-    info, test = model.info, report["dataset"]["splits"]["test"]
-    findings = report["dataset"]["findings"]
-    tables = [render_table(report["rows"], several=len(findings) > 1)]
-    if len(findings) > 1:
-        tables.append(render_findings(report["rows"], findings))
-    if is_exclusive(report["rows"]):
-        tables.append(render_confusion(report["rows"]))
-    return _TEMPLATE.format(
-        name=info.model_name,
-        intended_use=info.intended_use,
-        synthetic="Trained on SYNTHETIC images: its findings say nothing about patients. " if info.synthetic else "",
-        file=file_name,
-        file_bytes=model.file_bytes,
-        sha256=model.sha256,
-        labels=", ".join(info.labels),
-        height=info.preprocess.height,
-        width=info.preprocess.width,
-        chosen="" if info.exclusive else ", and its thresholds were chosen for that set",
-        output=_SOFTMAX if info.exclusive else _SIGMOIDS,
-        quant_type=info.quant_type,
-        training_data=info.training_data,
-        population=f" ({population})" if population else "",
-        counts=_counts(report),
-        thresholds=_thresholds(info),
-        threshold_source=info.threshold_source,
-        attribution=info.attribution,
-        test_images=test["images"],
-        test_patients=test["patients"],
-        table="\n\n".join(tables),
-        operating_heading=(
+    info, splits = model.info, report["dataset"]["splits"]
+    counts = "; ".join(
+        f"{name} {splits[name]['images']:,} images of {splits[name]['patients']:,} patients"
+        for name in ("train", "dev")
+    )
+    facts = card_facts(info)
+    facts["trained on"] += f"{f' ({population})' if population else ''}: {counts}"
+    facts["license"] = "Apache-2.0 for the file; the data have their own"
+    measured = _TEST.format(
+        **splits["test"],
+        table=render_results(report),
+        what=(
             "How often each class is called where it is there, and not called where it is not"
             if info.exclusive
             else "Sensitivity and specificity at the thresholds in this file"
         ),
-        operating_points=_operating_points(row),
-        external=external_validation(model, external),
-        recipe=json.dumps(info.recipe, indent=1),
+        operating_points=_operating_points(row["evaluation"]["findings"]),
     )
+    return render_card(
+        info.model_name,
+        f"{card_notice(info)} It has been tested on one public data set only.",
+        {"file": f"`{file_name}`, {model.file_bytes:,} bytes", "sha256": f"`{model.sha256}`", **facts},
+        [
+            render_calibration(info),
+            measured,
+            f"## External validation\n\n{external_validation(model, external)}",
+            _LIMITS,
+            f"## Made with\n\n```json\n{json.dumps(info.recipe, indent=1)}\n```",
+        ],
+    )
+
+
+def _operating_points(findings: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            name,
+            f"{score['positives']:,} / {score['negatives']:,}",
+            *(_number(score[key]) for key in ("sensitivity", "specificity")),
+        ]
+        for name, score in findings.items()
+    ]
+    return render_table(["finding", "images with / without", "sensitivity", "specificity"], rows)
 
 
 def external_validation(model: ModelFile, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -149,107 +122,18 @@ def external_validation(model: ModelFile, rows: Sequence[Mapping[str, Any]]) -> 
             "None: nobody has tested this file on images of another hospital, where such models usually score worse, "
             "often no better than chance."
         )
-    lines = [
-        "With the thresholds in this file; nothing was fitted or chosen on these images. 95 % intervals resample",
-        "patients. Where the view alone tells sick from healthy, the AUROC within one view is the one to believe.",
-        "",
-        "| set | finding | images with / without | AUROC | within one view | sensitivity | specificity |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    body = []
     for row in rows:
         if row["sha256"] != model.sha256:
             raise DataError(f"the external validation on {row['set']} is of another file: measure this one")
         within = row["groups"].get("view", {}).get("within_view", {}).get("findings", {})
-        for finding, found in row["evaluation"]["findings"].items():
-            counts = f"{found['positives']:,} / {found['negatives']:,}"
-            cells = [row["words"], finding, counts, _auroc(found["auroc"])]
-            cells += [_auroc(within.get(finding, {}).get("auroc")), _rate(found, "sensitivity")]
-            lines.append("| " + " | ".join([*cells, _rate(found, "specificity")]) + " |")
-    return "\n".join(lines)
-
-
-def _auroc(found: Mapping[str, float | None] | None) -> str:
-    """With its interval, and in words what it means where it reaches down to a coin."""
-    if not found or found["value"] is None:
-        return "?"
-    if found["low"] is None or found["high"] is None:
-        return f"{found['value']:.3f}"
-    coin = " (no better than a coin)" if found["low"] <= _COIN else ""
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]{coin}"
-
-
-def _rate(found: Mapping[str, Any], name: str) -> str:
-    return "?" if found.get(name) is None else f"{found[name]:.3f}"
-
-
-def _thresholds(info: ModelInfo) -> str:
-    """Those of the file; none where the likeliest class is called."""
-    if info.exclusive:
-        return "none"
-    return ", ".join(f"{label} {value:.4f}" for label, value in zip(info.labels, info.thresholds, strict=True))
-
-
-def _counts(report: Mapping[str, Any]) -> str:
-    splits = report["dataset"]["splits"]
-    return "; ".join(
-        f"{name} {splits[name]['images']:,} images of {splits[name]['patients']:,} patients"
-        for name in ("train", "dev")
-    )
-
-
-def _operating_points(row: Mapping[str, Any]) -> str:
-    """One line per finding; what is undefined is "?"."""
-    lines = []
-    for finding, found in row["evaluation"]["findings"].items():
-        shown = {
-            key: "?" if found[key] is None else f"{found[key]:.3f}"
-            for key in ("sensitivity", "specificity", "threshold")
-        }
-        at = "" if row["evaluation"].get("classes") else f" at threshold {shown['threshold']}"
-        lines.append(
-            f"{finding}: sensitivity {shown['sensitivity']}, specificity {shown['specificity']}{at} "
-            f"({found['positives']} images with, {found['negatives']} without)"
-        )
-    return "\n".join(lines)
-
-
-_INTENDED_USE = "Research use only; not a medical device."
-_BASELINE_CARD_TEMPLATE = """\
-# {name}
-
-**{intended_use}** Never let it decide about a patient. It is the original network that compressions start from.
-
-| | |
-|---|---|
-| network | {model}, {parameters:,} numbers, float16 in `{weights}` ({weights_bytes:,} bytes) |
-| sha256 | `{sha256}` |
-| findings | {findings} |
-| input | one image, resized to {size} x {size} (area averaging), preset `{preprocess}` |
-| output | {output} |
-| trained on | {dataset}: {train}; the best epoch chosen on {dev} of other patients |
-| training | {minutes:.0f} minutes on {machine}; image sizes {sizes}, epochs {epochs}, best {best} |
-| data | {attribution} |
-
-{remarks}
-
-## On test: {images:,} images of {patients:,} patients, scored once, with these float16 weights
-
-95 % intervals resample patients. Means: all findings {mean}; those with enough data {mean_enough}.
-
-{table}
-{groups}
-## Again
-
-```
-{commands}
-```
-"""
-
-
-_BASELINE_CARD_SIGMOIDS = "one logit per finding; probability = sigmoid(logit - log(positive weight))"
-_BASELINE_CARD_SOFTMAX = (
-    "one logit per class; the classes exclude one another: probabilities = softmax(logit - log(class weight))"
-)
+        for finding, score in row["evaluation"]["findings"].items():
+            counts = f"{score['positives']:,} / {score['negatives']:,}"
+            aurocs = (score["auroc"], within.get(finding, {}).get("auroc"))
+            rates = (score.get("sensitivity"), score.get("specificity"))
+            body.append([row["words"], finding, counts, *map(_auroc, aurocs), *map(_number, rates)])
+    titles = ["set", "finding", "images with / without", "AUROC", "within one view", "sensitivity", "specificity"]
+    return f"{_EXTERNAL}\n{render_table(titles, body)}"
 
 
 def render_baseline_card(
@@ -261,83 +145,78 @@ def render_baseline_card(
     commands: str,
     remarks: str = "",
 ) -> str:
-    """The card of one baseline.
+    """The card of weights that compressions start from.
 
     Args:
-        name: what the baseline is called.
-        training: the ``training.json`` of ``cxr_train``.
-        test: the JSON of ``cxr_evaluate`` on the test split.
-        weights: ``network``, ``file``, ``file_bytes``, ``sha256`` and ``parameters`` of the weights that are kept.
+        name: what they are called.
+        training: the `training.json` of `cxr_train`.
+        test: the JSON of `cxr_evaluate` on the test split.
+        weights: `network`, `file`, `file_bytes`, `sha256` and `parameters` of what is kept.
         commands: what made them, a command a line.
         remarks: what a reader must know before the numbers.
     """
-    plan, stages = training["plan"], training["stages"]
-    found = test["evaluation"]
+    plan, stages, scored = training["plan"], training["stages"], test["evaluation"]
     images = {part: f"{counts['images']:,} images" for part, counts in training["images"].items()}
-    return _BASELINE_CARD_TEMPLATE.format(
-        name=name,
-        intended_use=_INTENDED_USE,
-        model=weights["network"],
-        parameters=weights["parameters"],
-        weights=weights["file"],
-        weights_bytes=weights["file_bytes"],
-        sha256=weights["sha256"],
-        findings=", ".join(found["findings"]),
-        output=_BASELINE_CARD_SOFTMAX if found.get("activation") == "softmax" else _BASELINE_CARD_SIGMOIDS,
-        size=plan["sizes"][-1],
-        preprocess=preset_name(PreprocessSpec.from_dict(test["model"]["preprocess"])),
-        dataset=test["dataset"]["name"] if plan["dataset"] != "csv" else "a table of images",
-        train=images["train"],
-        dev=images["dev"],
-        minutes=training["training_seconds"] / 60,
-        machine=training["versions"]["machine"],
-        sizes=_list(stage["size"] for stage in stages),
-        epochs=_list(len(stage["history"]) for stage in stages),
-        best=_list(stage["best_epoch"] for stage in stages),
-        attribution=training["attribution"],
-        remarks=remarks,
-        images=found["images"],
-        patients=found["patients"],
-        mean=_interval(found["mean_auroc"]),
-        mean_enough=_interval(found["mean_auroc_enough_data"]),
-        table=_findings(found["findings"]),
-        groups=_within(test.get("groups", {})),
-        commands=commands,
+    exclusive = scored.get("activation") == "softmax"
+    facts = {
+        "network": f"{weights['network']}, {weights['parameters']:,} numbers, float16 in `{weights['file']}` "
+        f"({weights['file_bytes']:,} bytes)",
+        "sha256": f"`{weights['sha256']}`",
+        "findings": ", ".join(scored["findings"]),
+        "input": f"one image, resized to {plan['sizes'][-1]} x {plan['sizes'][-1]} (area averaging), preset "
+        f"`{preset_name(PreprocessSpec.from_dict(test['model']['preprocess']))}`",
+        "output": "one logit per class; the classes exclude one another: probabilities = softmax(logit - log(class "
+        "weight))"
+        if exclusive
+        else "one logit per finding; probability = sigmoid(logit - log(positive weight))",
+        "trained on": f"{test['dataset']['name'] if plan['dataset'] != 'csv' else 'a table of images'}: "
+        f"{images['train']}; the best epoch chosen on {images['dev']} of other patients",
+        "training": f"{training['training_seconds'] / 60:.0f} minutes on {training['versions']['machine']}; image "
+        f"sizes {_listed(stage['size'] for stage in stages)}, epochs "
+        f"{_listed(len(stage['history']) for stage in stages)}, best "
+        f"{_listed(stage['best_epoch'] for stage in stages)}",
+        "data": training["attribution"],
+    }
+    findings = [
+        [name, score["positives"], _auroc(score["auroc"]), "yes" if score["enough_data"] else "no: not enough data"]
+        for name, score in scored["findings"].items()
+    ]
+    within = [
+        [by, len(groups[f"within_{by}"]["mean_over"]), _auroc(groups[f"within_{by}"]["mean_auroc"])]
+        for by, groups in test.get("groups", {}).items()
+    ]
+    titles = ["compared only within the same", "findings with enough data", "mean AUROC"]
+    return render_card(
+        name,
+        f"**{INTENDED_USE}** Never let it decide about a patient. It is the original network that compressions start "
+        "from.",
+        facts,
+        [
+            *([remarks] if remarks else []),
+            f"## On test: {scored['images']:,} images of {scored['patients']:,} patients, scored once, with these "
+            "float16 weights",
+            f"95 % intervals resample patients. Means: all findings {_auroc(scored['mean_auroc'])}; those with enough "
+            f"data {_auroc(scored['mean_auroc_enough_data'])}.",
+            render_table(["finding", "positives", "AUROC", "enough data"], findings),
+            *([render_table(titles, within)] if within else []),
+            f"## Again\n\n```\n{commands}\n```",
+        ],
     )
 
 
-def _list(values: Any) -> str:
+def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _interval(measured: Mapping[str, float | None]) -> str:
-    if measured["value"] is None:
-        return "undefined"
-    if measured["low"] is None:
+def _auroc(measured: Mapping[str, float | None] | None) -> str:
+    """With its interval, and in words what it means where that reaches down to a coin."""
+    if not measured or measured["value"] is None:
+        return "?"
+    if measured["low"] is None or measured["high"] is None:
         return f"{measured['value']:.3f}"
-    return f"{measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}]"
+    coin = " (no better than a coin)" if measured["low"] <= _CHANCE else ""
+    return f"{measured['value']:.3f} [{measured['low']:.3f}, {measured['high']:.3f}]{coin}"
 
 
-def _findings(findings: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [
-        [name, score["positives"], _interval(score["auroc"]), "yes" if score["enough_data"] else "no: not enough data"]
-        for name, score in findings.items()
-    ]
-    return tabulate(rows, ["finding", "positives", "AUROC", "enough data"], tablefmt="github", disable_numparse=True)
-
-
-def _within(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """Means when images are compared inside their own group only."""
-    rows = [
-        [by, len(found[f"within_{by}"]["mean_over"]), _interval(found[f"within_{by}"]["mean_auroc"])]
-        for by, found in groups.items()
-    ]
-    if not rows:
-        return ""
-    table = tabulate(
-        rows,
-        ["compared only within the same", "findings with enough data", "mean AUROC"],
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    return f"\n{table}\n"
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"

@@ -14,7 +14,7 @@ from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
 from cxr_compress.files import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Row:
         weight_sparsity: Share of zeros among the convolution and dense kernels without the head, in [0, 1].
         latency: ``p50_ms``, ``p95_ms`` and how they were measured (``Latency.to_dict()``).
         evaluation: ``Evaluation.to_dict()`` on the test split.
-        difference: ``Difference.to_dict()`` to the reference row; None for the reference itself.
+        degradation: `Degradation.to_dict()` against the first row; None for that row itself.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
     weight_sparsity: float | None = None
     latency: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
-    difference: Mapping[str, Any] | None = None
+    degradation: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the fields as JSON-ready values."""
@@ -91,7 +91,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Reads what ``write_report`` wrote.
 
     Raises:
-        DataError: Missing, not a report, or of a newer version.
+        DataError: missing, not a report, or of another version.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -100,10 +100,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
     version = report.get("schema_version") if isinstance(report, dict) else None
     if not isinstance(version, int) or not isinstance(report.get("rows"), list):
         raise DataError(f"{path}: expected a report with schema_version and rows; give the report.json of a run")
-    if version > SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: has schema_version {version}, this cxr_compress reads up to {SCHEMA_VERSION}; upgrade it"
-        )
+    if version != SCHEMA_VERSION:
+        how = "upgrade it" if version > SCHEMA_VERSION else "run the same command again, which writes the report anew"
+        raise DataError(f"{path}: has schema_version {version}, this cxr_compress reads {SCHEMA_VERSION}; {how}")
     return dict(report)
 
 

@@ -20,13 +20,18 @@ def render_report(report: Mapping[str, Any]) -> str:
     Args:
         report: What ``build_report`` or ``read_report`` gave.
     """
+    return "\n\n".join([_heading(report["dataset"]), render_results(report), _footer(report)])
+
+
+def render_results(report: Mapping[str, Any]) -> str:
+    """The tables of a report: of files, of findings if there are several, and of classes that exclude one another."""
     rows, findings = report["rows"], report["dataset"]["findings"]
-    parts = [_heading(report["dataset"]), render_table(rows, several=len(findings) > 1)]
+    tables = [render_table(rows, several=len(findings) > 1)]
     if len(findings) > 1:
-        parts.append(render_findings(rows, findings))
+        tables.append(render_findings(rows, findings))
     if is_exclusive(rows):
-        parts.append(render_confusion(rows))
-    return "\n\n".join([*parts, _footer(report)])
+        tables.append(render_confusion(rows))
+    return "\n\n".join(tables)
 
 
 def is_exclusive(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -56,7 +61,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
             _share(row.get("weight_sparsity")),
             _milliseconds(row.get("latency")),
             _interval(_inside(row, "evaluation", "mean_auroc")),
-            "" if index == 0 else _interval(_inside(row, "difference", "mean_auroc"), signed=True),
+            "" if index == 0 else _change(_inside(row, "degradation", "auroc_drop")),
             *(_accuracies(row, first=index == 0) if exclusive else []),
         ]
         for index, row in enumerate(rows)
@@ -67,7 +72,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
 def _accuracies(row: Mapping[str, Any], *, first: bool) -> list[str]:
     """How often a file's predicted class is right, over images and over classes, and the change of the latter."""
     measured = (_inside(row, "evaluation", "classes", name) for name in ("accuracy", "balanced_accuracy"))
-    change = "" if first else _interval(_inside(row, "difference", "balanced_accuracy"), signed=True)
+    change = "" if first else _change(_inside(row, "degradation", "balanced_accuracy_drop"))
     return [*(_interval(found) for found in measured), change]
 
 
@@ -97,7 +102,7 @@ def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) 
         for index, row in enumerate(rows):
             line.append(_interval(_inside(row, "evaluation", "findings", finding, "auroc")))
             if index:
-                line.append(_interval(_inside(row, "difference", "findings", finding), signed=True))
+                line.append(_change(_inside(row, "degradation", "findings", finding)))
         body.append(line)
     return tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=_align(len(headers)))
 
@@ -240,6 +245,14 @@ def _interval(measured: Mapping[str, float | None] | None, *, signed: bool = Fal
         for number in ((measured or {}).get(key) for key in ("value", "low", "high"))
     )
     return _UNKNOWN if value == low == high == _UNKNOWN else f"{value} [{low}, {high}]"
+
+
+def _change(drop: Mapping[str, float | None] | None) -> str:
+    """A drop as the change that it is: below 0 where something was lost."""
+    ends = {"value": "value", "low": "high", "high": "low"}
+    known = {end: (drop or {}).get(other) for end, other in ends.items()}
+    # 0.0 - 0.0 is 0.0, where the minus sign alone would give -0.0.
+    return _interval({end: None if number is None else 0.0 - number for end, number in known.items()}, signed=True)
 
 
 def _align(columns: int) -> tuple[str, ...]:

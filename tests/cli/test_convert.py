@@ -302,13 +302,11 @@ def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
     flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=int8_float_io", f"--calibration_data={folder / 'images'}"]
     code, plain = call(folder, capsys, *flags, "--format=json")
     assert code == 0
-    flags += ["--calibration_method=minmax", "--bias_correction", "--equalize", "--auto_fallback=1", "--layer_report"]
+    flags += ["--calibration_method=minmax", "--auto_fallback=1", "--layer_report"]
     code, printed = call(folder, capsys, *flags, "--format=json")
     assert code == 0, printed.err
     document = json.loads(printed.out)
     (entry,) = document["files"]
-    assert [pair["consumer"] for pair in document["equalized"]["pairs"]] == ["second", "logits"]
-    assert document["equalized"]["left"] == {"first": "reads the model's input"}
     assert {"local_db", "cumulative_db", "in_float_db", "layer"} <= set(entry["layers"][0])
     floats = {layer["layer"] for layer in entry["layers"] if not layer["is_integer"]}
     assert floats == set(entry["fallback"]["layers"])
@@ -316,10 +314,8 @@ def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
         "command": "cxr_convert",
         "calibration_set": "folder",
         "calibration_method": "minmax",
-        "bias_correction": True,
         "auto_fallback": 1,
         "layer_report": True,
-        "equalize": True,
     }
     (before,) = json.loads(plain.out)["files"]
     assert before["sha256"] != entry["sha256"]
@@ -329,7 +325,7 @@ def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
 def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=none,int8_float_io", "--layer_report", "--equalize"]
+    flags = [f"--output_file={tmp_path / 'x'}", "--quant_type=none,int8_float_io", "--layer_report"]
     flags += [f"--calibration_data={folder / 'images'}", "--float_layers=second"]
     code, printed = call(folder, capsys, *flags)
     assert code == 0, printed.err
@@ -339,8 +335,6 @@ def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
     rows = [line.split() for line in lines if line.startswith("int8_float_io ")]
     assert {row[1]: row[-1] for row in rows}["second"] == "float"
     assert {row[1]: row[-1] for row in rows}["first"] == "int"
-    assert "2 pairs of layers equalized, 1 layers left alone" in lines
-    assert "  first: reads the model's input" in lines
     assert lines[-1] == INTENDED_USE
     code, printed = call(folder, capsys, *flags, "--format=csv")
     assert code == 0
@@ -352,17 +346,9 @@ def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
     [
         (["--quant_type=int8", "--auto_fallback=2"], "layers left in float need quant type int8_float_io, got int8"),
         (["--quant_type=int8_float_io", "--float_layers=nothing"], "expected layers of this network, got 'nothing'"),
-        (
-            ["--quant_type=fp16", "--bias_correction"],
-            "--bias_correction is for int8 and int8_float_io, got --quant_type",
-        ),
         (["--quant_type=none", "--layer_report"], "--layer_report is for int8, int8_float_io, int16x8"),
         (["--quant_type=int8", "--percentile=0.5"], "expected a percentile above 50 and up to 100, got 0.5"),
         (["--quant_type=int8", "--calibration_method=entropy"], "entropy"),
-        (
-            ["--quant_type=int8", "--equalize", "--saved_model_dir=FOLDER/saved"],
-            "--equalize rescales the layers of a K",
-        ),
     ],
 )
 def test_convert_of_contradicting_int8_flags_ends_with_one_line_and_code_2(

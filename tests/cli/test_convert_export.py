@@ -113,7 +113,6 @@ def test_convert_leaves_kinds_of_operators_in_float(
         ),
         (["--quant_type=int8_float_io", "--denylisted_ops=SIN"], "denylisted_ops, got 'SIN': it has CONV_2D"),
         (["--quant_type=none", "--target_runtime=tflite"], "target_runtime"),
-        (["--quant_type=int16x8", "--bias_correction"], "--bias_correction is for int8 and int8_float_io, got --quant"),
     ],
 )
 def test_convert_of_contradicting_export_flags_ends_with_one_line_and_code_2(

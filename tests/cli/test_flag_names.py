@@ -81,7 +81,7 @@ def test_shared_code_names_the_command_of_a_flag_or_the_list_of_owners_does(know
             continue
         for line, text in messages(path):
             for flag in named(text, everything):
-                of_compress = room in ("pipeline", "structured") and flag in known["cxr_compress"]
+                of_compress = room in ("pipeline", "recipe", "structured") and flag in known["cxr_compress"]
                 said = [command for command in known if command in text and flag in known[command]]
                 if not (of_compress or said or flag in FLAG_OWNERS):
                     wrong.append(f"{path.relative_to(PACKAGE)}:{line}: --{flag}")

@@ -17,12 +17,12 @@ from cxr_compress.errors import DataError
 from cxr_compress.evaluate import (
     Evaluation,
     ScorableModel,
-    auroc_difference,
+    check_gate,
     choose_class_calibration,
+    compare,
     fit_info,
     flat_columns,
     flat_rows,
-    judge_difference,
     predictions_csv,
     render_evaluation,
     score_groups,
@@ -107,27 +107,27 @@ def test_score_refuses_images_without_exactly_one_class_and_leaves_unknown_ones_
         scored(none, logits)
 
 
-def test_difference_and_gate_see_a_change_of_decisions_that_no_auroc_sees():
+def test_degradation_and_gate_see_a_change_of_decisions_that_no_auroc_sees():
     """Each class of one half of the images pushed: the order within a class moves little, the predicted class much."""
     labels, logits = drawn()
     reference, worse = scored(labels, logits), scored(labels, logits + np.float32([0, 2.0, 0]))
-    change = auroc_difference(worse, reference)
+    degradation = compare(worse, reference)
     truth = labels.argmax(axis=1)
     said, before = (values.argmax(axis=1) for values in (worse.logits, logits))
-    assert change.accuracy.value == pytest.approx((said == truth).mean() - (before == truth).mean())
-    assert change.balanced_accuracy.value < -0.05
-    assert change.decisions_changed == pytest.approx((said != before).mean())
-    wide = judge_difference(change, max_loss=0.05, margin=0.05)
+    assert degradation.accuracy_drop.value == pytest.approx((before == truth).mean() - (said == truth).mean())
+    assert degradation.balanced_accuracy_drop.value > 0.05
+    assert degradation.decisions_changed == pytest.approx((said != before).mean())
+    wide = check_gate(degradation, max_loss=0.05, margin=0.05)
     assert wide["small_loss"], "the AUROC alone would pass"
     assert not wide["balanced_accuracy"]["holds"]
     assert not wide["holds"]
-    same = judge_difference(auroc_difference(reference, reference), max_loss=0.0, margin=0.01)
+    same = check_gate(compare(reference, reference), max_loss=0.0, margin=0.01)
     assert same["holds"]
     assert same["balanced_accuracy"]["holds"]
     findings = score_logits(logits, labels, PATIENTS, CLASSES, samples=100)
-    assert "balanced_accuracy" not in judge_difference(auroc_difference(findings, findings), max_loss=0, margin=0.01)
+    assert "balanced_accuracy" not in check_gate(compare(findings, findings), max_loss=0, margin=0.01)
     with pytest.raises(DataError, match="probabilities by softmax and by sigmoid"):
-        auroc_difference(reference, findings)
+        compare(reference, findings)
 
 
 def test_calibration_finds_the_temperature_and_undoes_class_weights():

@@ -7,7 +7,11 @@ import pytest
 
 from cxr_compress.evaluate.degradation import measure_degradation
 
-ONES = np.ones(1, np.float32)
+PATIENTS = [f"p{number}" for number in range(400)]
+
+
+def degradation_of(labels, logits, reference, **options):
+    return measure_degradation(labels, logits, reference, PATIENTS[: len(labels)], samples=20, **options)
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +23,16 @@ def images():
 
 def test_degradation_of_nothing_is_nothing(images):
     labels, logits = images
-    degradation = measure_degradation(labels, logits, logits, ONES)
-    assert (degradation.auroc_drop, degradation.loss_rise, degradation.logit_distance) == (0, 0, 0)
+    degradation = degradation_of(labels, logits, logits)
+    assert (degradation.auroc_drop.value, degradation.loss_rise, degradation.logit_distance) == (0, 0, 0)
     assert degradation.broken(0.0) == []
 
 
 def test_degradation_that_keeps_the_order_shows_in_loss_and_distance(images):
     """Every logit moved by 3: AUROC, which knows only the order, does not see it."""
     labels, logits = images
-    degradation = measure_degradation(labels, logits + 3, logits, ONES)
-    assert degradation.auroc_drop == 0
+    degradation = degradation_of(labels, logits + 3, logits)
+    assert degradation.auroc_drop.value == 0
     assert [text.split(" 0.")[0].split(" 1.")[0].split(" 2.")[0] for text in degradation.broken(0.005)] == [
         "rise of the loss",
         "distance of the logits",
@@ -38,15 +42,15 @@ def test_degradation_that_keeps_the_order_shows_in_loss_and_distance(images):
 def test_degradation_to_the_order_shows_in_auroc(images):
     labels, logits = images
     shuffled = logits[np.random.default_rng(1).permutation(len(logits))]
-    degradation = measure_degradation(labels, shuffled, logits, ONES)
-    assert degradation.auroc_drop > 0.2
+    degradation = degradation_of(labels, shuffled, logits)
+    assert degradation.auroc_drop.value > 0.2
     assert degradation.broken(0.005)[0].startswith("AUROC drop")
 
 
 def test_degradation_without_a_measurable_auroc_does_not_pass(images):
     labels, logits = images
-    degradation = measure_degradation(np.zeros_like(labels), logits, logits, ONES)
-    assert np.isnan(degradation.auroc_drop)
+    degradation = degradation_of(np.zeros_like(labels), logits, logits)
+    assert np.isnan(degradation.auroc_drop.value)
     assert degradation.broken(0.005)
 
 
@@ -54,8 +58,8 @@ def test_degradation_leaves_unknown_labels_out(images):
     labels, logits = images
     known, moved = labels.copy(), logits.copy()
     known[:50], moved[:50] = np.nan, 0.0
-    degradation = measure_degradation(known, moved, logits, ONES)
-    assert (degradation.auroc_drop, degradation.loss_rise) == (0, 0)
+    degradation = degradation_of(known, moved, logits)
+    assert (degradation.auroc_drop.value, degradation.loss_rise) == (0, 0)
     assert degradation.logit_distance > 0
 
 
@@ -65,10 +69,9 @@ def test_degradation_of_classes_is_measured_on_their_shares():
     labels = np.eye(3, dtype=np.float32)[random.integers(0, 3, 300)]
     logits = (2 * labels + random.normal(0, 1, labels.shape)).astype(np.float32)
     moved = logits + random.normal(0, 3, (300, 1)).astype(np.float32)
-    ones = np.ones(3, np.float32)
-    degradation = measure_degradation(labels, moved, logits, ones, "softmax")
+    degradation = degradation_of(labels, moved, logits, activation="softmax")
     assert degradation.broken(0.0005) == []
     assert degradation.logit_distance < 1e-6
-    assert len(measure_degradation(labels, moved, logits, ones).broken(0.0005)) == 3, "control: as independent findings"
-    turned = measure_degradation(labels, logits[:, [1, 2, 0]], logits, ones, "softmax")
+    assert len(degradation_of(labels, moved, logits).broken(0.0005)) == 3, "control: as independent findings"
+    turned = degradation_of(labels, logits[:, [1, 2, 0]], logits, activation="softmax")
     assert len(turned.broken(0.0005)) == 3

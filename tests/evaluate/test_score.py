@@ -12,8 +12,8 @@ from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.preprocess import PreprocessSpec, resize_uint8
 from cxr_compress.errors import DataError
-from cxr_compress.evaluate import auroc_difference, score_file, score_logits
-from cxr_compress.metrics import auroc, bootstrap_auroc, paired_auroc_difference
+from cxr_compress.evaluate import compare, score_file, score_logits
+from cxr_compress.metrics import auroc, auroc_samples, bootstrap_auroc
 from tests.device.images import draw_image
 from tests.device.reference.make_reference import FLOAT_MODEL, INT8_MODEL, LABELS
 
@@ -126,30 +126,37 @@ def test_score_logits_shapes_that_disagree_are_refused() -> None:
         )
 
 
-def test_auroc_difference_is_candidate_minus_reference_in_pairs(images, labels) -> None:
+def test_compare_is_reference_minus_candidate_in_pairs(images, labels) -> None:
     options = {"samples": 200, "seed": 3}
     reference = score_file(FLOAT_MODEL, images, labels, PATIENTS, LABELS, **options)
     candidate = score_file(INT8_MODEL, images, labels, PATIENTS, LABELS, **options)
-    found = auroc_difference(candidate, reference)
-    assert found.mean_auroc == paired_auroc_difference(labels, candidate.logits, reference.logits, PATIENTS, **options)
+    found = compare(candidate, reference)
+    drawn = [
+        auroc_samples(labels, scored.logits, PATIENTS, **options).mean(axis=1) for scored in (reference, candidate)
+    ]
+    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    drop = reference.mean_auroc.value - candidate.mean_auroc.value
+    assert dataclasses.astuple(found.auroc_drop) == pytest.approx((drop, low, high), abs=1e-12)
     for k, finding in enumerate(LABELS):
-        assert found.per_finding[finding].value == pytest.approx(
-            auroc(labels[:, k], candidate.logits[:, k]) - auroc(labels[:, k], reference.logits[:, k]), abs=1e-12
+        assert found.findings[finding].value == pytest.approx(
+            auroc(labels[:, k], reference.logits[:, k]) - auroc(labels[:, k], candidate.logits[:, k]), abs=1e-12
         )
     assert found.decisions_changed == (candidate.decisions != reference.decisions).mean()
-    assert found.mean_auroc.low < found.mean_auroc.value < found.mean_auroc.high
+    assert found.auroc == candidate.mean_auroc
+    assert found.auroc_drop.low < found.auroc_drop.value < found.auroc_drop.high
+    assert found.logit_distance > 0
     json.dumps(found.to_dict(), allow_nan=False)
-    none = auroc_difference(reference, reference)
-    assert (none.mean_auroc.value, none.mean_auroc.low, none.decisions_changed) == (0.0, 0.0, 0.0)
+    none = compare(reference, reference)
+    assert (none.auroc_drop.value, none.auroc_drop.low, none.decisions_changed) == (0.0, 0.0, 0.0)
 
 
-def test_auroc_difference_other_images_are_refused(images, labels) -> None:
+def test_compare_other_images_are_refused(images, labels) -> None:
     whole = score_file(INT8_MODEL, images, labels, PATIENTS, LABELS, samples=2)
     part = score_file(INT8_MODEL, images[:40], labels[:40], PATIENTS[:40], LABELS, samples=2)
     with pytest.raises(DataError, match="two files scored on the same images, got 40 and 70 images"):
-        auroc_difference(part, whole)
+        compare(part, whole)
     with pytest.raises(DataError, match="two files scored on the same images"):
-        auroc_difference(dataclasses.replace(whole, labels=1 - labels), whole)
+        compare(dataclasses.replace(whole, labels=1 - labels), whole)
 
 
 def test_score_file_unknown_labels_leave_their_images_out_of_that_finding(images, labels) -> None:
@@ -163,7 +170,7 @@ def test_score_file_unknown_labels_leave_their_images_out_of_that_finding(images
     called, truth = found.decisions[10:, 1], labels[10:, 1] == 1
     assert found.scores[1].auroc.value == auroc(labels[10:, 1], found.logits[10:, 1])
     assert found.scores[1].sensitivity == called[truth].mean()
-    assert auroc_difference(found, found).mean_auroc.value == 0.0
+    assert compare(found, found).auroc_drop.value == 0.0
 
 
 def test_score_file_soft_labels_are_refused(images, labels) -> None:

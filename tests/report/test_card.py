@@ -13,10 +13,12 @@ import pytest
 
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import DataError
-from cxr_compress.report.cards import external_validation
+from cxr_compress.report import read_report
+from cxr_compress.report.cards import external_validation, render_delivered_card
 from tests.conftest import REPOSITORY
 
 SHELF = REPOSITORY / "tflite_models"
+REPORT = REPOSITORY / "experiments" / "results" / "demo.json"
 MEASURED = REPOSITORY / "experiments" / "results" / "external_validation.json"
 
 
@@ -32,6 +34,26 @@ def test_every_shipped_card_has_the_external_validation_of_its_file(rows: list[d
         section = external_validation(file, own)
         assert own
         assert section in path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_delivered_card_has_what_the_file_says_and_what_its_run_measured(rows: list[dict[str, Any]]) -> None:
+    path = next(SHELF.glob("*.tflite"))
+    file, report = read_model(path), read_report(REPORT)
+    card = render_delivered_card(report, file, file_name=path.name, population="children", external=rows)
+    for text in (
+        f"# {file.info.model_name}\n\n**{file.info.intended_use}** Never let it decide about a patient.",
+        f"| sha256 | `{file.sha256}` |",
+        "| trained on | kermany (children): train 4,717 images of 3,289 patients; dev 499 images of 365 patients |",
+        f"| thresholds | {file.info.threshold_source} |",
+        "0.953 [0.934, 0.969]",
+        "| Pneumonia | 390 / 234 | 0.985 | 0.538 |",
+        external_validation(file, rows),
+    ):
+        assert text in card
+    assert "SYNTHETIC" not in card
+    report["facts"]["sha256"] = {}
+    with pytest.raises(DataError, match="the report is not of the run that made tiny_chexnet_m50_w50_int8"):
+        render_delivered_card(report, file, file_name=path.name)
 
 
 def test_card_without_validation_says_so_and_names_a_coin_as_one(rows: list[dict[str, Any]]) -> None:

@@ -35,7 +35,7 @@ def spread(value: float | None, half: float = 0.01) -> dict[str, float | None]:
 def make_rows(findings: tuple[str, ...] = ("Pneumonia",)) -> list[Row]:
     latency = {"p50_ms": 12.345, "p95_ms": 14.0, "runtime": "litert 9", "num_threads": 1, "machine": "Linux test"}
     scores = {finding: {"positives": 390, "auroc": spread(0.96 + k / 100)} for k, finding in enumerate(findings)}
-    changes = {finding: spread(-0.005 * (k + 1), 0.002) for k, finding in enumerate(findings)}
+    drops = {finding: spread(0.005 * (k + 1), 0.002) for k, finding in enumerate(findings)}
     first = Row(
         name="fp32 as converted",
         file="fp32.tflite",
@@ -52,7 +52,7 @@ def make_rows(findings: tuple[str, ...] = ("Pneumonia",)) -> list[Row]:
         name="compressed int8",
         file="small.tflite",
         weight_sparsity=0.5,
-        difference={"mean_auroc": spread(-0.0123, 0.004), "findings": changes},
+        degradation={"auroc_drop": spread(0.0123, 0.004), "findings": drops},
     )
     return [first, second]
 
@@ -92,7 +92,7 @@ def test_render_report_synthetic_set_says_so_in_the_heading() -> None:
 
 def test_render_table_unknown_numbers_are_question_marks_and_never_zero() -> None:
     unknown = Row("fp32", "a.tflite").to_dict()
-    lame = Row("int8", "b.tflite", evaluation={"mean_auroc": spread(None)}, difference={"mean_auroc": spread(None)})
+    lame = Row("int8", "b.tflite", evaluation={"mean_auroc": spread(None)}, degradation={"auroc_drop": spread(None)})
     lines = render_table([unknown, lame.to_dict()]).splitlines()
     assert lines[-2].split() == ["fp32", *"?" * 7]
     assert lines[-1].split() == ["int8", *"?" * 8]
@@ -116,7 +116,7 @@ def test_write_report_round_trip_keeps_everything_and_names_no_patient(tmp_path:
     write_report(path, report)
     found = read_report(path)
     assert found == {**json.loads(json.dumps(report)), "facts": {"recipe": {"target_macs": 0.5}, "bad": None}}
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert found["intended_use"] == INTENDED_USE
     assert found["dataset"]["splits"]["test"] == {"images": 1624, "patients": 812}
     assert found["dataset"]["attribution"] == "Nobody, CC BY 4.0"
@@ -131,7 +131,8 @@ def test_write_report_round_trip_keeps_everything_and_names_no_patient(tmp_path:
         ("{", "cannot be read as a report"),
         ("[]", "expected a report with schema_version and rows"),
         ('{"schema_version": 1}', "expected a report with schema_version and rows"),
-        ('{"schema_version": 99, "rows": []}', "has schema_version 99, this cxr_compress reads up to 1"),
+        ('{"schema_version": 99, "rows": []}', "has schema_version 99, this cxr_compress reads 2; upgrade it"),
+        ('{"schema_version": 1, "rows": []}', "has schema_version 1, this cxr_compress reads 2; run the same command"),
     ],
 )
 def test_read_report_other_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""How int8 is made after training: which ranges, whether biases are corrected, and what stays in float."""
+"""How int8 is made after training: which ranges, and what stays in float."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.int8.aeq import CONVERTER, check_quantizer
 from cxr_compress.lite.int8.ranges import DEFAULT_PERCENTILE, check_method
 from cxr_compress.quant_types import FLOAT_ENDS, INT16
 
@@ -18,23 +17,19 @@ class PtqOptions:
     Attributes:
         calibration_method: one of `clipping.CALIBRATION_METHODS`.
         percentile: of the values that a range keeps at either end, for "percentile".
-        bias_correction: take the shift of each channel's mean back (`bias_correction.correct_bias`).
         float_layers: names of layers that compute in float.
         auto_fallback: so many more are chosen.
         layer_report: compare the layers with the float graph's.
         denylisted_ops: kinds of operators that compute in float, wherever they occur.
-        quantizer: one of `aeq.QUANTIZERS`, what rounds the float graph.
         fold_scales: move the scales of batch norms in front of convolutions into those (`fold_choice.choose_folds`).
     """
 
     calibration_method: str = "mse"
     percentile: float = DEFAULT_PERCENTILE
-    bias_correction: bool = False
     float_layers: tuple[str, ...] = ()
     auto_fallback: int = 0
     layer_report: bool = False
     denylisted_ops: tuple[str, ...] = ()
-    quantizer: str = CONVERTER
     fold_scales: bool = True
 
     def check(self, quant_types: Sequence[str]) -> None:
@@ -45,9 +40,6 @@ class PtqOptions:
                 that computes in integers only.
         """
         check_method(self.calibration_method, self.percentile)
-        check_quantizer(
-            self.quantizer, float_parts=bool(self.float_layers or self.denylisted_ops or self.auto_fallback)
-        )
         if self.auto_fallback < 0:
             raise CompressionError(f"expected auto_fallback of 0 layers or more, got {self.auto_fallback}")
         strict = [name for name in ("int8", INT16) if name in quant_types]

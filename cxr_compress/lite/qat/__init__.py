@@ -3,7 +3,6 @@
     qat = prepare_qat(model, calibration)         # a trainable copy that rounds as the int8 file will
     fit(qat.model, train, dev, spec, config, ...) # as any other model, distillation included
     file = convert_qat(qat, "int8")               # LiteModel
-    model = strip_qat(qat)                        # the same weights, plain, in the original architecture
 
 Importing it needs TensorFlow Model Optimization, and is a CompressionError without.
 """
@@ -11,6 +10,5 @@ Importing it needs TensorFlow Model Optimization, and is a CompressionError with
 from cxr_compress.lite.qat.convert import convert_qat
 from cxr_compress.lite.qat.fold import FoldedModel, fold_batch_norms
 from cxr_compress.lite.qat.prepare import QatModel, prepare_qat
-from cxr_compress.lite.qat.strip import strip_qat
 
-__all__ = ["FoldedModel", "QatModel", "convert_qat", "fold_batch_norms", "prepare_qat", "strip_qat"]
+__all__ = ["FoldedModel", "QatModel", "convert_qat", "fold_batch_norms", "prepare_qat"]

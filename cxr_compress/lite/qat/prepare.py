@@ -172,7 +172,7 @@ class QatModel:
     Attributes:
         model: what is trained, with `train.fit` as any other: its weights hold all of its state, ranges included. It
             cannot be saved as a file; `prepare_qat` with the same arguments and its weights make it again.
-        original: the float model it was made of; `strip_qat` gives the same architecture back.
+        original: the float model it was made of.
         kernels: layer of `model` without PREFIX -> its kernel variable and its bias variable or None.
         origins: by the same names, where in `original` those weights belong.
         masks: by the same names, where kernels stay zero (0) or may train (1).

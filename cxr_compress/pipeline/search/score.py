@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.evaluate.degradation import logit_distance, ranking, training_loss
-from cxr_compress.metrics import bootstrap_auroc, paired_auroc_difference
+from cxr_compress.evaluate.degradation import measure_degradation
 
-Array = npt.NDArray[np.float64]
 _MEASURED = ("auroc", "auroc_drop", "loss", "logit_distance")
 
 
@@ -109,33 +106,30 @@ def score_on_dev(
     Raises:
         DataError: shapes disagree, or no finding has both classes on dev.
     """
-    truth, found, original = (
-        np.atleast_2d(np.asarray(values, np.float64)) for values in (labels, logits, original_logits)
+    degradation = measure_degradation(
+        labels,
+        logits,
+        original_logits,
+        patients,
+        pos_weight=pos_weight,
+        activation=activation,
+        samples=samples,
+        seed=seed,
     )
-    if not truth.shape == found.shape == original.shape:
-        raise DataError(
-            f"labels and logits must have one shape, got {truth.shape}, {found.shape} and {original.shape}: score both "
-            "models on the same dev images"
-        )
-    options: dict[str, Any] = {"samples": samples, "seed": seed}
-    # A soft label has no side to be ranked on; the loss takes it as it is.
-    hard = np.where((truth == 0) | (truth == 1), truth, np.nan)
-    ordered, before = (ranking(values, activation, pos_weight) for values in (found, original))
-    auroc = bootstrap_auroc(hard, ordered, patients, **options)
+    auroc, drop = degradation.auroc, degradation.auroc_drop
     if math.isnan(auroc.value):
         raise DataError(
-            f"no finding has images with and without it among the {len(truth)} dev images, so nothing can be chosen on "
-            "them: give a larger dev_fraction in the file of --recipe"
+            f"no finding has images with and without it among the {len(patients)} dev images, so nothing can be chosen "
+            "on them: give a larger dev_fraction in the file of --recipe"
         )
-    drop = paired_auroc_difference(hard, before, ordered, patients, **options)
     return CandidateScore(
         auroc=auroc.value,
         auroc_low=_known(auroc.low),
         auroc_high=_known(auroc.high),
         auroc_drop=drop.value,
         auroc_drop_high=_known(drop.high),
-        loss=training_loss(truth, found, pos_weight, activation),
-        logit_distance=logit_distance(found, original, activation),
+        loss=degradation.loss,
+        logit_distance=degradation.logit_distance,
         tflite_bytes=tflite_bytes,
         macs=macs,
         seconds=seconds,

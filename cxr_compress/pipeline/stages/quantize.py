@@ -170,9 +170,15 @@ def _wants_training(run: RunContext, facts: Mapping[str, Any]) -> bool:
 
 def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]:
     """What rounding did on dev, against the float file of the same network."""
-    labels = run.data.dev.split.labels
-    found, before = dev_logits(run, content), dev_logits(run, reference)
-    degradation = measure_degradation(labels, found, before, run.pos_weight, run.activation)
+    dev = run.data.dev.split
+    degradation = measure_degradation(
+        dev.labels,
+        dev_logits(run, content),
+        dev_logits(run, reference),
+        dev.patients,
+        pos_weight=run.pos_weight,
+        activation=run.activation,
+    )
     return {"degradation": degradation.to_dict(), "broken": degradation.broken(run.recipe.gate.max_auroc_drop)}
 
 

@@ -1,4 +1,4 @@
-"""The end of a run: every file scored once on test, timed side by side, judged, and reported."""
+"""The end of a run: every file scored once on test, timed side by side, compared, and reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
-from cxr_compress.evaluate import Difference, Evaluation, auroc_difference, judge_difference, score_file
+from cxr_compress.evaluate import Degradation, Evaluation, check_gate, compare, score_file
 from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
@@ -18,8 +18,8 @@ from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
-from cxr_compress.report import Row, build_report, read_report, write_report
-from cxr_compress.report.cards import render_card
+from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
+from cxr_compress.report.cards import render_delivered_card
 from cxr_compress.report.readme import render_readme
 from cxr_compress.sparsity import size_statement, xnnpack_sparse
 from cxr_compress.structured import measure_cost
@@ -47,6 +47,7 @@ class Score(Stage):
         return {
             "files": {name: model.sha256 for name, model in _models(state).items()},
             "images": run.data.test.digest(),
+            "schema": SCHEMA_VERSION,
             **{flag: run.recipe.value(flag) for flag in flags},
         }
 
@@ -54,19 +55,19 @@ class Score(Stage):
         """Score, time, judge, write."""
         models, files = _models(state), _files(state)
         scored = {name: _scored(run, model) for name, model in models.items()}
-        differences = {name: auroc_difference(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
+        degradations = {name: compare(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
         # Here and not before: a run that is done already should not load its models to say so.
         sources = {source: load_model(source) for source in dict.fromkeys(source for _, source in files.values())}
         costs = {source: measure_cost(model) for source, model in sources.items()}
-        rows = _rows(files, models, scored, differences, costs)
+        rows = _rows(files, models, scored, degradations, costs)
         gate = run.recipe.gate
         facts = {
             "recipe": run.recipe.to_dict(),
             "counts": run.data.counts(),
             "sha256": {name: model.sha256 for name, model in models.items()},
             "budgets": _budgets(state, rows[-1]),
-            "gate": judge_difference(
-                differences[_COMPRESSED],
+            "gate": check_gate(
+                degradations[_COMPRESSED],
                 max_loss=gate.max_auroc_drop,
                 margin=gate.margin,
                 reference=scored[_REFERENCE].mean_auroc,
@@ -80,7 +81,7 @@ class Score(Stage):
         folder, report = run.store.folder, build_report(rows, run.data.dataset, facts=facts)
         write_report(folder / _REPORT, report)
         report, model = read_report(folder / _REPORT), models[_COMPRESSED]
-        write_text(folder / _card_name(state), render_card(report, model, file_name=state.delivered.name))
+        write_text(folder / _card_name(state), render_delivered_card(report, model, file_name=state.delivered.name))
         write_text(folder / _README, render_readme(report, model, card=_card_name(state)))
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
@@ -123,7 +124,7 @@ def _rows(
     files: Mapping[str, tuple[Path, Path]],
     models: Mapping[str, ModelFile],
     scored: Mapping[str, Evaluation],
-    differences: Mapping[str, Difference],
+    degradations: Mapping[str, Degradation],
     costs: Mapping[Path, ModelCost],
 ) -> list[Row]:
     latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
@@ -135,7 +136,7 @@ def _rows(
             macs=costs[source].macs,
             latency=latency[name].to_dict(),
             evaluation=scored[name].to_dict(),
-            difference=differences[name].to_dict() if name in differences else None,
+            degradation=degradations[name].to_dict() if name in degradations else None,
             **file_facts(path, models[name].content),
         )
         for name, (path, source) in files.items()

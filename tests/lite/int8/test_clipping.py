@@ -201,10 +201,7 @@ def test_convert_with_mse_named_gives_the_bytes_of_the_default(block: Any, block
 
 def test_convert_with_a_clipping_method_gives_the_same_bytes_on_any_threads(chain: Any) -> None:
     images = nets.batch(16)
-    made = [
-        convert(chain, "int8", calibration=[images], calibration_method="mse", bias_correction=True, num_threads=n)
-        for n in (1, 2)
-    ]
+    made = [convert(chain, "int8", calibration=[images], calibration_method="mse", num_threads=n) for n in (1, 2)]
     assert made[0].content == made[1].content
 
 

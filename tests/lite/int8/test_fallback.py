@@ -141,12 +141,9 @@ def test_convert_with_float_layers_by_name_leaves_these(block: Any, block_files:
     assert again.content == made.content
 
 
-def test_convert_with_a_fallback_and_bias_correction_is_deterministic(block: Any) -> None:
+def test_convert_with_a_fallback_gives_the_same_bytes_on_any_threads(block: Any) -> None:
     images = nets.batch(16, seed=1)
-    made = [
-        convert(block, "int8_float_io", calibration=[images], auto_fallback=1, bias_correction=True, num_threads=n)
-        for n in (1, 2)
-    ]
+    made = [convert(block, "int8_float_io", calibration=[images], auto_fallback=1, num_threads=n) for n in (1, 2)]
     assert made[0].content == made[1].content
     assert made[0].fallback is not None
     assert made[0].fallback.layers

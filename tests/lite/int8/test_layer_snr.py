@@ -15,19 +15,32 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LayerSnr, LiteModel, convert, layer_snr
 from cxr_compress.lite.graph.flatbuffer import Graph, read_graphs
 from cxr_compress.lite.graph.names import computing
+from cxr_compress.lite.graph.run import Observer
 from cxr_compress.lite.inputs_outputs import Ends
-from cxr_compress.lite.int8.layer_snr import COLUMNS, curable_share, decibels
+from cxr_compress.lite.int8.layer_snr import COLUMNS, curable_share, decibels, match_operators
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import quantize
 from tests.lite import nets
 from tests.lite.conftest import run
-from tests.lite.int8.test_bias_correction import observed
 
 IMAGES = nets.batch(8, seed=3)
 
 
 def ratio(exact: np.ndarray, other: np.ndarray) -> float:
     return 10 * math.log10(np.square(exact, dtype=np.float64).sum() / np.square(exact - other, dtype=np.float64).sum())
+
+
+def observed(content: bytes, index: int, images: np.ndarray) -> np.ndarray:
+    """An activation of a file on images, in real values; float files as they are."""
+    tensor = read_graphs(content)[0].tensors[index]
+    observer = Observer(content, [index])
+    values = []
+    for image in images:
+        observer.feed(observer.inputs[0], image[np.newaxis])
+        observer.invoke()
+        values.append(observer.view(index)[0].copy())
+    stacked = np.stack(values)
+    return stacked if not tensor.scale else runner.dequantize(stacked, tensor.scale[0], tensor.zero_point[0])
 
 
 def by_index(found: list[LayerSnr]) -> list[LayerSnr]:
@@ -168,3 +181,18 @@ def test_curable_share_is_the_mean_over_channels_of_what_float_takes_away() -> N
     assert curable_share(signal, local * 1000, in_float) == pytest.approx((2 - 0.02) / 2)  # no more than all is lost
     assert curable_share(signal, in_float, local) == 0
     assert curable_share(signal * 0, local, in_float) == 0
+
+
+def test_convert_to_int8_has_a_weight_scale_for_each_filter(chain_files: dict[str, LiteModel]) -> None:
+    graph = read_graphs(chain_files["int8"].content)[0]
+    exact = read_graphs(chain_files["none"].content)[0]
+    for ours, theirs in match_operators(exact, graph):
+        if theirs.kind != "CONV_2D":
+            continue
+        kernel, floats = graph.tensors[theirs.inputs[1]], exact.tensors[ours.inputs[1]].values
+        assert floats is not None
+        filters = kernel.shape[0]
+        largest = np.abs(floats).reshape(filters, -1).max(axis=1)
+        assert len(kernel.scale) == filters > 1
+        assert len(set(kernel.scale)) > 1  # control: one scale for all would be equal numbers
+        np.testing.assert_allclose(kernel.scale, largest / 127, rtol=1e-5)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.evaluate.degradation import logit_distance, weighted_cross_entropy
-from cxr_compress.metrics import mean_auroc, paired_auroc_difference
+from cxr_compress.evaluate.degradation import logit_distance, measure_degradation, training_loss
+from cxr_compress.metrics import mean_auroc
 from cxr_compress.pipeline.search import CandidateScore, SearchSpec, bounds_of, folder_name, score_on_dev, shortened
 from cxr_compress.pipeline.search.spec import keeps, next_budget, rank, worst_of
 from cxr_compress.recipe import Recipe
@@ -148,7 +148,7 @@ def images():
 def test_score_on_dev_is_what_the_metrics_say(images):
     labels, original, worse, patients = images
     found = score_on_dev(labels, worse, original, patients, tflite_bytes=10, macs=20, samples=200)
-    drop = paired_auroc_difference(labels, original, worse, patients, samples=200)
+    drop = measure_degradation(labels, worse, original, patients, samples=200).auroc_drop
     assert found.auroc == mean_auroc(labels, worse)
     assert (found.auroc_drop, found.auroc_drop_high) == (drop.value, drop.high)
     assert found.auroc_drop > 0.02
@@ -224,7 +224,7 @@ def test_logit_distance_is_in_spreads_of_the_original_model():
     assert logit_distance(original * 10, np.asarray(original) * 10) == 0.0
 
 
-def test_weighted_cross_entropy_equals_the_training_loss(images):
+def test_training_loss_equals_that_of_training(images):
     import tensorflow as tf
 
     from cxr_compress.train import weighted_bce
@@ -233,8 +233,8 @@ def test_weighted_cross_entropy_equals_the_training_loss(images):
     weights = np.array([3.0, 0.5], np.float32)
     expected = float(tf.reduce_mean(weighted_bce(weights)(labels, logits)))
     # Float32 sums of 400 terms of about 1 against float64.
-    assert weighted_cross_entropy(labels.astype(np.float64), logits, weights) == pytest.approx(expected, rel=1e-5)
-    assert weighted_cross_entropy(labels.astype(np.float64), logits) != pytest.approx(expected, rel=1e-2)
+    assert training_loss(labels.astype(np.float64), logits, weights) == pytest.approx(expected, rel=1e-5)
+    assert training_loss(labels.astype(np.float64), logits) != pytest.approx(expected, rel=1e-2)
 
 
 def test_shortened_recipe_is_the_same_but_for_its_epochs():

@@ -10,14 +10,13 @@ from typing import Any
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.evaluate import Degradation, Evaluation, check_gate, compare, score_file
-from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.pipeline.stages.original import FIRST_LOOK
 from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
-from cxr_compress.sparsity import size_statement, xnnpack_sparse
+from cxr_compress.sparsity import size_statement
 from cxr_compress.structured import measure_cost
 from cxr_compress.structured.cost import ModelCost
 
@@ -63,7 +62,7 @@ def score(run: RunContext, files: Mapping[str, tuple[Path, Path]], quantization:
             "quantization": dict(quantization),
             "original": _original(run),
             "answers": run.store.facts("export_compressed").get("answers"),
-            "sizes": _sizes(models[last], sources[files[last][1]]),
+            "sizes": _sizes(models[last]),
         }
         write_report(run.store.folder / "report.json", build_report(rows, run.data.dataset, facts=facts))
 
@@ -113,14 +112,14 @@ def _rows(
     ]
 
 
-def _sizes(model: ModelFile, source: keras.Model) -> dict[str, str]:
-    """What zeros do to the compressed file, in words: on the disk, and in XNNPACK."""
+def _sizes(model: ModelFile) -> dict[str, str]:
+    """What zeros do to the compressed file, in words."""
     counted = audit(model.content).sparsity
     bytes_per_weight = {"none": 4, "fp16": 2}.get(model.info.quant_type, 1)
     size = size_statement(
         model.content, weights=counted.weights, zeros=counted.zeros, bytes_per_weight=bytes_per_weight
     )
-    return {"disk": size.sentence, "kernels": xnnpack_sparse(source).sentence}
+    return {"disk": size.sentence}
 
 
 def _budgets(selected: Mapping[str, Any], row: Row) -> dict[str, dict[str, float | None]]:

@@ -40,6 +40,7 @@ _EXTRAS = {
     "tensorflow_model_optimization": "train",
     "ai_edge_litert": "train",
     "h5py": "train",
+    "safetensors": "train",
     "tqdm": "train",
     "matplotlib": "report",
 }

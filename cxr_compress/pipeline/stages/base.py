@@ -19,7 +19,7 @@ from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import DEFAULT_STEPS
 from cxr_compress.lite.graph.canonical import measure_file_bytes
 from cxr_compress.lite.probes import build_probe_pack
-from cxr_compress.models import chexnet, load_model, read_about, tiny_chexnet
+from cxr_compress.models import build, load_model, read_about
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.ownership import refuse_own_source
 from cxr_compress.pipeline.stages.original import look_at_original
@@ -184,7 +184,6 @@ def _pack(survey: KernelSurvey, content: bytes, quant_type: str, progress: Progr
 
 BASE_FILES = ("base.keras",)
 _IMAGE_RANK = 4  # images, height, width, channels
-ARCHITECTURES = {"chexnet": chexnet, "tiny_chexnet": tiny_chexnet}
 # Ranges hardly change the size of a file or the time of a kernel: a few images do.
 _PRICING_IMAGES = 16
 
@@ -264,23 +263,10 @@ def write_probes(run: RunContext, base: Artifacts, path: Path) -> None:
     make_probe_pack(load_model(base.keras_file), path, run.recipe.quant_type, calibration=images, progress=run.log)
 
 
-def architecture(name: str) -> Any:
-    """The builder of a named architecture.
-
-    Raises:
-        CompressionError: an unknown name.
-    """
-    if name not in ARCHITECTURES:
-        raise CompressionError(f"expected a model of {', '.join(sorted(ARCHITECTURES))}, got {name!r}")
-    return ARCHITECTURES[name]
-
-
 def build_untrained(run: RunContext) -> keras.Model:
     """The architecture of the recipe, with random weights."""
     size = run.recipe.input_size
-    return architecture(run.recipe.model)(
-        num_classes=len(run.data.dataset.findings), input_shape=(size, size, run.data.spec.channels)
-    )
+    return build(run.recipe.model, len(run.data.dataset.findings), (size, size, run.data.spec.channels))
 
 
 def image_size(keras_model_file: Path) -> int | None:

@@ -176,7 +176,7 @@ def _search_spec(values: flags.FlagValues, recipe: Recipe) -> SearchSpec:
         max_bytes=None if recipe.target_bytes is None else int(recipe.target_bytes),
         max_latency_ms=recipe.target_latency_ms,
         cheap_epochs=values.search_epochs,
-        finalizts=values.search_finalizts,
+        finalists=values.search_finalists,
     )
 
 

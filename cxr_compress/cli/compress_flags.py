@@ -119,7 +119,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("search", False, "Search budgets instead of running one recipe.", flag_values=values)
     flags.DEFINE_list("search_macs", None, "Shares of the MACs to try; by default seven from 0.5.", flag_values=values)
     flags.DEFINE_integer("search_epochs", 1, "Epochs per training while searching.", flag_values=values)
-    flags.DEFINE_integer("search_finalizts", 3, "Candidates that are recovered in full.", flag_values=values)
+    flags.DEFINE_integer("search_finalists", 3, "Candidates that are recovered in full.", flag_values=values)
     for name, text in _SWITCHES.items():
         flags.DEFINE_boolean(name, None, text, flag_values=values)
     flags.DEFINE_float(

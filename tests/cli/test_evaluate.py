@@ -160,7 +160,7 @@ def test_evaluate_tflite_needs_no_tensorflow(table) -> None:
         (["--input_size=64"], "takes images of 32 px only: leave --input_size out"),
         (["--output_file=gone/eval.json"], "the folder of --output_file, gone, does not exist"),
         (["--options=findings"], "expected --options as name=value, got 'findings'"),
-        (["--options=color=gray"], "color"),
+        (["--options=hue=gray"], "hue"),
         (["extra"], "expected flags only, got 'extra'"),
     ],
 )

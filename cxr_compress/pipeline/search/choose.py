@@ -101,10 +101,10 @@ class Chooser:
             self._cheap.append(self._try(CHEAP, one, f"{number} of {len(candidates)}"))
         for column in sorted({one.column for one in candidates}):
             self._refine(column)
-        for number, finalizt in enumerate(self._ranked(self._cheap), start=1):
-            if number > self.spec.finalizts and self._ranked(self._full):
+        for number, finalist in enumerate(self._ranked(self._cheap), start=1):
+            if number > self.spec.finalists and self._ranked(self._full):
                 break
-            self._full.append(self._try(FULL, finalizt.candidate, f"finalizt {number}"))
+            self._full.append(self._try(FULL, finalist.candidate, f"finalist {number}"))
         passing = self._ranked(self._full)
         if not passing:
             raise self._nothing()

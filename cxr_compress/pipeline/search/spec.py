@@ -54,7 +54,7 @@ class SearchSpec:
             will make up for a part: more keeps more candidates in play, and costs full recoveries that fail.
         cheap_epochs: epochs of each training in the cheap recovery, at most.
         refinements: further budgets, tried between the best that passes and the next smaller one that fails.
-        finalizts: candidates that are recovered in full; more, one by one, only while none of them passes.
+        finalists: candidates that are recovered in full; more, one by one, only while none of them passes.
     """
 
     goal: str = "smallest"
@@ -70,7 +70,7 @@ class SearchSpec:
     allowance: float = 2.0
     cheap_epochs: int = 1
     refinements: int = 2
-    finalizts: int = 3
+    finalists: int = 3
 
     def __post_init__(self) -> None:
         """Check what would else show after hours.
@@ -83,7 +83,7 @@ class SearchSpec:
             _require(share is None or 0 < share <= 1, "macs", "shares in (0, 1]", share)
         for share in self.weight_sparsity:
             _require(0 <= share < 1, "weight_sparsity", "shares in [0, 1)", share)
-        for name, least in (("cheap_epochs", 0), ("refinements", 0), ("finalizts", 1), ("allowance", 1)):
+        for name, least in (("cheap_epochs", 0), ("refinements", 0), ("finalists", 1), ("allowance", 1)):
             _require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
         _require(self.max_auroc_drop >= 0, "max_auroc_drop", "0 or more", self.max_auroc_drop)
         for name in ("margin", "max_loss_rise", "max_logit_distance", "max_bytes", "max_latency_ms"):

@@ -31,7 +31,7 @@ from tests.pipeline.search.judges import ORIGINAL
         ({"weight_sparsity": (1.0,)}, "expected weight_sparsity of a search"),
         ({"max_auroc_drop": -0.1}, "expected max_auroc_drop of a search to be 0 or more; got -0.1"),
         ({"allowance": 0.5}, "expected allowance of a search to be 1 or more; got 0.5"),
-        ({"finalizts": 0}, "expected finalizts of a search to be 1 or more; got 0"),
+        ({"finalists": 0}, "expected finalists of a search to be 1 or more; got 0"),
         ({"margin": 0.0}, "expected margin of a search to be above 0, or None"),
         ({"goal": "best_auroc"}, "expected max_bytes or max_latency_ms of a search to be given with the goal"),
     ],
@@ -214,7 +214,7 @@ def test_score_on_dev_of_classes_takes_the_shares_and_the_categorical_loss():
 
 def test_score_on_dev_of_other_images_is_refused(images):
     labels, original, worse, patients = images
-    with pytest.raises(DataError, match=r"labels and logits must have one shape, got \(200, 2\), \(199, 2\)"):
+    with pytest.raises(DataError, match=r"expected labels and logits of one shape, got \(200, 2\), \(199, 2\)"):
         score_on_dev(labels, worse[1:], original, patients, tflite_bytes=1, macs=1)
 
 

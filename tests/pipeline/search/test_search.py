@@ -76,7 +76,7 @@ def test_search_without_passing_point_scores_no_test_and_names_the_nearest(tmp_p
 
 def test_search_where_full_recovery_fails_goes_on_with_larger_candidates_one_by_one(tmp_path):
     runner = FormulaRunner(cheap_costs=0.1)  # a cheap judgement that lets everything pass
-    found = run(runner, tmp_path, replace(SPEC, finalizts=1))
+    found = run(runner, tmp_path, replace(SPEC, finalists=1))
     assert runner.of("full") == sorted(runner.of("full"))
     assert runner.of("full")[-1] == found.recipe.target_macs == 0.25
     assert len(runner.of("full")) > 1

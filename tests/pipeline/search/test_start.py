@@ -28,7 +28,7 @@ RECIPE = make_recipe(
 # Models of one epoch keep nothing: what is tried, kept and scored is tested here, not how good it is.
 LOOSE = SearchSpec(
     macs=(0.6, 0.3), max_auroc_drop=0.9, margin=None, max_loss_rise=None, max_logit_distance=None,
-    cheap_epochs=0, refinements=0, finalizts=1,
+    cheap_epochs=0, refinements=0, finalists=1,
 )  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_evaluate_tflite_needs_no_tensorflow(table) -> None:
         (["--model="], "expected --model, got none"),
         (["--model=gone.tflite"], "expected --model to be a file, got 'gone.tflite'"),
         (["--model=model.onnx"], "expected --model as a file that ends in .tflite, .keras, .h5, .hdf5"),
-        (["--dataset=mimic"], "expected a --dataset of kermany, nih"),
+        (["--dataset=mimic"], "expected a --dataset of chexpert, csv"),
         (["--data_dir=gone"], "expected --data_dir to exist, got 'gone'"),
         (["--by=machine"], "expected --by as some of source, sex, age, view, or auto; got 'machine'"),
         (["--by=view"], "csv does not say the view of its test images (it says: source, sex, age); correct --by"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.data.readers.nih import NIH_FINDINGS
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.errors import ModelFileError
 from cxr_compress.models.architectures import HEAD_NAME
 from cxr_compress.models.imports.base import (

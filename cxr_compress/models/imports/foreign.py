@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr_compress.data.readers.nih import NIH_FINDINGS
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.errors import DataError, ModelFileError
 from cxr_compress.models.about import ModelAbout
 from cxr_compress.models.architectures import HEAD_NAME, build

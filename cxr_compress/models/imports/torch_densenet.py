@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr_compress.data.readers.nih import NIH_FINDINGS
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
 from cxr_compress.models.architectures import DENSENET169_BLOCKS, DENSENET_EPSILON, HEAD_NAME

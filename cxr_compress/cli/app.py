@@ -15,12 +15,14 @@ import re
 import sys
 import tempfile
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
+from cxr_compress import __version__
 from cxr_compress.cli.help import SHARED_FLAGS, HelpKind, asked_help, help_text
 from cxr_compress.cli.signals import Arrived, exit_code, handled, word
 from cxr_compress.errors import CompressionError
@@ -40,6 +42,7 @@ _EXTRAS = {
     "tensorflow_model_optimization": "train",
     "ai_edge_litert": "train",
     "h5py": "train",
+    "safetensors": "train",
     "tqdm": "train",
     "matplotlib": "report",
 }
@@ -54,6 +57,9 @@ FLAG_OWNERS = {
     "activation": "cxr_train",
 }
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z_0-9]*)")
+
+# Control and format characters, halves of a character, and separators of lines.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 DefineFlags = Callable[[flags.FlagValues], None]
 Run = Callable[[flags.FlagValues, list[str]], int]
@@ -70,7 +76,7 @@ def run_command(
 
     A console script is two lines: ``def main(argv=None) -> int: return run_command("cxr_x", __doc__, _define, _run,
     argv)``. Every call has flags of its own, so several commands live in one process (absl's global FLAGS stay
-    untouched). The shared flags --format, --debug, --flagfile and --help are added here.
+    untouched). The shared flags --format, --debug, --flagfile, --help and --version are added here.
 
     Args:
         name: of the command, for messages.
@@ -107,9 +113,18 @@ def reader_options(texts: Sequence[str]) -> dict[str, str]:
 
 def print_error(name: str, text: str) -> None:
     """Write one line `name: text` to stderr, whatever line breaks or odd characters the text has."""
-    line = f"{name}: {' '.join(text.split())}\n"
+    if sys.stderr is None:  # closed
+        return
     with contextlib.suppress(OSError):  # no one reads it any more, or the terminal is gone
-        sys.stderr.write(line.encode("utf-8", "backslashreplace").decode("utf-8"))
+        sys.stderr.write(f"{name}: {printable(' '.join(text.split()))}\n")
+
+
+def printable(text: str) -> str:
+    """A text with every control character as an escape: a file's name must not move the cursor or forge a line."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _UNPRINTABLE else letter
+        for letter in text
+    )
 
 
 def _make_flags(define_flags: DefineFlags) -> flags.FlagValues:
@@ -131,7 +146,12 @@ def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, argu
     """Show the help or run the command."""
     _survive_odd_names(sys.stdout)
     _survive_odd_names(sys.stderr)
+    if sys.stdout is None:
+        raise CompressionError("stdout is closed, so results have nowhere to go: leave it open, or send it to a file")
     kind = asked_help(arguments)
+    if "--version" in itertools.takewhile(lambda argument: argument != "--", arguments):
+        print(f"{name} {__version__}")
+        return EXIT_OK
     if kind is not HelpKind.NONE:
         sys.stdout.write(help_text(name, doc, values, kind))
         return EXIT_OK

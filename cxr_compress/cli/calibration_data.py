@@ -15,8 +15,8 @@ from absl import flags
 from cxr_compress.cli.app import Say, UsageError, reader_options
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
 from cxr_compress.data.cache import open_cache_file
+from cxr_compress.data.readers.base import read_dataset
 from cxr_compress.data.readers.csv_table import OTHER_NAMES, RESERVED
-from cxr_compress.data.readers.load import read_dataset
 from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES

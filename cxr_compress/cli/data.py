@@ -15,12 +15,15 @@ split writes a table of the splits that --dataset=csv reads again (--data_dir fo
 divided anew: by patient, stratified by each patient's rarest finding, the same for a seed on every machine.
 
 cxr_data cache --help and cxr_data fetch --help show the flags of those two.
+
+Data sets, and what --options=name=value,... takes for each:
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -45,9 +48,8 @@ from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.progress import Meter
 from cxr_compress.data.checks import count_images, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
-from cxr_compress.data.readers.base import Missing
+from cxr_compress.data.readers.base import COMMON_OPTIONS, DATASETS, Missing, read_dataset
 from cxr_compress.data.readers.csv_table import table_bytes
-from cxr_compress.data.readers.load import read_dataset
 from cxr_compress.data.splits import divide, join_splits
 from cxr_compress.files import write_bytes, write_text
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
-    doc, define_own, run = _commands().get(verb, (__doc__, _define_split, _refuse))
+    doc, define_own, run = _commands().get(verb, (_help_with_datasets(), _define_split, _refuse))
 
     def define_flags(values: flags.FlagValues) -> None:
         # Only those of the verb: cache and fetch both have a --size, each of its own kind.
@@ -75,11 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands() -> dict[str, tuple[str | None, DefineFlags, Run]]:
     """Verb -> help, flags, work."""
     return {
-        "check": (__doc__, _define_nothing, _check),
-        "split": (__doc__, _define_split, _split),
+        "check": (_help_with_datasets(), _define_nothing, _check),
+        "split": (_help_with_datasets(), _define_split, _split),
         "cache": (data_cache.__doc__, data_cache.define_flags, data_cache.run),
         "fetch": (data_fetch.__doc__, data_fetch.define_flags, data_fetch.run),
     }
+
+
+def _help_with_datasets() -> str:
+    """The help of this command, with the readers that are registered now, a plug-in's too."""
+    lines = [f"    {name}: {text}" for name, text in COMMON_OPTIONS.items()]
+    for name, reader in DATASETS.items():
+        own = {option: text for option, text in reader.options.items() if option not in COMMON_OPTIONS}
+        lines += [f"  {name}: {reader.help}", *(f"    {option}: {text}" for option, text in own.items())]
+    wrapped = (textwrap.fill(line, 120, subsequent_indent=" " * 8) for line in lines)
+    return "\n".join([(__doc__ or "").rstrip(), *wrapped, ""])
 
 
 def _define_nothing(values: flags.FlagValues) -> None:

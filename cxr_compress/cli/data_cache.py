@@ -21,7 +21,7 @@ from cxr_compress.cli.output import write_results
 from cxr_compress.cli.progress import Meter
 from cxr_compress.data.cache import build_cache, verify_cache
 from cxr_compress.data.dataset import Dataset, Split
-from cxr_compress.data.readers.load import DATASETS, load_dataset
+from cxr_compress.data.readers.base import DATASETS, load_dataset
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.files import check_writable
 

@@ -1,5 +1,7 @@
 """What the console scripts call: a command in a process of its own, watched by one that survives it.
 
+A new command is a module `cxr_compress/cli/NAME.py` with a `main`, and a line in setup.cfg that points here.
+
 The runtime, the converter, TensorFlow and image decoders are native code: a crash there, or a kill for want of memory,
 ends a process without a word. The watching process then says in one line what happened and where. It also sets the
 handlers of signals before anything slow is imported, so that Ctrl-C in the first second is a line and no traceback.
@@ -119,10 +121,8 @@ def _place(traceback: IO[bytes]) -> str:
     return f" in {frame[3]} ({frame[1]}, line {frame[2]})" if frame else ""
 
 
-benchmark, compress, convert, data, evaluate, import_weights, inspect, predict, train, verify = (
-    functools.partial(start, command)
-    for command in (
-        *("benchmark", "compress", "convert", "data", "evaluate", "import_weights", "inspect", "predict", "train"),
-        "verify",
-    )
-)
+def __getattr__(name: str) -> Callable[[], int]:
+    """What a console script calls: `cxr_compress.cli.entry:NAME` runs `main` of `cxr_compress/cli/NAME.py`."""
+    if name.startswith("_"):  # what Python and its tools ask of any module
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return functools.partial(start, name)

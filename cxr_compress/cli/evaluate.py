@@ -90,7 +90,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     help_text = "Write labels and logits of every image as CSV: images by number, patients hashed, no names."
     text("predictions_file", None, help_text, flag_values=values)
     help_text = "Threads; default: one for a .tflite, as on the device, and all cores for the rest."
-    number("threads", None, help_text, lower_bound=1, flag_values=values)
+    number("num_threads", None, help_text, lower_bound=1, flag_values=values)
     define_delegate_flag(values)
     flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
     flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
@@ -118,7 +118,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         images = decode_split(
             split,
             opened.model.spec,
-            workers=values.threads,
+            workers=values.num_threads,
             progress=progress.counting("read"),
             cache_dir=values.cache_dir,
         )
@@ -244,10 +244,10 @@ def _open(path: Path, values: flags.FlagValues, dataset: Dataset, say: Say) -> O
         if given:
             raise UsageError(f"a .tflite says itself what it means: leave --{given[0]} out")
         size, delegate = values.input_size, values.delegate
-        return open_tflite(path, say, threads=values.threads or 1, input_size=size, delegate=delegate)
+        return open_tflite(path, say, num_threads=values.num_threads or 1, input_size=size, delegate=delegate)
 
     def dev(spec: PreprocessSpec) -> Dev:
-        images = decode_split(dataset.dev, spec, workers=values.threads, cache_dir=values.cache_dir)
+        images = decode_split(dataset.dev, spec, workers=values.num_threads, cache_dir=values.cache_dir)
         return images, dataset.dev.labels, dataset.dev.patients, _columns(values, dataset)
 
     return open_keras(path, values, dev, say)

@@ -58,6 +58,7 @@ def help_text(name: str, doc: str, values: flags.FlagValues, kind: HelpKind) -> 
     if kind is HelpKind.FULL:
         lines += ["", "flags of every command:", *_flag_lines(values, list(SHARED_FLAGS))]
         lines += ["  --[help|helpshort|helpfull]: Show this help, or the first part of it."]
+        lines += ["  --version: Show the version and stop."]
     else:
         lines += ["", f"{name} --helpfull shows {', '.join('--' + shared for shared in SHARED_FLAGS)} too."]
     return "\n".join(lines) + "\n"

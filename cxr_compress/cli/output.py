@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.app import UsageError, print_error
+from cxr_compress.cli.app import UsageError, print_error, printable
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import check_writable, special_kind
@@ -36,7 +36,8 @@ def write_results(
         form: "table", "json" or "csv".
         document: JSON-ready; NaN and infinity are printed as null, which JSON has instead.
         headers: of the columns, for csv as they are; for a table "_" becomes a space.
-        rows: cells; None prints as empty, floats are shown with 4 digits in a table, in full in csv.
+        rows: cells; None prints as empty, floats are shown with 4 digits in a table, in full in csv. Control characters
+            of a text are escapes in a table.
         intended_use: the sentence.
     """
     if form == "json":
@@ -69,7 +70,7 @@ def _cell(cell: Any) -> str:
         return ""
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, float) else printable(str(cell))
 
 
 def _aligned(rows: Sequence[Sequence[Any]]) -> list[str] | None:

@@ -13,9 +13,12 @@ from absl import flags
 
 from cxr_compress.cli.app import UsageError
 from cxr_compress.errors import CompressionError
-from cxr_compress.recipe import PRESETS, Recipe, make_recipe
+from cxr_compress.models import architectures  # noqa: F401 - what --model may be
+from cxr_compress.recipe import Recipe, make_recipe
 from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, find_entry
 
+# What a command wants to hear where no recipe file says it.
+_ASKED = ("model", "dataset")
 _BUDGET = ("target_macs", "target_params", "target_bytes", "target_latency_ms")
 
 
@@ -91,10 +94,9 @@ def heading(section: str) -> str:
 
 
 def help_of(entry: Entry) -> str:
-    """The help of a flag, with its choices where the sentence does not name them."""
-    names = entry.option.names
-    unnamed = [name for name in names if name not in entry.option.help]
-    return f"{entry.option.help} One of {', '.join(names)}." if unnamed else entry.option.help
+    """The help of a flag, with the usual texts where others are allowed; absl shows those of a closed choice."""
+    usual = ", ".join(entry.option.names) if entry.option.open_choices else ""
+    return f"{entry.option.help} One of {usual}." if usual else entry.option.help
 
 
 def default_text(entry: Entry) -> str:
@@ -115,7 +117,7 @@ def _section(entry: Entry) -> str:
 def _define(values: flags.FlagValues, entry: Entry, default: Any) -> None:
     names, kind, text = entry.option.names, entry.type, help_of(entry)
     shared: dict[str, Any] = {"flag_values": values, "module_name": _section(entry)}
-    if default is None and (usual := default_text(entry)):
+    if default is None and entry.flag not in _ASKED and (usual := default_text(entry)):
         text = f"{text} (default: {usual})"
     if names and not entry.option.open_choices:
         flags.DEFINE_enum(entry.flag, default or None, names, text, **shared)
@@ -203,10 +205,10 @@ def _check_start(values: flags.FlagValues) -> None:
     """What a recipe without a file cannot do without."""
     if values.model is None and values.keras_model_file is None:
         raise UsageError("expected --model=NAME to train one or --keras_model_file=FILE to start from; got neither")
-    known = find_entry("model").option.names or PRESETS
+    known = find_entry("model").option.names
     if values.model is not None and values.keras_model_file is None and values.model not in known:
         raise UsageError(
-            f"expected a --model of {', '.join(sorted(known))}, got {values.model!r}; any other Keras model comes in "
+            f"expected a --model of {', '.join(known)}, got {values.model!r}; any other Keras model comes in "
             "as --keras_model_file"
         )
     if values.dataset is None:

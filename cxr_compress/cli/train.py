@@ -33,6 +33,7 @@ from cxr_compress.data.dataset import match_findings
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.files import check_keras_file, check_writable
+from cxr_compress.models.architectures import MODELS, describe_architectures
 
 if TYPE_CHECKING:
     from cxr_compress.train.transfer import TrainingPlan
@@ -68,8 +69,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     text(
         "model",
         None,
-        "Network to build: chexnet (DenseNet121), densenet169, resnet50, mobilenet_v2, efficientnet_lite0 or "
-        "tiny_chexnet.",
+        f"Network to build. {describe_architectures()}.",
         flag_values=values,
     )
     text("keras_model_file", None, "Start from this model; a head of another size is replaced.", flag_values=values)
@@ -156,6 +156,8 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
         raise UsageError(f"expected flags only, got {arguments[0]!r}")
     if (values.model is None) == (values.keras_model_file is None):
         raise UsageError("expected --model=NAME to build a network, or --keras_model_file=FILE to start from; not both")
+    if values.model is not None and values.model not in MODELS:
+        raise UsageError(f"expected a --model of {', '.join(MODELS)}; got {values.model!r}")
     for name in ("dataset", "data_dir", "output_dir"):
         if not values[name].value:
             raise UsageError(f"expected --{name}, got none")

@@ -2,10 +2,10 @@
 
 from cxr_compress.data.cache import decode_split
 from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.readers.base import DATASETS, NIH_FINDINGS, Request, load_dataset, register_reader
 from cxr_compress.data.readers.chexpert import CHEXPERT_FINDINGS
 from cxr_compress.data.readers.kermany import load_kermany
-from cxr_compress.data.readers.load import DATASETS, load_dataset
-from cxr_compress.data.readers.nih import NIH_FINDINGS, Box, load_nih, read_boxes
+from cxr_compress.data.readers.nih import Box, load_nih, read_boxes
 from cxr_compress.data.readers.phantom import load_phantom, write_phantom
 from cxr_compress.data.readers.phantom_image import PHANTOM_FINDINGS
 
@@ -16,6 +16,7 @@ __all__ = [
     "PHANTOM_FINDINGS",
     "Box",
     "Dataset",
+    "Request",
     "Split",
     "decode_split",
     "load_dataset",
@@ -23,5 +24,6 @@ __all__ = [
     "load_nih",
     "load_phantom",
     "read_boxes",
+    "register_reader",
     "write_phantom",
 ]

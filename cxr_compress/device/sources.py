@@ -224,39 +224,47 @@ def look_into(folder: str | Path, *, deep: bool = True) -> FolderContent:
         raise DataError(f"{folder} is no folder; give a folder of images")
     images: list[Path] = []
     not_read: list[NotRead] = []
-    for found in _walk(folder, deep=deep, seen=set(), top=True):
-        if isinstance(found, NotRead):
-            not_read.append(found)
+    for entry in _walk(folder, deep=deep):
+        if isinstance(entry, NotRead):
+            not_read.append(entry)
         else:
-            images.append(found)
+            images.append(entry)
     return FolderContent(tuple(sorted(images)), tuple(sorted(not_read, key=lambda entry: entry.path)))
 
 
-def _walk(folder: Path, *, deep: bool, seen: set[tuple[int, int]], top: bool = False) -> Iterator[Path | NotRead]:
+def _walk(top: Path, *, deep: bool) -> Iterator[Path | NotRead]:
     """Images and what is none; a folder that was seen by another way, or that links back to itself, gives nothing."""
-    try:
-        about = folder.stat()
-        if (about.st_dev, about.st_ino) in seen:
-            return
-        seen.add((about.st_dev, about.st_ino))
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        if top:
-            raise DataError(f"{folder}: cannot be opened: {error.strerror or error}") from error
-        yield NotRead(folder, "folders that cannot be opened", error.strerror or str(error))
-        return
-    # Links last: where a folder is reached both ways, its images have the names that lead there directly.
-    paths = sorted((path for path in entries if not path.name.startswith(_HIDDEN)), key=os.path.islink)
-    for path in paths:
-        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder above it may not be searched
-            yield from _judge(path)
-        elif deep:
-            yield from _walk(path, deep=deep, seen=seen)
-        else:
-            yield NotRead(path, "sub-folders", "is a folder inside of a folder of images")
+    seen: set[tuple[int, int]] = set()
+    waiting = [top]  # a list, not recursion: folders may lie in folders more deeply than Python calls itself
+    while waiting:
+        folder = waiting.pop()
+        try:
+            about = folder.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            if folder is top:
+                raise DataError(f"{folder}: cannot be opened: {error.strerror or error}") from error
+            yield NotRead(folder, "folders that cannot be opened", error.strerror or str(error))
+            continue
+        folders = []
+        for path in entries:
+            if path.name.startswith(_HIDDEN):
+                continue
+            if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder above it may not be searched
+                yield from _look_at(path)
+            elif deep:
+                folders.append(path)
+            else:
+                yield NotRead(path, "sub-folders", "is a folder inside of a folder of images")
+        # The last is looked into next. Links come after all else of their folder: where a folder is reached both ways,
+        # its images have the names that lead there directly.
+        waiting += reversed(sorted(folders, key=os.path.islink))
 
 
-def _judge(path: Path) -> Iterable[Path | NotRead]:
+def _look_at(path: Path) -> Iterable[Path | NotRead]:
     """An image, or why not."""
     try:
         mode = path.stat().st_mode

@@ -218,7 +218,7 @@ def static_shape(
         CompressionError: `input_size` is missing where it is needed, or contradicts the shape.
     """
     # Here and not above, as in `freeze`.
-    from cxr_compress.models.input_shape import require_image_input
+    from cxr_compress.models.original import require_image_input
 
     height, width, channels = require_image_input(shape, any_channels=True)
     batch = shape[0]

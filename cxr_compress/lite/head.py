@@ -103,13 +103,13 @@ def read_frozen_head(frozen: FrozenFunction, *, positive: int | None = None) -> 
             f"the softmax over two classes became one logit, that of class {first} less that of class {1 - first}; its "
             f"sigmoid is the old probability of class {first}"
         )
-        return made, HeadChange("softmax", kind, 1, True, note)
+        return made, HeadChange("softmax", kind, 1, note)
     if kind:
         softmax = kind != "Sigmoid"
         what = f"one softmax over the {outputs}" if softmax else f"the sigmoid of each of the {outputs}"
         note = f"the {kind} at the end of the graph was taken off; {what} logits is what it gave"
         made = _cut(frozen, sources)
-        return made, HeadChange("softmax" if softmax else "sigmoid", kind, outputs, True, note, exclusive=softmax)
+        return made, HeadChange("softmax" if softmax else "sigmoid", kind, outputs, note, exclusive=softmax)
     found, near = examine(frozen), _squashed_near(_output(frozen).op, set())
     if found not in (PROBABILITIES, SHARES):
         if near:
@@ -117,7 +117,7 @@ def read_frozen_head(frozen: FrozenFunction, *, positive: int | None = None) -> 
                 f"expected a graph that ends in logits or probabilities, its end computes something else from what "
                 f"{near} gives: export a model that ends in a Dense layer of logits"
             )
-        return replace(frozen, gives="logits"), HeadChange("", "", outputs, True, "")
+        return replace(frozen, gives="logits"), HeadChange("", "", outputs)
     exclusive, kept = found == SHARES, replace(frozen, gives="probabilities", last_activation="")
     share = ", and each row sums to 1" if exclusive else ""
     note = f"the outputs are kept as the probabilities that they are (for {PROBES} inputs they stay in [0, 1]{share})"
@@ -125,7 +125,7 @@ def read_frozen_head(frozen: FrozenFunction, *, positive: int | None = None) -> 
         first = _require_positive(positive, "pair of probabilities")
         kept, exclusive, outputs = _one_column(kept, first), False, 1
         note = f"{note}; that of class {first} is left"
-    return kept, HeadChange("", "", outputs, True, note, gives="probabilities", exclusive=exclusive)
+    return kept, HeadChange("", "", outputs, note, gives="probabilities", exclusive=exclusive)
 
 
 def frozen_pair(frozen: FrozenFunction) -> bool:

@@ -1,144 +1,114 @@
-"""CheXNet: DenseNet121 over a chest image, ending in one logit per finding, and small variants of the same network.
+"""The networks that can be built by name: `--model` of every command, weights import and experiments read this table.
 
-The graph is that of Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), with the layer names
-of ``tf_keras.applications.DenseNet121``, so that weights move between the two by name or by order. It ends in logits
-and not in probabilities: an int8 sigmoid knows only 256 values, which ruins the ranking of rare findings.
+Importing it loads no Keras, so that flags and their help can list the names at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.keras2 import keras
-from cxr_compress.models.input_shape import check_classes, check_input_shape
+from cxr_compress.recipe.fields import provide_choices
 
-HEAD_NAME = "logits"
-BN_EPSILON = 1.001e-5  # of the published weights; tf_keras's applications use it too
-# As CheXNet was trained (PyTorch's 0.1): Keras's own 0.99 takes 500 steps to forget its start, all of a short training.
-BN_MOMENTUM = 0.9
-_CHANNEL_MULTIPLE = 4
+HEAD_NAME = "logits"  # of the last layer of every network, a Dense layer without activation
+DENSENET169_BLOCKS = (6, 12, 32, 32)
+# Of batch normalization in the published weights, which the importers of weights compare with.
+DENSENET_EPSILON, EFFICIENTNET_EPSILON = 1.001e-5, 1e-3
 
-
-class _Widths(NamedTuple):
-    """Channel counts that ``width`` scales: first convolution, channels added per layer, and the 1x1 in between."""
-
-    stem: int
-    growth: int
-    bottleneck: int
+Build = Callable[[int, Sequence[int | None]], Any]
+_B = TypeVar("_B", bound=Callable[..., Any])
 
 
-def chexnet(
-    num_classes: int = 14,
-    input_shape: Sequence[int | None] = (224, 224, 3),
-    *,
-    width: float = 1.0,
-    blocks: Sequence[int] = (6, 12, 24, 16),
-    name: str = "chexnet",
-) -> Any:
-    """Build a randomly initialized CheXNet whose output are the logits of ``num_classes`` findings.
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built by name.
 
-    With default arguments it is DenseNet121 with a Dense head: 7,051,854 parameters, 2.83 G multiply-accumulates at
-    224 px. A smaller ``width`` costs accuracy and saves about its square in parameters and time; fewer ``blocks``
-    layers save less and keep more.
+    Attributes:
+        build: from (num_classes, input_shape) to a `keras.Model` with random weights, see `build`.
+        help: what it is, in a few words for a list of networks.
+    """
+
+    build: Build
+    help: str
+
+
+MODELS: dict[str, Architecture] = {}
+# Recipes list the names, those of plug-ins too, and know nothing of networks.
+provide_choices("architecture", lambda: tuple(MODELS))
+
+
+def register_architecture(name: str, *, help: str) -> Callable[[_B], _B]:
+    """Make a network of your own one that `--model` takes: decorate the function that builds it.
+
+    The function gets the number of findings and (height, width, channels), and returns a functional or Sequential
+    `keras.Model` that ends in a Dense layer called "logits", without activation.
 
     Args:
-        num_classes: Findings, each with a logit of its own (images may show several at once).
-        input_shape: (height, width, channels) of the float32 image after ``device.preprocess``; height and width may be
-            None (any size from 32 px up), since the network is fully convolutional before its pooling.
-        width: Scales stem (64), growth (32) and bottleneck (128) channels; each is rounded to the nearest multiple of
-            4 and is never below 4. Transitions halve whatever arrives.
-        blocks: Dense layers per block; a transition (BN, ReLU, 1x1 convolution, 2x2 mean) stands between two blocks.
-        name: Of the model.
+        name: as it is given to `--model`.
+        help: what it is, in a few words for a list of networks.
+
+    Raises:
+        CompressionError: the name is taken.
+    """
+    if name in MODELS:
+        raise CompressionError(f"the architecture {name!r} is registered twice: give one of the two another name")
+
+    def register(build: _B) -> _B:
+        MODELS[name] = Architecture(build, help)
+        return build
+
+    return register
+
+
+def build(name: str, num_classes: int, input_shape: Sequence[int | None]) -> Any:
+    """Build a network of `MODELS` with random weights.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: findings, each with a logit of its own.
+        input_shape: (height, width, channels) of the float32 image; height and width may be None.
 
     Returns:
-        A ``keras.Model`` from (batch, height, width, channels) to float32 (batch, num_classes).
+        A `keras.Model` from (batch, height, width, channels) to float32 logits (batch, num_classes).
 
     Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
+        CompressionError: no such network, or an argument is out of range.
     """
-    _check_arguments(num_classes, input_shape, width, blocks)
-    widths = _Widths(*(_scaled(base, width) for base in (64, 32, 128)))
-    inputs = keras.Input(shape=tuple(input_shape), name="image")
-    x = _stem(inputs, widths.stem)
-    for stage, layers in enumerate(blocks, start=2):
-        if stage > 2:  # noqa: PLR2004 - the first dense block is called conv2
-            x = _transition(x, f"pool{stage - 1}")
-        for index in range(layers):
-            x = _dense_layer(x, widths, f"conv{stage}_block{index + 1}")
-    x = _norm_relu(x, "bn", "relu")
-    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    return keras.Model(inputs, keras.layers.Dense(num_classes, name=HEAD_NAME)(x), name=name)
+    if name not in MODELS:
+        raise CompressionError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    return MODELS[name].build(num_classes, input_shape)
 
 
-def tiny_chexnet(num_classes: int = 1, input_shape: Sequence[int | None] = (64, 64, 3)) -> Any:
-    """Build the small CheXNet of the demo and the tests: a true DenseNet with three transitions.
-
-    Under 300,000 parameters, so that two CPU cores train it in minutes at 64 px; it is no substitute for the full
-    network where the findings are small or rare.
-
-    Args:
-        num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None.
-
-    Raises:
-        CompressionError: As ``chexnet``.
-    """
-    return chexnet(num_classes, input_shape, width=0.5, blocks=(2, 4, 6, 4), name="tiny_chexnet")
+def describe_architectures() -> str:
+    """All names, each with its few words, for the help of a flag."""
+    return "; ".join(f"{name}: {architecture.help}" for name, architecture in MODELS.items())
 
 
-def _check_arguments(num_classes: int, input_shape: Sequence[int | None], width: float, blocks: Sequence[int]) -> None:
-    check_classes(num_classes)
-    if not width > 0:
-        raise CompressionError(f"width must be above 0, got {width}: 1.0 is DenseNet121, 0.5 half its channels")
-    if not blocks or min(blocks) < 1:
-        raise CompressionError(f"blocks must be positive layer counts such as (6, 12, 24, 16), got {tuple(blocks)}")
-    check_input_shape(input_shape)
+def _from_networks(name: str) -> Build:
+    """Build by a function of `networks`, which is imported when a network is built: it loads Keras."""
+
+    def build_network(num_classes: int, input_shape: Sequence[int | None]) -> Any:
+        networks = importlib.import_module("cxr_compress.models.networks")
+        return getattr(networks, name)(num_classes, input_shape)
+
+    return build_network
 
 
-def _scaled(base: int, width: float) -> int:
-    """Nearest multiple of 4 (halves up) that is at least 4: int8 kernels work on groups of four channels."""
-    return max(_CHANNEL_MULTIPLE, int(base * width / _CHANNEL_MULTIPLE + 0.5) * _CHANNEL_MULTIPLE)
+for _name, _help in (
+    ("chexnet", "DenseNet121, 7.0 million parameters, 2.8 G multiply-accumulates at 224 px"),
+    ("densenet169", "12.6 million, 3.4 G"),
+    ("resnet50", "23.6 million, 3.9 G"),
+    ("mobilenet_v2", "2.3 million, 0.3 G"),
+    ("efficientnet_lite0", "3.4 million, 0.4 G"),
+    ("tiny_chexnet", "a DenseNet for demos and tests, 0.26 million"),
+):
+    register_architecture(_name, help=_help)(_from_networks(_name))
 
 
-def _norm_relu(x: Any, norm_name: str, relu_name: str) -> Any:
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=BN_EPSILON, name=norm_name)(x)
-    return keras.layers.Activation("relu", name=relu_name)(x)
-
-
-def _stem(inputs: Any, channels: int) -> Any:
-    """7x7 convolution and 3x3 maximum, both with stride 2, zero-padded by hand as in the published network."""
-    x = keras.layers.ZeroPadding2D(3, name="conv1_pad")(inputs)
-    x = keras.layers.Conv2D(channels, 7, strides=2, use_bias=False, name="conv1/conv")(x)
-    x = _norm_relu(x, "conv1/bn", "conv1/relu")
-    x = keras.layers.ZeroPadding2D(1, name="pool1_pad")(x)
-    return keras.layers.MaxPooling2D(3, strides=2, name="pool1")(x)
-
-
-def _dense_layer(x: Any, widths: _Widths, name: str) -> Any:
-    """BN-ReLU-1x1, BN-ReLU-3x3, and the result appended to everything that came before."""
-    new = _norm_relu(x, f"{name}_0_bn", f"{name}_0_relu")
-    new = keras.layers.Conv2D(widths.bottleneck, 1, use_bias=False, name=f"{name}_1_conv")(new)
-    new = _norm_relu(new, f"{name}_1_bn", f"{name}_1_relu")
-    new = keras.layers.Conv2D(widths.growth, 3, padding="same", use_bias=False, name=f"{name}_2_conv")(new)
-    return keras.layers.Concatenate(name=f"{name}_concat")([x, new])
-
-
-def _transition(x: Any, name: str) -> Any:
-    channels = x.shape[-1] // 2
-    x = _norm_relu(x, f"{name}_bn", f"{name}_relu")
-    x = keras.layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_conv")(x)
-    return keras.layers.AveragePooling2D(2, strides=2, name=f"{name}_pool")(x)
-
-
-STEM_FILTERS = 32
-HEAD_FILTERS = 1280
-EFFICIENTNET_BN_EPSILON = 1e-3  # of the published weights
-
-
-class _Stage(NamedTuple):
+class EfficientNetStage(NamedTuple):
     """Blocks of one width: how many, the side of their depthwise kernel, the stride of the first, and their filters."""
 
     repeats: int
@@ -148,166 +118,21 @@ class _Stage(NamedTuple):
     filters: int
 
 
-_STAGES = (
-    _Stage(1, 3, 1, 1, 16),
-    _Stage(2, 3, 2, 6, 24),
-    _Stage(2, 5, 2, 6, 40),
-    _Stage(3, 3, 2, 6, 80),
-    _Stage(3, 5, 1, 6, 112),
-    _Stage(4, 5, 2, 6, 192),
-    _Stage(1, 3, 1, 6, 320),
+_EFFICIENTNET_LITE0 = (
+    EfficientNetStage(1, 3, 1, 1, 16),
+    EfficientNetStage(2, 3, 2, 6, 24),
+    EfficientNetStage(2, 5, 2, 6, 40),
+    EfficientNetStage(3, 3, 2, 6, 80),
+    EfficientNetStage(3, 5, 1, 6, 112),
+    EfficientNetStage(4, 5, 2, 6, 192),
+    EfficientNetStage(1, 3, 1, 6, 320),
 )
 
 
-def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 224, 3)) -> Any:
-    """Build a randomly initialized EfficientNet-Lite0 whose output are the logits of ``num_classes`` findings.
-
-    3,413,024 parameters and the head's 1281 per finding (4.69 million with ImageNet's 1000 classes), 0.38 G
-    multiply-accumulates at 224 px: a seventh of CheXNet's, at some cost in accuracy. The drop-out and stochastic depth
-    of the original training are left out: they are no part of the network that is delivered.
-
-    Args:
-        num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels) of the float32 image; height and width may be None. Sides that are a
-            multiple of 32 px pad alike everywhere; others may differ by a pixel from ports with a fixed padding.
-
-    Returns:
-        A ``keras.Model`` from (batch, height, width, channels) to float32 (batch, num_classes).
-
-    Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
-    """
-    check_classes(num_classes)
-    inputs = keras.Input(shape=check_input_shape(input_shape), name="image")
-    x = keras.layers.Conv2D(STEM_FILTERS, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(inputs)
-    x = _norm(x, "stem", relu=True)
-    for number, stage, stride in numbered_blocks():
-        x = _block(x, stage, stride, f"block{number}")
-    x = keras.layers.Conv2D(HEAD_FILTERS, 1, use_bias=False, name="head_conv")(x)
-    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(_norm(x, "head", relu=True))
-    return keras.Model(inputs, keras.layers.Dense(num_classes, name=HEAD_NAME)(x), name="efficientnet_lite0")
-
-
-def numbered_blocks() -> Iterator[tuple[int, _Stage, int]]:
-    """Yield number from 1, stage and stride of every block in the order of the network."""
+def efficientnet_lite0_blocks() -> Iterator[tuple[int, EfficientNetStage, int]]:
+    """Yield number from 1, stage and stride of every block of EfficientNet-Lite0, in the order of the network."""
     number = 0
-    for stage in _STAGES:
+    for stage in _EFFICIENTNET_LITE0:
         for repeat in range(stage.repeats):
             number += 1
             yield number, stage, stage.stride if repeat == 0 else 1
-
-
-def _norm(x: Any, name: str, *, relu: bool) -> Any:
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=EFFICIENTNET_BN_EPSILON, name=f"{name}_bn")(x)
-    return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
-
-
-def _block(x: Any, stage: _Stage, stride: int, name: str) -> Any:
-    """Widen (1x1), filter each channel by itself, narrow (1x1); what came in is added where shapes allow."""
-    came_in, channels = x, x.shape[-1]
-    if stage.expansion > 1:
-        x = keras.layers.Conv2D(channels * stage.expansion, 1, use_bias=False, name=f"{name}_expand_conv")(x)
-        x = _norm(x, f"{name}_expand", relu=True)
-    x = keras.layers.DepthwiseConv2D(
-        stage.kernel, strides=stride, padding="same", use_bias=False, name=f"{name}_depthwise_conv"
-    )(x)
-    x = _norm(x, f"{name}_depthwise", relu=True)
-    x = keras.layers.Conv2D(stage.filters, 1, use_bias=False, name=f"{name}_project_conv")(x)
-    x = _norm(x, f"{name}_project", relu=False)
-    if stride == 1 and channels == stage.filters:
-        x = keras.layers.Add(name=f"{name}_add")([came_in, x])
-    return x
-
-
-DENSENET169_BLOCKS = (6, 12, 32, 32)
-
-Build = Callable[[int, Sequence[int | None]], Any]
-
-
-def densenet169(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 224, 3)) -> Any:
-    """Build DenseNet169: CheXNet with more layers in its last two blocks: 12.6 million parameters, 3.36 G MACs.
-
-    Args:
-        num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None.
-
-    Raises:
-        CompressionError: As ``chexnet``.
-    """
-    return chexnet(num_classes, input_shape, blocks=DENSENET169_BLOCKS, name="densenet169")
-
-
-def resnet50(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 224, 3)) -> Any:
-    """Build ResNet50 with random weights: 23.6 million parameters and the head's 2049 per finding.
-
-    The body is that of ``tf_keras.applications`` with the batch-norm momentum of CheXNet, for short trainings.
-
-    Args:
-        num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None.
-
-    Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
-    """
-    return _with_head(keras.applications.ResNet50, num_classes, input_shape, "resnet50")
-
-
-def mobilenet_v2(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 224, 3)) -> Any:
-    """Build MobileNetV2 with random weights: 2.3 million parameters and the head's 1281 per finding, 0.30 G MACs.
-
-    The body is that of ``tf_keras.applications``. Its batch-norm momentum of 0.999 takes thousands of steps to forget
-    its start; here it is CheXNet's 0.9, so that short trainings end with statistics of images.
-
-    Args:
-        num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None and should then be even at every halving
-            (multiples of 32), since the padding is fixed when the network is built.
-
-    Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
-    """
-    return _with_head(keras.applications.MobileNetV2, num_classes, input_shape, "mobilenet_v2")
-
-
-def _with_head(application: Any, num_classes: int, input_shape: Sequence[int | None], name: str) -> Any:
-    """Put pooling and the logits upon a body without weights; nothing is downloaded."""
-    check_classes(num_classes)
-    inputs = keras.Input(shape=check_input_shape(input_shape), name="image")
-    body = application(include_top=False, weights=None, input_tensor=inputs)
-    for layer in body.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = BN_MOMENTUM
-    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(body.output)
-    return keras.Model(inputs, keras.layers.Dense(num_classes, name=HEAD_NAME)(x), name=name)
-
-
-MODELS: Mapping[str, Build] = MappingProxyType(
-    {
-        "chexnet": chexnet,
-        "densenet169": densenet169,
-        "resnet50": resnet50,
-        "mobilenet_v2": mobilenet_v2,
-        "efficientnet_lite0": efficientnet_lite0,
-        "tiny_chexnet": tiny_chexnet,
-    }
-)
-
-
-def build(name: str, num_classes: int, input_shape: Sequence[int | None]) -> Any:
-    """Build a network of `MODELS` with random weights.
-
-    Args:
-        name: A key of `MODELS`.
-        num_classes: Findings, each with a logit of its own.
-        input_shape: (height, width, channels) of the float32 image; height and width may be None.
-
-    Returns:
-        A ``keras.Model`` from (batch, height, width, channels) to float32 logits (batch, num_classes); its last layer
-        is a Dense called "logits" without activation.
-
-    Raises:
-        CompressionError: No such network, or an argument is out of range.
-    """
-    if name not in MODELS:
-        raise CompressionError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    return MODELS[name](num_classes, input_shape)

@@ -18,6 +18,7 @@ from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.files import check_keras_file, make_folder, write_bytes
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
+from cxr_compress.models.imports.chexnet_keras import KERAS1_ADVICE
 from cxr_compress.models.keras3_file import is_keras3_config, load_keras3
 from cxr_compress.models.precision import in_float32
 
@@ -29,10 +30,6 @@ _ZIPPED = ".keras"
 _HDF5 = (".h5", ".hdf5")
 _PAIR = 2
 _KERAS1, _KERAS2 = "1.", "2."
-KERAS1_ADVICE = (
-    "open it in Keras 2.0 to 2.2, which reads files of Keras 1, and save it there with model.save(); or, in Keras 1, "
-    "write model.get_weights() with numpy.savez, build the network with tf_keras layers and set_weights there"
-)
 _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
 

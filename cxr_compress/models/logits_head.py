@@ -54,8 +54,6 @@ class HeadChange:
         activation: "sigmoid" or "softmax", which was taken off; "" where nothing was.
         layer: the layer that had it, those around it in front; "" likewise.
         outputs: of the result, in the order of the old outputs; 1 where a softmax over two classes became one logit.
-        exact: whether `probabilities_by` of the result is the old probability (of the finding, where there were two
-            classes).
         note: one sentence for a report; "" where nothing was done and nothing is unusual.
         gives: "logits", or "probabilities" where the model is kept as it is because no logits can be had of it.
         exclusive: the outputs are classes that exclude one another: their probabilities sum to 1.
@@ -64,8 +62,7 @@ class HeadChange:
     activation: str
     layer: str
     outputs: int
-    exact: bool
-    note: str
+    note: str = ""
     gives: str = LOGITS
     exclusive: bool = False
 
@@ -142,7 +139,7 @@ def read_head(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChan
             raise
         return model, kept
     reason = f"no sigmoid or softmax ends {model.name}, yet its outputs are probabilities"
-    return model, _kept(model, reason) or HeadChange("", "", int(model.output_shape[-1]), True, "")
+    return model, _kept(model, reason) or HeadChange("", "", int(model.output_shape[-1]))
 
 
 def softmax_classes(model: Any) -> int:
@@ -236,9 +233,7 @@ def _kept(model: Any, reason: str) -> HeadChange | None:
         return None
     share = ", and each row sums to 1" if kind == SHARES else ""
     note = f"the outputs are kept as the probabilities that they are (for {PROBES} inputs they stay in [0, 1]{share}): "
-    return HeadChange(
-        "", "", int(model.output_shape[-1]), True, note + reason, gives=PROBABILITIES, exclusive=kind == SHARES
-    )
+    return HeadChange("", "", int(model.output_shape[-1]), note + reason, gives=PROBABILITIES, exclusive=kind == SHARES)
 
 
 def _producer(end: End) -> Place:
@@ -333,4 +328,4 @@ def _change(ends: Sequence[End], plain: Any, positive: int | None) -> HeadChange
             "over the logits is what it gave"
         )
     exclusive = end.activation == "softmax" and positive is None
-    return HeadChange(end.activation, end.path, count, True, note, exclusive=exclusive)
+    return HeadChange(end.activation, end.path, count, note, exclusive=exclusive)

@@ -19,10 +19,9 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import MIN_IMAGES
-from cxr_compress.models import load_model
+from cxr_compress.models import build, load_model
 from cxr_compress.models.logits_head import to_logits
 from cxr_compress.pipeline.context import Preflight
-from cxr_compress.pipeline.stages.base import architecture
 from cxr_compress.pipeline.stages.prune_weights import sparsity_target
 from cxr_compress.pipeline.stages.train import feature_match
 from cxr_compress.pipeline.store import Log, StageStore, versions
@@ -121,7 +120,7 @@ def _try(
     """All that may refuse a network, cheapest first."""
     if keras_model_file is None:
         keras.utils.set_random_seed(recipe.run.seed)
-        model = architecture(recipe.model.name)(num_classes=findings, input_shape=shape)
+        model = build(recipe.model.name, findings, shape)
     else:
         model, _ = to_logits(load_model(keras_model_file), positive=positive)
     if tuple(model.input_shape[1:]) != shape:

@@ -95,19 +95,35 @@ class AugmentRanges(Section):
     """
 
     shift: float = option(
-        0.06, "Shift of training images, as a fraction of the side.", flag="augment_shift", at_least=0
+        0.06,
+        "Largest random shift of training images, either way, as a fraction of the side.",
+        flag="augment_shift",
+        at_least=0,
     )
-    rotation: float = option(7.0, "Rotation of training images, degrees.", flag="augment_rotation", at_least=0)
-    scale: float = option(0.08, "Change of size of training images, as a fraction.", flag="augment_scale", at_least=0)
+    rotation: float = option(
+        7.0, "Largest random rotation of training images, either way, degrees.", flag="augment_rotation", at_least=0
+    )
+    scale: float = option(
+        0.08,
+        "Largest random change of size of training images, either way, as a fraction.",
+        flag="augment_scale",
+        at_least=0,
+    )
     contrast: float = option(
-        0.15, "Change of contrast of training images, as a fraction.", flag="augment_contrast", at_least=0
+        0.15,
+        "Largest random change of contrast of training images, either way, as a fraction.",
+        flag="augment_contrast",
+        at_least=0,
     )
     brightness: float = option(
-        15.0, "Change of brightness of training images, gray levels of 255.", flag="augment_brightness", at_least=0
+        15.0,
+        "Largest random change of brightness of training images, either way, gray levels of 255.",
+        flag="augment_brightness",
+        at_least=0,
     )
     gamma: float = option(
         0.0,
-        "Bend of the gray values of training images, as the logarithm of the exponent.",
+        "Largest random bend of the gray values of training images, either way, as the logarithm of the exponent.",
         flag="augment_gamma",
         at_least=0,
     )

@@ -14,7 +14,6 @@ from cxr_compress.sparsity.measure import (
 )
 from cxr_compress.sparsity.prune import PruningSteps, check_allocation, plan_steps, prune_weights
 from cxr_compress.sparsity.target import SparsityTarget
-from cxr_compress.sparsity.xnnpack import XnnpackSparse, xnnpack_sparse
 
 __all__ = [
     "Allocation",
@@ -25,7 +24,6 @@ __all__ = [
     "SizeStatement",
     "SparsityReport",
     "SparsityTarget",
-    "XnnpackSparse",
     "allocate",
     "check_allocation",
     "layer_outcomes",
@@ -33,5 +31,4 @@ __all__ = [
     "plan_steps",
     "prune_weights",
     "size_statement",
-    "xnnpack_sparse",
 ]

@@ -15,8 +15,7 @@ import numpy as np
 
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError
-from cxr_compress.keras2 import keras
-from cxr_compress.models.tfmot import sparsity_api
+from cxr_compress.keras2 import keras, tfmot
 from cxr_compress.models.zeros import kernel_of, named_layers, prunable_layers
 from cxr_compress.sparsity.masks import Allocation, LayerTarget, allocate, exact_mask
 from cxr_compress.sparsity.measure import measure_sparsity
@@ -214,23 +213,23 @@ def mask_of(wrapper: Any) -> Any:
 
 
 def _wrapped(layer: Any, share: LayerTarget, target: SparsityTarget, steps: PruningSteps) -> Any:
-    tfmot = sparsity_api()
+    api = tfmot().sparsity.keras
     if target.pattern == "2:4":
-        once = tfmot.ConstantSparsity(TWO_OF_FOUR, begin_step=0)
-        return tfmot.prune_low_magnitude(layer, pruning_schedule=once, sparsity_m_by_n=(2, 4))
+        once = api.ConstantSparsity(TWO_OF_FOUR, begin_step=0)
+        return api.prune_low_magnitude(layer, pruning_schedule=once, sparsity_m_by_n=(2, 4))
     schedule = make_schedule(share.sparsity, target, steps)
     block = target.block if target.pattern == "block" else (1, 1)
-    return tfmot.prune_low_magnitude(layer, pruning_schedule=schedule, block_size=block)
+    return api.prune_low_magnitude(layer, pruning_schedule=schedule, block_size=block)
 
 
 def make_schedule(sparsity: float, target: SparsityTarget, steps: PruningSteps) -> Any:
     """TF-MOT's schedule of one layer: wrappers keep what they are given, so each has its own."""
-    tfmot = sparsity_api()
+    api = tfmot().sparsity.keras
     if target.schedule == "constant":
-        return tfmot.ConstantSparsity(sparsity, **asdict(steps))
+        return api.ConstantSparsity(sparsity, **asdict(steps))
     start = min(target.initial_sparsity, sparsity)
     power = target.power if target.schedule == "polynomial" else _CUBIC
-    return tfmot.PolynomialDecay(start, sparsity, power=power, **asdict(steps))
+    return api.PolynomialDecay(start, sparsity, power=power, **asdict(steps))
 
 
 def _is_wrapper(layer: Any) -> bool:
@@ -328,7 +327,7 @@ def prune_weights(  # noqa: PLR0917 - the first six are those of `fit`, in its o
         config,
         run_dir,
         findings=findings,
-        extra_callbacks=[sparsity_api().UpdatePruningStep(), ExactMasks(allocation, steps.end_step)],
+        extra_callbacks=[tfmot().sparsity.keras.UpdatePruningStep(), ExactMasks(allocation, steps.end_step)],
         best_from_epoch=steps.final_epoch(steps_per_epoch),
         # With the start weights, which `fit` compares itself, these decide every mask.
         facts={**{f"prune_{name}": value for name, value in wanted.to_dict().items()}, "pruning": asdict(steps)},

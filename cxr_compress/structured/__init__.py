@@ -9,7 +9,6 @@ from cxr_compress.structured.analyze import analyze_channels, measure_cost
 from cxr_compress.structured.budget import Budget
 from cxr_compress.structured.cost import ModelCost
 from cxr_compress.structured.flow import ConfigSize, KernelUse, LayerFlow, LayerNode, WeightAxis, register_rule
-from cxr_compress.structured.fold import FoldReport, fold_constant_channels
 from cxr_compress.structured.importance import score_channels
 from cxr_compress.structured.iterate import remove_iteratively
 from cxr_compress.structured.measured_parts import KernelSurvey, survey_kernels
@@ -28,7 +27,6 @@ __all__ = [
     "ChannelPlan",
     "ConfigSize",
     "Curve",
-    "FoldReport",
     "KernelSurvey",
     "KernelUse",
     "LayerFlow",
@@ -39,7 +37,6 @@ __all__ = [
     "Sensitivity",
     "WeightAxis",
     "analyze_channels",
-    "fold_constant_channels",
     "measure_batch_norms",
     "measure_cost",
     "measure_sensitivity",

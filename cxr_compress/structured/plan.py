@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
+
+if TYPE_CHECKING:
+    from cxr_compress.keras2 import keras
 
 # Format 1 had no members, no frozen groups and no allow_inexact; it is still read.
 PLAN_FORMAT = 2
@@ -137,6 +140,17 @@ class ChannelPlan:
                     f"{analysis.groups[name].channels}: {_OTHER_MODEL}"
                 )
         return analysis.keep_vector(self.kept)
+
+    def on(self, model: keras.Model) -> ChannelAnalysis:
+        """The analysis of the model that the plan was made for, with the options that it was made with.
+
+        Raises:
+            UnsupportedLayerError: as `analyze_channels`.
+        """
+        # Here and not above: a plan is read and written where no framework is installed.
+        from cxr_compress.structured.analyze import analyze_channels
+
+        return analyze_channels(model, exclude=self.exclude, allow_inexact=self.allow_inexact)
 
     def was_edited(self, analysis: ChannelAnalysis) -> bool:
         """Whether the plan keeps something else than what its costs say, as after an edit by hand.

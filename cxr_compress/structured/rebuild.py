@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.precision import own_layers
 from cxr_compress.structured.analysis import ChannelAnalysis, LayerSlices, SizeSlice
-from cxr_compress.structured.analyze import analyze_channels, layers_by_path
+from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.keras_graph import shared_layer
 from cxr_compress.structured.plan import ChannelPlan
@@ -36,8 +37,7 @@ def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: boo
         CompressionError: the plan was made for another model, or its predicted cost is not that of the result.
         UnsupportedLayerError: as `analyze_channels`, or Keras cannot rebuild the model from its own config.
     """
-    inexact = allow_inexact or plan.allow_inexact
-    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=inexact)
+    analysis = replace(plan, allow_inexact=allow_inexact or plan.allow_inexact).on(model)
     keep = plan.keep_vector(analysis)
     pruned = _pruned_architecture(model, analysis, keep)
     _fill(pruned, model, analysis, keep)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from absl import flags
 
+import cxr_compress
 from cxr_compress.cli.app import UsageError, print_error, run_command
 from cxr_compress.cli.output import write_csv_rows, write_results
 from cxr_compress.device.modelfile import INTENDED_USE
@@ -176,6 +177,13 @@ def test_run_command_help_after_double_dash_is_a_file_name(capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["rest"] == ["--help"]
 
 
+def test_run_command_version_is_one_line_whatever_else_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_thing(fail_with(AssertionError("must not run")), "--wrong=1", "--version") == 0
+    assert capsys.readouterr() == (f"cxr_thing {cxr_compress.__version__}\n", "")
+    assert run_thing(echo, "--", "--version") == 0
+    assert json.loads(capsys.readouterr().out)["rest"] == ["--version"]
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +322,14 @@ def test_run_command_results_to_a_full_disk_are_one_line_and_exit_2() -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("close", [">&-", ">&- 2>&-"])
+def test_run_command_with_a_closed_stdout_is_one_line_and_exit_2(close: str) -> None:
+    command = ["sh", "-c", f'exec "$0" -c "$1" 3 {close}', sys.executable, SCRIPT]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    text = "cxr_thing: stdout is closed, so results have nowhere to go: leave it open, or send it to a file\n"
+    assert (done.returncode, done.stderr) == (2, "" if "2>" in close else text)
+
+
 def test_run_command_ascii_terminal_prints_odd_names_as_escapes() -> None:
     code = textwrap.dedent("""
         import sys
@@ -355,6 +371,14 @@ def test_write_results_table_keeps_text_that_looks_like_a_number(capsys: pytest.
     assert lines[2].split() == ["1e3", "0.1235", "7", "yes"]
     assert lines[3].split() == ["b,c", "1000000", "no"]
     assert lines[-1] == INTENDED_USE
+
+
+def test_write_results_table_and_errors_escape_what_would_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    write_results("table", document={}, headers=["file"], rows=[["a\x1b[2J\r\nb\u202egnp.png"]])
+    print_error("cxr_thing", "a\x1b[2Jb\u2028c: not found")
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2] == r"a\x1b[2J\r\nb\u202egnp.png"
+    assert err == r"cxr_thing: a\x1b[2Jb c: not found" + "\n"
 
 
 def test_write_results_table_without_rows_shows_the_headers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
     ("arguments", "line"),
     [
         ([], "expected --model=NAME to train one or --keras_model_file=FILE to start from; got neither"),
-        (["--model=tiny_chexnet"], "expected --dataset, one of kermany, nih"),
+        (["--model=tiny_chexnet"], "expected --dataset, one of chexpert, csv"),
         (["--model=tiny_chexnet", "--dataset=kermany"], "expected --data_dir=FOLDER, got none"),
         (
             ["--model=chexnet", "--dataset=kermany", "--data_dir=nowhere", "--output_dir=o"],

@@ -17,8 +17,8 @@ from cxr_compress.data import load_dataset
 from cxr_compress.device.modelinfo import INTENDED_USE
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 from tests.data.files import make_kermany
+from tests.data.readers.test_medmnist import make_archive
 from tests.data.test_checks import write_image
-from tests.data.test_medmnist import make_archive
 
 
 def make_images(folder: Path, *, copies: bool = False) -> Path:
@@ -108,7 +108,7 @@ def test_data_check_patient_leakage_ends_with_two_after_everything_is_reported(t
         (["verify"], "expected check, split, cache or fetch as the first argument"),
         (["check"], "--dataset is missing"),
         (["check", "--dataset=csv"], "--data_dir is missing"),
-        (["check", "--dataset=mnist", "--data_dir=x"], "expected a data set of kermany, nih"),
+        (["check", "--dataset=mnist", "--data_dir=x"], "expected a data set of chexpert, csv, kermany"),
         (["check", "--dataset=csv", "--data_dir=x", "more"], "expected flags only after the verb, got 'more'"),
         (
             ["check", "--dataset=csv", "--data_dir=x", "--options=color"],

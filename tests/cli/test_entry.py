@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import importlib
 import os
 import signal
 import subprocess
@@ -10,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from cxr_compress.cli import entry
+from tests.conftest import REPOSITORY
 
 # A command that says that it is loading, loads for long, says that it runs, and runs for long or crashes.
 SCRIPT = """
@@ -124,3 +129,15 @@ def test_command_does_not_outlive_its_watcher():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.communicate()
+
+
+def test_every_console_script_has_its_module():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")[1:]
+    for name, target in (line.split(" = ") for line in lines):
+        module, _, command = target.partition(":")
+        script = getattr(importlib.import_module(module), command)
+        assert script.func is entry.start
+        assert name == f"cxr_{command}"
+        assert callable(importlib.import_module(f"cxr_compress.cli.{command}").main)

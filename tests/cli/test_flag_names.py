@@ -26,7 +26,7 @@ def flags_of(*defines) -> set[str]:
     values = flags.FlagValues()
     for define in defines:
         define(values)
-    return {*values, *SHARED_FLAGS, "flagfile", "help", "helpfull"}
+    return {*values, *SHARED_FLAGS, "flagfile", "help", "helpfull", "version"}
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ def test_every_field_has_a_flag_of_its_section_with_help_and_default():
         assert entry.option.help in flag.help
         assert entry.flag in by_module[entry.path.partition(".")[0]]
     assert "(default: mse)" in values["calibration_method"].help
-    assert "One of kermany, nih, " in values["dataset"].help
+    assert "kermany|medmnist|nih" in values["dataset"].help
+    assert "One of chexnet, densenet169, " in values["model"].help
     assert values["sparsity_block"].help.endswith("(default: 1,4)")
 
 

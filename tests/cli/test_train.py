@@ -62,7 +62,7 @@ def test_train_prints_the_stages_and_writes_the_model(images, tmp_path):
         ({"sizes": "64,big"}, "expected --sizes as numbers separated by commas, got '64,big'"),
         ({"sizes": "32,48", "epochs": "1,2,3"}, "epochs must hold one value, or one per size (2), got 3"),
         ({"label_smoothing": "2"}, "label_smoothing must be in [0, 1), got 2.0"),
-        ({"model": "vgg"}, "unknown model 'vgg': choose one of chexnet"),
+        ({"model": "vgg"}, "expected a --model of chexnet, densenet169"),
         ({"preset": "none"}, "value should be one of <imagenet_torch|unit|tf|caffe|xrv|raw>"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from cxr_compress.data.checks import count_images, examine, is_serious
 from cxr_compress.data.dataset import Dataset, ProblemKind, Split
-from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.readers.base import read_dataset
 from tests.data.test_duplicates import make_pictures
 
 NAN = float("nan")

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cxr_compress.data.readers.base import Missing
-from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.readers.base import Missing, read_dataset
 from cxr_compress.data.table_file import column_key, read_table
 from cxr_compress.errors import DataError
 

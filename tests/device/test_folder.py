@@ -39,6 +39,21 @@ def test_look_into_takes_dicom_under_any_name_with_and_without_its_preamble(tmp_
     assert names(tmp_path) == sorted([name, f"bare_{name}"])
 
 
+def test_look_into_goes_deeper_than_python_calls_itself(tmp_path: Path) -> None:
+    folder = tmp_path
+    for _ in range(1500):
+        folder = folder / "d"
+        folder.mkdir()
+    (folder / "a.png").write_bytes(b"x")
+    try:
+        assert look_into(tmp_path).images == (folder / "a.png",)
+    finally:  # pytest itself would not get so deep
+        (folder / "a.png").unlink()
+        while folder != tmp_path:
+            folder.rmdir()
+            folder = folder.parent
+
+
 def test_look_into_every_file_is_read_listed_or_hidden(tmp_path: Path) -> None:
     images = ("a.png", "sub/deep/b.jpg", "with blank.bmp", "ümlaut.webp")
     others = {

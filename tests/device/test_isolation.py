@@ -67,3 +67,11 @@ def test_device_public_name_resolves(name: str) -> None:
 def test_device_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Clasifier'"):
         _ = cxr_compress.device.Clasifier
+
+
+def test_dir_shows_what_people_need_and_loads_nothing() -> None:
+    code = "import sys, cxr_compress, cxr_compress.device as d; print(*dir(cxr_compress)); print(*dir(d))"
+    package, device = (line.split() for line in run_python(BLOCKER + code).stdout.splitlines())
+    assert {"Classifier", "CompressionError", "Recipe", "__version__", "device", "lite", "structured"} <= set(package)
+    assert {"Classifier", "read_model", "verify_model"} <= set(device)
+    assert not {"importlib", "Any", "annotations"} & {*package, *device}

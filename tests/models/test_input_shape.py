@@ -10,8 +10,7 @@ import tensorflow as tf
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import save_model
-from cxr_compress.models.input_shape import require_float_images, require_image_input
-from cxr_compress.models.original import read_original
+from cxr_compress.models.original import read_original, require_float_images, require_image_input
 
 layers = keras.layers
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.models import import_weights
-from cxr_compress.models.imports import base, foreign
+from cxr_compress.models.imports import base, torch_densenet
+from cxr_compress.models.imports.torch_densenet import XRV_FINDINGS
 
 WRITER = Path(__file__).resolve().parents[1] / "torch_env" / "write_files.py"
 FILES = {
@@ -111,7 +113,7 @@ def test_control_epsilon_left_as_it_is_is_seen_in_the_logits(torch_files, expect
     def unadjusted(layers, epsilon, ours):
         return base.from_torch(layers, epsilon, epsilon)
 
-    monkeypatch.setattr(foreign, "from_torch", unadjusted)
+    monkeypatch.setattr(torch_densenet, "from_torch", unadjusted)
     made = imported(torch_files, "small_zip.pt", expected)
     assert error(made, "small_zip.pt", expected) > TOLERANCE
 
@@ -119,15 +121,15 @@ def test_control_epsilon_left_as_it_is_is_seen_in_the_logits(torch_files, expect
 def test_import_weights_torchxrayvision_module_keeps_thresholds_and_one_channel(torch_files, expected):
     made = imported(torch_files, "xrv_zip.pt", expected)
     assert made.model.input_shape == (None, 64, 64, 1)
-    assert made.about.findings == foreign.XRV_FINDINGS
+    assert made.about.findings == XRV_FINDINGS
     assert made.about.preprocess.channels == 1
-    assert list(made.report.thresholds) == list(foreign.XRV_FINDINGS[:17])  # the last one is NaN
+    assert list(made.report.thresholds) == list(XRV_FINDINGS[:17])  # the last one is NaN
     assert made.report.thresholds["Atelectasis"] == 0.1
     assert "Consolidation 0.11" in made.about.notes
 
 
 def test_import_weights_arnoweng_checkpoint_has_chexnets_findings(torch_files, expected):
     made = imported(torch_files, "arnoweng.pth.tar", expected)
-    assert made.about.findings == foreign.NIH_FINDINGS
+    assert made.about.findings == NIH_FINDINGS
     name = "module.densenet121.features.denseblock1.denselayer1.norm.1.weight"
     assert made.report.renamed[name] == "conv2_block1_0_bn/gamma:0"

@@ -172,7 +172,7 @@ def test_command_catches_a_crash_in_a_process_of_its_own(phantom, tmp_path):
     code = (
         "import os, sys\nfrom cxr_compress.cli.compress import main\n"
         "import cxr_compress.pipeline.preflight as preflight\n"
-        "preflight.architecture = lambda *_: os.abort()\nsys.exit(main())"
+        "preflight.build = lambda *_: os.abort()\nsys.exit(main())"
     )
     command = [sys.executable, "-c", code, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

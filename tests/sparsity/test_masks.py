@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cxr_compress.keras2 import keras
-from cxr_compress.models.tfmot import sparsity_api
+from cxr_compress.keras2 import keras, tfmot
 from cxr_compress.sparsity import SparsityTarget
 from cxr_compress.sparsity.allocate import zeros_wanted
 from cxr_compress.sparsity.masks import block_magnitudes, exact_mask, why_not, zeros_of_two_of_four
@@ -105,8 +104,8 @@ def test_block_mask_zeroes_whole_blocks_the_smallest_means_first(kernel, blocks)
 @pytest.mark.parametrize("block", [(1, 4), (2, 2), (4, 1)])
 def test_block_mask_is_what_tfmot_makes_of_the_same_kernel(block):
     target = SparsityTarget(sparsity=0.5, pattern="block", block=block)
-    schedule = sparsity_api().ConstantSparsity(0.5, 0, frequency=1)
-    layer = sparsity_api().prune_low_magnitude(
+    schedule = tfmot().sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
+    layer = tfmot().sparsity.keras.prune_low_magnitude(
         keras.layers.Dense(8, use_bias=False), pruning_schedule=schedule, block_size=block
     )
     layer.build((None, 12))
@@ -135,7 +134,7 @@ def test_why_not_says_which_kernels_a_pattern_cannot_prune(target, shape, reason
 
 
 def _tfmot_utils():
-    sparsity_api()  # imports TF-MOT after the Keras it needs
+    tfmot()  # imports TF-MOT after the Keras it needs
     from tensorflow_model_optimization.python.core.sparsity.keras import pruning_utils
 
     return pruning_utils

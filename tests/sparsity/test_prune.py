@@ -7,9 +7,8 @@ import pytest
 
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
-from cxr_compress.keras2 import keras
+from cxr_compress.keras2 import keras, tfmot
 from cxr_compress.models.files import load_model, save_model
-from cxr_compress.models.tfmot import sparsity_api
 from cxr_compress.models.zeros import zero_masks
 from cxr_compress.sparsity import (
     PruningSteps,
@@ -183,7 +182,7 @@ def test_exact_masks_cut_ties_that_tfmot_alone_keeps(tmp_path):
     wrapped = {}
     for name, extra in {"tfmot": [], "exact": [ExactMasks(allocation, 4)]}.items():
         wrapped[name] = wrap_model(model, allocation, steps)
-        callbacks = [sparsity_api().UpdatePruningStep(), *extra]
+        callbacks = [tfmot().sparsity.keras.UpdatePruningStep(), *extra]
         config = FitConfig(epochs=1, batch_size=16)
         fit(wrapped[name], TRAIN, DEV, SPEC, config, tmp_path / name, findings=FINDINGS, extra_callbacks=callbacks)
     zeros = strip_model(wrapped["exact"], model, allocation).get_layer("conv").kernel.numpy() == 0
@@ -196,12 +195,12 @@ def test_strip_model_computes_what_tfmots_own_stripping_computes(tmp_path):
     model = net()
     allocation = allocate(model, UNIFORM)
     wrapped = wrap_model(model, allocation, PruningSteps(0, 4, 1))
-    callbacks = [sparsity_api().UpdatePruningStep(), ExactMasks(allocation, 4)]
+    callbacks = [tfmot().sparsity.keras.UpdatePruningStep(), ExactMasks(allocation, 4)]
     config = FitConfig(epochs=1, batch_size=16)
     fit(wrapped, TRAIN, DEV, SPEC, config, tmp_path, findings=FINDINGS, extra_callbacks=callbacks)
     ours = strip_model(wrapped, model, allocation)
     images = normalize(DEV[0], SPEC)
-    np.testing.assert_array_equal(ours(images).numpy(), sparsity_api().strip_pruning(wrapped)(images).numpy())
+    np.testing.assert_array_equal(ours(images).numpy(), tfmot().sparsity.keras.strip_pruning(wrapped)(images).numpy())
     assert np.abs(ours(images).numpy() - model(images).numpy()).max() > 1e-3
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.models.tfmot import sparsity_api
+from cxr_compress.keras2 import tfmot
 from cxr_compress.sparsity import PruningSteps, SparsityTarget, plan_steps
 from cxr_compress.sparsity.prune import make_schedule
 
@@ -63,7 +63,7 @@ def test_schedule_that_check_refuses_stops_short_of_its_target_in_tfmot():
 
 
 def test_tfmots_own_default_never_fires_in_a_short_run():
-    schedule = sparsity_api().PolynomialDecay(0.0, 0.6, begin_step=0, end_step=1000)  # frequency 100
+    schedule = tfmot().sparsity.keras.PolynomialDecay(0.0, 0.6, begin_step=0, end_step=1000)  # frequency 100
     assert not any(bool(schedule(step)[0]) for step in range(1, 99 + 1))
     with pytest.raises(CompressionError, match="this run reaches begin_step 0, end_step 99, frequency 99"):
         PruningSteps(0, 1000, 100).check(epochs=9, steps_per_epoch=11)

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.dataset import Dataset
 from cxr_compress.data.readers.base import (
-    Missing,
+    ImageRecord,
     Request,
     keep_existing,
+    make_split,
     parse_age,
     parse_sex,
     parse_view,
+    register_reader,
 )
 from cxr_compress.data.splits import choose_patients
 from cxr_compress.data.table_file import Row, Table, read_table
@@ -28,7 +30,6 @@ ATTRIBUTION = (
     "Irvin et al., CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert Comparison, AAAI "
     "2019; Stanford University School of Medicine CheXpert Dataset Research Use Agreement (no redistribution)"
 )
-PATIENT_KEY = "patientNNNNN in the column 'Path'"
 
 CHEXPERT_FINDINGS = (
     "No Finding",
@@ -57,81 +58,78 @@ _PATIENT = re.compile(r"patient\d+")
 _PREFIX = re.compile(r"CheXpert-v1\.0[^/]*/")
 
 
+@register_reader(
+    "chexpert",
+    help="CheXpert: 224,316 images, 14 observations, some of them uncertain",
+    options={
+        "uncertain": "what -1 becomes in train: ignore (unless given), ones, zeros or soft (0.55 to 0.85), or one for "
+        "each observation such as ignore|Atelectasis:ones|Edema:soft",
+        "blank": "what an observation that is not mentioned is: zeros (unless given) or ignore",
+        "findings": "some of the 14 observations, joined by |",
+        "frontal_only": "true leaves lateral images out",
+    },
+    lists_images=True,
+)
 def read_chexpert(request: Request) -> Dataset:
     """The set with its official valid images as test and a dev split carved out of train's patients.
 
-    ``data_dir`` holds ``train.csv`` and ``valid.csv``, or a folder ``CheXpert-v1.0*`` with them; the prefix of the
-    paths in the tables (``CheXpert-v1.0-small/``) need not be the folder's name. The official valid has images of only
-    one kind for some observations (no fracture at all), so dev and test may lack a class here.
-    In dev uncertain labels are unknown whatever the policy: nothing should be chosen by a guess.
-
-    Args:
-        request: With the options
-
-            - ``uncertain``: what becomes of -1 in train: "ones", "zeros", "ignore" (unknown), "soft" (a fixed value
-              between 0.55 and 0.85 for each label), or a policy per observation, as a mapping or as text such as
-              "ignore|Atelectasis:ones|Edema:soft"; default "ignore". Which one is best differs between observations.
-            - ``blank``: "zeros" (not mentioned means absent; the default) or "ignore".
-            - ``findings``: Some of the 14, joined by ``|``; default all.
-            - ``frontal_only``: Leave lateral images out.
-            - ``allow_one_class``: Default true.
+    `data_dir` holds `train.csv` and `valid.csv`, or a folder `CheXpert-v1.0*` with them; the prefix of the paths in the
+    tables (`CheXpert-v1.0-small/`) need not be the folder's name. The official valid has images of only one kind for
+    some observations (no fracture at all), so dev and test may lack a class here.
+    Which policy for uncertain labels is best differs between observations. In dev they are unknown whatever the policy:
+    nothing should be chosen by a guess.
 
     Raises:
-        DataError: Tables missing or damaged (with file and line), images missing, an option out of range.
+        DataError: tables missing or damaged (with file and line), images missing, an option out of range.
 
     Source:
         Policies: Irvin et al. 2019, section 3; soft: Pham et al. 2019 (arXiv:1911.06475), U-Ones+LSR.
     """
-    root = _find_root(request.data_dir)
+    root = _find_root(request.folder)
     findings = request.names("findings") or CHEXPERT_FINDINGS
     unknown = sorted(set(findings) - set(CHEXPERT_FINDINGS))
     if unknown:
         raise DataError(f"chexpert: unknown finding {unknown[0]!r}; expected some of {', '.join(CHEXPERT_FINDINGS)}")
-    rules = _Rules(findings, request)
-    certain = _Rules(findings, request, "ignore")
+    guessed, certain = _Rules(findings, request), _Rules(findings, request, "ignore")
     tables = {
         name: read_table(root / f"{name}.csv", who="chexpert", needed=(*_COLUMNS, *findings))
         for name in ("train", "valid")
     }
     listed = {
-        name: _read_images(table, root, rules if name == "train" else certain, certain)
-        for name, table in tables.items()
+        "train": _read_records(tables["train"], root, guessed, certain),
+        "valid": _read_records(tables["valid"], root, certain, certain),
     }
-    counts = {name: (sum(not image.there for image in images), len(images)) for name, images in listed.items()}
-    keep_existing(request, "chexpert", counts)
-    if request.missing is not Missing.KEEP:
-        listed = {name: [image for image in images if image.there] for name, images in listed.items()}
-    whole = _make_split("train", listed["train"], len(findings))
-    chosen = choose_patients(whole.patients, whole.labels, fraction=request.dev_fraction, seed=request.seed)
-    train, dev = ([image for image in listed["train"] if (image.patient in chosen) is side] for side in (False, True))
+    kept, _ = keep_existing(request, listed)
+    whole = make_split("train", kept["train"], findings)
+    in_dev = choose_patients(whole.patients, whole.labels, fraction=request.dev_fraction, seed=request.seed)
+    train = [record for record in kept["train"] if record.patient not in in_dev]
+    dev = [record for record in kept["train"] if record.patient in in_dev]
     return Dataset(
         "chexpert",
         tuple(findings),
-        _make_split("train", train, len(findings)),
-        _make_split("dev", [replace(image, labels=image.certain) for image in dev], len(findings)),
-        _make_split("test", listed["valid"], len(findings)),
+        make_split("train", train, findings),
+        make_split("dev", [replace(record, labels=record.certain) for record in dev], findings),
+        make_split("test", kept["valid"], findings),
         ATTRIBUTION,
         notes=(
-            f"test is the official valid part; uncertain labels of train: {rules.told}; those of dev are unknown",
+            f"test is the official valid part; uncertain labels of train: {guessed.text}; those of dev are unknown",
             *dict.fromkeys(note for table in tables.values() for note in table.notes),
         ),
-        patient_key=PATIENT_KEY,
-        allow_one_class=request.flag("allow_one_class", True),
+        patient_key="patientNNNNN in the column 'Path'",
+        allow_one_class=True,
     )
 
 
 def _find_root(data_dir: Path) -> Path:
     """The folder that holds the two tables."""
-    if not data_dir.is_dir():
-        raise DataError(f"chexpert: expected a folder, {data_dir} does not exist or is not one")
     roots = [data_dir, *sorted(data_dir.glob("CheXpert-v1.0*"))]
-    found = [root for root in roots if all((root / f"{name}.csv").is_file() for name in ("train", "valid"))]
-    if len(found) != 1:
+    complete = [root for root in roots if all((root / f"{name}.csv").is_file() for name in ("train", "valid"))]
+    if len(complete) != 1:
         raise DataError(
             f"chexpert: expected train.csv and valid.csv in {data_dir} or in one folder CheXpert-v1.0* there, found "
-            f"{len(found)} such folders; point data_dir to one"
+            f"{len(complete)} such folders; point data_dir to one"
         )
-    return found[0]
+    return complete[0]
 
 
 class _Rules:
@@ -144,7 +142,7 @@ class _Rules:
         self._blank = np.nan if request.text("blank", "zeros", ("zeros", "ignore")) == "ignore" else 0.0
         self._seed = request.seed
         self.frontal_only = request.flag("frontal_only")
-        self.told = ", ".join(f"{finding} {policy}" for finding, policy in self._policy.items())
+        self.text = ", ".join(f"{finding} {policy}" for finding, policy in self._policy.items())
 
     def labels(self, row: Row) -> tuple[float, ...]:
         """One image's."""
@@ -169,12 +167,12 @@ class _Rules:
         return _SOFT_LOW + (_SOFT_HIGH - _SOFT_LOW) * int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _policies(given: Any) -> dict[str, str]:
+def _policies(uncertain: Any) -> dict[str, str]:
     """Finding -> policy; that of all others under "*"."""
-    if isinstance(given, Mapping):
-        policies = {_ELSE: "ignore", **{str(finding): str(policy) for finding, policy in given.items()}}
+    if isinstance(uncertain, Mapping):
+        policies = {_ELSE: "ignore", **{str(finding): str(policy) for finding, policy in uncertain.items()}}
     else:
-        parts = [part.rpartition(":") for part in str(given).split("|")]
+        parts = [part.rpartition(":") for part in str(uncertain).split("|")]
         policies = {_ELSE: "ignore", **{finding or _ELSE: policy for finding, _, policy in parts}}
     for finding, policy in policies.items():
         if policy not in POLICIES or finding not in (_ELSE, *CHEXPERT_FINDINGS):
@@ -186,34 +184,30 @@ def _policies(given: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Image:
-    """One row of a table."""
+class _Record(ImageRecord):
+    """One row of a table; `certain` are its labels with the uncertain ones unknown."""
 
-    path: Path
-    there: bool
-    patient: str
-    labels: tuple[float, ...]
-    certain: tuple[float, ...]  # those of the uncertain ones unknown
-    age: float
-    sex: str
-    view: str
+    certain: tuple[float, ...] = ()
 
 
-def _read_images(table: Table, root: Path, rules: _Rules, certain: _Rules) -> list[_Image]:
+def _read_records(table: Table, root: Path, rules: _Rules, certain: _Rules) -> list[_Record]:
     """The rows of one table that are asked for."""
-    images = []
+    records = []
     for row in table.rows:
         frontal = _is_frontal(row)
         if frontal or not rules.frontal_only:
-            path = root / _PREFIX.sub("", row["Path"], count=1)
-            labels = rules.labels(row), certain.labels(row)
-            view = parse_view(row["AP/PA"] if frontal else "L")
-            images.append(
-                _Image(
-                    path, path.is_file(), _patient(row), *labels, age=_age(row), sex=parse_sex(row["Sex"]), view=view
+            records.append(
+                _Record(
+                    root / _PREFIX.sub("", row["Path"], count=1),
+                    _patient(row),
+                    rules.labels(row),
+                    _age(row),
+                    parse_sex(row["Sex"]),
+                    parse_view(row["AP/PA"] if frontal else "L"),
+                    certain=certain.labels(row),
                 )
             )
-    return images
+    return records
 
 
 def _is_frontal(row: Row) -> bool:
@@ -222,19 +216,6 @@ def _is_frontal(row: Row) -> bool:
     if word not in ("frontal", "lateral"):
         raise row.error(f"has {row['Frontal/Lateral']!r} in 'Frontal/Lateral'; expected Frontal or Lateral")
     return word == "frontal"
-
-
-def _make_split(name: str, images: list[_Image], findings: int) -> Split:
-    """Images as a split."""
-    return Split(
-        name,
-        tuple(image.path for image in images),
-        np.array([image.labels for image in images], np.float32).reshape(-1, findings),
-        tuple(image.patient for image in images),
-        ages=np.array([image.age for image in images], np.float32),
-        sexes=tuple(image.sex for image in images),
-        views=tuple(image.view for image in images),
-    )
 
 
 def _patient(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Reads a set from one CSV table: the way in for every set that has no reader of its own."""
+"""Reads a set from one CSV table, the way in for every set that has no reader of its own, and writes such tables."""
 
 from __future__ import annotations
 
@@ -14,28 +14,20 @@ import numpy as np
 
 from cxr_compress.data.dataset import Dataset, Split, finding_key
 from cxr_compress.data.readers.base import (
-    Missing,
+    ImageRecord,
     Request,
     keep_existing,
+    make_split,
     parse_age,
     parse_sex,
     parse_view,
+    register_reader,
 )
 from cxr_compress.data.splits import carve_dev, divide, join_splits
 from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.errors import DataError
 
-OPTIONS = (
-    "allow_one_class",
-    "attribution",
-    "class_column",
-    "color",
-    "findings",
-    "path_column",
-    "table",
-    "test_fraction",
-)
 RESERVED = ("patient_id", "lesion_id", "sex", "age", "view", "split", "source")
 # What other tools call these columns, as `column_key` gives it; taken only where the column itself is not there.
 OTHER_NAMES = {
@@ -58,14 +50,23 @@ _OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the columns of a table mean."""
+    """What the columns of a table mean.
+
+    Attributes:
+        path: column of the images' paths.
+        patient: columns that may name the patient: the first of them that a row fills does.
+        findings: names of the findings.
+        columns: all columns.
+        notes: how columns were taken.
+        class_column: column that names the one class of each image; "" where every finding has a column of its own.
+    """
 
     path: str
-    patient: tuple[str, ...]  # the first of them that a row fills
+    patient: tuple[str, ...]
     findings: tuple[str, ...]
     columns: frozenset[str]
     notes: tuple[str, ...] = ()
-    class_column: str = ""  # names the one class of each image; "" where every finding has a column of its own
+    class_column: str = ""
 
     @property
     def exclusive(self) -> bool:
@@ -74,48 +75,48 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class _Image:
-    """One row."""
+class _Record(ImageRecord):
+    """One row: its image, the split that it names, and its columns whose words mean nothing here."""
 
-    path: Path
-    part: str
-    patient: str
-    labels: tuple[float, ...]
-    age: float
-    sex: str
-    view: str
-    source: str
-    unread: tuple[str, ...]  # columns whose words mean nothing here
+    part: str = ""
+    not_understood: tuple[str, ...] = ()
 
 
+@register_reader(
+    "csv",
+    help="any set, from a table of paths, labels and, where known, patients",
+    options={
+        "table": "the table, where data_dir is only the folder of the images",
+        "path_column": "column of the paths, path unless given",
+        "findings": "columns of labels, joined by |; all that are not reserved unless given",
+        "class_column": "column that names the one class of each image; the findings are then the classes",
+        "color": "gray (unless given) or rgb: what the images are",
+        "test_fraction": "share of the patients for test in tables without a column split, 0.2 unless given",
+        "attribution": "whose data this is, for reports and model files",
+    },
+    lists_images=True,
+)
 def read_csv(request: Request) -> Dataset:
-    """A set from a table ``path,label...[,patient_id|lesion_id,sex,age,view,split,source]``.
+    """A set from a table `path,label...[,patient_id|lesion_id,sex,age,view,split,source]`.
 
-    Every column that is not reserved holds labels: 0, 1, a soft target between them, or nothing (unknown). ``split``
-    says train, dev (or val) or test; without dev rows dev is carved out of train by patient; without the column a
-    seeded, stratified split is made. Paths are relative to the table's folder, or to ``data_dir`` if that is a folder.
-    Names of columns are found whatever their case and blanks ("Patient ID", ``patientId``); the notes say what was
-    taken as what, and what was not understood.
+    `data_dir` is the table (.csv, .tsv, .gz) or a folder with exactly one. Every column that is not reserved holds
+    labels: 0, 1, a soft target between them, or nothing (unknown). `split` says train, dev (or val) or test; without
+    dev rows dev is carved out of train by patient; without the column a seeded, stratified split is made. Paths are
+    relative to the table's folder, or to `data_dir` if that is a folder. Names of columns are found whatever their case
+    and blanks ("Patient ID", `patientId`); the notes say what was taken as what, and what was not understood.
 
-    Args:
-        request: ``data_dir`` is the table (.csv, .tsv, .gz) or a folder with exactly one; options: ``table`` (the
-            table, where data_dir is only the folder of the images), ``path_column`` (default "path"), ``findings``
-            (the label columns, joined by ``|``), ``class_column`` (a column that names the one class of each image,
-            empty for unknown: the findings are then those names, sorted, and exclude one another; ``findings`` gives
-            their order, or the one class that is the finding), ``color`` ("gray" or "rgb", only recorded),
-            ``test_fraction`` (default 0.2, of tables without ``split``), ``attribution``, ``allow_one_class``.
+    With `class_column` (empty for unknown) the findings are its names, sorted, and exclude one another; `findings` then
+    gives their order, or the one class that is the finding.
 
     Raises:
-        DataError: No table, a column missing, a row that cannot be used (with file and line), images missing.
+        DataError: no table, a column missing, a row that cannot be used (with file and line), images missing.
     """
     table_path, root = _find(request)
-    images, layout = _read_images(table_path, root, request)
-    there = [image.path.is_file() for image in images]
-    _refuse_backslashes(images, there, request)
-    keep_existing(request, "csv", {"listed": (len(images) - sum(there), len(images))})
-    if request.missing is not Missing.KEEP:
-        images = [image for image, found in zip(images, there, strict=True) if found]
-    notes = [*layout.notes, *_not_understood(images), *_not_named(images)]
+    records, layout = _read_records(table_path, root, request)
+    _refuse_backslashes(records)
+    kept, _ = keep_existing(request, {"listed": records})
+    records = kept["listed"]
+    notes = [*layout.notes, *_not_understood(records), *_not_named(records)]
     if not layout.patient:
         notes.append(_OWN_PATIENT)
     if "split" not in layout.columns:
@@ -123,11 +124,10 @@ def read_csv(request: Request) -> Dataset:
     return Dataset(
         "csv",
         layout.findings,
-        *_make_parts(images, layout, request),
+        *_make_parts(records, layout, request),
         request.text("attribution", "not given: say whose data this is with the option attribution"),
         notes=tuple(notes),
         patient_key=f"the column {layout.patient[0]!r}" if layout.patient else "the path, for want of a patient_id",
-        allow_one_class=request.flag("allow_one_class"),
         color=request.text("color", "gray", ("gray", "rgb")),
         exclusive=layout.exclusive,
     )
@@ -143,32 +143,32 @@ def _find(request: Request) -> tuple[Path, Path]:
         return candidates[0], where
     if where.is_file():
         return where, where.parent
-    found = [path for path in sorted(where.glob("*")) if path.name.lower().endswith(_TABLES)]
-    if len(found) != 1:
-        raise DataError(f"csv: expected one .csv in {where}, found {len(found)}; name the table itself")
-    return found[0], where
+    tables = [path for path in sorted(where.glob("*")) if path.name.lower().endswith(_TABLES)]
+    if len(tables) != 1:
+        raise DataError(f"csv: expected one .csv in {where}, found {len(tables)}; name the table itself")
+    return tables[0], where
 
 
-def _refuse_backslashes(images: list[_Image], there: list[bool], request: Request) -> None:
+def _refuse_backslashes(records: list[_Record]) -> None:
     """Paths of Windows name nothing elsewhere: that is another fault than an incomplete set."""
-    written = [image.path for image, found in zip(images, there, strict=True) if not found and "\\" in str(image.path)]
-    if request.missing is not Missing.KEEP and any(Path(str(path).replace("\\", "/")).is_file() for path in written):
-        raise DataError(f"csv: {len(written)} paths of the table are written with backslashes; write them with slashes")
+    windows = [record.path for record in records if "\\" in str(record.path) and not record.path.is_file()]
+    if any(Path(str(path).replace("\\", "/")).is_file() for path in windows):
+        raise DataError(f"csv: {len(windows)} paths of the table are written with backslashes; write them with slashes")
 
 
-def _not_named(images: list[_Image]) -> Iterator[str]:
+def _not_named(records: list[_Record]) -> Iterator[str]:
     """How many images lie beside those of the table without a row: a table that was cut short looks like that."""
-    named = {image.path for image in images}
+    named = {record.path for record in records}
     folders = sorted({path.parent for path in named})
     beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    left = sum(
+    count = sum(
         path not in named and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in beside
     )
-    if left:
-        yield f"{left} images beside those of the table are not read: no row names them"
+    if count:
+        yield f"{count} images beside those of the table are not read: no row names them"
 
 
-def _not_understood(images: list[_Image]) -> Iterator[str]:
+def _not_understood(records: list[_Record]) -> Iterator[str]:
     """What was there and counts as unknown all the same; by number, for a word in the wrong column may be a name."""
     expected = {
         "sex": "F, M, female or male",
@@ -176,12 +176,12 @@ def _not_understood(images: list[_Image]) -> Iterator[str]:
         "view": "PA, AP, L, LL, RL or lateral",
     }
     for column, words in expected.items():
-        count = sum(column in image.unread for image in images)
+        count = sum(column in record.not_understood for record in records)
         if count:
-            yield f"the {column} of {count} of {len(images)} images is taken as unknown; expected {words}"
+            yield f"the {column} of {count} of {len(records)} images is taken as unknown; expected {words}"
 
 
-def _read_images(path: Path, root: Path, request: Request) -> tuple[list[_Image], _Layout]:
+def _read_records(path: Path, root: Path, request: Request) -> tuple[list[_Record], _Layout]:
     """All rows, each path once."""
     path_column = request.text("path_column", "path")
     findings, class_column = request.names("findings"), request.text("class_column")
@@ -209,15 +209,17 @@ def _read_images(path: Path, root: Path, request: Request) -> tuple[list[_Image]
             )
     if not findings:
         raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
+    if not rows:
+        raise DataError(f"csv: {path.name} has a header and no rows; expected one for each image")
     patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
     layout = _Layout(path_column, patient, findings, frozenset(table.columns), table.notes, class_column)
-    images: dict[Path, _Image] = {}
+    records: dict[Path, _Record] = {}
     for row in rows:
-        image = _read_image(row, layout, root)
-        if image.path in images:
+        record = _read_record(row, layout, root)
+        if record.path in records:
             raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per image")
-        images[image.path] = image
-    return list(images.values()), layout
+        records[record.path] = record
+    return list(records.values()), layout
 
 
 def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
@@ -246,7 +248,7 @@ def _patient(text: str) -> str:
     return integer[1] if integer else text
 
 
-def _read_image(row: Row, layout: _Layout, root: Path) -> _Image:
+def _read_record(row: Row, layout: _Layout, root: Path) -> _Record:
     """One row, checked."""
     path = row[layout.path]
     if not path:
@@ -262,18 +264,18 @@ def _read_image(row: Row, layout: _Layout, root: Path) -> _Image:
     except ValueError as error:
         hint = decimal_comma(row["age"])
         raise row.error(f"has the age {row['age']!r}; expected years{hint}") from error
-    sex, view = parse_sex(row.get("sex")), parse_view(row.get("view"))
+    sex, view, has = parse_sex(row.get("sex")), parse_view(row.get("view")), layout.columns.__contains__
     unknown = {"sex": not sex, "age": math.isnan(age), "view": not view}
-    return _Image(
-        path=root / path,
+    return _Record(
+        root / path,
+        patient,
+        _class_labels(row, layout) if layout.class_column else _labels(row, layout),
+        age if has("age") else None,
+        sex if has("sex") else None,
+        view if has("view") else None,
+        row["source"] if has("source") else None,
         part=part or "",
-        patient=patient,
-        labels=_class_labels(row, layout) if layout.class_column else _labels(row, layout),
-        age=age,
-        sex=sex,
-        view=view,
-        source=row.get("source"),
-        unread=tuple(name for name, is_unknown in unknown.items() if is_unknown and row.get(name)),
+        not_understood=tuple(name for name, is_unknown in unknown.items() if is_unknown and row.get(name)),
     )
 
 
@@ -312,14 +314,14 @@ def _label(row: Row, finding: str) -> float:
     return value
 
 
-def _make_parts(images: list[_Image], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
+def _make_parts(records: list[_Record], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
     """Train, dev and test as the table says, or as the seed says."""
     if "split" not in layout.columns:
         test_fraction = request.number("test_fraction", 0.2)
-        whole = _make_split("all", images, layout)
+        whole = make_split("all", records, layout.findings)
         return divide(whole, dev_fraction=request.dev_fraction, test_fraction=test_fraction, seed=request.seed)
     train, dev, test = (
-        _make_split(name, [image for image in images if image.part == name], layout)
+        make_split(name, [record for record in records if record.part == name], layout.findings)
         for name in ("train", "dev", "test")
     )
     if not len(dev):
@@ -327,35 +329,20 @@ def _make_parts(images: list[_Image], layout: _Layout, request: Request) -> tupl
     return train, dev, test
 
 
-def _make_split(name: str, images: list[_Image], layout: _Layout) -> Split:
-    """Images as a split, with the optional fields that the table has."""
-    has = layout.columns.__contains__
-    return Split(
-        name,
-        tuple(image.path for image in images),
-        np.array([image.labels for image in images], np.float32).reshape(-1, len(layout.findings)),
-        tuple(image.patient for image in images),
-        ages=np.array([image.age for image in images], np.float32) if has("age") else None,
-        sexes=tuple(image.sex for image in images) if has("sex") else None,
-        views=tuple(image.view for image in images) if has("view") else None,
-        sources=tuple(image.source for image in images) if has("source") else None,
-    )
-
-
 _FIELDS = {"sex": "sexes", "age": "ages", "view": "views", "source": "sources"}
 
 
 def table_bytes(dataset: Dataset, root: Path) -> bytes:
-    """A set as a table that ``read_csv`` reads again, with the same splits: UTF-8, rows sorted by path.
+    """A set as a table that `read_csv` reads again, with the same splits: UTF-8, rows sorted by path.
 
     The same set gives the same bytes on every machine, wherever it lies.
 
     Args:
-        dataset: Of image files.
-        root: The folder that paths are written relative to.
+        dataset: set of image files.
+        root: the folder that paths are written relative to.
 
     Raises:
-        DataError: The set holds arrays, a finding's name is that of a reserved column, or a text has blanks around it.
+        DataError: the set holds arrays, a finding's name is that of a reserved column, or a text has blanks around it.
     """
     taken = sorted({"path", *RESERVED} & set(dataset.findings))
     if taken:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
-from cxr_compress.data.dataset import Dataset, Split, check_dataset
-from cxr_compress.data.readers.base import Request
+from cxr_compress.data.dataset import Dataset
+from cxr_compress.data.readers.base import ImageRecord, Request, load_dataset, make_split, register_reader
 from cxr_compress.data.splits import carve_dev
 from cxr_compress.device.sources import look_into
 from cxr_compress.errors import DataError
@@ -26,50 +24,39 @@ _PATIENT = re.compile(r"person\d+_(bacteria|virus)|(?:NORMAL2-)?IM-\d+")
 
 
 def load_kermany(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0) -> Dataset:
+    """The set as `load_dataset("kermany", ...)` gives it."""
+    return load_dataset("kermany", data_dir, dev_fraction=dev_fraction, seed=seed)
+
+
+@register_reader(
+    "kermany",
+    help="Chest X-Ray Images (Pneumonia): 5,856 images of children, pneumonia or not",
+    options={"subtypes": "true gives the classes normal, bacteria and virus instead of the one finding"},
+)
+def read_kermany(request: Request) -> Dataset:
     """The set with its official test split and a dev split carved out of its train patients.
 
-    The official val (16 images) is too small to choose anything on. It is left out of train, dev and test, so that
-    predictions can be shown on images that no model has seen.
-
-    Args:
-        data_dir: The folder with ``train/`` and ``test/``, each with ``NORMAL/`` and ``PNEUMONIA/``, or one that holds
-            it as ``images/`` or ``chest_xray/``.
-        dev_fraction: Share of train's patients for dev.
-        seed: Of the choice of those patients.
+    `data_dir` holds `train/` and `test/`, each with `NORMAL/` and `PNEUMONIA/`, or is a folder with such a one as
+    `images/` or `chest_xray/`. The official val (16 images) is too small to choose anything on. It is left out of
+    train, dev and test, so that predictions can be shown on images that no model has seen. `Split.sources` is the
+    subtype that the file name carries: "normal", "bacteria" or "virus".
 
     Raises:
-        DataError: A folder is missing or empty, a file name carries no patient, or the checks of every set fail.
+        DataError: a folder is missing or empty, or a file name carries no patient.
     """
-    return check_dataset(read_kermany(Request(Path(data_dir), dev_fraction, seed)))
-
-
-def read_kermany(request: Request) -> Dataset:
-    """As ``load_kermany``, without the checks of every set.
-
-    ``Split.sources`` is the subtype that the file name carries: "normal", "bacteria" or "virus".
-
-    Args:
-        request: With the options ``allow_one_class`` and ``subtypes``: instead of the one finding the three classes
-            "normal", "bacteria" and "virus", which exclude one another.
-    """
-    root, subtypes = _find_root(request.data_dir), request.flag("subtypes")
-    whole, not_read = _read_split(root, "train", subtypes)
-    test, not_read_of_test = _read_split(root, "test", subtypes)
-    train, dev = carve_dev(whole, fraction=request.dev_fraction, seed=request.seed)
+    root, subtypes = _find_root(request.folder), request.flag("subtypes")
+    findings = SUBTYPES if subtypes else ("Pneumonia",)
+    (whole, not_read), (test, not_read_of_test) = (_read_part(root / name, subtypes) for name in ("train", "test"))
+    train, dev = carve_dev(make_split("train", whole, findings), fraction=request.dev_fraction, seed=request.seed)
     return Dataset(
         "kermany",
-        SUBTYPES if subtypes else ("Pneumonia",),
+        findings,
         train,
         dev,
-        test,
+        make_split("test", test, findings),
         ATTRIBUTION,
-        notes=(
-            "children of 1 to 5 years; the official val of 16 images is in no split",
-            *not_read,
-            *not_read_of_test,
-        ),
+        notes=("children of 1 to 5 years; the official val of 16 images is in no split", *not_read, *not_read_of_test),
         patient_key=PATIENT_KEY,
-        allow_one_class=request.flag("allow_one_class"),
         exclusive=subtypes,
     )
 
@@ -78,13 +65,13 @@ def patient_of(file_name: str) -> str:
     """The patient that an image's file name carries, e.g. "person1000_bacteria" of "person1000_bacteria_2931.jpeg".
 
     Raises:
-        DataError: The name follows none of the set's patterns.
+        DataError: the name follows none of the set's patterns.
     """
     return _match(file_name).group()
 
 
 def _match(file_name: str) -> re.Match[str]:
-    """Patient, and the subtype as group 1 if there is one."""
+    """The patient, and the subtype as group 1 if the name has one."""
     match = _PATIENT.match(file_name)
     if match is None:
         raise DataError(
@@ -96,8 +83,6 @@ def _match(file_name: str) -> re.Match[str]:
 
 def _find_root(data_dir: Path) -> Path:
     """The folder that holds train/ and test/."""
-    if not data_dir.is_dir():
-        raise DataError(f"kermany: expected a folder, {data_dir} does not exist or is not one")
     for root in (data_dir, data_dir / "images", data_dir / "chest_xray"):
         if all((root / split).is_dir() for split in ("train", "test")):
             return root
@@ -107,48 +92,40 @@ def _find_root(data_dir: Path) -> Path:
     )
 
 
-def _read_split(root: Path, name: str, subtypes: bool = False) -> tuple[Split, list[str]]:
-    """All images of one official split, NORMAL first, by name; and what lies there and is not read."""
-    paths: list[Path] = []
-    labels: list[float] = []
+def _read_part(folder: Path, subtypes: bool) -> tuple[list[ImageRecord], list[str]]:
+    """All images of one official split, NORMAL first, by name; and notes on what lies there and is not read."""
+    records: list[ImageRecord] = []
     notes: list[str] = []
-    folders = _class_folders(root / name)
-    others = sum(not path.name.startswith((".", "__MACOSX")) for path in (root / name).iterdir()) - len(folders)
+    folders = _class_folders(folder)
+    others = sum(not path.name.startswith((".", "__MACOSX")) for path in folder.iterdir()) - len(folders)
     if others:
-        notes.append(f"{name}/: {others} not read beside {' and '.join(_CLASSES)}")
-    for folder, label in _CLASSES.items():
-        found, note = _images(folders[folder])
-        paths += found
-        labels += [label] * len(found)
-        notes += [f"{name}/{folder}: {note}"] if note else []
-    matches = [_match(path.name) for path in paths]
-    sources = tuple(match.group(1) or SUBTYPES[0] for match in matches)
-    columns = [[float(source == kind) for kind in SUBTYPES] for source in sources]
-    split = Split(
-        name,
-        tuple(paths),
-        np.array(columns, np.float32) if subtypes else np.array(labels, np.float32)[:, None],
-        tuple(match.group() for match in matches),
-        sources=sources,
-    )
-    return split, notes
+        notes.append(f"{folder.name}/: {others} not read beside {' and '.join(_CLASSES)}")
+    for class_name, label in _CLASSES.items():
+        paths, note = _images(folders[class_name])
+        notes += [f"{folder.name}/{class_name}: {note}"] if note else []
+        for path in paths:
+            match = _match(path.name)
+            source = match.group(1) or SUBTYPES[0]
+            labels = tuple(float(source == kind) for kind in SUBTYPES) if subtypes else (label,)
+            records.append(ImageRecord(path, match.group(), labels, source=source))
+    return records, notes
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
     """The folder of each class, whatever the case of its name."""
-    found: dict[str, list[Path]] = {name: [] for name in _CLASSES}
+    candidates: dict[str, list[Path]] = {name: [] for name in _CLASSES}
     for path in sorted(folder.iterdir()):
-        if path.name.upper() in found and path.is_dir():
-            found[path.name.upper()].append(path)
-    for name, paths in found.items():
+        if path.name.upper() in candidates and path.is_dir():
+            candidates[path.name.upper()].append(path)
+    for name, paths in candidates.items():
         if len(paths) > 1:
-            told = " and ".join(path.name for path in paths)
-            raise DataError(f"kermany: expected one folder {name} in {folder}, found {told}; join them into one")
-    return {name: paths[0] if paths else folder / name for name, paths in found.items()}
+            names = " and ".join(path.name for path in paths)
+            raise DataError(f"kermany: expected one folder {name} in {folder}, found {names}; join them into one")
+    return {name: paths[0] if paths else folder / name for name, paths in candidates.items()}
 
 
 def _images(folder: Path) -> tuple[tuple[Path, ...], str]:
-    """The image files of a class and what else is there; what macOS leaves in ZIPs (.DS_Store, ._name.jpeg) is not."""
+    """The image files of a class, and a note on other files; what macOS leaves in ZIPs (.DS_Store) is no image."""
     content = look_into(folder, deep=False) if folder.is_dir() else None
     if content is None or not content.images:
         raise DataError(

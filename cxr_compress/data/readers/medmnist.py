@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.data.dataset import Dataset, Split
-from cxr_compress.data.readers.base import Request
-from cxr_compress.data.readers.nih import NIH_FINDINGS
+from cxr_compress.data.readers.base import NIH_FINDINGS, Request, register_reader
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = (
@@ -43,18 +42,23 @@ _TWO_CLASSES = 2
 _STANDARD_SIZE = 28  # the files of this size carry no size in their names
 
 
+@register_reader(
+    "medmnist",
+    help="MedMNIST and MedMNIST+ archives (.npz) such as PneumoniaMNIST, ChestMNIST, DermaMNIST",
+    options={
+        "flag": "which set of the folder, such as pneumoniamnist",
+        "size": "pixels of its images: 28 unless given, 64, 128 or 224",
+    },
+)
 def read_medmnist(request: Request) -> Dataset:
     """One set with its official splits: val is dev, and dev_fraction and seed change nothing.
 
     A set with one label column of several classes becomes a column per class, and they exclude one another; the whole
-    archive is held in memory (chestmnist at 224 px: 5.6 GB, at 64 px: 0.5 GB).
-
-    Args:
-        request: ``data_dir`` is the .npz or a folder with it; options ``flag`` (such as pneumoniamnist) and ``size``
-            (28, 64, 128, 224) choose among several files, ``allow_one_class``.
+    archive is held in memory (chestmnist at 224 px: 5.6 GB, at 64 px: 0.5 GB). `data_dir` is the .npz or a folder with
+    it; the options `flag` and `size` choose among several files.
 
     Raises:
-        DataError: No such file, or it is damaged, pickled or of another layout.
+        DataError: no such file, or it is damaged, pickled or of another layout.
     """
     path = _find(request)
     arrays = _load(path)
@@ -71,7 +75,6 @@ def read_medmnist(request: Request) -> Dataset:
         ATTRIBUTION,
         notes=(f"{path.name}: {NOTE}",),
         patient_key=PATIENT_KEY,
-        allow_one_class=request.flag("allow_one_class"),
         color="gray" if arrays["train_images"].ndim == 3 else "rgb",  # noqa: PLR2004 - (n, h, w)
         exclusive=arrays["train_labels"].shape[1] == 1 and len(findings) > 1,
     )

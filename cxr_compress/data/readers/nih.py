@@ -1,47 +1,35 @@
-"""Reads NIH ChestX-ray14: 112,120 images, 14 findings, official lists of train and test images."""
+"""Reads NIH ChestX-ray14 (112,120 images, 14 findings, official lists of train and test images) and its boxes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.dataset import Dataset
 from cxr_compress.data.readers.base import (
-    Missing,
+    NIH_FINDINGS,
+    ImageRecord,
     Request,
     keep_existing,
+    load_dataset,
+    make_split,
     parse_age,
     parse_sex,
     parse_view,
+    register_reader,
 )
 from cxr_compress.data.splits import carve_dev
 from cxr_compress.data.table_file import Row, read_table, read_text
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = "NIH Clinical Center; Wang et al., ChestX-ray8, CVPR 2017, pp. 3462-3471; https://nihcc.app.box.com/v/ChestXray-NIHCC"
-PATIENT_KEY = "the column 'Patient ID'"
 
-# The order of CheXNet's 14 outputs.
-NIH_FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
+BOX_IMAGE_SIZE = 1024  # pixels per edge of the images that the boxes were drawn on
+# The header of the boxes is "Image Index,Finding Label,Bbox [x,y,w,h],,,": its commas split the third name in four.
+_BOX_SIDES = ("Bbox [x", "y", "w", "h]")
+_BOX_ALIASES = {"Infiltrate": "Infiltration"}
 
 _NO_FINDING = "No Finding"
 # Only these are read. The header's last columns contain commas themselves (OriginalImage[Width,Height]) and ages come
@@ -50,59 +38,43 @@ _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 _OF_PEOPLE = ("Patient Age", "Patient Gender", "View Position")
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One row of the label file."""
-
-    patient: str
-    labels: tuple[float, ...]
-    age: float
-    sex: str
-    view: str
-
-
 def load_nih(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0, allow_missing: bool = False) -> Dataset:
+    """The set as `load_dataset("nih", ...)` gives it."""
+    return load_dataset("nih", data_dir, dev_fraction=dev_fraction, seed=seed, allow_missing=allow_missing)
+
+
+@register_reader(
+    "nih",
+    help="NIH ChestX-ray14: 112,120 images, 14 findings",
+    options={"exclude_list": "text or CSV file that names images to leave out, such as cxr14_bad_labels.csv"},
+    lists_images=True,
+)
+def read_nih(request: Request) -> Dataset:
     """The set with its official test list and a dev split carved out of the patients of the train_val list.
 
-    Args:
-        data_dir: Holds ``Data_Entry_2017*.csv`` (or ``.csv.gz``), ``train_val_list.txt``, ``test_list.txt``, and the
-            images in ``images/`` or in ``images_001/images/`` to ``images_012/images/``.
-        dev_fraction: Share of train_val's patients for dev.
-        seed: Of the choice of those patients.
-        allow_missing: Use the listed images that are there instead of refusing an incomplete folder. Such a subset is
-            not a random sample, and its AUROCs do not compare with published ones.
+    `data_dir` holds `Data_Entry_2017*.csv` (or `.csv.gz`), `train_val_list.txt`, `test_list.txt`, and the images in
+    `images/` or in `images_001/images/` to `images_012/images/`. A part of the images is not a random sample, and its
+    AUROCs do not compare with published ones.
 
     Raises:
-        DataError: A file is missing, the lists and the CSV disagree, a label is unknown, images are missing, or the
-            checks of every set fail.
+        DataError: a file is missing, the lists and the CSV disagree, a label is unknown, or images are missing.
     """
-    missing = Missing.DROP if allow_missing else Missing.REFUSE
-    return check_dataset(read_nih(Request(Path(data_dir), dev_fraction, seed, missing)))
-
-
-def read_nih(request: Request) -> Dataset:
-    """As ``load_nih``, without the checks of every set.
-
-    Args:
-        request: With the options ``allow_one_class`` and ``exclude_list``: a text or CSV file whose first column with
-            image names lists images to leave out, such as cxr14_bad_labels.csv (inverted, rotated, not frontal).
-    """
-    root = request.data_dir
-    if not root.is_dir():
-        raise DataError(f"nih: expected a folder, {root} does not exist or is not one")
+    root = request.folder
     entries, notes = _read_entries(_find_entries(root))
     lists = {name: _read_list(root / f"{name}_list.txt") for name in ("train_val", "test")}
     _check_lists(lists, entries)
     left_out = _read_excluded(request.text("exclude_list"), entries)
-    lists = {name: [image for image in listed if image not in left_out] for name, listed in lists.items()}
     images, unlisted = _find_images(root, entries)
-    counts = {name: (len(set(listed) - images.keys()), len(listed)) for name, listed in lists.items()}
-    keep_existing(request, "nih", counts)
-    if request.missing is Missing.KEEP:
-        images |= {
-            image: root / "images" / image for listed in lists.values() for image in listed if image not in images
-        }
-    train_val, test = (_make_split(name, listed, entries, images) for name, listed in lists.items())
+    listed = {
+        name: [
+            replace(entries[image], path=images.get(image, root / "images" / image))
+            for image in names
+            if image not in left_out
+        ]
+        for name, names in lists.items()
+    }
+    kept, missing = keep_existing(request, listed, set(images.values()).__contains__)
+    train_val, test = (make_split(name, records, NIH_FINDINGS) for name, records in kept.items())
     train, dev = carve_dev(train_val, fraction=request.dev_fraction, seed=request.seed)
     return Dataset(
         "nih",
@@ -111,16 +83,15 @@ def read_nih(request: Request) -> Dataset:
         dev,
         test,
         ATTRIBUTION,
-        notes=(*notes, *_notes(counts, len(left_out)), *unlisted),
-        patient_key=PATIENT_KEY,
-        allow_one_class=request.flag("allow_one_class"),
+        notes=(*notes, *_notes(missing, len(left_out)), *unlisted),
+        patient_key="the column 'Patient ID'",
     )
 
 
-def _notes(counts: Mapping[str, tuple[int, int]], left_out: int) -> tuple[str, ...]:
+def _notes(missing: int, left_out: int) -> tuple[str, ...]:
     """What makes this copy another set than the published one."""
     notes = []
-    if any(missing for missing, _ in counts.values()):
+    if missing:
         notes.append("a part of the set, not a random sample: its AUROCs do not compare with published ones")
     if left_out:
         notes.append(f"{left_out} images of exclude_list are left out")
@@ -129,18 +100,18 @@ def _notes(counts: Mapping[str, tuple[int, int]], left_out: int) -> tuple[str, .
 
 def _find_entries(root: Path) -> Path:
     """The label file, whatever its edition."""
-    found = [path for path in sorted(root.glob("Data_Entry_2017*")) if path.name.endswith((".csv", ".csv.gz"))]
-    if len(found) != 1:
+    editions = [path for path in sorted(root.glob("Data_Entry_2017*")) if path.name.endswith((".csv", ".csv.gz"))]
+    if len(editions) != 1:
         raise DataError(
-            f"nih: expected one Data_Entry_2017*.csv (or .csv.gz) in {root}, found {len(found)}; keep one edition"
+            f"nih: expected one Data_Entry_2017*.csv (or .csv.gz) in {root}, found {len(editions)}; keep one edition"
         )
-    return found[0]
+    return editions[0]
 
 
-def _read_entries(path: Path) -> tuple[dict[str, _Entry], tuple[str, ...]]:
+def _read_entries(path: Path) -> tuple[dict[str, ImageRecord], tuple[str, ...]]:
     """Image name -> what the label file says of it; and how its columns were taken."""
     table = read_table(path, who="nih", needed=_COLUMNS, optional=_OF_PEOPLE)
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, ImageRecord] = {}
     for row in table.rows:
         name, entry = row["Image Index"], _read_row(row)
         if entries.setdefault(name, entry) != entry:
@@ -148,7 +119,7 @@ def _read_entries(path: Path) -> tuple[dict[str, _Entry], tuple[str, ...]]:
     return entries, table.notes
 
 
-def _read_row(row: Row) -> _Entry:
+def _read_row(row: Row) -> ImageRecord:
     """One image; "A|B" has both findings."""
     patient, text = row["Patient ID"], row["Finding Labels"]
     if not patient or not text:
@@ -165,7 +136,14 @@ def _read_row(row: Row) -> _Entry:
     except ValueError as error:
         raise row.error(f"has the age {row.get('Patient Age')!r}; expected years such as 58 or 058Y") from error
     labels = tuple(float(finding in named) for finding in NIH_FINDINGS)
-    return _Entry(patient, labels, age, parse_sex(row.get("Patient Gender")), parse_view(row.get("View Position")))
+    return ImageRecord(
+        Path(row["Image Index"]),
+        patient,
+        labels,
+        age,
+        parse_sex(row.get("Patient Gender")),
+        parse_view(row.get("View Position")),
+    )
 
 
 def _read_list(path: Path) -> list[str]:
@@ -177,7 +155,7 @@ def _read_list(path: Path) -> list[str]:
     return read_text(path, who="nih").split()
 
 
-def _read_excluded(file_name: str, entries: Mapping[str, _Entry]) -> frozenset[str]:
+def _read_excluded(file_name: str, entries: Mapping[str, ImageRecord]) -> frozenset[str]:
     """The images that an exclusion list names, in whatever column."""
     if not file_name:
         return frozenset()
@@ -188,7 +166,7 @@ def _read_excluded(file_name: str, entries: Mapping[str, _Entry]) -> frozenset[s
     return named
 
 
-def _check_lists(lists: Mapping[str, list[str]], entries: Mapping[str, _Entry]) -> None:
+def _check_lists(lists: Mapping[str, list[str]], entries: Mapping[str, ImageRecord]) -> None:
     """Every image of the CSV is in one list, and the other way round."""
     train_val, test = (set(lists[name]) for name in ("train_val", "test"))
     twice, unlabeled, unlisted = (
@@ -203,7 +181,7 @@ def _check_lists(lists: Mapping[str, list[str]], entries: Mapping[str, _Entry]) 
         )
 
 
-def _find_images(root: Path, entries: Mapping[str, _Entry]) -> tuple[dict[str, Path], tuple[str, ...]]:
+def _find_images(root: Path, entries: Mapping[str, ImageRecord]) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Image name -> file, from the one or the twelve folders; and a note on files that the label file does not name."""
     folders = [root / "images", *sorted(root.glob("images_*/images"))]
     paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
@@ -214,38 +192,16 @@ def _find_images(root: Path, entries: Mapping[str, _Entry]) -> tuple[dict[str, P
     return {path.name: path for path in paths}, notes
 
 
-def _make_split(name: str, listed: Collection[str], entries: Mapping[str, _Entry], images: Mapping[str, Path]) -> Split:
-    """The listed images that are there, in the order of the list."""
-    names = [image for image in listed if image in images]
-    found = [entries[image] for image in names]
-    return Split(
-        name,
-        tuple(images[image] for image in names),
-        np.array([image.labels for image in found], np.float32).reshape(-1, len(NIH_FINDINGS)),
-        tuple(image.patient for image in found),
-        ages=np.array([image.age for image in found], np.float32),
-        sexes=tuple(image.sex for image in found),
-        views=tuple(image.view for image in found),
-    )
-
-
-BOX_IMAGE_SIZE = 1024  # pixels per edge of the images that the boxes were drawn on
-
-# The header is "Image Index,Finding Label,Bbox [x,y,w,h],,,": its commas split the third name in four.
-_SIDES = ("Bbox [x", "y", "w", "h]")
-_ALIASES = {"Infiltrate": "Infiltration"}
-
-
 @dataclass(frozen=True)
 class Box:
     """A rectangle around one finding, in pixels of the original image of 1024 x 1024.
 
     Attributes:
-        finding: One of ``NIH_FINDINGS``.
-        x: Of the left edge.
-        y: Of the upper edge.
-        width: Along x.
-        height: Along y.
+        finding: one of `NIH_FINDINGS`.
+        x: left edge.
+        y: upper edge.
+        width: extent along x.
+        height: extent along y.
     """
 
     finding: str
@@ -259,16 +215,16 @@ def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
     """The boxes of every image that has some, in the order of the file.
 
     Args:
-        path: ``BBox_List_2017.csv`` or ``.csv.gz``.
+        path: `BBox_List_2017.csv` or `.csv.gz`.
 
     Returns:
         Image name -> its boxes.
 
     Raises:
-        DataError: The file cannot be read, or a row is no box of the 14 findings on the image.
+        DataError: the file cannot be read, or a row is no box of the 14 findings on the image.
     """
     boxes: dict[str, tuple[Box, ...]] = {}
-    for row in read_table(Path(path), who="nih", needed=("Image Index", "Finding Label", *_SIDES)).rows:
+    for row in read_table(Path(path), who="nih", needed=("Image Index", "Finding Label", *_BOX_SIDES)).rows:
         boxes[row["Image Index"]] = (*boxes.get(row["Image Index"], ()), _read_box(row))
     if not boxes:
         raise DataError(f"nih: expected boxes in {Path(path).name}, found none; download it again")
@@ -277,11 +233,11 @@ def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
 
 def _read_box(row: Row) -> Box:
     """One row, checked."""
-    finding = _ALIASES.get(row["Finding Label"], row["Finding Label"])
+    finding = _BOX_ALIASES.get(row["Finding Label"], row["Finding Label"])
     if finding not in NIH_FINDINGS:
         raise row.error(f"has the unknown finding {finding!r}; expected one of the 14 of ChestX-ray14")
     try:
-        x, y, width, height = (float(row[side]) for side in _SIDES)
+        x, y, width, height = (float(row[side]) for side in _BOX_SIDES)
     except ValueError as error:
         raise row.error("has a box that is no four numbers; expected x, y, width and height in pixels") from error
     # One pixel of room: some published boxes end a fraction of a pixel beyond the image.

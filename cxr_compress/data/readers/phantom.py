@@ -18,14 +18,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.readers.base import Request, load_dataset, register_reader
 from cxr_compress.data.readers.phantom_image import PHANTOM_FINDINGS, render_image
 from cxr_compress.data.splits import carve_dev
 from cxr_compress.errors import DataError
 from cxr_compress.files import make_folder, write_bytes, write_text
 
 ATTRIBUTION = "Procedural phantom images drawn by cxr_compress: synthetic, made from no image and no patient"
-PATIENT_KEY = "the column 'patient_id' of labels.csv"
 
 _GENERATOR = 1  # raised whenever the same parameters give other images, so that an old set is not taken for a new one
 _PARAMETERS, _STARTED, _LABELS = "phantom.json", "phantom_unfinished.json", "labels.csv"
@@ -102,17 +102,18 @@ def write_phantom(
 
 
 def load_phantom(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int = 0) -> Dataset:
-    """The set that ``write_phantom`` left in a folder.
+    """The set as `load_dataset("phantom", ...)` gives it; the seed is that of dev, images have a seed of their own."""
+    return load_dataset("phantom", data_dir, dev_fraction=dev_fraction, seed=seed)
 
-    Args:
-        data_dir: That folder.
-        dev_fraction: Share of train's patients for dev.
-        seed: Of the choice of those patients; the images have a seed of their own.
+
+@register_reader("phantom", help="drawn chest images of write_phantom, for those who have no X-rays: synthetic")
+def read_phantom(request: Request) -> Dataset:
+    """The set that `write_phantom` left in a folder.
 
     Raises:
-        DataError: No finished set there, a file is missing, or the checks of every set fail.
+        DataError: no finished set there, or a file is missing.
     """
-    folder = Path(data_dir)
+    folder = request.data_dir
     if not (folder / _PARAMETERS).is_file():
         raise DataError(
             f"phantom: expected {_PARAMETERS} in {folder}, found none: no phantom set was finished there; "
@@ -122,9 +123,17 @@ def load_phantom(data_dir: str | Path, *, dev_fraction: float = 0.1, seed: int =
     absent = sum(not path.is_file() for split in splits.values() for path in split.paths)
     if absent:
         raise DataError(f"phantom: {absent} images of {_LABELS} are missing in {folder}; write the set again elsewhere")
-    train, dev = carve_dev(splits["train"], fraction=dev_fraction, seed=seed)
-    dataset = Dataset("phantom", PHANTOM_FINDINGS, train, dev, splits["test"], ATTRIBUTION, synthetic=True)
-    return check_dataset(dataset, patient_key=PATIENT_KEY)
+    train, dev = carve_dev(splits["train"], fraction=request.dev_fraction, seed=request.seed)
+    return Dataset(
+        "phantom",
+        PHANTOM_FINDINGS,
+        train,
+        dev,
+        splits["test"],
+        ATTRIBUTION,
+        synthetic=True,
+        patient_key="the column 'patient_id' of labels.csv",
+    )
 
 
 def _parameters(n_train: int, n_test: int, size: int, seed: int) -> dict[str, Any]:

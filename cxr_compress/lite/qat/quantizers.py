@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cxr_compress.keras2 import keras
+from cxr_compress.keras2 import keras, tfmot
 from cxr_compress.lite.qat.graph import KERNELS
-from cxr_compress.models.tfmot import QuantizeConfig, Quantizer, QuantizeWrapper
+
+_api = tfmot().quantization.keras
+_Quantizer: Any = _api.quantizers.Quantizer
+_QuantizeConfig: Any = _api.QuantizeConfig
+_QuantizeWrapper: Any = _api.QuantizeWrapperV2
 
 # Weight of what was before in the running range: it follows the last hundred steps. TF-MOT's 0.999 never arrives in a
 # fine-tuning of a few hundred; ranges start from calibration, so that none is needed to forget a bad start.
@@ -86,7 +90,7 @@ class SharedRange:
         return low, tf.maximum(tf.maximum(tf.reduce_max(self._high), 0.0), low + _SMALLEST)
 
 
-class ActivationQuantizer(Quantizer):
+class ActivationQuantizer(_Quantizer):
     """Rounds an activation to the 256 codes of its range."""
 
     def __init__(self, shared: SharedRange, member: int, *, means: bool = False) -> None:
@@ -112,7 +116,7 @@ class ActivationQuantizer(Quantizer):
         return {}
 
 
-class KernelQuantizer(Quantizer):
+class KernelQuantizer(_Quantizer):
     """Rounds a kernel to -127 to 127 of its own largest magnitude: per output channel, a dense one as a whole."""
 
     def __init__(self, layer_type: type) -> None:
@@ -186,7 +190,7 @@ def _break_ties(means: Any, low: Any, high: Any) -> Any:
     return means + _NUDGE * step * tf.sign(code)
 
 
-class LayerConfig(QuantizeConfig):
+class LayerConfig(_QuantizeConfig):
     """What is rounded of one layer: its kernel if it has one, and its result where it has a range.
 
     Attributes:
@@ -227,7 +231,7 @@ class LayerConfig(QuantizeConfig):
         return {}
 
 
-class QuantizedLayer(QuantizeWrapper):
+class QuantizedLayer(_QuantizeWrapper):
     """TF-MOT's wrapper, without its step counter and with layers that stay frozen where they were.
 
     The counter is an int32 among the weights, which nothing here reads and no average of weights can be taken of.

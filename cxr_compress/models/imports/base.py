@@ -1,18 +1,30 @@
-"""Foreign weights under the names and in the layout of our layers, and filling a model with them."""
+"""Weights from elsewhere: the table of sources, their arrays under the names of our layers, and filling a model.
+
+A source is one reader, registered by `register_source`; `foreign.import_weights` does the rest. Importing this loads no
+Keras, so that `cxr_import_weights --help` can list the sources at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr_compress.errors import ModelFileError
+from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.errors import CompressionError, ModelFileError
 
 _SHOWN = 5
+# What training puts around a network, or around any part of it: DataParallel, torch.compile, FSDP, checkpointing.
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Names of the network in the modules that others put it in: arnoweng/CheXNet, Lightning, and training scripts.
+_AROUND = re.compile(r"^(?:(?:model|_model|net|network|base_model|backbone|densenet\d*)\.)+")
+_OLD_STYLE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # torchvision until 2018: norm.1 for norm1
+_COUNTER = ".num_batches_tracked"
 
 
 class NamedArray(NamedTuple):
@@ -25,9 +37,122 @@ class NamedArray(NamedTuple):
 
 # Layer -> part ("kernel", "gamma", ...) -> array.
 LayerArrays = dict[str, dict[str, NamedArray]]
+# Layer -> part of PyTorch ("weight", "running_mean", ...) -> name in the file and tensor.
+TorchLayers = dict[str, dict[str, tuple[str, np.ndarray]]]
 
 
-def from_torch(layers: Mapping[str, Mapping[str, tuple[str, np.ndarray]]], epsilon: float, ours: float) -> LayerArrays:
+class ForeignWeights(NamedTuple):
+    """What the reader of a source gives.
+
+    Attributes:
+        build: the network that the weights are of, from (num_classes, (height, width, channels)).
+        channels: of its images.
+        arrays: the weights under the names of our layers.
+        file_kind: as what the file was read, such as "torch legacy".
+        ignored: names in the file that hold no weights.
+        findings: names of the outputs, where the file says them.
+        thresholds: probability from which the file's authors call each output positive, where the file says it.
+    """
+
+    build: Callable[[int, tuple[int, int, int]], Any]
+    channels: int
+    arrays: LayerArrays
+    file_kind: str
+    ignored: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+
+ReadWeights = Callable[[Path], ForeignWeights]
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A kind of files with weights.
+
+    Attributes:
+        read: gives what a file holds.
+        help: which files these are, in one line for `cxr_import_weights --help`.
+        preprocess: how images of a size (height and width in pixels) become the input of such a network.
+        findings: names of its outputs, where all files of the kind have the same.
+        dataset: what it was trained on; "" where that differs.
+        attribution: whom to name with every copy.
+    """
+
+    read: ReadWeights
+    help: str
+    preprocess: Callable[[int], PreprocessSpec]
+    findings: tuple[str, ...] = ()
+    dataset: str = ""
+    attribution: str = ""
+
+
+SOURCES: dict[str, WeightSource] = {}
+
+
+def register_source(name: str, **facts: Any) -> Callable[[ReadWeights], ReadWeights]:
+    """Make a reader one that `import_weights` and `cxr_import_weights --from` take.
+
+    Args:
+        name: of the kind of files.
+        facts: the other fields of `WeightSource`.
+
+    Raises:
+        CompressionError: the name is taken.
+    """
+    if name in SOURCES:
+        raise CompressionError(f"the source of weights {name!r} is registered twice: give one of the two another name")
+
+    def register(read: ReadWeights) -> ReadWeights:
+        SOURCES[name] = WeightSource(read, **facts)
+        return read
+
+    return register
+
+
+def imagenet_pixels(size: int) -> PreprocessSpec:
+    """The preprocessing of torchvision's networks."""
+    return PreprocessSpec.preset("imagenet_torch", size, size)
+
+
+def sort_layers(
+    tensors: Mapping[str, np.ndarray], find: Callable[[str], str | None], network: str
+) -> tuple[TorchLayers, tuple[str, ...]]:
+    """Sort the tensors of a PyTorch file by our layers.
+
+    What training wraps around a network or its parts (`module.`, `_orig_mod.`) leaves no trace in the names.
+
+    Args:
+        tensors: name in the file -> tensor.
+        find: gives our layer of a module of PyTorch, None where there is none.
+        network: what it is, for errors.
+
+    Returns:
+        Our layer -> part -> (name in the file, tensor), and the names that hold no weights.
+
+    Raises:
+        ModelFileError: names that the network does not have, or two for one weight.
+    """
+    layers: TorchLayers = {}
+    ignored, unknown = [], []
+    for name, tensor in tensors.items():
+        if name.endswith(_COUNTER):
+            ignored.append(name)
+            continue
+        module, _, part = _OLD_STYLE.sub(r"\1\2.", _AROUND.sub("", _WRAPPED.sub("", name))).rpartition(".")
+        layer = find(module)
+        if layer is None:
+            unknown.append(name)
+        elif part in layers.setdefault(layer, {}):
+            raise ModelFileError(f"{shown([layers[layer][part][0], name])} are the same weight: leave one of them out")
+        else:
+            layers[layer][part] = (name, tensor)
+    if unknown:
+        raise ModelFileError(f"{len(unknown)} of its names are those of no {network}: {shown(unknown)}")
+    return layers, tuple(ignored)
+
+
+def from_torch(layers: TorchLayers, epsilon: float, ours: float) -> LayerArrays:
     """Bring the tensors of PyTorch layers into Keras's layout.
 
     Kernels go from (out, in, height, width) to (height, width, in, out), depthwise ones to (height, width, in, 1), and
@@ -36,8 +161,7 @@ def from_torch(layers: Mapping[str, Mapping[str, tuple[str, np.ndarray]]], epsil
     gamma' = gamma * sqrt((variance + ours) / (variance + epsilon)), computed in float64.
 
     Args:
-        layers: Name of our layer -> PyTorch's part (weight, bias, running_mean, running_var) -> name in the file and
-            tensor. A layer whose name ends in "depthwise_conv" is one.
+        layers: what `sort_layers` gave. A layer whose name ends in "depthwise_conv" is one.
         epsilon: of the file's batch norms.
         ours: of the model's.
     """

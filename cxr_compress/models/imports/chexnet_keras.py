@@ -12,10 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.errors import ModelFileError
 from cxr_compress.models.architectures import HEAD_NAME
-from cxr_compress.models.files import KERAS1_ADVICE
-from cxr_compress.models.imports.base import LayerArrays, NamedArray, shown
+from cxr_compress.models.imports.base import (
+    ForeignWeights,
+    LayerArrays,
+    NamedArray,
+    imagenet_pixels,
+    naming,
+    register_source,
+    shown,
+)
+from cxr_compress.models.imports.torch_densenet import densenet_weights
+
+KERAS1_ADVICE = (
+    "open it in Keras 2.0 to 2.2, which reads files of Keras 1, and save it there with model.save(); or, in Keras 1, "
+    "write model.get_weights() with numpy.savez, build the network with tf_keras layers and set_weights there"
+)
 
 _WHOLE_MODEL = "model_weights"
 _COUNTED = re.compile(r"_\d{1,4}(?=/|$)")  # Keras numbers a name that it has given before: conv1_1/conv, bn_2
@@ -24,39 +38,41 @@ _MOST_WEIGHTS = 20_000
 _LARGEST = 1 << 27  # numbers of one array: ten times the largest of any DenseNet
 
 
-def read_densenet_h5(path: str | Path) -> LayerArrays:
-    """Read the arrays of a DenseNet with a Dense head.
+@register_source(
+    "chexnet_keras_h5",
+    help="CheXNet-Keras: weights or whole model in HDF5",
+    preprocess=imagenet_pixels,
+    findings=NIH_FINDINGS,
+    dataset="NIH ChestX-ray14",
+)
+def read_densenet_h5(path: Path) -> ForeignWeights:
+    """Read a DenseNet with a Dense head.
 
     The body may be flat, as CheXNet-Keras builds it, or a model inside of the model. Layers are known by Keras's names
     ("conv2_block1_0_bn"); the one Dense layer is the head, whatever it is called.
-
-    Args:
-        path: ``.h5`` of weights or of a whole model.
-
-    Returns:
-        Arrays under our names; nothing is checked yet against a network.
 
     Raises:
         ModelFileError: missing, damaged, no Keras file, or names that no DenseNet has.
     """
     import h5py
 
-    path = Path(path)
-    try:
-        with h5py.File(path, "r") as file:
-            root = _inside(file, _WHOLE_MODEL) if _WHOLE_MODEL in file else file
-            version = root.attrs.get("keras_version", file.attrs.get("keras_version", ""))
-            version = version.decode("utf-8", "replace") if isinstance(version, bytes) else str(version)
-            if version.startswith("1."):
-                # Its kernels may be in Theano's order, turned by 180 degrees: nothing in the file says so.
-                raise ModelFileError(f"it was saved by Keras {version}: {KERAS1_ADVICE}")
-            return _sorted(_weights(root))
-    except ModelFileError as error:
-        raise ModelFileError(f"{path.name}: {error}") from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
-        raise ModelFileError(
-            f"{path.name}: it is no HDF5 file that Keras wrote, or it is damaged: copy or export it again"
-        ) from error
+    with naming(path):
+        try:
+            with h5py.File(path, "r") as file:
+                root = _inside(file, _WHOLE_MODEL) if _WHOLE_MODEL in file else file
+                version = root.attrs.get("keras_version", file.attrs.get("keras_version", ""))
+                version = version.decode("utf-8", "replace") if isinstance(version, bytes) else str(version)
+                if version.startswith("1."):
+                    # Its kernels may be in Theano's order, turned by 180 degrees: nothing in the file says so.
+                    raise ModelFileError(f"it was saved by Keras {version}: {KERAS1_ADVICE}")
+                arrays = _sorted(_weights(root))
+        except ModelFileError:
+            raise
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
+            raise ModelFileError(
+                "it is no HDF5 file that Keras wrote, or it is damaged: copy or export it again"
+            ) from error
+        return densenet_weights(arrays, "Keras HDF5")
 
 
 def _weights(root: Any) -> list[tuple[str, str, np.ndarray]]:

@@ -3,154 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr_compress.data.readers.nih import NIH_FINDINGS
-from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.errors import DataError, ModelFileError
 from cxr_compress.models.about import ModelAbout
-from cxr_compress.models.architectures import (
-    BN_EPSILON,
-    DENSENET169_BLOCKS,
-    HEAD_NAME,
-    build,
-    chexnet,
-    efficientnet_lite0,
+from cxr_compress.models.architectures import HEAD_NAME, build
+from cxr_compress.models.imports import chexnet_keras, efficientnet_lite  # noqa: F401 - they register their sources
+from cxr_compress.models.imports.base import (
+    SOURCES,
+    ForeignWeights,
+    ImportReport,
+    LayerArrays,
+    WeightSource,
+    fill,
+    imagenet_pixels,
+    naming,
+    register_source,
 )
-from cxr_compress.models.architectures import BN_EPSILON as LITE_EPSILON
-from cxr_compress.models.imports.base import ImportReport, LayerArrays, fill, from_torch, naming, shown
-from cxr_compress.models.imports.chexnet_keras import read_densenet_h5
-from cxr_compress.models.imports.tensor_file import TensorFile, read_tensors
-from cxr_compress.models.imports.torch_keys import TORCH_EPSILON, architecture, densenet_layers, efficientnet_layers
+from cxr_compress.models.imports.tensor_file import read_tensors
+from cxr_compress.models.imports.torch_densenet import read_densenet
 from cxr_compress.models.npz_weights import load_npz_weights, read_npz_about
 
-# Source: torchxrayvision, datasets.default_pathologies: the order of its networks' 18 outputs.
-XRV_FINDINGS = (
-    "Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema", "Fibrosis", "Effusion",
-    "Pneumonia", "Pleural_Thickening", "Cardiomegaly", "Nodule", "Mass", "Hernia", "Lung Lesion", "Fracture",
-    "Lung Opacity", "Enlarged Cardiomediastinum",
-)  # fmt: skip
-_XRV_THRESHOLDS = ("op_threshs", "op_thresh")
-_XRV_NAMES = ("pathologies", "targets", "labels")
-
-
-class ReadWeights(NamedTuple):
-    """What a reader found in a file."""
-
-    build: Callable[[int, tuple[int, int, int]], Any]
-    channels: int
-    arrays: LayerArrays
-    file_kind: str
-    ignored: tuple[str, ...]
-    findings: tuple[str, ...] = ()
-    thresholds: tuple[float, ...] = ()
-
-
-class Kind(NamedTuple):
-    """A kind of foreign weights: its reader, its preprocessing, and what is known about its outputs and origin."""
-
-    read: Callable[[Path], ReadWeights]
-    preprocess: Callable[[int], PreprocessSpec]
-    findings: tuple[str, ...] = ()
-    dataset: str = ""
-    attribution: str = ""
-
-
-def _read_torch_densenet(path: Path) -> ReadWeights:
-    return _densenet_of(path, read_tensors(path))
-
-
-def _densenet_of(path: Path, file: TensorFile) -> ReadWeights:
-    with naming(path):
-        layers, ignored = densenet_layers(file.tensors)
-        return _densenet(from_torch(layers, TORCH_EPSILON, BN_EPSILON), file.kind, ignored)
-
-
-def _densenet(arrays: LayerArrays, file_kind: str, ignored: tuple[str, ...]) -> ReadWeights:
-    found = architecture(arrays)
-    name = "densenet169" if found.blocks == DENSENET169_BLOCKS else "chexnet"
-
-    def build(count: int, shape: tuple[int, int, int]) -> Any:
-        return chexnet(count, shape, width=found.width, blocks=found.blocks, name=name)
-
-    return ReadWeights(build, found.channels, arrays, file_kind, ignored)
-
-
-def _read_xrv(path: Path) -> ReadWeights:
-    """Read a torchxrayvision file: a state dict or a whole module, with thresholds as buffer or attribute."""
-    file = read_tensors(path)
-    tensors = dict(file.tensors)
-    buffers = [tensors.pop(name) for name in _XRV_THRESHOLDS if name in tensors]
-    lists = [file.extras[name] for name in _XRV_THRESHOLDS if isinstance(file.extras.get(name), list | tuple)]
-    read = _densenet_of(path, TensorFile(file.kind, tensors, file.extras))
-    limits = next(iter([*buffers, *lists]), ())
-    named = next((file.extras[name] for name in _XRV_NAMES if isinstance(file.extras.get(name), list | tuple)), ())
-    findings = tuple(named) if _are_names(named) else ()
-    try:
-        thresholds = tuple(float(limit) for limit in limits)
-    except (TypeError, ValueError) as error:
-        raise ModelFileError(f"{path.name}: its {shown(_XRV_THRESHOLDS[:1])} are no numbers: it is damaged") from error
-    return read._replace(findings=findings, thresholds=thresholds)
-
-
-def _are_names(values: Any) -> bool:
-    """Tell whether these are different texts; torchxrayvision leaves a name empty where a network has no output."""
-    return all(isinstance(name, str) and name for name in values) and len(set(values)) == len(values) > 0
-
-
-def _read_lite0(path: Path) -> ReadWeights:
-    file = read_tensors(path)
-    with naming(path):
-        layers, ignored = efficientnet_layers(file.tensors)
-    arrays = from_torch(layers, LITE_EPSILON, LITE_EPSILON)
-    return ReadWeights(efficientnet_lite0, 3, arrays, file.kind, ignored)
-
-
-def _read_keras_h5(path: Path) -> ReadWeights:
-    arrays = read_densenet_h5(path)
-    with naming(path):
-        return _densenet(arrays, "Keras HDF5", ())
-
-
-def _imagenet(size: int) -> PreprocessSpec:
-    return PreprocessSpec.preset("imagenet_torch", size, size)
-
-
-def _xrv(size: int) -> PreprocessSpec:
-    return PreprocessSpec.preset("xrv", size, size)
-
-
-def _lite(size: int) -> PreprocessSpec:
-    # Source: tensorflow/tpu, efficientnet/lite: MEAN_RGB = 127, STDDEV_RGB = 128, of pixels from 0 to 255.
-    return PreprocessSpec(size, size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-
-
-_IMAGENET = "ImageNet ILSVRC 2012"
-FOREIGN_KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "npz": Kind(_read_torch_densenet, _imagenet, NIH_FINDINGS),
-        "torchvision_densenet": Kind(_read_torch_densenet, _imagenet),
-        "chexnet_torch": Kind(_read_torch_densenet, _imagenet, NIH_FINDINGS, "NIH ChestX-ray14"),
-        "torchxrayvision": Kind(
-            _read_xrv, _xrv, XRV_FINDINGS, "", "torchxrayvision, Cohen et al., MIDL 2022, Apache-2.0"
-        ),
-        "chexnet_keras_h5": Kind(_read_keras_h5, _imagenet, NIH_FINDINGS, "NIH ChestX-ray14"),
-        "efficientnet_lite0": Kind(
-            _read_lite0,
-            _lite,
-            (),
-            _IMAGENET,
-            "EfficientNet-Lite0 by Google, tensorflow/tpu, in the PyTorch port by ML Illustrated, Apache-2.0",
-        ),
-    }
-)
-
+register_source(
+    "npz",
+    help='one array per variable, named "index|variable name", of a network of ours that the archive names '
+    "(experiments/results/*/weights_fp16.npz), else of DenseNet121 and its head",
+    preprocess=imagenet_pixels,
+    findings=NIH_FINDINGS,
+)(read_densenet)
 
 DEFAULT_SIZE = 224
 IMAGENET_CLASSES = 1000  # an output of this size is ImageNet's
@@ -161,7 +47,7 @@ class Imported:
     """A model with foreign weights.
 
     Attributes:
-        model: The ``keras.Model``; its output are logits.
+        model: The `keras.Model`; its output are logits.
         about: What to store with it.
         report: What matched.
     """
@@ -187,7 +73,7 @@ def import_weights(
     outputs are kept.
 
     Args:
-        kind: one of `FOREIGN_KINDS`.
+        kind: one of `SOURCES`.
         path: of the file.
         num_classes: logits of the model; those of the file where None.
         input_size: height and width of the images in pixels; the weights fit any from 32 on. None takes the one that
@@ -204,14 +90,14 @@ def import_weights(
         DataError: `findings` are not one name per logit.
     """
     path = Path(path)
-    if kind not in FOREIGN_KINDS:
-        raise ModelFileError(f"unknown kind of weights {kind!r}: choose one of {', '.join(FOREIGN_KINDS)}")
+    if kind not in SOURCES:
+        raise ModelFileError(f"unknown kind of weights {kind!r}: choose one of {', '.join(SOURCES)}")
     wish = _Wish(num_classes, input_size, tuple(findings or ()), attribution)
     if kind == "npz":
-        return _import_npz(path, FOREIGN_KINDS[kind], wish)
-    read = FOREIGN_KINDS[kind].read(path)
+        return _import_npz(path, SOURCES[kind], wish)
+    read = SOURCES[kind].read(path)
     with naming(path):
-        return _import_read(read, FOREIGN_KINDS[kind], wish)
+        return _import_read(read, SOURCES[kind], wish)
 
 
 class _Wish(NamedTuple):
@@ -228,7 +114,7 @@ class _Wish(NamedTuple):
         return self.input_size or DEFAULT_SIZE
 
 
-def _import_npz(path: Path, kind: Kind, wish: _Wish) -> Imported:
+def _import_npz(path: Path, source: WeightSource, wish: _Wish) -> Imported:
     """Import an archive of our own order, which `load_npz_weights` checks place by place."""
     said = read_npz_about(path)
     network, about = said if said is not None else ("chexnet", None)
@@ -239,7 +125,7 @@ def _import_npz(path: Path, kind: Kind, wish: _Wish) -> Imported:
     report = load_npz_weights(model, path)
     report = dataclasses.replace(report, network=model.name, file_kind="npz", outputs=count)
     if about is None:
-        about = _about(kind, wish, wish.findings or _names(kind.findings, count), count, {})
+        about = _about(source, wish, wish.findings or _names(source.findings, count), count, {})
     return Imported(model, _adapted(about, wish, size), report)
 
 
@@ -261,7 +147,7 @@ def _adapted(about: ModelAbout, wish: _Wish, size: int) -> ModelAbout:
     )
 
 
-def _import_read(read: ReadWeights, kind: Kind, wish: _Wish) -> Imported:
+def _import_read(read: ForeignWeights, source: WeightSource, wish: _Wish) -> Imported:
     """Build the network that was read, fill it and say what happened."""
     outputs = _outputs(read.arrays)
     count = outputs if wish.num_classes is None else wish.num_classes
@@ -272,7 +158,7 @@ def _import_read(read: ReadWeights, kind: Kind, wish: _Wish) -> Imported:
     renamed = fill(model, _cut(read.arrays, count), fresh=fresh)
     if fresh:
         _draw_head(model)
-    known = () if fresh else _names(read.findings or kind.findings, outputs)
+    known = () if fresh else _names(read.findings or source.findings, outputs)
     names = wish.findings or (known or _names((), count))[:count]
     thresholds = {name: limit for name, limit in zip(known, read.thresholds, strict=False) if np.isfinite(limit)}
     report = ImportReport(
@@ -288,19 +174,21 @@ def _import_read(read: ReadWeights, kind: Kind, wish: _Wish) -> Imported:
         left_out=known[count:],
         thresholds=thresholds,
     )
-    return Imported(model, _about(kind, wish, names, count, thresholds), report)
+    return Imported(model, _about(source, wish, names, count, thresholds), report)
 
 
-def _about(kind: Kind, wish: _Wish, names: tuple[str, ...], count: int, thresholds: Mapping[str, float]) -> ModelAbout:
+def _about(
+    source: WeightSource, wish: _Wish, names: tuple[str, ...], count: int, thresholds: Mapping[str, float]
+) -> ModelAbout:
     """Say what is known; `count` logits need as many names."""
     if len(names) != count:
         raise DataError(f"{len(names)} findings are named for {count} logits: give one name per logit, in their order")
     notes = ", ".join(f"{name} {limit:.9g}" for name, limit in thresholds.items() if name in names)
     return ModelAbout(
         findings=names,
-        preprocess=kind.preprocess(wish.size),
-        dataset=kind.dataset,
-        attribution=kind.attribution if wish.attribution is None else wish.attribution,
+        preprocess=source.preprocess(wish.size),
+        dataset=source.dataset,
+        attribution=source.attribution if wish.attribution is None else wish.attribution,
         notes=f"operating points of the source, as probabilities: {notes}" if notes else "",
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import struct
 import zipfile
@@ -21,7 +20,6 @@ from cxr_compress.models.imports.tensor_values import (
     DTYPES,
     Placeholder,
     TensorRecord,
-    as_counts,
     from_bfloat16,
     tensor_array,
 )
@@ -154,83 +152,44 @@ def _extras(value: Any) -> dict[str, Any]:
     return found
 
 
-LONGEST_HEADER = 100_000_000  # the limit of the format's own reader
-_LENGTH = struct.Struct("<Q")
-_NAMES = {
+_SAFETENSORS_TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 
 
-def read_safetensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file of tensors.
+def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """Read a `.safetensors` file with the format's own library, which runs nothing of it.
 
     Args:
         content: of the whole file.
 
     Returns:
-        Read-only arrays by name, and the texts of its metadata.
+        Read-only arrays by name.
 
     Raises:
-        ModelFileError: it is damaged, or its parts overlap, leave holes or do not fit their shapes.
+        ModelFileError: it is damaged, or has numbers of a type that NumPy lacks.
     """
-    header, body = _header(content)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ModelFileError("its metadata are no texts: the file is damaged")
-    entries = {name: _entry(name, entry) for name, entry in header.items()}
-    _check_cover([(begin, end) for _, _, begin, end in entries.values()], len(body))
-    arrays = {}
-    for name, (dtype, shape, begin, end) in entries.items():
-        array = np.frombuffer(body[begin:end], DTYPES[dtype]).reshape(shape)
-        arrays[name] = from_bfloat16(array) if dtype == "bfloat16" else array
-    return arrays, metadata
+    from safetensors import SafetensorError, deserialize
 
-
-def _header(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    if len(content) < _LENGTH.size:
-        raise ModelFileError("it is too short for a header: copy it again")
-    length = _LENGTH.unpack_from(content)[0]
-    if length > LONGEST_HEADER or length > len(content) - _LENGTH.size:
-        raise ModelFileError("its header claims more bytes than the file has: copy it again")
-    end = _LENGTH.size + length
     try:
-        header = json.loads(content[_LENGTH.size : end], object_pairs_hook=_without_twins)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError("its header is no JSON: the file is damaged") from error
-    if not isinstance(header, dict):
-        raise ModelFileError("its header is no JSON object: the file is damaged")
-    return header, memoryview(content)[end:]
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ModelFileError("a name stands twice in its header: the file is damaged")
-    return dict(pairs)
-
-
-def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """Check what the header says about one tensor: dtype, shape, begin and end."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ModelFileError("a tensor of its header has other keys than dtype, shape, data_offsets: it is damaged")
-    dtype = _NAMES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if dtype is None:
-        raise ModelFileError("a tensor has numbers of a type that networks here do not have: export it as F32 or F16")
-    shape, offsets = as_counts(entry["shape"], "a shape"), as_counts(entry["data_offsets"], "offsets")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:  # noqa: PLR2004
-        raise ModelFileError("the shape of a tensor does not fit its bytes: the file is damaged")
-    return dtype, shape, offsets[0], offsets[1]
-
-
-def _check_cover(parts: list[tuple[int, int]], size: int) -> None:
-    """Require that the parts fill the body from its first to its last byte, one after the other."""
-    reached = 0
-    for begin, end in sorted(parts):
-        if begin != reached:
-            raise ModelFileError("its tensors overlap or leave a hole: the file is damaged")
-        reached = end
-    if reached != size:
-        raise ModelFileError("its tensors end before or after the file does: copy it again")
+        entries: list[tuple[str, dict[str, Any]]] = deserialize(content)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing: ")[:100].encode("unicode_escape").decode()
+        raise ModelFileError(
+            f"it is no complete .safetensors file ({reason}): copy it again, or export it anew as F32 or F16"
+        ) from error
+    arrays = {}
+    for name, entry in sorted(entries, key=lambda pair: pair[0]):  # the library gives them in any order
+        dtype = _SAFETENSORS_TYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ModelFileError(
+                f"a tensor has numbers of the type {entry['dtype']}, which networks here do not have: export it as F32 "
+                "or F16"
+            )
+        array = np.frombuffer(bytes(entry["data"]), DTYPES[dtype]).reshape(entry["shape"])
+        arrays[name] = from_bfloat16(array) if dtype == "bfloat16" else array
+    return arrays
 
 
 LARGEST_FILE = 2 << 30
@@ -251,7 +210,7 @@ class TensorFile:
         kind: "torch zip", "torch legacy", "safetensors" or "npz".
         tensors: name -> array as stored: layout, dtype and order are the foreign framework's. Arrays may be read-only
             views of the file's bytes.
-        extras: what the file says besides: attributes of a whole module, or metadata.
+        extras: attributes of a whole module or checkpoint besides its tensors.
     """
 
     kind: str
@@ -294,7 +253,7 @@ def read_content(content: bytes) -> TensorFile:
     if zipfile.is_zipfile(io.BytesIO(content)):
         return _of_zip(content)
     if content[8:9] == b"{":
-        return TensorFile("safetensors", *read_safetensors(content))
+        return TensorFile("safetensors", read_safetensors(content), {})
     if content[257:262] == b"ustar":
         raise ModelFileError(
             "it is a tar archive (PyTorch 0.1 or a packed folder): load it there and torch.save it again"

@@ -9,7 +9,7 @@ from typing import Any
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.models import chexnet, load_model, read_about, tiny_chexnet
+from cxr_compress.models import build, load_model, read_about
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
@@ -17,7 +17,6 @@ from cxr_compress.recipe import Recipe
 from cxr_compress.structured.sensitivity import model_hash
 
 _IMAGE_RANK = 4  # images, height, width, channels
-ARCHITECTURES = {"chexnet": chexnet, "tiny_chexnet": tiny_chexnet}
 
 
 class MakeOriginal(Stage):
@@ -63,23 +62,10 @@ class MakeOriginal(Stage):
         return pace.training(pace.recipe.training.epochs, pace.original, taught=False)
 
 
-def architecture(name: str) -> Any:
-    """The builder of a named architecture.
-
-    Raises:
-        CompressionError: an unknown name.
-    """
-    if name not in ARCHITECTURES:
-        raise CompressionError(f"expected a model of {', '.join(sorted(ARCHITECTURES))}, got {name!r}")
-    return ARCHITECTURES[name]
-
-
 def build_untrained(run: RunContext) -> keras.Model:
     """The architecture of the recipe, with random weights."""
     size = run.recipe.model.input_size
-    return architecture(run.recipe.model.name)(
-        num_classes=len(run.data.dataset.findings), input_shape=(size, size, run.data.spec.channels)
-    )
+    return build(run.recipe.model.name, len(run.data.dataset.findings), (size, size, run.data.spec.channels))
 
 
 def image_size(keras_model_file: Path) -> int | None:

@@ -11,7 +11,6 @@ from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.evaluate import Degradation, Evaluation, check_gate, compare, score_file
 from cxr_compress.files import write_text
-from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
@@ -21,7 +20,7 @@ from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
 from cxr_compress.report.cards import render_delivered_card
 from cxr_compress.report.readme import render_readme
-from cxr_compress.sparsity import size_statement, xnnpack_sparse
+from cxr_compress.sparsity import size_statement
 from cxr_compress.structured import measure_cost
 from cxr_compress.structured.cost import ModelCost
 
@@ -75,7 +74,7 @@ class Score(Stage):
             "quantization": dict(state.quantization),
             "original": dict(state.look),
             "answers": state.answers,
-            "sizes": _sizes(models[_COMPRESSED], sources[files[_COMPRESSED][1]]),
+            "sizes": _sizes(models[_COMPRESSED]),
             "seconds": dict(state.seconds),
         }
         folder, report = run.store.folder, build_report(rows, run.data.dataset, facts=facts)
@@ -143,14 +142,14 @@ def _rows(
     ]
 
 
-def _sizes(model: ModelFile, source: keras.Model) -> dict[str, str]:
-    """What zeros do to the compressed file, in words: on the disk, and in XNNPACK."""
+def _sizes(model: ModelFile) -> dict[str, str]:
+    """What zeros do to the compressed file, in words."""
     counted = audit(model.content).sparsity
     bytes_per_weight = {"none": 4, "fp16": 2}.get(model.info.quant_type, 1)
     size = size_statement(
         model.content, weights=counted.weights, zeros=counted.zeros, bytes_per_weight=bytes_per_weight
     )
-    return {"disk": size.sentence, "kernels": xnnpack_sparse(source).sentence}
+    return {"disk": size.sentence}
 
 
 def _budgets(state: State, row: Row) -> dict[str, dict[str, float | None]]:

@@ -15,7 +15,7 @@ from cxr_compress.models.zeros import check_zeros, zero_masks
 from cxr_compress.pipeline.context import OF_TRAINING, RunContext
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.recipe import Recipe
-from cxr_compress.structured import ChannelPlan, analyze_channels
+from cxr_compress.structured import ChannelPlan
 from cxr_compress.train import FeatureMatch, FitConfig, last_feature_map
 
 _TAUGHT = ("distill_weight", "feature_weight", "ema_decay", *OF_TRAINING)
@@ -93,7 +93,7 @@ def feature_match(student: keras.Model, teacher: keras.Model, plan: ChannelPlan 
 
 def _kept_of_map(teacher: keras.Model, plan: ChannelPlan, channels: int) -> np.ndarray:
     """The channels of the last feature map that stay: those that the last layer to sum over channels still reads."""
-    analysis = analyze_channels(teacher, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
+    analysis = plan.on(teacher)
     read = [axis.units for layer in analysis.layers.values() for axis in layer.axes if axis.role == "consume"][-1]
     if len(read) != channels:
         raise CompressionError(

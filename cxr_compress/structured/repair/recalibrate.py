@@ -19,7 +19,7 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.precision import own_layers
-from cxr_compress.structured.analyze import analyze_channels, layers_by_path
+from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.plan import ChannelPlan
 
 FloatArray = npt.NDArray[np.float32]
@@ -127,7 +127,7 @@ def recalibrate_batch_norm(
 
 def _kept_channels(original: keras.Model, plan: ChannelPlan) -> dict[str, npt.NDArray[np.bool_]]:
     """By path, which channels of a batch norm stay; those that follow no channels are not listed."""
-    analysis = analyze_channels(original, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
+    analysis = plan.on(original)
     keep = plan.keep_vector(analysis)
     return {path: keep[layer.axes[0].units] for path, layer in analysis.layers.items() if layer.axes}
 

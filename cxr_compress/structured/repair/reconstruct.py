@@ -150,7 +150,7 @@ def reconstruct_consumers(
         DataError: no batches, batches that do not fit the model, or activations that are not finite.
         CompressionError: a plan for another model, or a pruned model that is not the plan's.
     """
-    analysis = analyze_channels(model, exclude=plan.exclude, allow_inexact=plan.allow_inexact)
+    analysis = plan.on(model)
     keep = plan.keep_vector(analysis)
     if keep.all():
         return ReconstructionReport(0)

@@ -1,4 +1,4 @@
-"""What all readers share: ages, sexes, views, options, and tables whose errors name file and line."""
+"""What all readers share: registering, ages, sexes, views, options, and tables whose errors name file and line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxr_compress.data import DATASETS, load_dataset
+from cxr_compress.data.dataset import Dataset, Split
 from cxr_compress.data.readers.base import (
+    ImageRecord,
+    Missing,
     Request,
-    check_options,
+    keep_existing,
+    make_split,
     parse_age,
     parse_sex,
     parse_view,
+    read_dataset,
+    register_reader,
 )
 from cxr_compress.data.table_file import read_table
-from cxr_compress.errors import DataError
+from cxr_compress.errors import CompressionError, DataError
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,9 @@ def test_parse_sex_and_view_each_spelling() -> None:
 
 
 def test_request_options_as_values_or_as_text_mean_the_same() -> None:
-    request = Request(Path(), options={"a": True, "b": "no", "c": "0.25", "d": 3, "e": "x|y, z", "f": ["x", "y, z"]})
+    request = Request(
+        "toy", Path(), options={"a": True, "b": "no", "c": "0.25", "d": 3, "e": "x|y, z", "f": ["x", "y, z"]}
+    )
     assert (request.flag("a"), request.flag("b"), request.flag("none", True)) == (True, False, True)
     assert (request.number("c", 0), request.number("d", 0), request.number("none", 7)) == (0.25, 3, 7)
     assert request.names("e") == request.names("f") == ("x", "y, z")
@@ -76,10 +85,54 @@ def test_request_options_as_values_or_as_text_mean_the_same() -> None:
         request.text("e", choices=("x", "y"))
 
 
-def test_check_options_names_what_is_known() -> None:
-    check_options("nih", {"a": 1}, ("a", "b"))
-    with pytest.raises(DataError, match="nih: unknown option 'c'; it knows a, b"):
-        check_options("nih", {"a": 1, "c": 2}, ("b", "a"))
+def read_toy(request: Request) -> Dataset:
+    """Two images of two patients in each part; the option says what the first has."""
+
+    def part(name: str) -> Split:
+        paths = [request.folder / f"{name}{number}.png" for number in range(2)]
+        labels = [(request.number("first", 1),), (0.0,)]
+        records = [ImageRecord(path, path.stem, label) for path, label in zip(paths, labels, strict=True)]
+        kept, _ = keep_existing(request, {name: records}, lambda path: "1" not in path.name)
+        return make_split(name, kept[name], ("Cough",))
+
+    return Dataset(request.name, ("Cough",), part("train"), part("dev"), part("test"), "nobody")
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("toy", "listed"):  # restores the table afterwards
+        monkeypatch.setitem(DATASETS, name, None)
+        del DATASETS[name]
+
+
+def test_registered_reader_is_a_data_set_like_any_other(tmp_path: Path, registered: None) -> None:
+    options = {"first": "label of the first image"}
+    assert register_reader("listed", help="a toy", options=options, lists_images=True)(read_toy) is read_toy
+    assert list(DATASETS["listed"].options) == ["first", "allow_one_class"]
+    with pytest.raises(DataError, match=r"listed: 1 of 2 train images are missing in .*; complete the download"):
+        load_dataset("listed", tmp_path)
+    with pytest.raises(DataError, match="listed: expected images with and without 'Cough' in train"):
+        load_dataset("listed", tmp_path, allow_missing=True)
+    dataset = read_dataset("listed", tmp_path, options={"first": "0.5", "allow_one_class": "yes"}, missing=Missing.KEEP)
+    assert (dataset.train.labels.tolist(), dataset.allow_one_class) == ([[0.5], [0.0]], True)
+    with pytest.raises(DataError, match="listed: unknown option 'c'; it knows allow_one_class, first"):
+        load_dataset("listed", tmp_path, options={"first": 1, "c": 2})
+    with pytest.raises(DataError, match=r"expected a data set of chexpert, csv, .*, listed; got 'toy'"):
+        load_dataset("toy", tmp_path)
+    register_reader("toy", help="a toy without a list")(read_toy)
+    with pytest.raises(DataError, match=r"allow_missing is for sets with .* \(.*listed\); toy has none"):
+        load_dataset("toy", tmp_path, allow_missing=True)
+    with pytest.raises(DataError, match=r"toy: expected a folder, .*none does not exist or is not one"):
+        load_dataset("toy", tmp_path / "none")
+
+
+def test_name_registered_twice_is_refused_with_both_readers() -> None:
+    words = (
+        r"'nih' has a reader already \(cxr_compress.data.readers.nih.read_nih\): register .*read_toy under another name"
+    )
+    with pytest.raises(CompressionError, match=words):
+        register_reader("nih", help="mine")(read_toy)
+    assert DATASETS["nih"].read is not read_toy
 
 
 def test_read_table_rows_have_lines_of_the_file_and_missing_cells_are_empty(tmp_path: Path) -> None:

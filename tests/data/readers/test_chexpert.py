@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import CHEXPERT_FINDINGS, load_dataset
-from cxr_compress.data.readers.base import Missing
-from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.readers.base import Missing, read_dataset
 from cxr_compress.errors import DataError
 from tests.data.files import draw
 

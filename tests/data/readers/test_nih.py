@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import NIH_FINDINGS, decode_split, load_dataset, load_nih
-from cxr_compress.data.readers.base import Missing
-from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.readers.base import Missing, read_dataset
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
 from tests.data.files import draw, write_nih
@@ -214,12 +213,12 @@ def test_read_dataset_nih_whole_real_label_file_has_the_published_counts(cxr_dat
 
 
 def test_load_dataset_unknown_name_and_misplaced_option_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected a data set of kermany, nih, chexpert, .*, phantom; got 'mnist'"):
+    with pytest.raises(DataError, match=r"expected a data set of chexpert, csv, .*, nih, phantom, .*; got 'mnist'"):
         load_dataset("mnist", tmp_path)
     draw(tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match="allow_missing is for sets with an official list"):
         load_dataset("kermany", tmp_path, allow_missing=True)
     with pytest.raises(DataError, match="kermany: unknown option 'sizes'; it knows allow_one_class"):
         load_dataset("kermany", tmp_path, options={"sizes": 3})
-    with pytest.raises(DataError, match="phantom: unknown option 'x'; it has none"):
+    with pytest.raises(DataError, match="phantom: unknown option 'x'; it knows allow_one_class"):
         load_dataset("phantom", tmp_path, options={"x": 3})

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from cxr_compress.data import load_dataset
-from cxr_compress.data.readers.base import Missing
-from cxr_compress.data.readers.load import read_dataset
+from cxr_compress.data.readers.base import Missing, read_dataset
 from cxr_compress.errors import DataError
 
 KINDS = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")

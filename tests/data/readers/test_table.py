@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from cxr_compress.data import load_dataset
 from cxr_compress.data.dataset import Dataset, Split
-from cxr_compress.data.readers.base import Missing
+from cxr_compress.data.readers.base import Missing, read_dataset
 from cxr_compress.data.readers.csv_table import table_bytes
-from cxr_compress.data.readers.load import read_dataset
 from cxr_compress.errors import DataError
 from tests.data.files import draw
 
@@ -175,7 +174,7 @@ def test_load_dataset_csv_bad_row_is_named_with_file_and_line(tmp_path: Path, ro
         (b"", "csv: images.csv is empty; expected a header with path, and rows"),
         (b"\n \n", "csv: images.csv is empty"),
         (b"path,Cough\n\xff\xfe", r"images.csv is not UTF-8 \(byte 0xff in line 2\).*; save it as 'CSV UTF-8'"),
-        (b"path,Cough\n", "csv: the train split has no images"),
+        (b"path,Cough\n", "csv: images.csv has a header and no rows; expected one for each image"),
     ],
 )
 def test_load_dataset_csv_broken_table_is_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.errors import ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import import_weights
-from cxr_compress.models.imports.foreign import NIH_FINDINGS
 from tests.models.imports.test_foreign import net, same_logits
 
 

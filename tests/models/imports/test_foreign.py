@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cxr_compress.data import NIH_FINDINGS
 from cxr_compress.errors import CompressionError, DataError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet, import_weights
-from cxr_compress.models.architectures import efficientnet_lite0
-from cxr_compress.models.imports.foreign import FOREIGN_KINDS, NIH_FINDINGS, XRV_FINDINGS
-from cxr_compress.models.imports.torch_keys import densenet_layers, efficientnet_layers
+from cxr_compress.models.imports.base import SOURCES, register_source
+from cxr_compress.models.imports.efficientnet_lite import efficientnet_layers
+from cxr_compress.models.imports.torch_densenet import XRV_FINDINGS, densenet_layers
+from cxr_compress.models.networks import efficientnet_lite0
 from tests.models.torch_files import Name, legacy_bytes, module, safetensors_bytes, write_legacy, write_zip
 from tests.nets import batch, enliven
 
@@ -296,7 +298,9 @@ def test_import_weights_wrong_argument_is_an_error(tmp_path, model, arguments, e
 
 
 def test_import_weights_unknown_kind_is_an_error(tmp_path):
-    with pytest.raises(ModelFileError, match="unknown kind of weights 'onnx': choose one of npz, torchvision_densenet"):
+    with pytest.raises(
+        ModelFileError, match="unknown kind of weights 'onnx': choose one of torchvision_densenet, chexnet_torch"
+    ):
         import_weights("onnx", tmp_path / "w.onnx")
 
 
@@ -351,7 +355,6 @@ def test_import_weights_npz_takes_the_number_of_findings_from_the_file(tmp_path)
     assert made.report.file_kind == "npz"
 
 
-def test_foreign_kinds_are_those_of_the_command():
-    from cxr_compress.cli.import_weights import KINDS
-
-    assert tuple(FOREIGN_KINDS) == KINDS
+def test_register_source_twice_is_one_clear_error():
+    with pytest.raises(CompressionError, match="the source of weights 'npz' is registered twice"):
+        register_source("npz", help="", preprocess=SOURCES["npz"].preprocess)

@@ -13,7 +13,7 @@ _PUBLIC = {
     "CostTable": "cost_table",
     "DicomView": "dicom",
     "Findings": "classifier",
-    "ReferenceOutputs": "reference_outputs",
+    "ReferenceOutputs": "modelinfo",
     "ImageGateWarning": "preprocess",
     "INTENDED_USE": "modelinfo",
     "Latency": "benchmark",

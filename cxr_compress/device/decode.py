@@ -12,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from cxr_compress.device.checked_decoding import decode_checked
-from cxr_compress.device.containers import JPEG_START, PNG_SIGNATURE, read_container, upright
+from cxr_compress.device.containers import JPEG_START, PNG_SIGNATURE, decode_checked, read_container, upright
 from cxr_compress.device.dicom import FIRST_VIEW, DicomView, Picture, read_dicom
 from cxr_compress.errors import DataError
 

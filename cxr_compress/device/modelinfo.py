@@ -1,16 +1,16 @@
-"""What a model file says about itself, and the JSON it is stored as."""
+"""What a model file says about itself, what it answered when it was packed, and the JSON it is stored as."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from cxr_compress.device.reference_outputs import ReferenceOutputs
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
 
@@ -30,6 +30,65 @@ _SINCE_2: dict[str, Any] = {"calibration_source": NOT_STATED, "model_card": "", 
 _FORMER_NAMES = {"golden": "reference"}
 # Probabilities nearer to 0 or 1 have no finite logit in float32.
 _LEAST_PROBABILITY = 1e-7
+_AGAIN = "copy or convert the file again"
+
+
+@dataclass(frozen=True)
+class ReferenceOutputs:
+    """What a model file answered when it was packed; n images, k findings.
+
+    Attributes:
+        seed: of the images, for `draw_reference_images`.
+        logits: n rows of k numbers.
+        positive: n rows of k decisions, at the thresholds of the file.
+        step: the value of one code (LSB) of the logits; None where the file computes them in float.
+        runtime: what computed them, for instance "ai-edge-litert 2.3.0".
+        kernels: how far a logit was off when the same runtime used its other set of kernels (without XNNPACK). Kernels
+            round in different places, and a deep int8 network adds that up: on DenseNets to 8 codes.
+    """
+
+    seed: int
+    logits: tuple[tuple[float, ...], ...]
+    positive: tuple[tuple[bool, ...], ...]
+    step: float | None
+    runtime: str
+    kernels: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool) and self.seed >= 0
+        if not whole or not isinstance(self.runtime, str):
+            raise ModelFileError(f"expected reference outputs with a seed and a runtime, got {self.seed!r}; {_AGAIN}")
+        if self.step is not None and not (_is_number(self.step) and self.step > 0):
+            raise ModelFileError(f"expected the step of the reference outputs above 0, got {self.step!r}; {_AGAIN}")
+        if not _is_number(self.kernels) or self.kernels < 0:
+            raise ModelFileError(f"expected kernels of the reference outputs from 0, got {self.kernels!r}; {_AGAIN}")
+        object.__setattr__(self, "logits", _rows("logits", self.logits, _is_number))
+        object.__setattr__(self, "positive", _rows("positive", self.positive, lambda value: isinstance(value, bool)))
+        if [len(row) for row in self.logits] != [len(row) for row in self.positive] or not self.logits:
+            raise ModelFileError(f"expected reference outputs with one decision for each logit; {_AGAIN}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k)."""
+        return len(self.logits), len(self.logits[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON-ready values."""
+        rows = {"logits": [list(row) for row in self.logits], "positive": [list(row) for row in self.positive]}
+        return {"seed": self.seed, **rows, "step": self.step, "runtime": self.runtime, "kernels": self.kernels}
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> ReferenceOutputs:
+        """Build the vectors from what `to_dict` gave.
+
+        Raises:
+            ModelFileError: an unknown or missing key, or a value of the wrong kind or length.
+        """
+        known = {"seed", "logits", "positive", "step", "runtime", "kernels"}
+        if not isinstance(fields, dict) or set(fields) != known:
+            given = sorted(fields) if isinstance(fields, dict) else fields
+            raise ModelFileError(f"expected reference outputs with {sorted(known)}, got {given!r}; {_AGAIN}")
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -205,6 +264,19 @@ def logits_of(outputs: np.ndarray, gives: str, activation: str) -> np.ndarray:
     share = np.clip(np.asarray(outputs, np.float64), _LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
     logits = np.log(share)
     return (logits if activation == "softmax" else logits - np.log1p(-share)).astype(np.float32)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rows(name: str, rows: Any, fits: Any) -> tuple[tuple[Any, ...], ...]:
+    """Rows of equal length as tuples, or a ModelFileError that names them."""
+    if isinstance(rows, Sequence) and all(isinstance(row, list | tuple) for row in rows):
+        lengths = {len(row) for row in rows}
+        if len(lengths) <= 1 and all(fits(value) for row in rows for value in row):
+            return tuple(tuple(row) for row in rows)
+    raise ModelFileError(f"expected {name} of the reference outputs as rows of equal length; {_AGAIN}")
 
 
 def _pairs(parents: Any) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""Check that a model file answers on this machine as it did where it was made: same logits, same decisions."""
+"""Check that a model file answers on this machine as it did where it was made: same logits, same decisions.
+
+The images that it is asked are drawn from a seed, not stored: no patient is in them, and a few hundred bytes of a file
+check the whole way from pixels to decisions.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.modelfile import ModelFile, ModelInfo, read_model
+from cxr_compress.device.modelfile import ModelFile, read_model
+from cxr_compress.device.modelinfo import ModelInfo, ReferenceOutputs
 from cxr_compress.device.preprocess import normalize
-from cxr_compress.device.reference_outputs import REFERENCE_IMAGES, ReferenceOutputs, draw_reference_images
 from cxr_compress.device.runner import Runner
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
 
+REFERENCE_IMAGES = 4
+_GRID = 24  # the images have this many flat fields a side, whatever their size in pixels
 # TFLite's kernels may round one way or the other: measured between LiteRT 2.3 and tflite-runtime 2.14 on DenseNets.
 MAX_STEPS = 3
 MAX_FLOAT_SHARE = 1e-3
@@ -176,6 +183,37 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
         flipped=int(flipped.sum()),
         varied=spread > 0,
     )
+
+
+def draw_reference_images(spec: PreprocessSpec, seed: int, count: int = REFERENCE_IMAGES) -> np.ndarray:
+    """Draw images of the size that a model takes: uint8 (n, height, width), or (n, height, width, 3) for rgb.
+
+    Whole-number arithmetic on the raw stream of a PCG64, which NumPy promises never to change, and no resampling: the
+    same bytes with every version of NumPy and OpenCV. The images differ in far more than noise (brightness, tilt, shape
+    of the lungs, round shadows), so that a model that looks at them answers differently to each.
+    """
+    planes = 3 if spec.color == "rgb" else 1
+    images = [_draw(seed * 1_000_003 + number, spec.height, spec.width) for number in range(count * planes)]
+    if planes == 1:
+        return np.stack(images)
+    return np.stack([np.stack(images[3 * number : 3 * number + 3], axis=-1) for number in range(count)])
+
+
+def _draw(seed: int, height: int, width: int) -> np.ndarray:
+    """One plane, uint8 (height, width)."""
+    raw = (np.random.PCG64(seed).random_raw(16 + _GRID * _GRID) >> np.uint64(33)).astype(np.int64)
+    draws, noise = raw[:16], raw[16:].reshape(_GRID, _GRID) % 32
+    down, across = np.mgrid[0:_GRID, 0:_GRID].astype(np.int64) - _GRID // 2
+    image = 50 + draws[0] % 130 + (draws[1] % 9 - 4) * down + (draws[2] % 5 - 2) * across
+    image = np.where(across**2 < 3 + draws[3] % 8, image + 50, image)
+    lung = (np.abs(across) - 6) ** 2 * (2 + draws[4] % 4) + down**2 < 30 + draws[5] % 60
+    image = np.where(lung, image // (2 + draws[6] % 3), image)
+    for row, column, size in draws[7:16].reshape(3, 3):
+        away = (down - row % 17 + 8) ** 2 + (across - column % 17 + 8) ** 2
+        image = np.where(away < 2 + size % 10, image + 70, image)
+    image = np.clip(image + noise, 0, 255).astype(np.uint8)
+    rows, columns = np.arange(height) * _GRID // height, np.arange(width) * _GRID // width
+    return np.ascontiguousarray(image[rows][:, columns])
 
 
 def _inputs(info: ModelInfo, seed: int, count: int) -> np.ndarray:

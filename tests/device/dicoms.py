@@ -11,9 +11,16 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
+from cxr_compress.device.dicom import FIRST_VIEW, DicomView, read_dicom
+
 SECRET = "SECRET"
 PATIENT = f"{SECRET}^PLANTED"
 JPEG_LOSSLESS, JPEG_LS, JPEG_2000, RLE = (UID(f"1.2.840.10008.1.2.{tail}") for tail in ("4.70", "4.80", "4.90", "5"))
+
+
+def decode_dicom(data: bytes, view: DicomView = FIRST_VIEW) -> np.ndarray:
+    """The pixels of a DICOM file."""
+    return read_dicom(data, view).pixels
 
 
 def make_dataset(pixels: np.ndarray, photometric: str = "MONOCHROME2", bits: int | None = None, **fields: Any) -> Any:

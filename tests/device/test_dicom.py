@@ -16,7 +16,7 @@ pydicom = pytest.importorskip("pydicom")
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian  # noqa: E402
 
 from cxr_compress.device.decode import decode_image  # noqa: E402
-from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
+from cxr_compress.device.dicom import DicomView  # noqa: E402
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, preprocess  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import (  # noqa: E402
@@ -25,6 +25,7 @@ from tests.device.dicoms import (  # noqa: E402
     JPEG_LS,
     RLE,
     compress,
+    decode_dicom,
     lut_item,
     make_dataset,
     make_dicom,

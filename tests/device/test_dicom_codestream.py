@@ -15,13 +15,14 @@ pydicom = pytest.importorskip("pydicom")
 from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import JPEGBaseline8Bit  # noqa: E402
 
-from cxr_compress.device.dicom import DicomView, decode_dicom, read_dicom  # noqa: E402
+from cxr_compress.device.dicom import DicomView, read_dicom  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import (  # noqa: E402
     JPEG_2000,
     JPEG_LOSSLESS,
     JPEG_LS,
     compress,
+    decode_dicom,
     lut_item,
     make_dataset,
     make_dicom,

@@ -12,7 +12,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 
 from cxr_compress.device.decode import read_image  # noqa: E402
-from cxr_compress.device.dicom import DicomView, decode_dicom, read_dicom  # noqa: E402
+from cxr_compress.device.dicom import DicomView, read_dicom  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
 from tests.device.dicoms import (  # noqa: E402
     JPEG_2000,
@@ -20,6 +20,7 @@ from tests.device.dicoms import (  # noqa: E402
     JPEG_LS,
     RLE,
     compress,
+    decode_dicom,
     lut_item,
     make_dataset,
     make_dicom,

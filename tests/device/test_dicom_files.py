@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 pydicom = pytest.importorskip("pydicom")
 
 from cxr_compress.device.decode import decode_image, is_dicom  # noqa: E402
-from cxr_compress.device.dicom import DicomView, decode_dicom  # noqa: E402
+from cxr_compress.device.dicom import DicomView  # noqa: E402
 from cxr_compress.device.sources import look_into  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
-from tests.device.dicoms import make_dataset, make_dicom  # noqa: E402
+from tests.device.dicoms import decode_dicom, make_dataset, make_dicom  # noqa: E402
 from tests.device.images import (  # noqa: E402
     draw_image,
     png,

@@ -13,10 +13,9 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 
-from cxr_compress.device.dicom import decode_dicom  # noqa: E402
-from cxr_compress.device.dicom_header import silenced  # noqa: E402
+from cxr_compress.device.dicom import silenced  # noqa: E402
 from cxr_compress.errors import DataError  # noqa: E402
-from tests.device.dicoms import PATIENT, SECRET, make_dataset, make_dicom, to_bytes  # noqa: E402
+from tests.device.dicoms import PATIENT, SECRET, decode_dicom, make_dataset, make_dicom, to_bytes  # noqa: E402
 from tests.device.images import draw_image  # noqa: E402
 
 IMAGE = draw_image(1)

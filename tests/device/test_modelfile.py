@@ -23,7 +23,7 @@ from cxr_compress.device.modelfile import (
     pack_model,
     read_model,
 )
-from cxr_compress.device.reference_outputs import ReferenceOutputs
+from cxr_compress.device.modelinfo import ReferenceOutputs
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
 from tests.device.reference import INT8_MODEL

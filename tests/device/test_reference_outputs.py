@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxr_compress.device.modelinfo import ReferenceOutputs
 from cxr_compress.device.preprocess import prepare
-from cxr_compress.device.reference_outputs import REFERENCE_IMAGES, ReferenceOutputs, draw_reference_images
 from cxr_compress.device.spec import PreprocessSpec
+from cxr_compress.device.verify import REFERENCE_IMAGES, draw_reference_images
 from cxr_compress.errors import ModelFileError
 from tests.device.reference.drawing import fingerprint_array
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.device.modelfile import ModelFile, ModelInfo, pack_model, read_model
-from cxr_compress.device.reference_outputs import ReferenceOutputs
+from cxr_compress.device.modelinfo import ReferenceOutputs
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.verify import MAX_FLOAT_SHARE, MAX_STEPS, Verification, _inputs, compare, record, verify_model
 from cxr_compress.errors import ModelFileError

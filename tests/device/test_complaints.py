@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr_compress.device.checked_decoding import complaints_refused
+from cxr_compress.device.containers import complaints_refused
 from cxr_compress.device.decode import decode_bytes, read_bytes, read_image
 from cxr_compress.errors import DataError
 from tests.device.images import draw_image, jpeg, tiff

@@ -87,7 +87,7 @@ BASELINES: Mapping[str, Baseline] = {
         None,
         (
             "--model=chexnet",
-            "--sizes=64,112,160",
+            "--input_size=64,112,160",
             "--epochs=12,8,4",
             "--batch_size=32",
             "--learning_rate=1e-3,5e-4,3e-4",
@@ -99,19 +99,26 @@ BASELINES: Mapping[str, Baseline] = {
     "chexnet_nih_mini": Baseline(
         "nih_mini",
         "chexnet_kermany",
-        ("--sizes=160", "--epochs=8", "--batch_size=16", "--learning_rate=3e-4", "--pos_weight=sqrt", *_CHEST),
+        ("--input_size=160", "--epochs=8", "--batch_size=16", "--learning_rate=3e-4", "--pos_weight=sqrt", *_CHEST),
         _NIH_REMARKS,
     ),
     "lite0_kermany": Baseline(
         "kermany",
         "lite0",
-        ("--sizes=160", "--epochs=4", "--batch_size=32", "--learning_rate=5e-4", "--label_smoothing=0.05", *_CHEST),
+        (
+            "--input_size=160",
+            "--epochs=4",
+            "--batch_size=32",
+            "--learning_rate=5e-4",
+            "--label_smoothing=0.05",
+            *_CHEST,
+        ),
         _LITE0_REMARKS + _KERMANY_REMARKS,
     ),
     "lite0_nih_mini": Baseline(
         "nih_mini",
         "lite0",
-        ("--sizes=160", "--epochs=12", "--batch_size=16", "--learning_rate=5e-4", "--pos_weight=sqrt", *_CHEST),
+        ("--input_size=160", "--epochs=12", "--batch_size=16", "--learning_rate=5e-4", "--pos_weight=sqrt", *_CHEST),
         _LITE0_REMARKS + _NIH_REMARKS,
     ),
 }
@@ -285,7 +292,9 @@ def main(_: list[str]) -> None:
     """Make the baseline that the flags name."""
     try:
         if _SMOKE.value:
-            tiny = Baseline("phantom", None, ("--model=tiny_chexnet", "--sizes=32,48", "--epochs=1"), "A smoke test.")
+            tiny = Baseline(
+                "phantom", None, ("--model=tiny_chexnet", "--input_size=32,48", "--epochs=1"), "A smoke test."
+            )
             make_baseline("smoke", tiny, Path(), Path(_OUTPUT_DIR.value), Path(_RESULTS.value))
         else:
             chosen = BASELINES[_BASELINE.value]

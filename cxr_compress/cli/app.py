@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress import __version__
-from cxr_compress.cli.help import SHARED_FLAGS, HelpKind, asked_help, help_text
+from cxr_compress.cli.help import SHARED_FLAGS, Common, HelpKind, asked_help, help_text
 from cxr_compress.cli.signals import Arrived, exit_code, handled, word
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import special_kind
@@ -70,7 +70,13 @@ class UsageError(CompressionError):
 
 
 def run_command(
-    name: str, doc: str | None, define_flags: DefineFlags, run: Run, argv: Sequence[str] | None = None
+    name: str,
+    doc: str | None,
+    define_flags: DefineFlags,
+    run: Run,
+    argv: Sequence[str] | None = None,
+    *,
+    common: Callable[[], Common] | None = None,
 ) -> int:
     """Parse the flags, run the command and turn whatever happens into an exit code; never raises but SystemExit.
 
@@ -85,11 +91,13 @@ def run_command(
         run: gets the parsed flags and the arguments that are none (before, between or after the flags), prints results
             and returns the exit code. A CompressionError or OSError it raises becomes one line and exit code 2.
         argv: arguments without the program name; `sys.argv[1:]` when None.
+        common: gives the flags that most people need, by heading, for a --help of one screen; None shows all.
     """
     values, arrived = _make_flags(define_flags), Arrived()
     try:
         with _plain_warnings(name), handled(arrived.handle):
-            code = _parse_and_run(name, doc or "", values, run, list(sys.argv[1:] if argv is None else argv))
+            arguments = list(sys.argv[1:] if argv is None else argv)
+            code = _parse_and_run(name, doc or "", values, run, arguments, common)
             sys.stdout.flush()
             return code
     except (Exception, KeyboardInterrupt) as error:
@@ -142,7 +150,14 @@ def _make_flags(define_flags: DefineFlags) -> flags.FlagValues:
     return values
 
 
-def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, arguments: list[str]) -> int:
+def _parse_and_run(  # noqa: PLR0917 - what `run_command` was given
+    name: str,
+    doc: str,
+    values: flags.FlagValues,
+    run: Run,
+    arguments: list[str],
+    common: Callable[[], Common] | None,
+) -> int:
     """Show the help or run the command."""
     _survive_odd_names(sys.stdout)
     _survive_odd_names(sys.stderr)
@@ -153,7 +168,7 @@ def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, argu
         print(f"{name} {__version__}")
         return EXIT_OK
     if kind is not HelpKind.NONE:
-        sys.stdout.write(help_text(name, doc, values, kind))
+        sys.stdout.write(help_text(name, doc, values, kind, None if common is None else common()))
         return EXIT_OK
     return run(values, _parse(name, values, arguments))
 

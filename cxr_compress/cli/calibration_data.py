@@ -50,8 +50,8 @@ def define_calibration_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("calibration_data", None, text, flag_values=values)
     flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on the training part of this set.", flag_values=values)
-    flags.DEFINE_list("options", [], "Of that set's reader, as name=value.", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "Where that set lies.", flag_values=values)
+    flags.DEFINE_list("options", [], "Options of the data set's reader, as name=value,...", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Folder of the data set; it is only read.", flag_values=values)
     text = "Calibration images at most, spread evenly over the set."
     flags.DEFINE_integer("calibration_steps", DEFAULT_STEPS, text, lower_bound=MIN_IMAGES, flag_values=values)
 

@@ -26,7 +26,7 @@ from absl import flags
 
 from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, UsageError, quiet_native_stderr, run_command
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag
-from cxr_compress.cli.recipe_flags import define_recipe_flags, make_recipe_of
+from cxr_compress.cli.recipe_flags import common_flags, define_recipe_flags, make_recipe_of
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import check_keras_file, check_writable
@@ -60,7 +60,14 @@ _AFTER_PROBES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program name."""
-    return run_command(NAME, __doc__, define_flags, _run, argv)
+    return run_command(NAME, __doc__, define_flags, _run, argv, common=_common)
+
+
+def _common() -> dict[str, list[str]]:
+    """The flags that most people need: the command's own, and those of each section that are marked so."""
+    marked = common_flags()
+    start = [*marked.pop("model"), "keras_model_file", *marked.pop("data"), "data_dir", "output_dir"]
+    return {"from what, to where": start, **marked, "what to do": ["recipe", "search", "dry_run"]}
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -146,18 +146,29 @@ def _print_extras(made: Mapping[str, LiteModel], headers: tuple[str, ...], rows:
 NAME = "cxr_convert"
 _SOURCES = ("keras_model_file", "saved_model_dir")
 _CLASSIFIER_RANK = 2
+_COMMON = {
+    "from what, to where": ("keras_model_file", "saved_model_dir", "output_file", "quant_type"),
+    "images": ("calibration_data", "dataset", "data_dir"),
+    "the model's meaning": ("labels", "preset"),
+    "the file": ("input", "edgetpu", "target_runtime", "head", "overwrite"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program name."""
-    return run_command(NAME, __doc__, _define_flags, _run, argv)
+    return run_command(NAME, __doc__, _define_flags, _run, argv, common=lambda: _COMMON)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags; those of tflite_convert keep their names."""
     _define_source_flags(values)
     flags.DEFINE_string("output_file", None, "The .tflite file to write.", flag_values=values)
-    flags.DEFINE_list("quant_type", ["none"], f"One or more of {', '.join(QUANT_TYPES)}.", flag_values=values)
+    flags.DEFINE_list(
+        "quant_type",
+        ["none"],
+        f"Number types of the files to write, one or more of {', '.join(QUANT_TYPES)}.",
+        flag_values=values,
+    )
     define_calibration_flags(values)
     define_int8_flags(values)
     define_export_flags(values)
@@ -175,8 +186,8 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 def _define_source_flags(values: flags.FlagValues) -> None:
     """Define where the model comes from."""
-    flags.DEFINE_string("keras_model_file", None, "A .keras or .h5 file.", flag_values=values)
-    flags.DEFINE_string("saved_model_dir", None, "A SavedModel folder.", flag_values=values)
+    flags.DEFINE_string("keras_model_file", None, "Model to export: a .keras or .h5 file.", flag_values=values)
+    flags.DEFINE_string("saved_model_dir", None, "Model to export: a SavedModel folder.", flag_values=values)
     flags.DEFINE_list("saved_model_tag_set", ["serve"], "Tags of the SavedModel.", flag_values=values)
     flags.DEFINE_string("saved_model_signature_key", "serving_default", "Its signature.", flag_values=values)
 

@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli.app import UsageError
-from cxr_compress.device.spec import PRESETS
+from cxr_compress.cli.recipe_flags import define_recipe_flags
 from cxr_compress.lite import CALIBRATION_METHODS, TARGETS
 from cxr_compress.lite.inputs_outputs import END_TYPES, check_ends
 from cxr_compress.lite.int8.ptq import PtqOptions
@@ -137,60 +137,9 @@ def check_edgetpu_flag(values: flags.FlagValues) -> None:
             raise UsageError(f"--edgetpu needs 8-bit ends, got --{name}={values[name].value}")
 
 
-NAMES = ("labels", "positive", "preset", "color", "match", "force")
+_MEANING = ("labels", "positive", "preset", "color", "match", "force")
 
 
 def define_meaning_flags(values: flags.FlagValues, *, force: bool = True) -> None:
-    """Define them; --force only where a command checks something that it can overrule."""
-    text = (
-        "Names of the model's outputs in their order, where its file does not say them; of two classes that exclude "
-        "one another both, or the finding alone."
-    )
-    flags.DEFINE_list("labels", [], text, flag_values=values)
-    text = "Of two classes that exclude one another, the one that is the finding: its label, or its index 0 or 1."
-    flags.DEFINE_string("positive", None, text, flag_values=values)
-    text = (
-        "How pixels become the input, as the model was trained, where its file does not say it: imagenet_torch "
-        "(CheXNet, Keras' DenseNet), unit (x / 255), tf (x / 127.5 - 1), caffe (ResNet50, VGG), xrv or raw (0 to 255)."
-    )
-    flags.DEFINE_enum("preset", None, list(PRESETS), text, flag_values=values)
-    text = "What images the model is for, where its file does not say it; gray unless given."
-    flags.DEFINE_enum("color", None, ("gray", "rgb"), text, flag_values=values)
-    text = (
-        "How outputs of the model and findings of the data set belong together: by name, or by position in their order."
-    )
-    flags.DEFINE_enum("match", "name", ("name", "position"), text, flag_values=values)
-    if force:
-        text = "Go on where a check says that the result would be worthless; what it said stays in the results."
-        flags.DEFINE_boolean("force", False, text, flag_values=values)
-
-
-_RANGES = {
-    "shift": (0.06, "Of the side, either way."),
-    "rotation": (7.0, "Degrees, either way."),
-    "scale": (0.08, "Of the size, either way."),
-    "contrast": (0.15, "Either way."),
-    "brightness": (15.0, "Gray levels of 255, either way."),
-    "gamma": (0.0, "Logarithm of the exponent that bends gray values, either way."),
-}
-_MIRROR = "Mirror every other image: never for chests, it moves the heart."
-
-
-def define_augment_flags(values: flags.FlagValues, *, with_defaults: bool) -> None:
-    """Define --augment_shift and its like.
-
-    Args:
-        values: Where.
-        with_defaults: Each has its usual range where it is not given; otherwise it then is None, and the usual range
-            stands in the text alone.
-    """
-    for name, (default, text) in _RANGES.items():
-        usual, words = (default, text) if with_defaults else (None, f"{text} {default:g} unless given.")
-        flags.DEFINE_float(f"augment_{name}", usual, words, flag_values=values)
-    flags.DEFINE_boolean("augment_mirror", False if with_defaults else None, _MIRROR, flag_values=values)
-
-
-def augment_ranges(values: flags.FlagValues) -> dict[str, Any]:
-    """The ranges that have a value, by the names that ``train.AugmentRanges`` has for them."""
-    given = {name: values[f"augment_{name}"].value for name in (*_RANGES, "mirror")}
-    return {name: value for name, value in given.items() if value is not None}
+    """Define what a model from elsewhere means; --force only where a command checks something that it can overrule."""
+    define_recipe_flags(values, _MEANING if force else _MEANING[:-1], with_defaults=True)

@@ -87,10 +87,9 @@ def common_flags() -> dict[str, list[str]]:
 
 
 def heading(section: str) -> str:
-    """What stands above the flags of a section in the help; nothing where no recipe has such a section."""
-    if section not in SECTIONS:
-        return ""
-    return (SECTIONS[section].__doc__ or section).strip().splitlines()[0].rstrip(".")
+    """What stands above the flags of a section in the help."""
+    first_line = (SECTIONS[section].__doc__ or section).strip().splitlines()[0]
+    return f"{section}: {first_line.rstrip('.')}"
 
 
 def help_of(entry: Entry) -> str:
@@ -116,7 +115,7 @@ def _section(entry: Entry) -> str:
 
 def _define(values: flags.FlagValues, entry: Entry, default: Any) -> None:
     names, kind, text = entry.option.names, entry.type, help_of(entry)
-    shared: dict[str, Any] = {"flag_values": values, "module_name": _section(entry)}
+    shared: dict[str, Any] = {"flag_values": values, "module_name": heading(_section(entry))}
     if default is None and entry.flag not in _ASKED and (usual := default_text(entry)):
         text = f"{text} (default: {usual})"
     if names and not entry.option.open_choices:

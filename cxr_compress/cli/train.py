@@ -1,15 +1,15 @@
 """Train or fine-tune a classifier of chest images; resumes when the output folder holds its run.
 
-    cxr_train --model=chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run --sizes=64,112,160 --epochs=8,4,3
-    cxr_train --keras_model_file=base.keras --dataset=csv --data_dir=labels.csv --output_dir=run --sizes=224
+    cxr_train --model=chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run --input_size=64,112 --epochs=8,4
+    cxr_train --keras_model_file=base.keras --dataset=csv --data_dir=labels.csv --output_dir=run --input_size=224
 
-Images may start small and grow (--sizes): a step at 64 px costs an eighth of one at 224. --epochs, --batch_size and
---learning_rate take one value, or one per size. The best epoch is chosen by the mean AUROC on dev, patients set aside
-from train, or with --distill_weight by the loss there; test is never looked at (cxr_evaluate does that). The folder
-receives model.keras, training.json, and per size run.json, log.jsonl, TensorBoard events and the last epoch's whole
-state, from which the same command goes on; other flags are refused with what differs. With --distribution=multi_worker
-start the same command on every machine, each with its own TF_CONFIG: the first one, the chief, writes. Exit codes: 0
-done, 2 wrong flag, data or model or a lost worker, 130 Ctrl-C.
+Images may start small and grow (--input_size): a step at 64 px costs an eighth of one at 224. --epochs, --batch_size
+and --learning_rate take one value, or one per size. The best epoch is chosen by the mean AUROC on dev, patients set
+aside from train, or with --distill_weight by the loss there; test is never looked at (cxr_evaluate does that). The
+folder receives model.keras, training.json, and per size run.json, log.jsonl, TensorBoard events and the last epoch's
+whole state, from which the same command goes on; other flags are refused with what differs. With
+--distribution=multi_worker start the same command on every machine, each with its own TF_CONFIG: the first one, the
+chief, writes. Exit codes: 0 done, 2 wrong flag, data or model or a lost worker, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, UsageError, quiet_native_stderr, reader_options, run_command
-from cxr_compress.cli.flags import augment_ranges, define_augment_flags, define_meaning_flags
+from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.recipe_flags import define_recipe_flags
 from cxr_compress.data import DATASETS, decode_split, load_dataset
 from cxr_compress.data.dataset import match_findings
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.files import check_keras_file, check_writable
 from cxr_compress.models.architectures import MODELS, describe_architectures
+from cxr_compress.recipe import AugmentRanges
+from cxr_compress.recipe.fields import entries_of
 
 if TYPE_CHECKING:
     from cxr_compress.train.transfer import TrainingPlan
@@ -43,65 +46,76 @@ _SECONDS_BETWEEN_LINES = 10
 _GO_ON = "finished epochs are kept; the same command goes on from there"
 _COLUMNS = ("stage", "size", "epochs", "best_epoch", "dev_auroc", "seconds")
 _NUMBERS = {
-    "dev_fraction": (0.1, "Share of the training patients set aside to choose the best epoch."),
     "focal_gamma": (2.0, "Exponent of --loss=focal."),
-    "label_smoothing": (0.0, "Share by which labels move towards 0.5, or towards equal shares with softmax."),
-    "mixup": (0.0, "Blend images and labels, with shares of a Beta distribution of this parameter, say 0.2; 0: not."),
-    "weight_decay": (0.0, "Decoupled weight decay (AdamW); batch norms and biases are spared."),
-    "warmup_fraction": (0.05, "Share of the steps of a size in which the learning rate climbs."),
-    "ema_decay": (0.0, "Score and keep a running average of the weights with this decay, say 0.999; 0: the weights."),
+    "mixup": (
+        0.0,
+        "Parameter of the Beta distribution of shares in which images and labels blend, say 0.2; 0: none.",
+    ),
+    "warmup_fraction": (0.05, "Share of the steps of an image size in which the learning rate climbs."),
+    "ema_decay": (0.0, "Decay of the running average of weights that is scored and kept, say 0.999; 0: the weights."),
     "distill_weight": (0.0, "Share of the loss that follows --teacher instead of the labels."),
 }
-_COUNTS = {
-    "patience": (0, "Epochs of a size without a better one on dev that end it; 0: never."),
-    "seed": (0, "Of everything that draws."),
+_OF_RECIPE = ("dev_fraction", "label_smoothing", "weight_decay", "seed")
+_COMMON = {
+    "from what, to where": ("model", "keras_model_file", "dataset", "data_dir", "output_dir"),
+    "training": ("input_size", "epochs", "batch_size", "learning_rate", "augment", "teacher"),
+    "the model's meaning": ("labels", "preset"),
+    "machines": ("precision", "distribution", "cache_dir"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program name."""
-    return run_command(NAME, __doc__, _define_flags, _run, argv)
+    return run_command(NAME, __doc__, _define_flags, _run, argv, common=lambda: _COMMON)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     text, switch, choice = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum
+    text("model", None, f"Network to build. {describe_architectures()}.", flag_values=values)
+    text("keras_model_file", None, "Model file to start from; a head of another size is replaced.", flag_values=values)
+    define_recipe_flags(values, ("dataset",))
+    text("data_dir", None, "Folder of the data set; it is only read.", flag_values=values)
     text(
-        "model",
+        "output_dir",
         None,
-        f"Network to build. {describe_architectures()}.",
+        "Folder of the training: model, log, and what it needs to go on.",
         flag_values=values,
     )
-    text("keras_model_file", None, "Start from this model; a head of another size is replaced.", flag_values=values)
-    text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
-    text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
-    text("output_dir", None, "Where the run goes.", flag_values=values)
-    flags.DEFINE_list("sizes", ["224"], "Heights and widths of the images, pixels, in turn.", flag_values=values)
-    flags.DEFINE_list("epochs", ["10"], "Training epochs per size.", flag_values=values)
+    flags.DEFINE_list("input_size", ["224"], "Heights and widths of the images, pixels, in turn.", flag_values=values)
+    flags.DEFINE_list("epochs", ["10"], "Training epochs, one value or one per image size.", flag_values=values)
     flags.DEFINE_list("batch_size", ["32"], "Images per step, over all workers.", flag_values=values)
-    flags.DEFINE_list("learning_rate", ["1e-3"], "At the end of the warm-up; falls to 0.", flag_values=values)
+    flags.DEFINE_list(
+        "learning_rate", ["1e-3"], "Learning rate at the end of the warm-up; it falls to 0.", flag_values=values
+    )
     define_meaning_flags(values, force=False)
-    flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
-    switch("allow_missing", False, "Go on with a part of the images that NIH's list names.", flag_values=values)
+    define_recipe_flags(values, ("options", "allow_missing", *_OF_RECIPE), with_defaults=True)
     choice("activation", "auto", ["auto", "sigmoid", "softmax"],
            "What the labels are: findings of their own (sigmoid), or classes that exclude one another (softmax); auto: "
            "as the data set or the model to start from says, else sigmoid.", flag_values=values)  # fmt: skip
     choice("loss", "bce", ["bce", "focal"],
            "Cross-entropy (categorical with softmax) or focal loss, per finding.", flag_values=values)  # fmt: skip
     choice("pos_weight", "balanced", ["balanced", "sqrt", "none"],
-           "Weight of positives in it, or of each class with softmax.", flag_values=values)  # fmt: skip
-    switch("augment", True, "Change each image a little, by at most the ranges below.", flag_values=values)
-    define_augment_flags(values, with_defaults=True)
+           "Weight of positives in the loss, or of each class with softmax.", flag_values=values)  # fmt: skip
+    switch("augment", True, "Change each image a little, by at most the ranges of --augment_shift and its like.",
+           flag_values=values)  # fmt: skip
+    define_recipe_flags(values, [entry.flag for entry in entries_of(AugmentRanges)], with_defaults=True)
     for name, (default, explanation) in _NUMBERS.items():
         flags.DEFINE_float(name, default, explanation, flag_values=values)
-    for name, (count, explanation) in _COUNTS.items():
-        flags.DEFINE_integer(name, count, explanation, lower_bound=0, flag_values=values)
+    explanation = "Epochs of an image size without a better one on dev that end it; 0: never."
+    flags.DEFINE_integer("patience", 0, explanation, lower_bound=0, flag_values=values)
     choice("precision", "auto", ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
-           "Of the arithmetic; auto is float32 without a GPU.", flag_values=values)  # fmt: skip
-    text("teacher", None, "A Keras model whose probabilities the loss also follows.", flag_values=values)
+           "Number type of the arithmetic; auto is float32 without a GPU.", flag_values=values)  # fmt: skip
+    text(
+        "teacher",
+        None,
+        "Keras model that the loss also follows, see --distill_weight.",
+        flag_values=values,
+    )
     choice("distribution", "none", ["none", "mirrored", "multi_worker"],
-           "Train on all GPUs of this machine, or on the machines of TF_CONFIG.", flag_values=values)  # fmt: skip
-    text("cache_dir", None, "Keep decoded images here, for sets larger than the memory.", flag_values=values)
+           "Train on all GPUs of this machine (mirrored), or on those of TF_CONFIG (multi_worker).",
+           flag_values=values)  # fmt: skip
+    text("cache_dir", None, "Folder for decoded images, for sets larger than the memory.", flag_values=values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -195,16 +209,15 @@ def _check_models(values: flags.FlagValues) -> None:
 
 def _plan(values: flags.FlagValues) -> TrainingPlan:
     """The training that the flags ask for."""
-    from cxr_compress.recipe import AugmentRanges
     from cxr_compress.train.transfer import TrainingPlan
 
     direct = (
         *("dataset", "match", "allow_missing", "activation", "loss", "pos_weight", "augment"),
-        "precision",
+        *("precision", "patience", *_OF_RECIPE),
     )
     return TrainingPlan(
         model=values.model or Path(values.keras_model_file).stem,
-        sizes=_numbers("sizes", values.sizes, int),
+        sizes=_numbers("input_size", values.input_size, int),
         epochs=_numbers("epochs", values.epochs, int),
         batch_sizes=_numbers("batch_size", values.batch_size, int),
         learning_rates=_numbers("learning_rate", values.learning_rate, float),
@@ -213,8 +226,8 @@ def _plan(values: flags.FlagValues) -> TrainingPlan:
         positive=values.positive or "",
         preset=values.preset or "",
         color=values.color or "",
-        ranges=AugmentRanges(**augment_ranges(values)),
-        **{name: values[name].value for name in (*direct, *_NUMBERS, *_COUNTS)},
+        ranges=AugmentRanges(**{entry.key: values[entry.flag].value for entry in entries_of(AugmentRanges)}),
+        **{name: values[name].value for name in (*direct, *_NUMBERS)},
     )
 
 

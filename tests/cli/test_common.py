@@ -161,7 +161,7 @@ def test_run_command_help_shows_every_flag_and_exits_0(
     assert "  --size: How large. (default: 3)\n" in out
     assert "  --name: What to call it.\n" in out
     assert "  --[no]fast: Skip the slow part. (default: false)\n" in out
-    assert "  --format: <table|json|csv>: How results are printed. (default: table)\n" in out
+    assert "  --format=table|json|csv: How results are printed. (default: table)\n" in out
     assert "--flagfile:" in out
 
 

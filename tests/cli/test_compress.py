@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from cxr_compress.cli.compress import define_flags
 from cxr_compress.cli.recipe_flags import make_recipe_of
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe import Recipe
+from cxr_compress.recipe.fields import all_entries
 
 NIH = ("--model=chexnet", "--dataset=nih")
 
@@ -98,11 +100,18 @@ def test_compress_wrong_call_is_one_line_and_exit_code_2(capsys, arguments, line
     assert err.count("\n") == 1
 
 
-def test_compress_help_ends_with_0_and_names_every_budget(capsys):
+def test_compress_help_fits_on_a_screen_and_helpfull_names_every_field_under_its_section(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert "--target_macs" in out
-    assert "--weight_sparsity" in out
+    assert out.count("\n") <= 40
+    assert "Multiply-accumulates that may stay: a fraction such as 0.5" in out
+    assert "cxr_compress --helpfull" in out
+    assert out.endswith("Research use only; not a medical device and not a diagnosis.\n")
+    code, out, _ = call(capsys, "--helpfull")
+    assert code == 0
+    for entry in all_entries():
+        assert re.search(rf"^  --(\[no\])?{entry.flag}[:=]", out, re.MULTILINE), entry.flag
+    assert "\nremoval: Removal of filters: how many go, and which:\n  --target_macs: " in out
 
 
 def test_compress_wrong_flag_loads_no_tensorflow():

@@ -293,6 +293,8 @@ def test_convert_as_a_process_keeps_native_noise_off_stderr(folder: Path, tmp_pa
 
 def test_convert_help_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
+    assert capsys.readouterr().out.count("\n") <= 40
+    assert main(["--helpfull"]) == 0
     assert "--saved_model_signature_key" in capsys.readouterr().out
 
 

@@ -315,7 +315,13 @@ def test_dev_outweighs_layers_inside_that_say_something_else(
 def test_train_holds_what_is_said_of_the_model_to_start_from_against_dev(
     images: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--keras_model_file={models / 'unit.keras'}", "--labels=Gray", "--sizes=16", "--epochs=1", *on(images)]
+    flags = [
+        f"--keras_model_file={models / 'unit.keras'}",
+        "--labels=Gray",
+        "--input_size=16",
+        "--epochs=1",
+        *on(images),
+    ]
     assert train([*flags, "--preset=raw", f"--output_dir={tmp_path / 'a'}"]) == 2
     assert "--preset=raw does not fit this model: AUROC on dev" in capsys.readouterr().err
     assert train([*flags, f"--output_dir={tmp_path / 'b'}"]) == 0

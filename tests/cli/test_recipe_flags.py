@@ -33,7 +33,7 @@ def test_every_field_has_a_flag_of_its_section_with_help_and_default():
         flag = values[entry.flag]
         assert flag.default is None
         assert entry.option.help in flag.help
-        assert entry.flag in by_module[entry.path.partition(".")[0]]
+        assert entry.flag in by_module[heading(entry.path.partition(".")[0])]
     assert "(default: mse)" in values["calibration_method"].help
     assert "kermany|medmnist|nih" in values["dataset"].help
     assert "One of chexnet, densenet169, " in values["model"].help
@@ -122,8 +122,7 @@ def test_some_flags_with_defaults_hold_them():
 
 def test_common_flags_and_headings_are_those_of_the_sections():
     assert common_flags()["removal"] == ["target_macs", "target_bytes"]
-    assert heading("removal") == "Removal of filters: how many go, and which"
-    assert heading("elsewhere") == ""
+    assert heading("removal") == "removal: Removal of filters: how many go, and which"
 
 
 def test_flags_of_a_registered_section_are_flags_of_the_recipe():
@@ -138,7 +137,7 @@ def test_flags_of_a_registered_section_are_flags_of_the_recipe():
     try:
         values = parsed("--blur_radius=3", names=("blur_radius",))
         assert given_values(values) == {"blur_radius": 3}
-        assert heading("blur") == "Blur of images"
+        assert heading("blur") == "blur: Blur of images"
         taken = flags.FlagValues()
         flags.DEFINE_string("recipe", None, "", flag_values=taken)
         with pytest.raises(CompressionError, match=r"blur.recipe \(--recipe\) of the recipe has the name of another"):

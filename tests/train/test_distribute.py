@@ -183,7 +183,7 @@ def cli(folder, start):
         "preset": PLAN.preset,
         "data_dir": start / "images",
         "output_dir": folder,
-        "sizes": PLAN.sizes[0],
+        "input_size": PLAN.sizes[0],
         "epochs": PLAN.epochs[0],
         "batch_size": PLAN.batch_sizes[0],
         "distribution": "multi_worker",

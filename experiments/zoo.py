@@ -111,9 +111,9 @@ def draw(rng: np.random.Generator, weight: Any) -> npt.NDArray[np.float32]:
 
 
 def reasons(analysis: ChannelAnalysis) -> str:
-    """The kinds of reasons and how many groups each freezes; the layers' own names are left out."""
+    """The kinds of reasons and how many groups each protects; the layers' own names are left out."""
     kinds: Counter[str] = Counter()
-    for reason in analysis.frozen.values():
+    for reason in analysis.protected.values():
         kinds.update({re.sub(r"\S+ \((\w+)\)", r"\1", part) for part in reason.split("; ")})
     return "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
@@ -138,7 +138,7 @@ def found(model: keras.Model, analysis: ChannelAnalysis) -> dict[str, Any]:
         "params": analysis.baseline.params,
         "macs": analysis.baseline.macs,
         "groups": len(analysis.groups),
-        "frozen": len(analysis.frozen),
+        "frozen": len(analysis.protected),
         "frozen_reasons": reasons(analysis),
     }
 

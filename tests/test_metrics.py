@@ -19,7 +19,6 @@ from cxr_compress.metrics import (
     choose_threshold,
     interval,
     mean_auroc,
-    paired_auroc_difference,
 )
 
 # Few distinct scores: ties within and across classes are the rule, as with int8 outputs.
@@ -194,23 +193,6 @@ def test_bootstrap_auroc_thousand_samples_of_624_images_take_under_two_seconds()
     started = time.perf_counter()
     bootstrap_auroc(labels, scores, np.arange(624) // 2, samples=1000)
     assert time.perf_counter() - started < 2.0
-
-
-def test_paired_difference_same_scores_is_exactly_zero() -> None:
-    labels, scores, groups = make_images()
-    found = paired_auroc_difference(labels, scores, 2 * scores + 1, groups)
-    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
-
-
-def test_paired_difference_is_a_minus_b_and_narrower_than_the_single_intervals() -> None:
-    labels, scores, groups = make_images()
-    worse = scores + 0.4 * np.random.default_rng(5).normal(size=len(scores))
-    found = paired_auroc_difference(labels, worse, scores, groups)
-    swapped = paired_auroc_difference(labels, scores, worse, groups)
-    assert found.value == pytest.approx(auroc(labels, worse) - auroc(labels, scores))
-    assert (found.value, found.low, found.high) == pytest.approx((-swapped.value, -swapped.high, -swapped.low))
-    alone = bootstrap_auroc(labels, scores, groups)
-    assert found.high - found.low < 0.6 * (alone.high - alone.low)
 
 
 def test_choose_threshold_separable_scores_lies_half_way_between_the_classes() -> None:

@@ -27,8 +27,8 @@ def test_stratified_auroc_any_images_counts_pairs_inside_strata(drawn: list[tupl
         for h in scores[~labels & (strata == name)]
     ]
     expected = np.mean(won) if won else np.nan
-    np.testing.assert_allclose(stratified_auroc(labels, scores, strata), expected, rtol=1e-12)
-    np.testing.assert_equal(stratified_auroc(labels, scores, ["one"] * len(labels)), auroc(labels, scores))
+    np.testing.assert_allclose(stratified_auroc(labels, scores, strata), [expected], rtol=1e-12)
+    np.testing.assert_equal(stratified_auroc(labels, scores, ["one"] * len(labels)), [auroc(labels, scores)])
 
 
 def test_stratified_auroc_of_a_network_that_only_knows_the_source_is_one_half() -> None:
@@ -38,7 +38,7 @@ def test_stratified_auroc_of_a_network_that_only_knows_the_source_is_one_half() 
     scores, strata = source + 0.01 * rng.normal(size=2000), np.where(source, "clinic", "ward").tolist()
     assert auroc(labels, scores) > 0.85
     found = interval(
-        stratified_auroc(labels, scores, strata),
+        float(stratified_auroc(labels, scores, strata)[0]),
         stratified_auroc_samples(labels, scores, strata, np.arange(2000), samples=200)[:, 0],
     )
     assert found.low < 0.5 < found.high

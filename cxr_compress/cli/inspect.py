@@ -48,7 +48,7 @@ _TARGETS = ("edgetpu", "xnnpack")
 _WHAT = {
     "groups": ("group", "channels", "also_made_by", "consumers", "params", "params_percent", "macs", "macs_percent"),
     "layers": ("layer", "class", "output", "weights", "params", "macs", "filters", "group", "filters_may_go"),
-    "frozen": ("group", "reason"),
+    "protected": ("group", "reason"),
 }
 _NAMES_SHOWN = 2
 
@@ -200,9 +200,9 @@ def _summary_text(summary: dict[str, Any]) -> str:
         f"peak activation bytes {summary['peak_activation_bytes']:,}",
         f"layers                {summary['layers']:,}",
         f"groups that may go    {summary['groups']:,} with {summary['channels']:,} channels",
-        f"frozen groups         {summary['frozen_groups']:,}",
+        f"protected groups      {summary['protected_groups']:,}",
     ]
-    lines += [f"  {count:,} x {reason}" for reason, count in summary["frozen_reasons"].items()]
+    lines += [f"  {count:,} x {reason}" for reason, count in summary["protected_reasons"].items()]
     return "\n".join(lines)
 
 
@@ -253,11 +253,11 @@ def _may_go(layer: dict[str, Any]) -> str | None:
     return "yes" if layer["removable"] else f"no: {layer['why_not']}"
 
 
-def _frozen_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
-    return [[name, reason] for name, reason in found["frozen"].items()]
+def _protected_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
+    return [[name, reason] for name, reason in found["protected"].items()]
 
 
-_ROWS = {"groups": _group_rows, "layers": _layer_rows, "frozen": _frozen_rows}
+_ROWS = {"groups": _group_rows, "layers": _layer_rows, "protected": _protected_rows}
 
 
 def _names(names: list[str], shorten: bool) -> str:

@@ -22,7 +22,6 @@ _PUBLIC = {
     "PreprocessSpec": "spec",
     "Verification": "verify",
     "load_interpreter": "interpreter",
-    "measure_latency": "benchmark",
     "measure_layers": "layer_times",
     "measure_together": "benchmark",
     "pack_model": "modelfile",

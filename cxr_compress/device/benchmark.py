@@ -54,26 +54,6 @@ class Latency:
         return asdict(self)
 
 
-def measure_latency(
-    model: ModelFile | bytes,
-    *,
-    runs: int = 50,
-    warmup: int = 5,
-    num_threads: int = 1,
-    runtime: str = "auto",
-    delegate: str | None = None,
-) -> Latency:
-    """Time one model on a fixed seeded input, without decoding and preprocessing.
-
-    Raises:
-        RuntimeUnavailableError, ModelFileError: as `load_interpreter`.
-        DataError: runs below 1 or warmup below 0.
-    """
-    content = model.content if isinstance(model, ModelFile) else model
-    options: dict[str, Any] = {"runs": runs, "warmup": warmup, "num_threads": num_threads, "runtime": runtime}
-    return measure_together({"model": content}, delegate=delegate, **options)["model"]
-
-
 def measure_together(
     models: Mapping[str, bytes],
     *,

@@ -6,29 +6,32 @@ from cxr_compress.evaluate.calibrate import (
     Calibration,
     choose_calibration,
     choose_class_calibration,
+    fit_info,
+    fittable,
     undo_class_weights,
 )
 from cxr_compress.evaluate.degradation import Degradation, Gate, check_gate, compare, measure_degradation
 from cxr_compress.evaluate.finding import ClassScore, FindingScore
-from cxr_compress.evaluate.fit_file import (
-    BATCH,
-    ScorableModel,
-    file_logits,
-    fit_info,
-    fittable,
-    from_classifier,
-    run_model,
-)
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
 from cxr_compress.evaluate.score import (
-    PREDICTIONS_START,
+    BATCH,
     Evaluation,
-    predictions_csv,
+    ScorableModel,
+    file_logits,
+    from_classifier,
+    run_model,
     score_file,
     score_logits,
     score_model,
 )
-from cxr_compress.evaluate.view import FLAT_COLUMNS, flat_columns, flat_rows, render_evaluation
+from cxr_compress.evaluate.view import (
+    FLAT_COLUMNS,
+    PREDICTIONS_START,
+    flat_columns,
+    flat_rows,
+    predictions_csv,
+    render_evaluation,
+)
 
 __all__ = [
     "BATCH",

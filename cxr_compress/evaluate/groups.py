@@ -27,7 +27,7 @@ from cxr_compress.metrics import (
     count_comparable_images,
     count_images,
     interval,
-    stratified_auroc_per_finding,
+    stratified_auroc,
     stratified_auroc_samples,
 )
 
@@ -189,7 +189,7 @@ def _make_group(
     elif strata is None:
         values, drawn = auroc_per_finding(labels, logits), auroc_samples(labels, logits, patients, **options)
     else:
-        values = stratified_auroc_per_finding(labels, logits, strata)
+        values = stratified_auroc(labels, logits, strata)
         drawn = stratified_auroc_samples(labels, logits, strata, patients, **options)
     measured = {int(column): interval(float(values[k]), drawn[:, k]) for k, column in enumerate(np.flatnonzero(enough))}
     scores = tuple(

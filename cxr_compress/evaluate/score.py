@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.device.classifier import Classifier
-from cxr_compress.device.modelfile import ModelFile
+from cxr_compress.device.modelfile import ModelFile, ModelInfo
+from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate.finding import (
     UNDEFINED,
@@ -26,7 +24,6 @@ from cxr_compress.evaluate.finding import (
     score_classes,
     score_findings,
 )
-from cxr_compress.evaluate.fit_file import Progress, ScorableModel, from_classifier, run_model
 from cxr_compress.metrics import (
     Interval,
     auroc_per_finding,
@@ -35,6 +32,95 @@ from cxr_compress.metrics import (
     predicted_classes,
     softmax,
 )
+
+Progress = Callable[[int, int], None]
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+BATCH = 32  # images at a time: at 224 px their float32 tensors take 19 MB
+_UNDECIDED = 0.5
+
+
+@dataclass(frozen=True)
+class ScorableModel:
+    """A model as scoring sees it.
+
+    Attributes:
+        findings: (k,) what each logit means; None where the model does not say.
+        spec: The preprocessing; images come decoded at its size.
+        logits: uint8 images (n, h, w[, 3]), n at most ``BATCH``, to float32 (n, k).
+        probabilities: Logits (n, k) to probabilities; None where the model has no say in that.
+        thresholds: (k,) on them; None where the model has none.
+        calibrated: The probabilities are meant to be the chance of the finding, and are worth a Brier score.
+        runtime: What runs it, for the record.
+        activation: "softmax" where the logits are of classes that exclude one another; else "sigmoid".
+    """
+
+    findings: tuple[str, ...] | None
+    spec: PreprocessSpec
+    logits: Callable[[Images], Floats]
+    probabilities: Callable[[Floats], Floats] | None = None
+    thresholds: tuple[float, ...] | None = None
+    calibrated: bool = False
+    runtime: str | None = None
+    activation: str = "sigmoid"
+
+
+def from_classifier(classifier: Classifier) -> ScorableModel:
+    """The device's own code as a model to score, with the calibration and the thresholds of its file."""
+    info, spec = classifier.info, classifier.spec
+    # What cxr_convert writes when nothing was chosen on data: a sigmoid of the raw logit promises no probability.
+    # A softmax of more classes does: it is the model's own.
+    untouched = not any(info.logit_offset) and set(info.logit_slope) == {1.0} and set(info.thresholds) == {_UNDECIDED}
+    plain = untouched and not info.exclusive
+    return ScorableModel(
+        classifier.labels,
+        spec,
+        lambda images: classifier.logits(normalize(images, spec)),
+        classifier.probabilities,
+        None if info.exclusive else info.thresholds,
+        calibrated=not plain,
+        runtime=classifier.runtime,
+        activation="softmax" if info.exclusive else "sigmoid",
+    )
+
+
+def run_model(model: ScorableModel, images: Images, progress: Progress | None = None) -> Floats:
+    """The logits of all images, a batch at a time.
+
+    Args:
+        model: See there.
+        images: uint8 (n, h, w[, 3]).
+        progress: Called as (images done, images in all).
+
+    Returns:
+        float32 (n, k); (0, k) of no images, or (0, 0) where the model does not say k.
+    """
+    parts = []
+    for start in range(0, len(images), BATCH):
+        parts.append(model.logits(images[start : start + BATCH]))
+        if progress is not None:
+            progress(min(start + BATCH, len(images)), len(images))
+    return np.concatenate(parts) if parts else np.empty((0, len(model.findings or ())), np.float32)
+
+
+def file_logits(
+    content: bytes, info: ModelInfo, images: Images, *, num_threads: int = 1, progress: Progress | None = None
+) -> Floats:
+    """Logits of a flatbuffer of any quant type that is not packed yet, through the device's own code.
+
+    Args:
+        content: as `lite.convert` gives it.
+        info: labels and preprocessing.
+        images: uint8 (n, h, w[, 3]) at the size of the preprocessing.
+        num_threads: of the TFLite kernels.
+        progress: called as (images done, images in all).
+
+    Returns:
+        float32 (n, findings).
+    """
+    file = ModelFile(Path("unnamed"), content, info, len(content), "")
+    return run_model(from_classifier(Classifier(file, num_threads=num_threads)), images, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +144,8 @@ class Evaluation:
             where the logits themselves rank.
     """
 
-    logits: NDArray[np.float32]
-    labels: NDArray[np.float32]
+    logits: Floats
+    labels: Floats
     patients: tuple[str, ...]
     decisions: NDArray[np.bool_] | None
     scores: tuple[FindingScore, ...]
@@ -69,7 +155,7 @@ class Evaluation:
     runtime: str | None = None
     mean_auroc_enough_data: Interval = UNDEFINED
     classes: ClassScore | None = None
-    shares: NDArray[np.float32] | None = None
+    shares: Floats | None = None
 
     @property
     def activation(self) -> str:
@@ -77,7 +163,7 @@ class Evaluation:
         return "sigmoid" if self.shares is None else "softmax"
 
     @property
-    def ranking(self) -> NDArray[np.float32]:
+    def ranking(self) -> Floats:
         """(n, k), what images are ordered by for an AUROC: a logit alone does not order them by a softmax's share."""
         return self.logits if self.shares is None else self.shares
 
@@ -113,8 +199,8 @@ class Evaluation:
 
 def score_file(
     model: str | Path | ModelFile,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.float32],
+    images: Images,
+    labels: Floats,
     patients: Sequence[str],
     findings: Sequence[str],
     *,
@@ -154,8 +240,8 @@ def score_file(
 
 def score_model(
     model: ScorableModel,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.float32],
+    images: Images,
+    labels: Floats,
     patients: Sequence[str],
     findings: Sequence[str],
     *,
@@ -185,68 +271,45 @@ def score_model(
     logits = run_model(model, images, progress)
     chosen = list(range(len(findings)) if columns is None else columns)
     probabilities = None if model.probabilities is None or not len(logits) else model.probabilities(logits)
+    options: dict[str, Any] = {}
     if model.activation == "softmax":
-        return _score_softmax(
-            model, logits, labels, patients, findings, probabilities, chosen, samples=samples, seed=seed
-        )
-    thresholds = None if model.thresholds is None else np.asarray(model.thresholds, np.float32)
-    decisions = None
-    if probabilities is not None and thresholds is not None:
-        decisions = (probabilities >= thresholds)[:, chosen]  # as Classifier.decide
+        # The softmax is of all the model's classes, whichever of them are scored.
+        probabilities = softmax(logits).astype(np.float32) if probabilities is None else probabilities
+        options = {
+            "decisions": predicted_classes(probabilities)[:, chosen],
+            "shares": probabilities[:, chosen],
+            # What another class is called says nothing of a set that does not know it.
+            "complete": sorted(chosen) == list(range(logits.shape[1])),
+        }
+    elif probabilities is not None and model.thresholds is not None:
+        thresholds = np.asarray(model.thresholds, np.float32)[chosen]
+        options = {
+            "decisions": probabilities[:, chosen] >= thresholds,  # as Classifier.decide
+            "thresholds": [model.thresholds[column] for column in chosen],
+        }
     return score_logits(
         logits[:, chosen],
         labels,
         patients,
         findings,
-        decisions=decisions,
-        thresholds=None if decisions is None or model.thresholds is None else [model.thresholds[c] for c in chosen],
         probabilities=None if probabilities is None or not model.calibrated else probabilities[:, chosen],
         samples=samples,
         seed=seed,
         runtime=model.runtime,
-    )
-
-
-def _score_softmax(  # noqa: PLR0917 - what `score_model` knows by then
-    model: ScorableModel,
-    logits: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    patients: Sequence[str],
-    findings: Sequence[str],
-    probabilities: NDArray[np.float32] | None,
-    columns: list[int],
-    *,
-    samples: int,
-    seed: int,
-) -> Evaluation:
-    """Classes that exclude one another: the softmax is of all the model's classes, whichever of them are scored."""
-    shares = softmax(logits).astype(np.float32) if probabilities is None else probabilities
-    return score_logits(
-        logits[:, columns],
-        labels,
-        patients,
-        findings,
-        decisions=predicted_classes(shares)[:, columns],
-        shares=shares[:, columns],
-        probabilities=shares[:, columns] if model.calibrated else None,
-        # What another class is called says nothing of a set that does not know it.
-        complete=sorted(columns) == list(range(logits.shape[1])),
-        samples=samples,
-        seed=seed,
-        runtime=model.runtime,
+        **options,
     )
 
 
 def score_logits(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.float32],
+    logits: Floats,
+    labels: Floats,
     patients: Sequence[str],
     findings: Sequence[str],
     *,
     decisions: NDArray[np.bool_] | None = None,
     thresholds: Sequence[float] | None = None,
-    probabilities: NDArray[np.float32] | None = None,
-    shares: NDArray[np.float32] | None = None,
+    probabilities: Floats | None = None,
+    shares: Floats | None = None,
     complete: bool = True,
     samples: int = 1000,
     seed: int = 0,
@@ -301,8 +364,8 @@ def score_logits(
 
 
 def _check_shapes(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.float32],
+    logits: Floats,
+    labels: Floats,
     findings: Sequence[str],
     decisions: NDArray[np.bool_] | None,
     thresholds: Sequence[float] | None,
@@ -316,51 +379,3 @@ def _check_shapes(
             f"expected logits, labels and decisions of shape (images, {len(findings)}) and as many thresholds, got "
             f"{logits.shape}, {labels.shape}, {called.shape} and {count}"
         )
-
-
-_FIRST_COLUMNS = ("image", "patient")
-PREDICTIONS_START = f"{','.join(_FIRST_COLUMNS)},".encode()  # which every such file begins with
-_KEY_BYTES = 32
-_HASH_BYTES = 8  # 16 hexadecimal digits: two of 100,000 patients share one with a chance below one in a billion
-
-
-def predictions_csv(scored: Evaluation, *, key: bytes | None = None) -> str:
-    """A CSV with a row per image: its number in the split, its hashed patient, its labels and its logits.
-
-    Images of one patient carry the same hash, so intervals can be computed again. The hash is keyed with random bytes
-    that are thrown away: ids of patients are short numbers, and a plain hash of them could be undone by trying all.
-    Hence the hashes of two files differ; rows of two models on one split are paired by the image's number.
-
-    Args:
-        scored: The images.
-        key: Of the hash; None for a random one. Keep one for yourself only to link files of your own.
-
-    Returns:
-        Columns ``image``, ``patient``, ``label_FINDING`` (empty where unknown) and ``logit_FINDING``; of classes that
-        exclude one another also ``probability_CLASS`` and ``predicted``. Numbers have the digits that read back as the
-        same float32.
-    """
-    secret = secrets.token_bytes(_KEY_BYTES) if key is None else key
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    exclusive = scored.shares is not None and scored.decisions is not None
-    kinds = ("label", "logit", "probability") if exclusive else ("label", "logit")
-    names = [f"{kind}_{finding}" for kind in kinds for finding in scored.findings]
-    writer.writerow([*_FIRST_COLUMNS, *names, *(["predicted"] if exclusive else [])])
-    for image, patient in enumerate(scored.patients):
-        labels = ["" if np.isnan(label) else int(label) for label in scored.labels[image]]
-        row = [image, _hashed(patient, secret), *labels, *_digits(scored.logits[image])]
-        if scored.shares is not None and scored.decisions is not None:
-            # Empty where the likeliest class of the model is none of those that were scored.
-            called = [name for name, flag in zip(scored.findings, scored.decisions[image], strict=True) if flag]
-            row += [*_digits(scored.shares[image]), "".join(called)]
-        writer.writerow(row)
-    return text.getvalue()
-
-
-def _digits(values: NDArray[np.float32]) -> list[str]:
-    return [np.format_float_positional(value, unique=True, trim="0") for value in values]
-
-
-def _hashed(patient: str, key: bytes) -> str:
-    return hashlib.blake2b(patient.encode("utf-8"), key=key, digest_size=_HASH_BYTES).hexdigest()

@@ -16,9 +16,7 @@ from cxr_compress.metrics.bootstrap import (
     count_comparable_images,
     interval,
     mean_samples,
-    paired_auroc_difference,
     stratified_auroc,
-    stratified_auroc_per_finding,
     stratified_auroc_samples,
 )
 from cxr_compress.metrics.decisions import (
@@ -63,11 +61,9 @@ __all__ = [
     "interval",
     "mean_auroc",
     "mean_samples",
-    "paired_auroc_difference",
     "predicted_classes",
     "sensitivity_specificity",
     "softmax",
     "stratified_auroc",
-    "stratified_auroc_per_finding",
     "stratified_auroc_samples",
 ]

@@ -73,39 +73,6 @@ def bootstrap_auroc(
     return bootstrap_mean(auroc_per_finding(labels, scores), drawn, level=level)
 
 
-def paired_auroc_difference(
-    labels: ArrayLike,
-    scores_a: ArrayLike,
-    scores_b: ArrayLike,
-    groups: Groups,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """How much higher the (mean) AUROC of scores ``a`` is than that of ``b`` on the same images: a minus b.
-
-    Both are measured on the same resampled patients, so what makes a set hard for both cancels out: the interval is
-    much narrower than the two single ones suggest.
-
-    Args:
-        labels: (n,) or (n, k), 0, 1 or nan.
-        scores_a: Like labels.
-        scores_b: Like labels.
-        groups: (n,) the patient of each image.
-        samples: Number of resampled sets.
-        seed: Of the resampling.
-        level: The share of resampled sets inside the interval.
-
-    Raises:
-        DataError: As in ``bootstrap_auroc``.
-    """
-    values = auroc_per_finding(labels, scores_a) - auroc_per_finding(labels, scores_b)
-    drawn_a = auroc_samples(labels, scores_a, groups, samples=samples, seed=seed)
-    drawn_b = auroc_samples(labels, scores_b, groups, samples=samples, seed=seed)
-    return bootstrap_mean(values, drawn_a - drawn_b, level=level)
-
-
 def auroc_samples(labels: ArrayLike, scores: ArrayLike, groups: Groups, *, samples: int = 1000, seed: int = 0) -> Array:
     """The AUROC of each finding in each set of resampled patients: what every interval here is made of.
 
@@ -252,34 +219,24 @@ def _draws(patients: int, images: int, samples: int, seed: int) -> Iterator[Arra
         )  # an image's counts side by side: gathering them is half the work
 
 
-def stratified_auroc(labels: ArrayLike, scores: ArrayLike, strata: Sequence[str]) -> float:
+def stratified_auroc(labels: ArrayLike, scores: ArrayLike, strata: Sequence[str]) -> Array:
     """Pairs ranked right within strata, divided by all pairs within strata; equal scores count one half.
 
-    Large strata with many pairs weigh most. It equals ``auroc`` if there is one stratum.
+    Large strata with many pairs weigh most. It equals `auroc_per_finding` if there is one stratum.
 
     Args:
-        labels: (n,), 0, 1 or nan.
-        scores: (n,), higher means more likely to have the finding.
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores: like labels, higher means more likely to have the finding.
         strata: (n,) the stratum of each image.
 
     Returns:
-        A value in [0, 1], or nan if no stratum holds both classes.
+        (k,) values in [0, 1], nan where no stratum holds both classes.
 
     Raises:
-        DataError: As in ``auroc``, or ``strata`` has another length.
+        DataError: as in `auroc`, or `strata` has another length.
 
     Source: van Elteren 1960, "On the combination of independent two sample tests of Wilcoxon", with each stratum
     weighted by its number of pairs.
-    """
-    truth, values = checked(labels, scores)
-    return float(stratified_auroc_per_finding(truth[:, :1], values[:, :1], strata)[0])
-
-
-def stratified_auroc_per_finding(labels: ArrayLike, scores: ArrayLike, strata: Sequence[str]) -> Array:
-    """``stratified_auroc`` of each column: (n, k) labels and scores give (k,) values.
-
-    Raises:
-        DataError: As in ``stratified_auroc``.
     """
     ranked = _rank_strata(*checked(labels, scores), strata)
     return np.concatenate([_pooled(parts, lambda images: np.ones((len(images), 1))) for parts in ranked])

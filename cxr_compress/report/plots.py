@@ -232,7 +232,7 @@ TOTAL = "(whole model)"
 # Up to here every bar gets its layer's name; above, stretches of bars do.
 _MOST_NAMES = 45
 _FEWEST_BLOCKS, _MOST_BLOCKS = 3, 24
-_LIGHT, _DARK, _FROZEN = "#c6d8ea", "#1f5a92", "#9a9a9a"
+_LIGHT, _DARK, _PROTECTED = "#c6d8ea", "#1f5a92", "#9a9a9a"
 _MILLION = 1e6
 # Rows of the picture -> what a layer had and what stays.
 _MEASURES = {
@@ -338,7 +338,7 @@ def _bars(axes: Any, layers: Sequence[Mapping[str, Any]], what: str) -> None:
     """Light bars of the whole, dark ones of what stays in front of them."""
     whole, kept = _MEASURES[what]
     units = [layer[whole] / 100 if "%" in what else 1 if what == "filters" else _MILLION for layer in layers]
-    colors = [_FROZEN if layer["frozen"] else _DARK for layer in layers]
+    colors = [_PROTECTED if layer["protected"] else _DARK for layer in layers]
     for key, color in ((whole, _LIGHT), (kept, colors)):
         heights = [(layer[key] or 0) / (unit or 1) for layer, unit in zip(layers, units, strict=True)]
         axes.bar(range(len(layers)), heights, color=color, width=0.86)
@@ -354,8 +354,8 @@ def _legend(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=_DARK, label="kept"), Patch(color=_LIGHT, label="removed")]
-    if any(layer["frozen"] for layer in layers):
-        handles.append(Patch(color=_FROZEN, label="filters must stay"))
+    if any(layer["protected"] for layer in layers):
+        handles.append(Patch(color=_PROTECTED, label="filters must stay"))
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), frameon=False)
 
 

@@ -8,7 +8,6 @@ from cxr_compress.structured.analysis import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.analyze import analyze_channels, measure_cost
 from cxr_compress.structured.budget import Budget
 from cxr_compress.structured.cost import ModelCost
-from cxr_compress.structured.flow import ConfigSize, KernelUse, LayerFlow, LayerNode, WeightAxis, register_rule
 from cxr_compress.structured.importance import score_channels
 from cxr_compress.structured.iterate import remove_iteratively
 from cxr_compress.structured.measured_parts import KernelSurvey, survey_kernels
@@ -16,6 +15,7 @@ from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
 from cxr_compress.structured.repair.recalibrate import NormStatistics, measure_batch_norms, recalibrate_batch_norm
 from cxr_compress.structured.repair.reconstruct import ReconstructionReport, reconstruct_consumers
+from cxr_compress.structured.rules.base import ConfigSize, KernelUse, LayerFlow, LayerNode, WeightAxis, register_rule
 from cxr_compress.structured.select import select_channels
 from cxr_compress.structured.sensitivity import measure_sensitivity
 from cxr_compress.structured.sensitivity_curves import Curve, Sensitivity

@@ -1,4 +1,4 @@
-"""What the analysis of a model's channels found, as plain data: groups, frozen groups, slices and the cost model."""
+"""What the analysis of a model's channels found, as plain data: groups, protected groups, slices and the cost model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.structured.cost import BoolArray, CostModel, IntArray, ModelCost
-from cxr_compress.structured.flow import Role
+
+Role = Literal["produce", "consume", "follow"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True, eq=False)
 class AxisSlice:
-    """An axis of a weight and the unit of each of its channels; see `flow.WeightAxis`."""
+    """An axis of a weight and the unit of each of its channels; see `rules.base.WeightAxis`."""
 
     weight: int
     axis: int
@@ -72,23 +74,28 @@ class ChannelAnalysis:
 
     Attributes:
         groups: by name, in model order: the channels that may be removed.
-        frozen: by name: why a group's channels must stay. Inputs and outputs of the model always must.
+        protected: by name: why a group's channels must stay. Inputs and outputs of the model always must.
         layers: by path: the weights and config entries that follow channels.
         exclude: the patterns of layers that were to be left alone.
         units: the length of a keep vector.
         cost_model: what a keep vector costs.
         allow_inexact: whether channels were let go that a layer takes statistics over.
-        frozen_units: by name of a frozen group: its run in a vector over all units.
+        protected_units: by name of a protected group: its run in a vector over all units.
     """
 
     groups: dict[str, ChannelGroup]
-    frozen: dict[str, str]
+    protected: dict[str, str]
     layers: dict[str, LayerSlices]
     exclude: tuple[str, ...]
     units: int
     cost_model: CostModel
     allow_inexact: bool = False
-    frozen_units: dict[str, slice] = field(default_factory=dict)
+    protected_units: dict[str, slice] = field(default_factory=dict)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Another name of `protected`, from before "frozen" was left to what Keras means by it: weights not trained."""
+        return self.protected
 
     def priced(self, table: CostTable) -> ChannelAnalysis:
         """The same analysis, whose costs also hold what a table of measured costs predicts of bytes and latency."""
@@ -121,7 +128,7 @@ class ChannelAnalysis:
     def _group(self, name: str) -> ChannelGroup:
         if name in self.groups:
             return self.groups[name]
-        why = f"is frozen: {self.frozen[name]}" if name in self.frozen else "is not in this model"
+        why = f"is protected: {self.protected[name]}" if name in self.protected else "is not in this model"
         raise CompressionError(f"expected groups that may be pruned; {name!r} {why}")
 
 

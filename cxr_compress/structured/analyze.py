@@ -21,13 +21,10 @@ from cxr_compress.structured.analysis import (
     path_matcher,
 )
 from cxr_compress.structured.cost import CostModel, IntArray, ModelCost, Product
-from cxr_compress.structured.flow import LayerFlow
-from cxr_compress.structured.keras_graph import layers_by_path
 from cxr_compress.structured.layout import ChannelLayout, Partition
 from cxr_compress.structured.measured_parts import collect_parts
+from cxr_compress.structured.rules.base import LayerFlow
 from cxr_compress.structured.walk import TracedLayer, Walk
-
-__all__ = ["analyze_channels", "layers_by_path", "measure_cost"]
 
 
 def analyze_channels(
@@ -36,7 +33,7 @@ def analyze_channels(
     """Find out which filters of a model may be removed and everything that must get thinner with each.
 
     The model is only read. Works on functional and Sequential models, nested ones included; layers that are not
-    understood freeze the groups that reach them, with a reason in `frozen`.
+    understood protect the groups that reach them, with a reason in `protected`.
 
     Args:
         model: a built model with a fixed input size.
@@ -65,7 +62,7 @@ def measure_cost(model: keras.Model) -> ModelCost:
 
 
 class _Solved:
-    """Turns what a walk collected into an analysis, once ties and freezes are solved."""
+    """Turns what a walk collected into an analysis, once ties and protects are solved."""
 
     def __init__(self, walk: Walk, exclude: tuple[str, ...]) -> None:
         self._walk = walk
@@ -76,16 +73,18 @@ class _Solved:
     def analysis(self) -> ChannelAnalysis:
         """The finished analysis."""
         layers = {path: self._slices(path, layer) for path, layer in self._walk.layers.items() if _is_sliced(layer)}
-        groups, frozen = self._groups(layers)
+        groups, protected = self._groups(layers)
         return ChannelAnalysis(
             groups,
-            frozen,
+            protected,
             layers,
             self._exclude,
             self._partition.units,
             self._cost_model(),
-            frozen_units={
-                group.name: slice(group.start, group.stop) for group in self._partition.groups if group.name in frozen
+            protected_units={
+                group.name: slice(group.start, group.stop)
+                for group in self._partition.groups
+                if group.name in protected
             },
         )
 
@@ -104,16 +103,16 @@ class _Solved:
     def _groups(self, layers: dict[str, LayerSlices]) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
         consumers = self._consumers(layers)
         groups: dict[str, ChannelGroup] = {}
-        frozen: dict[str, str] = {}
+        protected: dict[str, str] = {}
         excluded = self._excluded()
         for number, group in enumerate(self._partition.groups):
             reason = group.reason or next((excluded[name] for name in group.owners if name in excluded), "")
             if reason:
-                frozen[group.name] = reason
+                protected[group.name] = reason
             else:
                 size = group.stop - group.start
                 groups[group.name] = ChannelGroup(group.name, size, group.owners, consumers[number], group.start)
-        return groups, frozen
+        return groups, protected
 
     def _consumers(self, layers: dict[str, LayerSlices]) -> list[tuple[str, ...]]:
         """Per group, the layers that sum over its channels."""

@@ -90,7 +90,7 @@ def _uncounted(layers: Sequence[str]) -> str:
 def unreachable(
     analysis: ChannelAnalysis, least: BoolArray, missed: Mapping[str, float], constraints: Mapping[str, object]
 ) -> BudgetError:
-    """The error that says what the least reachable cost is, and whether frozen groups or constraints hold it up.
+    """The error that says what the least reachable cost is, and whether protected groups or constraints hold it up.
 
     Args:
         analysis: of the model, priced by the table that the budget is held against.
@@ -103,33 +103,35 @@ def unreachable(
         f"at most {_number(limit)} {name}, reachable are {_number(reachable[name])}" for name, limit in missed.items()
     )
     worst = max(missed, key=lambda name: reachable[name] / missed[name])
-    cause = _frozen_cause(analysis, least, worst)
+    cause = _protected_cause(analysis, least, worst)
     held = _held_by_constraints(analysis, least, worst, constraints)
     return BudgetError(f"the budget cannot be reached: {parts} ({cause}; {held}): raise the budget or loosen those")
 
 
-def _frozen_cause(analysis: ChannelAnalysis, least: BoolArray, name: str) -> str:
-    """How much of what is left of a cost hangs on frozen groups, and on which most, with their reasons.
+def _protected_cause(analysis: ChannelAnalysis, least: BoolArray, name: str) -> str:
+    """How much of what is left of a cost hangs on protected groups, and on which most, with their reasons.
 
-    A group's share is what would go with all its channels. Shares overlap where one layer reads one frozen group and
+    A group's share is what would go with all its channels. Shares overlap where one layer reads one protected group and
     makes another: they may add up to more than the whole.
     """
     # Nothing but another input makes an input thinner: naming it would help nobody.
-    frozen = [group for group, reason in analysis.frozen.items() if reason != _INPUT]
-    together = _share(analysis, least, name, frozen)
+    protected = [group for group, reason in analysis.protected.items() if reason != _INPUT]
+    together = _share(analysis, least, name, protected)
     if together < _WORTH_NAMING:
-        return "no frozen group is the cause"
-    shares = {group: _share(analysis, least, name, [group]) for group in frozen}
+        return "no protected group is the cause"
+    shares = {group: _share(analysis, least, name, [group]) for group in protected}
     largest = sorted(shares, key=lambda group: -shares[group])[:_MOST_NAMED]
-    named = ", ".join(f"{group!r} {shares[group]:.0%} ({analysis.frozen[group]})" for group in largest if shares[group])
-    return f"frozen groups hold {together:.0%} of the {name} left, most of it {named}"
+    named = ", ".join(
+        f"{group!r} {shares[group]:.0%} ({analysis.protected[group]})" for group in largest if shares[group]
+    )
+    return f"protected groups hold {together:.0%} of the {name} left, most of it {named}"
 
 
 def _share(analysis: ChannelAnalysis, least: BoolArray, name: str, groups: Sequence[str]) -> float:
-    """The share of a cost that would go with all channels of some frozen groups."""
+    """The share of a cost that would go with all channels of some protected groups."""
     without = least.copy()
     for group in groups:
-        without[analysis.frozen_units[group]] = False
+        without[analysis.protected_units[group]] = False
     whole, rest = (analysis.cost_model.cost(keep).to_dict()[name] for keep in (least, without))
     return 1 - rest / whole
 

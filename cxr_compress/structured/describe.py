@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import calls_of, is_nested, layers_by_path, tensors_in
 from cxr_compress.structured.analysis import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import BoolArray, IntArray, ModelCost
-from cxr_compress.structured.keras_graph import flat, is_nested, layers_by_path, nodes
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.walk import TracedLayer, Walk
 
@@ -35,8 +35,8 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
 
     Returns:
         ``summary``: params, macs (None where not_counted names layers), not_counted, peak_activation_bytes, layers,
-        groups, channels (that may go), frozen_groups and frozen_reasons ({kind of reason: groups}; a group may have
-        several).
+        groups, channels (that may go), protected_groups and protected_reasons ({kind of reason: groups}; a group may
+        have several).
         ``groups``: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
         the model, None of unknown MACs) that disappear with the whole group. They are products of two groups' widths,
         so these overlap.
@@ -44,7 +44,7 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
         params, macs, filters (output channels), has_filters (it makes them or multiplies them by a kernel), group (that
         these belong to; None where there are several, behind a Concatenate), groups (all that its weights or output
         get thinner with), removable and why_not.
-        ``frozen``: {group: reason}. ``exclude``, ``allow_inexact``: as the analysis was asked for.
+        ``protected``: {group: reason}. ``exclude``, ``allow_inexact``: as the analysis was asked for.
     """
     layers = _LayerTable(analysis, model)
     baseline = analysis.baseline
@@ -55,12 +55,12 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
             "layers": len(layers.paths),
             "groups": len(analysis.groups),
             "channels": sum(group.channels for group in analysis.groups.values()),
-            "frozen_groups": len(analysis.frozen),
-            "frozen_reasons": _reason_counts(analysis.frozen),
+            "protected_groups": len(analysis.protected),
+            "protected_reasons": _reason_counts(analysis.protected),
         },
         "groups": [_describe_group(analysis, group) for group in analysis.groups.values()],
         "layers": layers.rows(),
-        "frozen": dict(analysis.frozen),
+        "protected": dict(analysis.protected),
         "exclude": list(analysis.exclude),
         "allow_inexact": analysis.allow_inexact,
     }
@@ -79,8 +79,8 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
         milliseconds are then left out.
         ``settings``, ``exclude``, ``allow_inexact``: of the plan.
         ``layers``: in the order they run, one dict per layer with weights: path, class, groups (of its output),
-        frozen (these must stay), has_filters, filters_before, filters_kept, params_before, params_after, macs_before,
-        macs_after.
+        protected (these must stay), has_filters, filters_before, filters_kept, params_before, params_after,
+        macs_before, macs_after.
 
     Raises:
         CompressionError: the plan was made for another model.
@@ -125,11 +125,11 @@ def _describe_group(analysis: ChannelAnalysis, group: ChannelGroup) -> dict[str,
     }
 
 
-def _reason_counts(frozen: dict[str, str]) -> dict[str, int]:
-    """How many groups each kind of reason freezes, the most frequent first."""
+def _reason_counts(protected: dict[str, str]) -> dict[str, int]:
+    """How many groups each kind of reason protects, the most frequent first."""
     kinds = chain.from_iterable(
         dict.fromkeys(_LAYER_AND_CLASS.sub(r"\1 ", reason) for reason in reasons.split("; "))
-        for reasons in frozen.values()
+        for reasons in protected.values()
     )
     return dict(Counter(kinds).most_common())
 
@@ -167,7 +167,7 @@ class _LayerTable:
             "path": path,
             "class": type(self._calls[path][0].layer).__name__,
             "groups": self._groups_of(units),
-            "frozen": all(name in self._analysis.frozen for name in self._groups_of(units)),
+            "protected": all(name in self._analysis.protected for name in self._groups_of(units)),
             "has_filters": self._has_filters(path, macs),
             "filters_before": len(units),
             "filters_kept": int(keep[units].sum()),
@@ -182,12 +182,12 @@ class _LayerTable:
         params, macs = self._cost(path, keep)
         own = self._groups_of(self._output_units(path))
         filters = self._has_filters(path, macs)
-        why_not = self._analysis.frozen.get(own[0], "") if filters else "has no filters of its own"
+        why_not = self._analysis.protected.get(own[0], "") if filters else "has no filters of its own"
         return {
             "path": path,
             "class": type(calls[0].layer).__name__,
             "calls": len(calls),
-            "output_shape": list(flat(calls[0].outputs)[0].shape)[1:],
+            "output_shape": list(tensors_in(calls[0].outputs)[0].shape)[1:],
             "weights": len(self.traced[path].weight_shapes),
             "params": params,
             "macs": macs,
@@ -219,7 +219,7 @@ class _LayerTable:
         return self._partition.unit_of[self.traced[path].flow.output.ids]
 
     def _groups_of(self, units: IntArray) -> list[str]:
-        """The names of the groups that units belong to, frozen ones too, in model order."""
+        """The names of the groups that units belong to, protected ones too, in model order."""
         return [self._partition.groups[number].name for number in np.unique(self._group_of_unit[units]).tolist()]
 
     def _groups_around(self, path: str) -> list[str]:
@@ -232,7 +232,7 @@ class _LayerTable:
 
 def _calls(model: keras.Model) -> Iterator[Any]:
     """Every call of a layer, nested models included, in the order in which they run."""
-    for node in nodes(model):
+    for node in calls_of(model):
         if is_nested(node.layer):
             yield from _calls(node.layer)
         else:

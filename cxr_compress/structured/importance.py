@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import layers_by_path
 from cxr_compress.structured.analysis import ChannelAnalysis
-from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.criteria.images import apoz, taylor
 from cxr_compress.structured.criteria.lasso import lasso
 from cxr_compress.structured.criteria.weights import (

@@ -71,7 +71,7 @@ class Partition:
 
     Attributes:
         unit_of: (filters,) int32, the unit that each filter belongs to.
-        groups: every group, frozen ones too, in model order.
+        groups: every group, protected ones too, in model order.
     """
 
     unit_of: IntArray
@@ -91,7 +91,7 @@ class ChannelSpace:
     _sizes: list[int] = field(default_factory=list)
     _total: int = 0
     _ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    _frozen: list[tuple[IntArray, str]] = field(default_factory=list)
+    _protected: list[tuple[IntArray, str]] = field(default_factory=list)
 
     def allocate(self, owner: str, size: int) -> ChannelLayout:
         """The layout of `size` new filters that the layer `owner` makes."""
@@ -112,12 +112,12 @@ class ChannelSpace:
         if first.ids is not second.ids:
             self._ties.append((first.ids, second.ids))
 
-    def freeze(self, layout: ChannelLayout, reason: str) -> None:
+    def protect(self, layout: ChannelLayout, reason: str) -> None:
         """Keep every channel of `layout`, and of all groups it reaches, for this reason."""
-        self._frozen.append((layout.ids, reason))
+        self._protected.append((layout.ids, reason))
 
     def solve(self) -> Partition:
-        """The units and groups that follow from all ties and freezes so far."""
+        """The units and groups that follow from all ties and protects so far."""
         unit_roots = _components(self._total, self._ties)
         owner_of = np.repeat(np.arange(len(self._owners), dtype=np.int32), self._sizes)
         group_roots = _components(len(self._owners), [(owner_of, owner_of[unit_roots])])
@@ -134,9 +134,9 @@ class ChannelSpace:
         return Partition(unit_of, tuple(groups))
 
     def _reasons(self, group_of_id: IntArray) -> dict[int, list[str]]:
-        """The distinct reasons of each frozen group, in the order they were given."""
+        """The distinct reasons of each protected group, in the order they were given."""
         reasons: dict[int, list[str]] = {}
-        for ids, reason in self._frozen:
+        for ids, reason in self._protected:
             for root in np.unique(group_of_id[ids]).tolist():
                 known = reasons.setdefault(root, [])
                 if reason not in known:

@@ -10,11 +10,11 @@ from math import ceil
 import numpy as np
 
 from cxr_compress.device.cost_table import LayerUse, ProbeSpec
+from cxr_compress.models.layer_traits import FUSED_ACTIVATIONS
 from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import FileCounts, KernelCall, MeasuredParts, Product
-from cxr_compress.structured.flow import KernelUse, LayerFlow, Shape
 from cxr_compress.structured.layout import ChannelLayout
-from cxr_compress.structured.rules.base import passes, stays_in_graph
+from cxr_compress.structured.rules.base import KernelUse, LayerFlow, Shape
 from cxr_compress.structured.walk import CalledLayer, TracedCall, TracedLayer
 
 _KERNEL_RANK = 2
@@ -52,7 +52,7 @@ def collect_parts(
 def _norms(calls: Sequence[TracedCall]) -> list[CalledLayer]:
     """Layers that scale channels by weights of their own and stay in the graph, each once."""
     without_kernel = (call for call in calls if call.layer.weight_shapes and not call.layer.flow.uses)
-    return list({call.layer.path: call.layer for call in without_kernel if stays_in_graph(call)}.values())
+    return list({call.layer.path: call.layer for call in without_kernel if _stays_in_graph(call)}.values())
 
 
 def _per_channel(layer: CalledLayer, weights: Mapping[str, list[Product]]) -> Product | None:
@@ -96,10 +96,38 @@ def _length(shape: Shape, weight: int, place: int, flow: LayerFlow, axis: Callab
 
 
 def _moved(call: TracedCall, axis: Callable[[ChannelLayout], int]) -> Iterator[Product]:
-    times = passes(call)
+    times = _passes(call)
     if times:
         for tensor in (*call.inputs, *call.outputs):
             yield Product(times * tensor.positions, (axis(tensor.layout),))
+
+
+_MULTIPLY_THEN_ADD = 2
+
+
+def _stays_in_graph(call: TracedCall) -> bool:
+    """Whether a normalization or channel-wise scale stays an operator of its own."""
+    maker = call.inputs[0].maker if call.inputs else None
+    behind_kernel = maker is not None and bool(maker.flow.uses) and _activation(maker) == "linear"
+    return not (call.layer.traits.moving_statistics and behind_kernel and call.inputs[0].uses == 1)
+
+
+def _passes(call: TracedCall) -> int:
+    """How often a call reads its inputs and writes its outputs, over and above what its kernel does."""
+    layer = call.layer
+    if layer.flow.uses or layer.class_name == "Activation":
+        return 0 if _activation(layer) in FUSED_ACTIVATIONS else 1
+    if layer.traits.moving_statistics:
+        return _MULTIPLY_THEN_ADD if _stays_in_graph(call) else 0
+    return 0 if layer.traits.leaves_no_operator else 1
+
+
+def _activation(layer: CalledLayer) -> str:
+    """The name of a layer's own activation."""
+    value = layer.activation
+    if isinstance(value, Mapping):
+        return str(value.get("class_name", "")).lower()
+    return "linear" if value is None else str(value)
 
 
 # Thinner than this few layers get; the fit goes on below in straight lines.

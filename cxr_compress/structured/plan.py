@@ -17,8 +17,8 @@ from cxr_compress.structured.cost import BoolArray, ModelCost
 if TYPE_CHECKING:
     from cxr_compress.keras2 import keras
 
-# Format 1 had no members, no frozen groups and no allow_inexact; it is still read.
-PLAN_FORMAT = 2
+# Format 1 had no members, no protected groups and no allow_inexact; format 2 called these groups frozen.
+PLAN_FORMAT = 3
 _OTHER_MODEL = "apply the plan to the model that it was made for"
 
 
@@ -37,7 +37,7 @@ class ChannelPlan:
         before: the cost before.
         after: the cost after, exactly that of the rebuilt model unless `kept` was edited since.
         members: by the same groups, the layers whose filters they are; for the reader.
-        frozen: by group, why it must stay whole; for the reader.
+        protected: by group, why it must stay whole; for the reader.
         allow_inexact: as it was given to `analyze_channels`.
 
     Raises:
@@ -51,7 +51,7 @@ class ChannelPlan:
     before: ModelCost
     after: ModelCost
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    frozen: dict[str, str] = field(default_factory=dict)
+    protected: dict[str, str] = field(default_factory=dict)
     allow_inexact: bool = False
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class ChannelPlan:
             before=analysis.baseline,
             after=analysis.cost_model.cost(keep),
             members={name: group.members for name, group in thinner.items()},
-            frozen=dict(analysis.frozen),
+            protected=dict(analysis.protected),
             allow_inexact=analysis.allow_inexact,
         )
 
@@ -85,7 +85,9 @@ class ChannelPlan:
             "after": self.after.to_dict(),
         }
         groups = {name: self._group_entry(name) for name in self.kept}
-        return json.dumps(head, indent=1)[:-2] + _lines("groups", groups) + _lines("frozen", self.frozen) + "\n}\n"
+        return (
+            json.dumps(head, indent=1)[:-2] + _lines("groups", groups) + _lines("protected", self.protected) + "\n}\n"
+        )
 
     def _group_entry(self, name: str) -> dict[str, Any]:
         kept, channels = self.kept[name], self.channels[name]
@@ -117,7 +119,7 @@ class ChannelPlan:
                 before=ModelCost.from_dict(values["before"]),
                 after=ModelCost.from_dict(values["after"]),
                 members={name: tuple(group["members"]) for name, group in groups.items() if "members" in group},
-                frozen=dict(values.get("frozen", {})),
+                protected=dict(values.get("protected") or values.get("frozen", {})),
                 allow_inexact=bool(values.get("allow_inexact", False)),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,7 +134,7 @@ class ChannelPlan:
             CompressionError: the plan was made for another model.
         """
         for name, channels in self.channels.items():
-            if name not in analysis.groups and name not in analysis.frozen:
+            if name not in analysis.groups and name not in analysis.protected:
                 raise CompressionError(f"group {name!r} of the plan is not in this model: {_OTHER_MODEL}")
             if name in analysis.groups and analysis.groups[name].channels != channels:
                 raise CompressionError(
@@ -196,7 +198,7 @@ class ChannelPlan:
             before=self.before,
             after=later.after,
             members={**later.members, **self.members},
-            frozen={**later.frozen, **self.frozen},
+            protected={**later.protected, **self.protected},
             allow_inexact=self.allow_inexact or later.allow_inexact,
         )
 

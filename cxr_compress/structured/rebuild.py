@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +10,9 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.precision import own_layers
+from cxr_compress.models.keras_graph import layers_by_path, rebuild_model, shared_layer
 from cxr_compress.structured.analysis import ChannelAnalysis, LayerSlices, SizeSlice
-from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.cost import BoolArray
-from cxr_compress.structured.keras_graph import shared_layer
 from cxr_compress.structured.plan import ChannelPlan
 
 _NOT_REBUILT = ("Lambda", "SpectralNormalization")
@@ -61,20 +57,15 @@ def _pruned_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: Bo
         raise UnsupportedLayerError(
             f"{shared} are one layer in two models, which Keras rebuilds as two: call a layer within one model only"
         )
+
+    def shrink(path: str, class_name: str, config: dict[str, Any]) -> None:
+        for size in analysis.layers[path].sizes if path in analysis.layers else ():
+            _set_size(config, size, keep)
+
     try:
-        return _rebuilt(model, analysis, keep)
+        return rebuild_model(model, shrink)
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise UnsupportedLayerError(_why_not_rebuilt(model, error)) from error
-
-
-def _rebuilt(model: keras.Model, analysis: ChannelAnalysis, keep: BoolArray) -> keras.Model:
-    config = copy.deepcopy(model.get_config())
-    entries = dict(_layer_configs(config, ""))
-    for path, layer in analysis.layers.items():
-        for size in layer.sizes:
-            _set_size(entries[path], size, keep)
-    with own_layers(model):
-        return type(model).from_config(config)
 
 
 def _why_not_rebuilt(model: keras.Model, error: Exception) -> str:
@@ -87,18 +78,6 @@ def _why_not_rebuilt(model: keras.Model, error: Exception) -> str:
         f"Keras cannot rebuild {model.name!r}: {because}; use a standard layer in its place, or give a layer of your "
         "own a get_config that its class takes"
     )
-
-
-def _layer_configs(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and config of every layer in a model's config, nested models included, freed of built shapes."""
-    for layer in config["layers"]:
-        # The shape that the layer was once built for; calls build it for the thinner one.
-        layer.pop("build_config", None)
-        inner = layer["config"]
-        if isinstance(inner.get("layers"), list):
-            yield from _layer_configs(inner, f"{prefix}{inner['name']}/")
-        else:
-            yield prefix + str(layer.get("name") or inner.get("name")), inner
 
 
 def _set_size(config: dict[str, Any], size: SizeSlice, keep: BoolArray) -> None:

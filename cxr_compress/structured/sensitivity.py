@@ -23,9 +23,8 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
-from cxr_compress.models.precision import own_layers
+from cxr_compress.models.keras_graph import copy_model, layers_by_path
 from cxr_compress.structured.analysis import ChannelAnalysis, ChannelGroup
-from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
@@ -207,7 +206,7 @@ class _Probe:
         self, model: keras.Model, analysis: ChannelAnalysis, data: Batches, loss: Callable[[Any, Any], Any] | None
     ) -> None:
         self._model, self._analysis, self._data, self._loss = model, analysis, data, loss
-        copy = _copy(model)
+        copy = copy_model(model)
         layers = layers_by_path(copy)
         axes = [(path, axis) for path, layer in analysis.layers.items() for axis in layer.axes]
         self._readers = [(layers[path].weights[axis.weight], axis) for path, axis in axes if axis.role == "consume"]
@@ -284,16 +283,6 @@ def _batches(model: keras.Model, analysis: ChannelAnalysis, batches: Iterable[An
         for images, truth in checked(model, batches, "sensitivity", labels=labels)
         for start in range(0, len(images), size)
     ]
-
-
-def _copy(model: keras.Model) -> keras.Model:
-    with own_layers(model):
-        copy = type(model).from_config(model.get_config())
-    copy.set_weights(model.get_weights())
-    for layer in layers_by_path(copy).values():
-        # Normalization computes from numbers derived of its weights, which only this refreshes.
-        layer.finalize_state()
-    return copy
 
 
 def _compiled(model: keras.Model) -> Callable[[Any], list[Any]]:

@@ -2,109 +2,23 @@
 
 A model with a second output per layer of interest would keep every one of those tensors alive. Here a tensor is
 dropped as soon as the last layer that reads it has run, and two models of one wiring, the original and the pruned one,
-walk
-side by side: one forward pass of each is enough to repair a hundred layers front to back.
+walk side by side: one forward pass of each is enough to repair a hundred layers front to back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cxr_compress.errors import CompressionError, DataError
+from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import Steps
 
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One call of one layer.
-
-    Attributes:
-        path: the layer's name, those of the nested models around it in front.
-        layer: the layer.
-        node: the call, as Keras recorded it.
-        reads: the numbers of the tensors that it takes.
-        makes: the numbers of the tensors that it gives.
-    """
-
-    path: str
-    layer: Any
-    node: Any
-    reads: tuple[int, ...]
-    makes: tuple[int, ...]
-
-    def run(self, arguments: Sequence[Any]) -> list[Any]:
-        """The layer's outputs for these tensors, in inference mode."""
-        given: dict[str, list[Any]] = {}
-        for tensor, value in zip(self.node.keras_inputs, arguments, strict=True):
-            given.setdefault(str(id(tensor)), []).append(value)
-        positional, named = self.node.map_arguments(given)
-        return _flat(self.layer(*positional, **named))
-
-
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """A model as a straight list of calls, nested models unrolled.
-
-    Attributes:
-        calls: in the order in which they run.
-        source: the number of the tensor that is the model's input.
-        results: the numbers of the model's outputs.
-    """
-
-    calls: tuple[Step, ...]
-    source: int
-    results: tuple[int, ...]
-
-    def last_reads(self) -> dict[int, int]:
-        """By tensor, the place of the last call that reads it; the model's outputs are not kept for longer."""
-        return {tensor: place for place, step in enumerate(self.calls) for tensor in step.reads}
-
-    def readers(self, tensor: int) -> list[Step]:
-        """The calls that read a tensor."""
-        return [step for step in self.calls if tensor in step.reads]
-
-
-def unroll(model: keras.Model) -> Steps:
-    """The calls of a model's layers.
-
-    Raises:
-        CompressionError: a model with several inputs.
-    """
-    if len(model.inputs) != 1:
-        raise CompressionError(f"expected a model with one input to run on batches, got {len(model.inputs)} inputs")
-    calls: list[Step] = []
-    count = iter(range(1, 1 << 30))
-    results = _visit(model, "", [0], calls, count)
-    return Steps(tuple(calls), 0, tuple(results))
-
-
-def _visit(model: keras.Model, prefix: str, inputs: list[int], calls: list[Step], count: Iterator[int]) -> list[int]:
-    known = {id(tensor): number for tensor, number in zip(model.inputs, inputs, strict=True)}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            reads = [known[id(tensor)] for tensor in node.keras_inputs]
-            outputs = _flat(node.outputs)
-            if isinstance(node.layer, keras.Model):
-                makes = _visit(node.layer, f"{prefix}{node.layer.name}/", reads, calls, count)
-            else:
-                makes = [next(count) for _ in outputs]
-                calls.append(Step(prefix + node.layer.name, node.layer, node, tuple(reads), tuple(makes)))
-            known.update((id(tensor), number) for tensor, number in zip(outputs, makes, strict=True))
-    return [known[id(tensor)] for tensor in model.outputs]
-
-
-def _flat(outputs: Any) -> list[Any]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 Visitor = Callable[[int, list[list[list[Any]]]], None]

@@ -10,22 +10,29 @@ from typing import Any, NamedTuple
 import cxr_compress.structured.rules  # noqa: F401 - importing it registers the rules
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, apply_rule
-from cxr_compress.structured.keras_graph import (
+from cxr_compress.models.keras_graph import (
     LayerConfig,
-    flat,
+    calls_of,
     is_from_keras,
     is_nested,
     layers_by_path,
-    nodes,
     read_call,
     require_graph,
     tensor_shape,
+    tensors_in,
     weight_shapes,
     weights_of,
 )
+from cxr_compress.models.layer_traits import LayerTraits
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.macs import described, multiplies_nothing
+from cxr_compress.structured.rules.base import (
+    ConfigSize,
+    LayerFlow,
+    LayerNode,
+    apply_rule,
+    described,
+    multiplies_nothing,
+)
 
 
 @dataclass
@@ -51,6 +58,7 @@ class CalledLayer(NamedTuple):
     Attributes:
         path: as in `LayerNode`.
         class_name: as in `LayerNode`.
+        traits: as in `LayerNode`.
         weight_shapes: as in `LayerNode`.
         activation: that of a layer which has a kernel or is an activation, as its config has it; None for others.
         flow: what the rule said of this call.
@@ -58,6 +66,7 @@ class CalledLayer(NamedTuple):
 
     path: str
     class_name: str
+    traits: LayerTraits
     weight_shapes: tuple[tuple[int, ...], ...]
     activation: Any
     flow: LayerFlow
@@ -99,7 +108,7 @@ class Walk:
         self._owners: dict[int, str] = {}
 
     def run(self, model: keras.Model) -> None:
-        """Visit the model; its inputs and outputs are frozen.
+        """Visit the model; its inputs and outputs are protected.
 
         Raises:
             UnsupportedLayerError: as `analyze_channels`.
@@ -112,19 +121,19 @@ class Walk:
         for tensor in model.inputs:
             name, shape = tensor._keras_history.layer.name, tensor_shape(tensor, model.name)
             layout = self.space.allocate(name, shape[-1] if shape else 1)
-            self.space.freeze(layout, "is an input of the model")
+            self.space.protect(layout, "is an input of the model")
             inputs.append(self._add_tensor(layout, shape))
         for output in self._visit(model, "", inputs):
-            self.space.freeze(output.layout, "reaches the output of the model")
+            self.space.protect(output.layout, "reaches the output of the model")
             output.dies = self._step
             output.uses += 1
 
     def _visit(self, model: keras.Model, prefix: str, inputs: list[TracedTensor]) -> list[TracedTensor]:
         """The output tensors of a model whose input tensors are these."""
         known = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-        for node in nodes(model):
+        for node in calls_of(model):
             arguments = [known[id(tensor)] for tensor in node.keras_inputs]
-            outputs = flat(node.outputs)
+            outputs = tensors_in(node.outputs)
             values = self._call(node, prefix, arguments, outputs)
             known.update((id(tensor), value) for tensor, value in zip(outputs, values, strict=True))
         return [known[id(tensor)] for tensor in model.outputs]
@@ -158,7 +167,7 @@ class Walk:
         self._remember(path, node.weight_shapes, flow)
         if not (flow.macs_known or multiplies_nothing(node)):
             self.uncounted[path] = described(node)
-        extra = [self._frozen_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
+        extra = [self._protected_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
         maker = _called_layer(node, flow)
         layouts = zip([flow.output, *extra], shapes, strict=True)
         made = [self._add_tensor(layout, shape, maker) for layout, shape in layouts]
@@ -197,11 +206,11 @@ class Walk:
                 self.space.tie(one, other)
             return
         for layout in (*first, *again):
-            self.space.freeze(layout, f"{path} is called on tensors that differ in channels")
+            self.space.protect(layout, f"{path} is called on tensors that differ in channels")
 
-    def _frozen_output(self, path: str, number: int, shape: tuple[int, ...]) -> ChannelLayout:
+    def _protected_output(self, path: str, number: int, shape: tuple[int, ...]) -> ChannelLayout:
         layout = self.space.allocate(f"{path}:{number}", shape[-1] if shape else 1)
-        self.space.freeze(layout, f"{path} has several outputs, which are not followed")
+        self.space.protect(layout, f"{path} has several outputs, which are not followed")
         return layout
 
     def _add_tensor(
@@ -214,7 +223,7 @@ class Walk:
 
 def _called_layer(node: LayerNode, flow: LayerFlow) -> CalledLayer:
     activation = node.config.get("activation") if flow.uses or node.class_name == "Activation" else None
-    return CalledLayer(node.path, node.class_name, node.weight_shapes, activation, flow)
+    return CalledLayer(node.path, node.class_name, node.traits, node.weight_shapes, activation, flow)
 
 
 def _layouts(flow: LayerFlow) -> list[ChannelLayout]:

@@ -104,8 +104,8 @@ def test_inspect_lists_layers_with_why_not(folder, capsys):
     assert lines["first_add"].split()[-1] == "stem"  # of an Add: no word on filters
 
 
-def test_inspect_lists_frozen_groups_with_reasons(folder, capsys):
-    code, out, _ = call(folder, capsys, "FOLDER/residual.keras", "--what=frozen", "--exclude=a,c", "--format=csv")
+def test_inspect_lists_protected_groups_with_reasons(folder, capsys):
+    code, out, _ = call(folder, capsys, "FOLDER/residual.keras", "--what=protected", "--exclude=a,c", "--format=csv")
     assert code == 0
     assert list(csv.reader(io.StringIO(out))) == [
         ["group", "reason"],
@@ -117,8 +117,8 @@ def test_inspect_lists_frozen_groups_with_reasons(folder, capsys):
 
 
 def test_inspect_json_carries_everything_whatever_is_listed(folder, capsys):
-    found = document(folder, capsys, "FOLDER/nested.keras", "--what=frozen")
-    assert {"summary", "groups", "layers", "frozen"} <= set(found)
+    found = document(folder, capsys, "FOLDER/nested.keras", "--what=protected")
+    assert {"summary", "groups", "layers", "protected"} <= set(found)
     assert [group["name"] for group in found["groups"]] == ["backbone/stem", "backbone/body", "hidden"]
     assert sum(layer["macs"] for layer in found["layers"]) == found["summary"]["macs"]
 
@@ -231,7 +231,7 @@ def test_inspect_foreign_tflite_is_read_too(folder, capsys):
         (["FOLDER/cut.tflite"], "cut.tflite: is cut short or damaged"),
         (["FOLDER/nothing.keras"], "nothing.keras does not exist: check the path"),
         (["FOLDER"], "expected a model file, got the folder"),
-        (["FOLDER/residual.keras", "--what=all"], "--what=all: value should be one of <groups|layers|frozen>"),
+        (["FOLDER/residual.keras", "--what=all"], "--what=all: value should be one of <groups|layers|protected>"),
         (["FOLDER/residual.keras", "--exclude=nothing"], "exclude 'nothing' matches no layer that makes channels"),
         (["FOLDER/residual.keras", "--exclude=("], "expected regular expressions in --exclude, got '('"),
         (["FOLDER/residual.keras", "--plan=FOLDER/nothing.json"], "nothing.json does not exist: check the path"),

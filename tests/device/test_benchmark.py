@@ -10,7 +10,6 @@ import pytest
 from cxr_compress.device.benchmark import (
     describe_machine,
     measure_end_to_end,
-    measure_latency,
     measure_together,
     peak_memory_bytes,
     summarize,
@@ -20,20 +19,16 @@ from cxr_compress.device.benchmark import (
 from cxr_compress.device.decode import decode_bytes
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.errors import DataError
-from tests.device.reference import FLOAT_MODEL, INT8_MODEL
+from tests.device.reference import INT8_MODEL
 
 
-def test_measure_latency_gives_ordered_positive_statistics() -> None:
-    latency = measure_latency(read_model(INT8_MODEL), runs=30, warmup=2)
+def test_measure_together_gives_ordered_positive_statistics() -> None:
+    latency = measure_together({"model": read_model(INT8_MODEL).content}, runs=30, warmup=2)["model"]
     assert 0 < latency.min_ms <= latency.p50_ms <= latency.p95_ms
     assert latency.min_ms <= latency.mean_ms
     assert (latency.runs, latency.num_threads) == (30, 1)
     assert latency.runtime.split()[0] in ("ai-edge-litert", "tflite-runtime")
     assert json.loads(json.dumps(latency.to_dict()))["p50_ms"] == latency.p50_ms
-
-
-def test_measure_latency_takes_a_bare_flatbuffer() -> None:
-    assert measure_latency(read_model(FLOAT_MODEL).content, runs=3, warmup=0).runs == 3
 
 
 def test_measure_together_same_model_twice_has_a_ratio_near_one() -> None:
@@ -45,7 +40,7 @@ def test_measure_together_same_model_twice_has_a_ratio_near_one() -> None:
 
 def test_measure_end_to_end_takes_longer_than_the_model_alone() -> None:
     model = read_model(INT8_MODEL)
-    alone = measure_latency(model, runs=10)
+    alone = measure_together({"m": model.content}, runs=10)["m"]
     whole = measure_end_to_end({"m": model}, runs=10, image_size=512)["m"]
     assert whole.min_ms > alone.min_ms  # a PNG of 512 x 512 takes milliseconds, the tiny model 0.03
 
@@ -72,9 +67,9 @@ def test_summarize_known_times() -> None:
 
 
 @pytest.mark.parametrize(("runs", "warmup"), [(0, 0), (-1, 0), (1, -1)])
-def test_measure_latency_wrong_counts_are_refused(runs: int, warmup: int) -> None:
+def test_measure_together_wrong_counts_are_refused(runs: int, warmup: int) -> None:
     with pytest.raises(DataError, match="expected at least 1 run and no negative warm-up, got runs="):
-        measure_latency(read_model(INT8_MODEL), runs=runs, warmup=warmup)
+        measure_together({"model": read_model(INT8_MODEL).content}, runs=runs, warmup=warmup)
 
 
 def test_describe_machine_names_the_kind_but_not_the_host() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.evaluate.degradation import measure_degradation
+from cxr_compress.metrics import mean_auroc
 
 PATIENTS = [f"p{number}" for number in range(400)]
 
@@ -75,3 +76,14 @@ def test_degradation_of_classes_is_measured_on_their_shares():
     assert len(degradation_of(labels, moved, logits).broken(0.0005)) == 3, "control: as independent findings"
     turned = degradation_of(labels, logits[:, [1, 2, 0]], logits, activation="softmax")
     assert len(turned.broken(0.0005)) == 3
+
+
+def test_drop_is_measured_in_pairs_on_the_same_patients(images):
+    """What makes a set of patients hard for both models cancels out."""
+    labels, logits = images
+    worse = logits + 0.4 * np.random.default_rng(5).normal(size=logits.shape)
+    drop, gain = degradation_of(labels, worse, logits).auroc_drop, degradation_of(labels, logits, worse).auroc_drop
+    assert drop.value == pytest.approx(mean_auroc(labels, logits) - mean_auroc(labels, worse))
+    assert (drop.value, drop.low, drop.high) == pytest.approx((-gain.value, -gain.high, -gain.low))
+    alone = degradation_of(labels, logits, logits).auroc
+    assert drop.high - drop.low < 0.6 * (alone.high - alone.low)

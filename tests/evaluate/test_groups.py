@@ -65,7 +65,7 @@ def test_score_groups_within_source_unmasks_a_network_that_knows_the_source() ->
     scored, names = make_scored()
     within = score_groups(scored, {"source": names["source"]})[0].within
     assert auroc(scored.labels[:, 0], scored.logits[:, 0]) > 0.8
-    expected = stratified_auroc(scored.labels[:, 0], scored.logits[:, 0], names["source"])
+    expected = stratified_auroc(scored.labels[:, 0], scored.logits[:, 0], names["source"])[0]
     assert within.scores[0].auroc.value == expected
     assert within.scores[0].auroc.low < 0.5 < within.scores[0].auroc.high
     assert within.scores[1].auroc.low > 0.6  # the second finding is really seen

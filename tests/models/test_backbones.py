@@ -74,11 +74,11 @@ def test_build_gives_plain_layers_of_the_published_size_that_end_in_logits(name)
 
 
 @pytest.mark.parametrize("name", marked(BODIES))
-def test_build_every_model_can_be_analysed_and_only_its_ends_are_frozen(name):
+def test_build_every_model_can_be_analysed_and_only_its_ends_are_protected(name):
     model = build(name, 2, (64, 64, 1))
     analysis = analyze_channels(model)
     assert len(analysis.groups) >= 20
-    assert set(analysis.frozen) == {"image", "logits"}
+    assert set(analysis.protected) == {"image", "logits"}
 
 
 @pytest.mark.parametrize("name", marked(BODIES))

@@ -21,14 +21,14 @@ DENSE = ["conv1/conv"] + [
 ]
 
 
-def layer(path: str, filters: int, kept: int, *, frozen: bool = False, has_filters: bool = True) -> dict[str, Any]:
+def layer(path: str, filters: int, kept: int, *, protected: bool = False, has_filters: bool = True) -> dict[str, Any]:
     """A layer of ten params and a thousand MACs per filter; without filters of its own, it has no MACs."""
     macs = 1000 if has_filters else 0
     return {
         "path": path,
         "class": "Conv2D" if has_filters else "BatchNormalization",
         "groups": [path],
-        "frozen": frozen,
+        "protected": protected,
         "has_filters": has_filters,
         "filters_before": filters,
         "filters_kept": kept,
@@ -49,7 +49,7 @@ def plan_of(layers: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.fixture
 def small() -> dict[str, Any]:
     norm = layer("norm", 8, 4, has_filters=False)
-    return plan_of([layer("a", 8, 4), norm, layer("b", 16, 12), layer("logits", 3, 3, frozen=True)])
+    return plan_of([layer("a", 8, 4), norm, layer("b", 16, 12), layer("logits", 3, 3, protected=True)])
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -106,13 +106,13 @@ def test_name_stretches_are_few_cover_all_bars_and_tell_them_apart(names):
     assert sum(size for _, _, size in stretches) == len(names)
 
 
-def test_draw_plan_is_a_png_with_kept_removed_and_frozen_parts(small):
+def test_draw_plan_is_a_png_with_kept_removed_and_protected_parts(small):
     png = draw_plan(small, "toy")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     image = pixels(png)
-    light, dark, frozen = (share_of(image, color) for color in ("#c6d8ea", "#1f5a92", "#9a9a9a"))
-    assert min(light, dark, frozen) > 0.01
-    # Where more is kept there is more dark and less light; where nothing is frozen there is no gray.
+    light, dark, protected = (share_of(image, color) for color in ("#c6d8ea", "#1f5a92", "#9a9a9a"))
+    assert min(light, dark, protected) > 0.01
+    # Where more is kept there is more dark and less light; where nothing is protected there is no gray.
     more = plan_of([layer("a", 8, 7), layer("b", 16, 15), layer("logits", 3, 3)])
     other = pixels(draw_plan(more, "toy"))
     assert share_of(other, "#1f5a92") > dark

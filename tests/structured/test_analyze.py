@@ -12,8 +12,8 @@ import pytest
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import LayerFlow, WeightAxis, analyze_channels, measure_cost, register_rule
-from cxr_compress.structured.flow import _RULES
 from cxr_compress.structured.measured_parts import survey_kernels
+from cxr_compress.structured.rules.base import _RULES
 from cxr_compress.structured.walk import Walk
 from tests import nets
 
@@ -52,16 +52,16 @@ def test_analyze_residual_names_members_and_consumers_of_a_tied_group():
     assert group.consumers == ("a", "d", "c")
 
 
-def test_analyze_inputs_and_outputs_are_frozen_with_a_reason():
-    frozen = analyze_channels(nets.two_outputs()).frozen
-    assert frozen == {
+def test_analyze_inputs_and_outputs_are_protected_with_a_reason():
+    protected = analyze_channels(nets.two_outputs()).protected
+    assert protected == {
         "image": "is an input of the model",
         "logits": "reaches the output of the model",
         "map": "reaches the output of the model",
     }
 
 
-def test_analyze_unknown_layer_freezes_what_it_touches_and_nothing_else():
+def test_analyze_unknown_layer_protects_what_it_touches_and_nothing_else():
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="before")(image)
     x = layers.Conv2D(5, 3, name="touched")(x)
@@ -70,8 +70,8 @@ def test_analyze_unknown_layer_freezes_what_it_touches_and_nothing_else():
     model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
     analysis = analyze_channels(model)
     assert set(analysis.groups) == {"before", "after"}
-    assert analysis.frozen["touched"] == "unknown (UnitNormalization) has no rule for its channels"
-    assert analysis.frozen["unknown"] == "unknown (UnitNormalization) has no rule for its channels"
+    assert analysis.protected["touched"] == "unknown (UnitNormalization) has no rule for its channels"
+    assert analysis.protected["unknown"] == "unknown (UnitNormalization) has no rule for its channels"
 
 
 @pytest.mark.parametrize(
@@ -81,36 +81,36 @@ def test_analyze_unknown_layer_freezes_what_it_touches_and_nothing_else():
         (layers.BatchNormalization(axis=1, name="x"), "x (BatchNormalization) normalizes axis 1, not the channels"),
     ],
 )
-def test_analyze_layer_beyond_its_rule_is_frozen_with_the_reason(layer, reason):
+def test_analyze_layer_beyond_its_rule_is_protected_with_the_reason(layer, reason):
     image = keras.Input((8, 8, 3))
     x = layer(layers.Conv2D(4, 3, name="before")(image))
     analysis = analyze_channels(keras.Model(image, layers.Conv2D(2, 1)(x)))
-    assert analysis.frozen["before"] == reason
+    assert analysis.protected["before"] == reason
 
 
-def test_analyze_softmax_of_a_dense_layer_freezes_its_outputs_but_not_what_it_sums_over():
+def test_analyze_softmax_of_a_dense_layer_protects_its_outputs_but_not_what_it_sums_over():
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="before")(image)
     x = layers.Dense(4, activation="softmax", name="mixed")(x)
     analysis = analyze_channels(keras.Model(image, layers.Conv2D(2, 1)(x)))
     assert set(analysis.groups) == {"before"}
-    assert analysis.frozen["mixed"] == "mixed (Dense) has an activation that mixes channels"
+    assert analysis.protected["mixed"] == "mixed (Dense) has an activation that mixes channels"
 
 
-def test_analyze_channels_first_is_frozen_and_its_macs_still_count():
+def test_analyze_channels_first_is_protected_and_its_macs_still_count():
     image = keras.Input((3, 8, 8))
     conv = layers.Conv2D(4, 3, data_format="channels_first", use_bias=False, name="first")
     model = keras.Model(image, layers.Dense(2, name="head")(layers.Flatten()(conv(image))))
     analysis = analyze_channels(model)
-    assert "channels_first" in analysis.frozen["first"]
+    assert "channels_first" in analysis.protected["first"]
     assert analysis.baseline.macs == 6 * 6 * 3 * 3 * 3 * 4 + 4 * 6 * 6 * 2
 
 
 def test_analyze_add_of_different_widths_raises():
     """Pitfall 3: a mismatch is an error, never a silent pairing of the wrong channels."""
     node_error = "first_add|expected inputs of one width"
-    from cxr_compress.structured.flow import LayerNode, apply_rule
     from cxr_compress.structured.layout import ChannelSpace
+    from cxr_compress.structured.rules.base import LayerNode, apply_rule
 
     space = ChannelSpace()
     node = LayerNode("first_add", "Add", dict, ((4, 4, 3), (4, 4, 5)), (4, 4, 5), ())
@@ -134,11 +134,11 @@ def test_analyze_open_input_size_raises():
         analyze_channels(model)
 
 
-def test_analyze_exclude_freezes_and_a_pattern_without_match_raises():
+def test_analyze_exclude_protects_and_a_pattern_without_match_raises():
     model = nets.dense_block()
     analysis = analyze_channels(model, exclude=("g.*",))
     assert set(analysis.groups) == {"stem", "t"}
-    assert analysis.frozen["g1"] == "excluded by 'g.*'"
+    assert analysis.protected["g1"] == "excluded by 'g.*'"
     with pytest.raises(CompressionError, match="exclude 'nothing' matches no layer"):
         analyze_channels(model, exclude=("nothing",))
 

@@ -259,25 +259,25 @@ def test_unreachable_with_excluded_layers_names_them_their_share_and_the_minimum
     assert f" of the macs left, most of it 'g1' {share:.0%} (excluded by 'g1'), 't' " in text
     # With t too go the last two products as a whole, and what reads g1 is counted once.
     together = 1 - 64 * (27 * 1 + 9 * 1) / least
-    assert f"(frozen groups hold {together:.0%} of" in text
+    assert f"(protected groups hold {together:.0%} of" in text
     assert "round_to=1, min_channels=1, max_removed_fraction=1.0 hold up nothing" in text
 
 
-def test_unreachable_with_an_unknown_layer_names_the_groups_it_freezes():
+def test_unreachable_with_an_unknown_layer_names_the_groups_it_protects():
     image = keras.Input((8, 8, 3), name="image")
     wide = nets.conv_bn(image, 24, "wide")
     x = nets.conv_bn(keras.layers.Lambda(lambda y: y, name="odd")(wide), 8, "b")
     model = keras.Model(image, keras.layers.Dense(3, name="logits")(keras.layers.GlobalAveragePooling2D()(x)))
     text = told(analyze_channels(model), Budget(params=1), round_to=1)
     assert re.search(
-        r"frozen groups hold \d+% of the params left, most of it 'wide' \d\d% \(odd \(Lambda\) has no", text
+        r"protected groups hold \d+% of the params left, most of it 'wide' \d\d% \(odd \(Lambda\) has no", text
     )
     assert "'image'" not in text
 
 
 def test_unreachable_by_constraints_alone_says_so_and_what_would_be(block_analysis):
     text = told(block_analysis, round_to=4, min_channels=2, max_removed_fraction=0.5)
-    assert "no frozen group is the cause; without round_to=4, min_channels=2, max_removed_fraction=0.5 " in text
+    assert "no protected group is the cause; without round_to=4, min_channels=2, max_removed_fraction=0.5 " in text
     # One channel in every group: stem, g1, g2 and t.
     least = 64 * (27 + 9 + 9 * 2 + 3) + 3
     assert f" {least:,} would be)" in text

@@ -84,7 +84,10 @@ def test_describe_model_residual_groups_and_layers_are_those_of_the_drawing():
     assert layers["first_add"]["why_not"] == "has no filters of its own"
     assert layers["b"]["output_shape"] == [8, 8, 8]
     assert found["summary"]["channels"] == 8 + 16 + 6
-    assert found["summary"]["frozen_reasons"] == {"is an input of the model": 1, "reaches the output of the model": 1}
+    assert found["summary"]["protected_reasons"] == {
+        "is an input of the model": 1,
+        "reaches the output of the model": 1,
+    }
 
 
 def test_describe_model_layer_behind_a_concat_belongs_to_several_groups():
@@ -110,11 +113,11 @@ def test_describe_model_reasons_of_one_kind_are_counted_together():
     model = keras.Model(image, keras.layers.Conv2D(2, 1, name="last")(x))
     found = describe_model(analyze_channels(model), model)
     kind = "LayerNormalization takes statistics over the channels, which would change"
-    # Each freezes the channels in front of it and those it gives.
-    assert found["summary"]["frozen_reasons"][kind] == 4
-    assert found["frozen"]["conv1"] == f"norm1 ({kind.replace(' ', ') ', 1)}"
+    # Each protects the channels in front of it and those it gives.
+    assert found["summary"]["protected_reasons"][kind] == 4
+    assert found["protected"]["conv1"] == f"norm1 ({kind.replace(' ', ') ', 1)}"
     layers = {layer["path"]: layer for layer in found["layers"]}
-    assert layers["conv0"]["why_not"] == found["frozen"]["conv0"]
+    assert layers["conv0"]["why_not"] == found["protected"]["conv0"]
 
 
 def test_describe_model_exclude_is_said_of_every_member_of_a_group():

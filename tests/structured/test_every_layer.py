@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from cxr_compress.errors import BudgetError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import layers_by_path
 from cxr_compress.structured import Budget, ChannelPlan, analyze_channels, measure_cost, remove_channels
-from cxr_compress.structured.analyze import layers_by_path
 from cxr_compress.structured.describe import describe_model, describe_plan
 
 layers = keras.layers

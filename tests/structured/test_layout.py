@@ -37,13 +37,13 @@ def test_solve_tie_through_concat_ties_each_part_to_its_own_branch():
     assert partition.units == 5
 
 
-def test_freeze_gives_the_reason_to_everything_tied():
+def test_protect_gives_the_reason_to_everything_tied():
     space = ChannelSpace()
     a, b = space.allocate("a", 2), space.allocate("b", 2)
     space.allocate("c", 2)
     space.tie(a, b)
-    space.freeze(b, "because")
-    space.freeze(a, "because")
+    space.protect(b, "because")
+    space.protect(a, "because")
     assert [group.reason for group in space.solve().groups] == ["because", ""]
 
 

@@ -57,9 +57,9 @@ def test_plan_json_says_per_group_what_it_is_and_what_it_loses(residual):
     assert (stem["members"], stem["channels"]) == (["stem", "b", "d"], 8)
     assert stem["removed"] == 8 - len(stem["kept"]) > 0
     assert stem["kept"] == list(plan.kept["stem"])
-    assert values["frozen"] == {"image": "is an input of the model", "logits": "reaches the output of the model"}
+    assert values["protected"] == {"image": "is an input of the model", "logits": "reaches the output of the model"}
     assert values["before"]["macs"] > values["after"]["macs"] > 0
-    assert (values["format"], values["allow_inexact"], values["settings"]["round_to"]) == (2, False, 1)
+    assert (values["format"], values["allow_inexact"], values["settings"]["round_to"]) == (3, False, 1)
 
 
 def test_plan_json_has_one_group_a_line(residual):
@@ -87,7 +87,7 @@ def plans(draw):
         before=costs[0],
         after=costs[1],
         members={name: tuple(draw(st.lists(names, max_size=3))) for name in channels},
-        frozen=draw(st.dictionaries(names, names, max_size=3)),
+        protected=draw(st.dictionaries(names, names, max_size=3)),
         allow_inexact=draw(st.booleans()),
     )
 
@@ -105,14 +105,14 @@ def test_plan_json_of_format_1_is_read(residual):
     old = {name: values[name] for name in ("settings", "exclude", "before", "after")}
     groups = {name: {"channels": group["channels"], "kept": group["kept"]} for name, group in values["groups"].items()}
     read = ChannelPlan.from_json(json.dumps({"format": 1, **old, "groups": groups}))
-    assert read == replace(plan, members={}, frozen={}, allow_inexact=False)
+    assert read == replace(plan, members={}, protected={}, allow_inexact=False)
     assert read.kept == plan.kept
     assert ChannelPlan.from_json(read.to_json()) == read
 
 
 def test_plan_json_of_a_newer_format_says_what_to_do(residual):
-    values = {**json.loads(residual[2].to_json()), "format": 3}
-    with pytest.raises(CompressionError, match="channel plan of format 2 or older, got 3: upgrade cxr-compress"):
+    values = {**json.loads(residual[2].to_json()), "format": 4}
+    with pytest.raises(CompressionError, match="channel plan of format 3 or older, got 4: upgrade cxr-compress"):
         ChannelPlan.from_json(json.dumps(values))
 
 
@@ -167,7 +167,7 @@ def test_plan_edited_to_leave_a_group_out_keeps_all_of_it(residual):
         ({"stem": {"kept": "all"}}, "group 'stem': expected \"kept\" as a list of channel numbers, got 'all'"),
         ({"stem": {"channels": 5, "kept": [0]}}, "group 'stem' has 5 channels; this one has 8: apply the plan to the"),
         ({"nowhere": {"kept": [0]}}, "group 'nowhere' of the plan is not in this model: apply the plan to the model"),
-        ({"logits": {"kept": [0]}}, "'logits' is frozen: reaches the output of the model"),
+        ({"logits": {"kept": [0]}}, "'logits' is protected: reaches the output of the model"),
         ({"new": {}}, "expected a channel plan written by cxr_compress; could not read it: KeyError('kept')"),
     ],
 )
@@ -186,9 +186,9 @@ def test_plan_carries_allow_inexact_to_the_removal():
     assert "stem/conv" in plan.kept
     pruned = remove_channels(model, plan)
     assert pruned.count_params() == plan.after.params
-    # Control: without the word, the group is frozen; the keyword still stands in for it.
+    # Control: without the word, the group is protected; the keyword still stands in for it.
     silent = replace(plan, allow_inexact=False)
-    with pytest.raises(CompressionError, match="'stem/conv' is frozen: "):
+    with pytest.raises(CompressionError, match="'stem/conv' is protected: "):
         remove_channels(model, silent)
     assert equal_weights(remove_channels(model, silent, allow_inexact=True), pruned)
 
@@ -201,7 +201,7 @@ def test_plan_then_keeps_members_reasons_and_allow_inexact(residual):
     whole = plan.then(replace(later, allow_inexact=True))
     assert whole.members["stem"] == ("stem", "b", "d")
     assert set(whole.members) == set(whole.kept)
-    assert whole.frozen == plan.frozen
+    assert whole.protected == plan.protected
     assert whole.allow_inexact
     assert equal_weights(remove_channels(model, whole), remove_channels(pruned, later))
 

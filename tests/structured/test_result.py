@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import layers_by_path
 from cxr_compress.structured import (
     Budget,
     ChannelPlan,
@@ -18,7 +19,6 @@ from cxr_compress.structured import (
     score_channels,
     select_channels,
 )
-from cxr_compress.structured.keras_graph import layers_by_path
 from tests import nets
 from tests.nets_families import FAMILIES
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import layers_by_path
 from cxr_compress.structured import Budget, analyze_channels, remove_channels, score_channels, select_channels
-from cxr_compress.structured.analyze import layers_by_path
 from tests import nets
 from tests.structured.oracle import parity
 from tests.structured.tagging import tagged_by_analysis, tagged_by_hand
@@ -135,11 +135,11 @@ def backwards(x):
         (layers.Activation(backwards, name="x"), "x (Activation) has an activation of its own, which may mix"),
     ],
 )
-def test_rule_layer_beyond_it_is_frozen_with_the_reason(layer, reason):
-    """Pitfall 6: unknown layers, Lambda and operations are frozen by name, never skipped."""
+def test_rule_layer_beyond_it_is_protected_with_the_reason(layer, reason):
+    """Pitfall 6: unknown layers, Lambda and operations are protected by name, never skipped."""
     image, x = made((4, 4), 4)
     analysis = analyze_channels(keras.Model(image, layers.Dense(2)(layers.Flatten()(layer(x)))))
-    assert reason in analysis.frozen["make"]
+    assert reason in analysis.protected["make"]
 
 
 def test_rule_class_of_the_same_name_from_elsewhere_is_not_taken_for_keras_own():
@@ -151,10 +151,10 @@ def test_rule_class_of_the_same_name_from_elsewhere_is_not_taken_for_keras_own()
 
     image, x = made((4, 4), 4)
     analysis = analyze_channels(keras.Model(image, layers.Dense(2)(ReLU(name="x")(x))))
-    assert "x (ReLU) is not Keras's own layer of that name" in analysis.frozen["make"]
+    assert "x (ReLU) is not Keras's own layer of that name" in analysis.protected["make"]
 
 
-def test_rule_nested_subclassed_model_is_frozen_and_rebuilt_whole():
+def test_rule_nested_subclassed_model_is_protected_and_rebuilt_whole():
     class Backbone(keras.Model):
         def __init__(self, **options):
             super().__init__(**options)
@@ -170,7 +170,7 @@ def test_rule_nested_subclassed_model_is_frozen_and_rebuilt_whole():
     x = layers.Conv2D(6, 1, name="after")(Backbone(name="own")(x))
     model = keras.Model(image, layers.Dense(2)(layers.ReLU()(x)))
     analysis = analyze_channels(model)
-    assert "own (Backbone) has no rule" in analysis.frozen["make"]
+    assert "own (Backbone) has no rule" in analysis.protected["make"]
     plan = select_channels(analysis, score_channels(model, analysis), Budget(params=0.9), round_to=1)
     found = parity(model, plan, nets.batch(model, images=6))
     assert found.error < 1e-5

@@ -62,7 +62,7 @@ def test_remove_channels_family_costs_exactly_what_the_plan_predicts(family):
         # The gate follows what it multiplies: stem and s2 are one group (and dw follows stem).
         ("efficientnet", {"stem": 8, "s1": 3, "p": 6}),
         ("mobilenet_v3", {"stem": 8, "s1": 4, "p": 6}),
-        # LayerNormalization freezes all but the hidden layers of its blocks, and what the last one makes.
+        # LayerNormalization protects all but the hidden layers of its blocks, and what the last one makes.
         ("convnext", {"hidden": 64, "down/conv": 8}),
         # Two groups of four: channel i of both goes at once, so there are four decisions (pitfall 4).
         ("regnet", {"stem": 8, "a": 4, "grouped": 4, "s1": 3}),
@@ -118,7 +118,7 @@ def test_remove_channels_adapted_normalization_keeps_its_statistics():
 
 def test_analyze_allow_inexact_frees_what_a_layer_normalization_froze():
     model = FAMILIES["convnext"]()
-    assert "stem/conv" in analyze_channels(model).frozen
+    assert "stem/conv" in analyze_channels(model).protected
     analysis = analyze_channels(model, allow_inexact=True)
     assert analysis.groups["stem/conv"].channels == 6
     scores = score_channels(model, analysis, criterion="random")

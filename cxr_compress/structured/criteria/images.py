@@ -10,16 +10,11 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import Step, Steps, traits_of, unroll
 from cxr_compress.structured.analysis import AxisSlice
 from cxr_compress.structured.cost import IntArray
 from cxr_compress.structured.criteria.weights import FloatVector, Member, ScoringInput
-from cxr_compress.structured.stepwise import Step, Steps, checked, unroll
-
-# Layers behind which a channel is still the same channel, pooled, padded or flattened.
-_PASSES = (
-    *("MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "ZeroPadding2D"),
-    *("Cropping2D", "UpSampling2D", "Dropout", "SpatialDropout2D", "Flatten"),
-)
+from cxr_compress.structured.stepwise import checked
 
 
 def taylor(given: ScoringInput) -> list[Member]:
@@ -113,13 +108,13 @@ def _follow_back(tensor: int, units: IntArray, makers: dict[int, Step], taps: di
     step = makers.get(tensor)
     if step is None:
         return
-    kind = type(step.layer).__name__
+    traits = traits_of(step.layer)
     if _is_relu(step.layer):
         taps.setdefault(tensor, units)
-    elif kind in _PASSES:
+    elif (traits.passes_channels and traits.kind != "activation") or type(step.layer).__name__ == "Flatten":
         # A Flatten repeats the channel axis position by position: its first round is the axis itself.
         _follow_back(step.reads[0], units[: step.node.keras_inputs[0].shape[-1]], makers, taps)
-    elif kind == "Concatenate" and step.layer.axis in (-1, len(step.node.keras_inputs[0].shape) - 1):
+    elif traits.kind == "concatenation" and step.layer.axis in (-1, len(step.node.keras_inputs[0].shape) - 1):
         ends = np.cumsum([given.shape[-1] for given in step.node.keras_inputs])
         for read, part in zip(step.reads, np.split(units, ends[:-1]), strict=True):
             _follow_back(read, part, makers, taps)

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import DataError
+from cxr_compress.models.keras_graph import unroll
 from cxr_compress.structured.analysis import ChannelGroup
 from cxr_compress.structured.cost import IntArray
 from cxr_compress.structured.criteria.weights import FloatVector, Member, ScoringInput
 from cxr_compress.structured.repair.consumers import DEFAULT_MEMORY, Consumer, find_consumers, fitting_images
-from cxr_compress.structured.stepwise import take_images, unroll, walk
+from cxr_compress.structured.stepwise import take_images, walk
 
 Matrix = npt.NDArray[np.float64]
 

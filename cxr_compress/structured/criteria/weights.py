@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import traits_of
 from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import IntArray
 
@@ -109,7 +110,7 @@ def bn_scale(given: ScoringInput) -> list[Member]:
     found = []
     for path, layer in given.analysis.layers.items():
         norm_layer = given.layers[path]
-        if isinstance(norm_layer, keras.layers.BatchNormalization) and norm_layer.scale:
+        if traits_of(norm_layer, subclasses=True).moving_statistics and norm_layer.scale:
             # Gamma is the first of a batch norm's weights when it has one.
             axis = next(axis for axis in layer.axes if axis.weight == 0)
             found.append(Member.of(axis.units, np.abs(given.weights[path][0].astype(np.float64))))

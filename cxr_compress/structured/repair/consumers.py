@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import Steps, traits_of
 from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, IntArray
-from cxr_compress.structured.stepwise import Steps
 
 FloatArray = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -202,5 +202,5 @@ def _norm_behind(steps: Steps, place: int) -> Any:
         return None
     norm = readers[0].layer
     calls = sum(other.layer is norm for other in steps.calls)
-    plain = isinstance(norm, keras.layers.BatchNormalization) and calls == 1
+    plain = traits_of(norm, subclasses=True).moving_statistics and calls == 1
     return norm if plain and tuple(norm.moving_mean.shape) == (step.layer.weights[0].shape[-1],) else None

@@ -7,7 +7,6 @@ fine-tuning, and to 0.959 with the original model as reference. Reconstruction r
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.precision import own_layers
-from cxr_compress.structured.analyze import layers_by_path
+from cxr_compress.models.keras_graph import copy_model, layers_by_path, traits_of
 from cxr_compress.structured.plan import ChannelPlan
 
 FloatArray = npt.NDArray[np.float32]
@@ -190,7 +188,7 @@ def _norms(model: keras.Model) -> dict[str, Any]:
     return {
         path: layer
         for path, layer in layers_by_path(model).items()
-        if isinstance(layer, keras.layers.BatchNormalization)
+        if traits_of(layer, subclasses=True).moving_statistics
     }
 
 
@@ -200,28 +198,17 @@ def _held(layer: Any) -> tuple[Vector, Vector]:
 
 def _probe(model: keras.Model) -> keras.Model:
     """A copy whose moving statistics are those of the last batch alone, and whose dropouts drop nothing."""
-    config = copy.deepcopy(model.get_config())
-    _edit(config)
-    with own_layers(model):
-        probe = type(model).from_config(config)
-    probe.set_weights(model.get_weights())
-    for layer in layers_by_path(probe).values():
-        # Normalization computes from numbers derived of its weights, which only this refreshes.
-        layer.finalize_state()
-    return probe
 
+    def edit(path: str, class_name: str, config: dict[str, Any]) -> None:
+        if path in norms:
+            # moving = moving * momentum + batch * (1 - momentum): with 0 it is the batch's own statistic. A layer that
+            # is not trained would run in inference mode, so the copy is; the caller's layer keeps its flag.
+            config.update(momentum=0.0, trainable=True)
+        elif "rate" in config:
+            config["rate"] = 0.0
 
-def _edit(config: dict[str, Any]) -> None:
-    for layer in config["layers"]:
-        inner = layer["config"]
-        if isinstance(inner.get("layers"), list):
-            _edit(inner)
-        elif layer["class_name"] == "BatchNormalization":
-            # moving = moving * momentum + batch * (1 - momentum): with 0 it is the batch's own statistic. A frozen
-            # layer would run in inference mode, so it is thawed here; the caller's layer keeps its flag.
-            inner.update(momentum=0.0, trainable=True)
-        elif "rate" in inner:
-            inner["rate"] = 0.0
+    norms = _norms(model)
+    return copy_model(model, edit)
 
 
 def _write(norms: Mapping[str, Any], statistics: Mapping[str, tuple[Vector, Vector]]) -> None:

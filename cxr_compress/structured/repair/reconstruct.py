@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import Step, Steps, unroll
 from cxr_compress.structured.analyze import analyze_channels
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.plan import ChannelPlan
@@ -24,7 +25,7 @@ from cxr_compress.structured.repair.consumers import (
     losing,
     once,
 )
-from cxr_compress.structured.stepwise import Step, Steps, take_images, unroll, walk
+from cxr_compress.structured.stepwise import take_images, walk
 
 Matrix = npt.NDArray[np.float64]
 

@@ -1,9 +1,8 @@
 """Every rule, by family; importing this package registers them.
 
-The default for everything else is to freeze with a reason (`flow.apply_rule`): a layer that is not understood is never
-touched and never silent.
+A layer that no rule knows is protected, with the reason (`base.apply_rule`): it is never touched and never silent.
 """
 
-from cxr_compress.structured.rules import arithmetic, convolution, normalization, shape
+from cxr_compress.structured.rules import arithmetic, channel_wise, convolution
 
-FAMILIES = (convolution, normalization, shape, arithmetic)
+__all__ = ["arithmetic", "channel_wise", "convolution"]

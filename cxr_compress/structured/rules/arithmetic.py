@@ -1,4 +1,4 @@
-"""Rules for arithmetic between tensors, as layers and as the operations that Keras records for `x * y + 3`."""
+"""Rules for what works on several tensors, as layers and as the operations that Keras records for `x * y + 3`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.structured.flow import LayerFlow, LayerNode, Rule, TensorSlot, freeze_layer
-from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.base import keras_rule
-from cxr_compress.structured.rules.macs import ELEMENT_WISE_OPERATIONS, REDUCTIONS, SPATIAL_OPERATIONS
-from cxr_compress.structured.rules.shape import concatenated
+from cxr_compress.models.keras_graph import TensorSlot
+from cxr_compress.models.layer_traits import ELEMENT_WISE_OPERATIONS, LAYERS, REDUCTIONS, SPATIAL_OPERATIONS
+from cxr_compress.structured.layout import ChannelLayout, ChannelSpace, join
+from cxr_compress.structured.rules.base import LayerFlow, LayerNode, Rule, keras_rule, protect_layer
 
 _OPERATIONS: dict[str, Rule] = {}
 
@@ -27,7 +26,7 @@ def _operation(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@keras_rule("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "CustomScaleLayer")
+@keras_rule(*(name for name, traits in LAYERS.items() if traits.kind == "merge"))
 def _element_wise(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """Channel i of every input meets channel i of the others; a one-channel input is broadcast and must stay.
 
@@ -39,7 +38,7 @@ def _element_wise(node: LayerNode, inputs: Sequence[ChannelLayout], space: Chann
         if len(layout) == len(widest):
             space.tie(widest, layout)
         elif len(layout) == 1:
-            space.freeze(layout, f"{node.path} ({node.class_name}) broadcasts its only channel")
+            space.protect(layout, f"{node.path} ({node.class_name}) broadcasts its only channel")
         else:
             sizes = ", ".join(str(len(item)) for item in inputs)
             raise UnsupportedLayerError(
@@ -48,13 +47,28 @@ def _element_wise(node: LayerNode, inputs: Sequence[ChannelLayout], space: Chann
     return LayerFlow(widest)
 
 
+@keras_rule("Concatenate")
+def _concatenate(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
+    """Along the channels the branches follow one another, never merged (pitfall 1); along space they must agree."""
+    return _joined(inputs, node.config["axis"] % node.rank == node.rank - 1, space)
+
+
+def _joined(inputs: Sequence[ChannelLayout], along_channels: bool, space: ChannelSpace) -> LayerFlow:
+    """The flow of a concatenation."""
+    if along_channels:
+        return LayerFlow(join(inputs))
+    for other in inputs[1:]:
+        space.tie(inputs[0], other)
+    return LayerFlow(inputs[0])
+
+
 @keras_rule("TFOpLambda")
 def _tensorflow_operation(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
     """A TensorFlow function called on Keras tensors; its constants stand in the arguments of the call."""
     name = node.config["function"]
     rule = _OPERATIONS.get(name)
     if rule is None or not inputs:
-        return freeze_layer(node, inputs, space, f"calls {name}, which has no rule for its channels")
+        return protect_layer(node, inputs, space, f"calls {name}, which has no rule for its channels")
     return rule(node, inputs, space)
 
 
@@ -63,9 +77,9 @@ def _element_wise_operation(node: LayerNode, inputs: Sequence[ChannelLayout], sp
     """Numbers apply to every channel alike; an array with one number per channel would have to get thinner."""
     arguments, options = node.read_call()
     if any(_per_channel(value) for value in _leaves((*arguments, *options.values()))):
-        return freeze_layer(node, inputs, space, f"calls {node.config['function']} with one constant per channel")
+        return protect_layer(node, inputs, space, f"calls {node.config['function']} with one constant per channel")
     if node.output_shape[-1:] != (max(len(layout) for layout in inputs),):
-        return freeze_layer(node, inputs, space, f"calls {node.config['function']} with a constant that adds channels")
+        return protect_layer(node, inputs, space, f"calls {node.config['function']} with a constant that adds channels")
     return _element_wise(node, inputs, space)
 
 
@@ -75,7 +89,7 @@ def _reduction(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelS
     axis, rank = _argument(node, 1, "axis"), len(node.input_shapes[0]) + 1
     axes = np.atleast_1d([] if axis is None else axis).tolist()
     if not axes or any(item % rank in (0, rank - 1) for item in axes):
-        return freeze_layer(node, inputs, space, f"calls {node.config['function']} over the channels")
+        return protect_layer(node, inputs, space, f"calls {node.config['function']} over the channels")
     return LayerFlow(inputs[0])
 
 
@@ -84,8 +98,8 @@ def _concat(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpac
     """As the Concatenate layer; a constant among the parts would be channels of nobody."""
     values, axis = _argument(node, 0, "values"), _argument(node, 1, "axis")
     if not isinstance(axis, int) or not all(isinstance(value, TensorSlot) for value in _leaves(values)):
-        return freeze_layer(node, inputs, space, "calls concat with constants")
-    return concatenated(inputs, axis % node.rank == node.rank - 1, space)
+        return protect_layer(node, inputs, space, "calls concat with constants")
+    return _joined(inputs, axis % node.rank == node.rank - 1, space)
 
 
 @_operation(*SPATIAL_OPERATIONS)
@@ -94,13 +108,13 @@ def _spatial_operation(node: LayerNode, inputs: Sequence[ChannelLayout], space: 
     arguments, options = node.read_call()
     first = any(str(value).startswith("NC") for value in (*arguments, *options.values()) if isinstance(value, str))
     if first or len(node.output_shape) != len(node.input_shapes[0]) or node.output_shape[-1] != len(inputs[0]):
-        return freeze_layer(node, inputs, space, f"calls {node.config['function']} across the channels")
+        return protect_layer(node, inputs, space, f"calls {node.config['function']} across the channels")
     return LayerFlow(inputs[0])
 
 
 @keras_rule("SlicingOpLambda")
 def _slicing(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
-    """`x[:, 1:, 1:, :]` takes positions; anything that cuts or moves the channels or the batch is frozen."""
+    """`x[:, 1:, 1:, :]` takes positions; anything that cuts or moves the channels or the batch is protected."""
     spec = _argument(node, 1, "slice_spec")
     entries = list(spec) if isinstance(spec, (list, tuple)) else [spec]
     rank = len(node.input_shapes[0]) + 1
@@ -109,7 +123,7 @@ def _slicing(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpa
         entries[place : place + 1] = [slice(None)] * (rank - len(entries) + 1)
     entries += [slice(None)] * (rank - len(entries))
     if len(inputs) > 1 or len(entries) != rank or not (_whole(entries[0]) and _whole(entries[-1])):
-        return freeze_layer(node, inputs, space, "cuts or moves the channels or the batch")
+        return protect_layer(node, inputs, space, "cuts or moves the channels or the batch")
     return LayerFlow(inputs[0])
 
 

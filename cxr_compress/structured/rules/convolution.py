@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cxr_compress.structured.flow import ConfigSize, LayerFlow, LayerNode, WeightAxis, freeze_layer
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
-from cxr_compress.structured.rules.base import keras_rule
-from cxr_compress.structured.rules.macs import COUNTED_ONLY, kernel_uses
+from cxr_compress.structured.rules.base import (
+    ConfigSize,
+    LayerFlow,
+    LayerNode,
+    WeightAxis,
+    keras_rule,
+    kernel_uses,
+)
 
 
 def _bias(node: LayerNode, weight: int, layout: ChannelLayout) -> tuple[WeightAxis, ...]:
@@ -97,9 +102,3 @@ def _dense(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace
     output = space.allocate(node.path, node.output_shape[-1])
     axes = (WeightAxis(0, 0, inputs[0], "consume"), WeightAxis(0, 1, output, "produce"), *_bias(node, 1, output))
     return LayerFlow(output, axes, (ConfigSize(("units",), output),), kernel_uses(node))
-
-
-@keras_rule(*COUNTED_ONLY)
-def _counted_only(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
-    """Multiplies by kernels whose axes are not followed: its channels stay, its MACs count."""
-    return freeze_layer(node, inputs, space, "has no rule for its channels", kernel_uses(node))

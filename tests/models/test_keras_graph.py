@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import _ASKED_FOR, LayerConfig, layers_by_path, weight_shapes
+from cxr_compress.models.layer_traits import LAYERS
 from cxr_compress.structured import analyze_channels
-from cxr_compress.structured.analyze import layers_by_path
-from cxr_compress.structured.keras_graph import _ASKED_FOR, _KEPT, LayerConfig, weight_shapes
 from tests import nets
 from tests.nets_families import FAMILIES
 
@@ -109,7 +109,9 @@ def test_layer_config_every_layer_of_a_net_equals_get_config(build):
 
 
 def test_layer_config_odd_layers_cover_every_class_with_a_short_cut():
-    assert {type(make()).__name__ for _, make in ODD.values()} >= set(_KEPT)
+    assert {type(make()).__name__ for _, make in ODD.values()} >= {
+        name for name, traits in LAYERS.items() if traits.attributes
+    }
 
 
 def test_layer_config_whole_is_the_config():

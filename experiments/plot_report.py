@@ -15,6 +15,7 @@ from typing import Any
 from absl import app, flags
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.recipe import Recipe
 from cxr_compress.report import read_report
 
 _REPORT = flags.DEFINE_string("report", "demo_run/report.json", "The report.json of a run.")
@@ -32,7 +33,7 @@ def draw(report: Mapping[str, Any], output: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = report["rows"]
-    compressed = f"compressed, {report['facts']['recipe']['quant_type']}"
+    compressed = f"compressed, {Recipe.from_dict(report['facts']['recipe']).export.quant_type}"
     names = ["original, float32", "original, int8", compressed][: len(rows)]
     figure, panels = plt.subplots(1, 3, figsize=(11, 2.6), sharey=True, layout="constrained")
     _bars(panels[0], names, [row["tflite_bytes"] / 1e3 for row in rows], "file size, kB", "{:,.0f} kB")

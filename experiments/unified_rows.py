@@ -36,7 +36,8 @@ _SHARED: dict[str, Any] = {
 }
 # As chexnet_kermany was trained (``baselines.py``); the usual augmentation is weaker, without decay and smoothing.
 _AS_ORIGINAL: dict[str, Any] = {
-    "augment": {"shift": 0.08, "rotation": 10, "scale": 0.1, "contrast": 0.25, "brightness": 25, "gamma": 0.2},
+    **{"augment_shift": 0.08, "augment_rotation": 10, "augment_scale": 0.1},
+    **{"augment_contrast": 0.25, "augment_brightness": 25, "augment_gamma": 0.2},
     **{"weight_decay": 0.01, "label_smoothing": 0.05},
 }
 # Ways to train that a row may be run with, as changes of its recipe, and the factor of its epochs. "patient" follows

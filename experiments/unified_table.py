@@ -18,6 +18,7 @@ from absl import app, flags
 
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.files import write_bytes
+from cxr_compress.recipe import Recipe
 from cxr_compress.report.plots import TRIED, ParetoPoint, draw_pareto
 
 HEADERS = (
@@ -75,7 +76,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    sparsity = row["recipe"]["weight_sparsity"]
+    sparsity = Recipe.from_dict(row["recipe"]).sparsity.fraction
     return row["method"] + (f", {sparsity:.0%} zeros" if sparsity else "")
 
 

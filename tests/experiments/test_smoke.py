@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxr_compress.recipe import Recipe
 from tests.conftest import REPOSITORY
 from tests.device.reference.make_reference import INT8_MODEL
 
@@ -71,7 +72,7 @@ def test_plot_report_draws_a_finished_run(tmp_path):
         for name in ("x_fp32", "x_int8", "x_m50_int8")
     ]
     dataset = {"name": "phantom", "synthetic": True, "splits": {"test": {"images": 10}}}
-    report = {"schema_version": 2, "dataset": dataset, "rows": rows, "facts": {"recipe": {"quant_type": "int8"}}}
+    report = {"schema_version": 2, "dataset": dataset, "rows": rows, "facts": {"recipe": Recipe().to_dict()}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     command = [sys.executable, str(EXPERIMENTS / "plot_report.py"), f"--report={tmp_path / 'report.json'}"]
     subprocess.run([*command, f"--output={tmp_path / 'plot.png'}"], check=True, capture_output=True)

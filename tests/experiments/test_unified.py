@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxr_compress.recipe import Recipe, make_recipe
+from cxr_compress.recipe import AugmentRanges, Recipe, make_recipe
 from tests.conftest import REPOSITORY
 
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -72,26 +72,27 @@ def test_unified_rows_are_recipes_of_equal_epochs_that_differ_in_what_they_show(
     recipes = {name: make_recipe("chexnet", plan.changes) for name, plan in unified.ROWS.items()}
     assert len(set(map(str, recipes.values()))) == len(recipes)
     epochs = {
-        name: (recipe.recovery_epochs if recipe.removes_filters else 0)
-        + (recipe.sparsity_epochs + recipe.finetune_epochs if recipe.zeroes_weights else 0)
+        name: (recipe.recovery.epochs if recipe.removal.removes_filters else 0)
+        + (recipe.sparsity.epochs + recipe.sparsity.finetune_epochs if recipe.sparsity.zeroes_weights else 0)
         for name, recipe in recipes.items()
     }
     assert {epochs[name] for name in epochs if name != "int8"} == {8}
     assert epochs["int8"] == 0, "nothing is trained there"
-    assert recipes["unified_1000kB"].budget == {"macs": 0.12, "tflite_bytes": 1_000_000}
+    assert recipes["unified_1000kB"].removal.budget.bounds == {"macs": 0.12, "tflite_bytes": 1_000_000}
 
 
 def test_unified_trainings_change_every_row_alike(unified):
     for name, plan in unified.ROWS.items():
         usual, as_original, patient = (unified.recipe_of(plan, "kermany", 160, one) for one in unified.TRAININGS)
-        assert (usual.augment, usual.distill_weight, usual.input_size) == ({}, 0.7, 160), name
-        assert as_original.augment == patient.augment != {}
-        assert (as_original.weight_decay, as_original.distill_weight) == (0.01, 0.7)
-        assert patient.distill_weight == 1.0
+        assert usual.training.augment == AugmentRanges(), name
+        assert (usual.recovery.distill_weight, usual.model.input_size) == (0.7, 160), name
+        assert as_original.training.augment == patient.training.augment != AugmentRanges()
+        assert (as_original.training.weight_decay, as_original.recovery.distill_weight) == (0.01, 0.7)
+        assert patient.recovery.distill_weight == 1.0
         for field in ("recovery_epochs", "sparsity_epochs", "finetune_epochs"):
-            assert getattr(as_original, field) == getattr(usual, field)
+            assert as_original.value(field) == usual.value(field)
             if field in plan.changes:
-                assert getattr(patient, field) == 2 * getattr(usual, field)
+                assert patient.value(field) == 2 * usual.value(field)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,19 @@ def test_run_to_int16x8_makes_only_the_files_again_and_they_err_less(finished, p
     assert np.abs(found - exact).mean() < 0.5 * np.abs(narrow - exact).mean()
 
 
+def test_run_folder_says_what_to_do_with_it(finished):
+    folder, report, _ = finished
+    compressed = report["rows"][2]
+    text = (folder / "README.md").read_text()
+    model = read_model(folder / compressed["file"])
+    for said in (compressed["file"], model.sha256, "tiny_chexnet_m50_w50_int8.md", "report.json", "Research use only"):
+        assert said in text
+    assert str(folder) not in text
+    card = (folder / "tiny_chexnet_m50_w50_int8.md").read_text()
+    assert model.sha256 in card
+    assert set(report["facts"]["seconds"]) >= {"base", "select", "recover", "sparsify", "quantize"}
+
+
 def test_run_sparsity_is_what_was_asked_in_the_exported_files(finished):
     folder, report, _ = finished
     float_file = read_model(folder / "tiny_chexnet_m50_w50_fp32.tflite")

@@ -7,9 +7,16 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from cxr_compress.errors import CompressionError, ModelFileError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there two processes must not write the same file at once
+    fcntl = None  # type: ignore[assignment]
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -122,6 +129,42 @@ def write_text(path: str | Path, text: str) -> None:
         CompressionError: as `write_bytes`.
     """
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time in; the others wait. The system lifts the lock of a killed process by itself.
+
+    A file with a process id in it would need a guess whether that process still lives, which fails across containers
+    that share a folder. Where the file system knows no locks, nobody waits.
+    """
+    file = _locked(path)
+    try:
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    if fcntl is None:
+        return None
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            file.close()
+            return None
+        except BaseException:
+            file.close()
+            raise
+        # Whoever held it has removed the file; a lock on a removed file keeps nobody out.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return cast("IO[bytes]", file)
+        file.close()
 
 
 _LOOKED_AT = 8192

@@ -1,6 +1,6 @@
 r"""Decoded images on disk: decoded once, then read through a memory map in every epoch of every run.
 
-A cache is one .npy file of fixed-size uint8 rows (``numpy.load`` reads it) and a JSON manifest beside it; 112,120
+A cache is one .npy file of fixed-size uint8 rows (`numpy.load` reads it) and a JSON manifest beside it; 112,120
 images at 224 px take 5.6 GB. It belongs to one split (order, relative paths and sizes of its images) and one size and
 color. Anything in a cache folder may be deleted when nothing uses it: what is missing is made again. Caches of images
 that have changed since, and unfinished ones (.partial, .journal), stay until then.
@@ -9,7 +9,7 @@ What an opened cache trusts, from cheap to dear:
 
 - always: the manifest, the size of the data file, and that every image has the size and modification time it had. If
   only times differ (the set was copied), the images' contents are compared, which reads them but decodes nothing.
-- ``verify_cache``: every byte of the cache, and the contents of every image. Only this finds an image that was changed
+- `verify_cache`: every byte of the cache, and the contents of every image. Only this finds an image that was changed
   without changing its size or time, and a disk that flips bits.
 
 Neither names nor patients are in the manifest: only digests.
@@ -24,13 +24,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.cache_file import exclusive, file_sha256, open_partial, read_chunk_digest
-from cxr_compress.data.cache_plan import (
+from cxr_compress.data.cache_file import (
     FORMAT,
     PREPROCESS_VERSION,
     CachePlan,
     Manifest,
+    PartialCache,
     changed_chunks,
+    digest_of,
+    file_sha256,
+    map_rows,
     pixel_fields,
     plan_cache,
     same_contents,
@@ -39,7 +42,7 @@ from cxr_compress.data.dataset import Split
 from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, refuse_bad, source_digests, warn_of_notes
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.files import make_folder, write_text
+from cxr_compress.files import exclusive, make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDA
     """A split's complete cache as a read-only memory map, to be used like any array.
 
     Returns:
-        ``numpy.memmap``, uint8 (images, height, width), or (images, height, width, 3) where ``spec.color`` is "rgb".
+        `numpy.memmap`, uint8 (images, height, width), or (images, height, width, 3) where `spec.color` is "rgb".
 
     Raises:
         DataError: There is none, or its images have changed.
@@ -118,7 +121,7 @@ def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDA
 
 
 def map_cache(entry: CacheEntry) -> NDArray[np.uint8]:
-    """The rows of a complete cache as a read-only ``numpy.memmap``."""
+    """The rows of a complete cache as a read-only `numpy.memmap`."""
     images: NDArray[np.uint8] = np.load(entry.path, mmap_mode="r", allow_pickle=False)
     return images
 
@@ -134,9 +137,9 @@ def verify_cache(
     """Read all of a cache and all of its images, and compare both with what was noted when it was made.
 
     Args:
-        split: As in ``build_cache``.
-        spec: As in ``build_cache``.
-        cache_dir: As in ``build_cache``.
+        split: As in `build_cache`.
+        spec: As in `build_cache`.
+        cache_dir: As in `build_cache`.
         workers: Threads that read the images; None for one per core.
         progress: Called as (images done, images in all) while the images are read.
 
@@ -147,13 +150,14 @@ def verify_cache(
     plan = plan_cache(split, spec, cache_dir)
     manifest = _require(plan)
     remedy = f"delete {plan.data} and run the same command again"
+    rows = map_rows(plan, plan.data)
     for index, record in enumerate(manifest.chunks):
-        if read_chunk_digest(plan, plan.data, index) != record.pixels:
+        if rows is None or digest_of(rows, plan.chunks[index]) != record.pixels:
             raise DataError(f"the cache {plan.data} is damaged in {_images(plan, index)}; {remedy}")
     if file_sha256(plan.data) != manifest.sha256:
         raise DataError(f"the cache {plan.data} is damaged before its first image; {remedy}")
-    found = source_digests(split, plan.chunks, workers=workers, progress=progress)
-    for index, (sources, record) in enumerate(zip(found, manifest.chunks, strict=True)):
+    digests = source_digests(split, plan.chunks, workers=workers, progress=progress)
+    for index, (sources, record) in enumerate(zip(digests, manifest.chunks, strict=True)):
         if sources != record.sources:
             raise DataError(
                 f"{_images(plan, index)} of {split.name} hold something else than when they were cached, though their "
@@ -180,7 +184,7 @@ def _read_true(plan: CachePlan, workers: int | None = None) -> Manifest | None:
 
 
 def _build(plan: CachePlan, workers: int | None, progress: Progress | None) -> CacheEntry:
-    with open_partial(plan) as partial:
+    with contextlib.closing(PartialCache(plan)) as partial:
         todo = [index for index in range(len(plan.chunks)) if index not in partial.done]
         bad: list[tuple[int, str]] = []
         notes: list[tuple[int, str]] = []
@@ -230,10 +234,10 @@ def decode_split(
 ) -> NDArray[np.uint8]:
     """All images of a split, decoded and resized, in the split's order.
 
-    ``device.preprocess.normalize`` of a row is bit-equal to ``device.preprocess.preprocess`` of its file, or of its
+    `device.preprocess.normalize` of a row is bit-equal to `device.preprocess.preprocess` of its file, or of its
     array where the split holds pixels. What is held is the array that is returned (11 KB an image at 112 px), plus one
     full-size image per worker. With a cache folder nearly nothing is held: the images are read from disk as they are
-    used, and later calls decode nothing; see ``data.cache`` for what that trusts.
+    used, and later calls decode nothing; see `data.cache` for what that trusts.
 
     Args:
         split: Which images.
@@ -243,12 +247,12 @@ def decode_split(
         cache_dir: Folder of memory-mapped caches; made if missing. None decodes into memory.
 
     Returns:
-        uint8 (n, height, width), or (n, height, width, 3) where ``spec.color`` is "rgb"; a read-only memory map with a
+        uint8 (n, height, width), or (n, height, width, 3) where `spec.color` is "rgb"; a read-only memory map with a
         cache folder.
 
     Raises:
         DataError: Images that cannot be used: up to five are named, each with its reason, all are counted. With a cache
-            folder also as ``build_cache``.
+            folder also as `build_cache`.
     """
     if cache_dir is not None and len(split):
         return map_cache(build_cache(split, spec, cache_dir, workers=workers, progress=progress))
@@ -270,18 +274,18 @@ _TEST = "test"
 def open_cache_file(path: str | Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """The decoded images of a cache, as a read-only memory map.
 
-    Its manifest has to lie beside it, as ``cxr_data cache`` leaves it. Whether the images have changed since cannot be
-    seen without them; where the data set is at hand, ``open_cache`` looks.
+    Its manifest has to lie beside it, as `cxr_data cache` leaves it. Whether the images have changed since cannot be
+    seen without them; where the data set is at hand, `open_cache` looks.
 
     Args:
         path: the .npy file.
         spec: size and color that the images have to have.
 
     Returns:
-        uint8 (images, height, width), or (images, height, width, 3) where ``spec.color`` is "rgb".
+        uint8 (images, height, width), or (images, height, width, 3) where `spec.color` is "rgb".
 
     Raises:
-        DataError: no cache, an unfinished or damaged one, of other images than ``spec`` asks for, or of the test part,
+        DataError: no cache, an unfinished or damaged one, of other images than `spec` asks for, or of the test part,
             which nothing but a score may be taken from.
     """
     path = Path(path)

@@ -1,4 +1,8 @@
-"""Write a file so that a reader sees the old content or the new one, never half of it."""
+"""Files and folders: written so that a reader sees old content or new, never half, and looked at before they are read.
+
+A pipe or a device in place of a file would keep a reader waiting for ever, and a file of another format would load
+TensorFlow only to be refused.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +43,8 @@ _KINDS = (
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Put `data` under `path` in one step: a temporary file in the same folder, synced, then renamed over `path`.
 
-    A power cut, a full disk or Ctrl-C leaves what was there before. Costs one fsync (milliseconds on flash).
-
-    A link under that name is replaced, not the file that it leads to.
+    A power cut, a full disk or Ctrl-C leaves what was there before; a link under that name is replaced, not the file
+    that it leads to. Costs one fsync (milliseconds on flash).
 
     Raises:
         CompressionError: the file could not be written; says why and what to do. No temporary file is left.
@@ -69,14 +72,17 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def special_kind(path: str | Path) -> str:
-    """What stands under a path if that is no file, in words; "" for a file, and for nothing."""
+    """What stands under a path, in words; "" for a file, and where there is nothing."""
     try:
-        mode = Path(path).stat().st_mode
+        return _kind(Path(path).stat().st_mode)
     except OSError:
         return ""
+
+
+def _kind(mode: int) -> str:
     if stat.S_ISREG(mode):
         return ""
-    return next((told for is_kind, told in _KINDS if is_kind(mode)), "no file")
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
 
 
 def check_writable(folder: str | Path, *, to_be_made: bool = False) -> None:
@@ -176,12 +182,6 @@ _HDF5_PLACES = (0, 512, 1024, 2048, 4096)
 # Twice the largest network of keras.applications, with its optimizer.
 _LARGEST_KERAS = 4 * _GIB
 _LARGEST_WEIGHTS = 2 * _GIB
-_FIRST_BYTES_KINDS = (
-    (stat.S_ISFIFO, "a FIFO (named pipe)"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def first_bytes(path: str | Path, largest: int) -> bytes:
@@ -198,8 +198,7 @@ def first_bytes(path: str | Path, largest: int) -> bytes:
     status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    kind = next((name for test, name in _FIRST_BYTES_KINDS if test(status.st_mode)), "")
-    if kind:
+    if kind := _kind(status.st_mode):
         raise ModelFileError(f"{path}: is {kind}, expected a file on a disk: copy what it gives into a file first")
     if not status.st_size:
         raise ModelFileError(f"{path}: is empty; copy or convert it again")

@@ -81,8 +81,8 @@ def run_command(
     Args:
         name: of the command, for messages.
         doc: the module's docstring; the help starts with it.
-        define_flags: gets a FlagValues and calls ``flags.DEFINE_...(..., flag_values=values)`` on it.
-        run: gets the parsed flags and the arguments that are none (before, between or after the flags), prints results
+        define_flags: gets a FlagValues and calls `flags.DEFINE_...(..., flag_values=values)` on it.
+        run: gets the parsed flags and the other arguments (before, between or after the flags), prints results
             and returns the exit code. A CompressionError or OSError it raises becomes one line and exit code 2.
         argv: arguments without the program name; `sys.argv[1:]` when None.
     """
@@ -102,7 +102,7 @@ def reader_options(texts: Sequence[str]) -> dict[str, str]:
     """The options of a data set's reader, from --options=name=value,...
 
     Raises:
-        UsageError: One has no name or no value.
+        UsageError: one has no name or no value.
     """
     pairs = [text.partition("=") for text in texts]
     for text, (name, equals, _) in zip(texts, pairs, strict=True):
@@ -159,7 +159,7 @@ def _parse_and_run(name: str, doc: str, values: flags.FlagValues, run: Run, argu
 
 
 def _parse(name: str, values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Set the flags and give the arguments that are none.
+    """Set the flags and give the other arguments.
 
     Raises:
         UsageError: what absl lets through as an error of Python; a flag file that cannot be one.

@@ -1,4 +1,4 @@
-"""Run a step of native code in a forked process, so that a crash there is an error here and not the end of everything.
+"""Native code at arm's length: run in a forked process, where a crash is an error, and heard where it writes to stderr.
 
 The runtime and the converter are C++: on a graph that they do not expect they may abort, which no `except` can catch.
 """

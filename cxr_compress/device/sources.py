@@ -233,7 +233,7 @@ def look_into(folder: str | Path, *, deep: bool = True) -> FolderContent:
 
 
 def _walk(top: Path, *, deep: bool) -> Iterator[Path | NotRead]:
-    """Images and what is none; a folder that was seen by another way, or that links back to itself, gives nothing."""
+    """Images, and the rest with its reason; a folder that was seen before, or links back to itself, gives nothing."""
     seen: set[tuple[int, int]] = set()
     waiting = [top]  # a list, not recursion: folders may lie in folders more deeply than Python calls itself
     while waiting:

@@ -22,15 +22,15 @@ class Row:
     """One delivered file. Whatever was not measured is None: it is shown as "?", never as 0.
 
     Attributes:
-        name: As the table shows it, e.g. "int8 without pruning".
-        file: Name of the file, relative to the report.
-        params: Of the Keras model behind it.
-        macs: Multiply-accumulates per image at the model's input size.
-        tflite_bytes: Of the whole file, metadata included.
-        deflated_bytes: The same after DEFLATE: the only size in which zeroed weights show.
-        weight_sparsity: Share of zeros among the convolution and dense kernels without the head, in [0, 1].
-        latency: ``p50_ms``, ``p95_ms`` and how they were measured (``Latency.to_dict()``).
-        evaluation: ``Evaluation.to_dict()`` on the test split.
+        name: as the table shows it, e.g. "int8 without pruning".
+        file: name of the file, relative to the report.
+        params: of the Keras model behind it.
+        macs: multiply-accumulates per image at the model's input size.
+        tflite_bytes: of the whole file, metadata included.
+        deflated_bytes: the same after DEFLATE: the only size in which zeroed weights show.
+        weight_sparsity: share of zeros among the convolution and dense kernels without the head, in [0, 1].
+        latency: `p50_ms`, `p95_ms` and how they were measured (`Latency.to_dict()`).
+        evaluation: `Evaluation.to_dict()` on the test split.
         degradation: `Degradation.to_dict()` against the first row; None for that row itself.
     """
 
@@ -54,12 +54,12 @@ def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, A
     """Puts the facts of a run together; nothing of a single image or patient is in it.
 
     Args:
-        rows: The uncompressed reference first.
-        dataset: What was trained and tested on; its attribution and whether it is synthetic go along.
-        facts: More JSON-ready facts: the recipe, versions, hashes.
+        rows: the uncompressed reference first.
+        dataset: what was trained and tested on; its attribution and whether it is synthetic go along.
+        facts: more JSON-ready facts: the recipe, versions, hashes.
 
     Returns:
-        A JSON-ready dict: ``schema_version``, ``intended_use``, ``dataset``, ``facts``, ``rows``.
+        A JSON-ready dict: `schema_version`, `intended_use`, `dataset`, `facts`, `rows`.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -79,16 +79,16 @@ def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, A
 
 
 def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Writes ``report.json`` in one step; nan and infinity become null, which is what JSON knows.
+    """Writes `report.json` in one step; nan and infinity become null, which is what JSON knows.
 
     Raises:
-        CompressionError: The file cannot be written.
+        CompressionError: the file cannot be written.
     """
     write_text(Path(path), json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n")
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Reads what ``write_report`` wrote.
+    """Reads what `write_report` wrote.
 
     Raises:
         DataError: missing, not a report, or of another version.
@@ -107,7 +107,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same document with null where a number is none."""
+    """The same document with null where a number is not finite."""
     if isinstance(value, Mapping):
         return {str(key): _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -18,7 +18,7 @@ def render_report(report: Mapping[str, Any]) -> str:
     Of classes that exclude one another also the accuracies, and what each file called the images of each class.
 
     Args:
-        report: What ``build_report`` or ``read_report`` gave.
+        report: what `build_report` or `read_report` gave.
     """
     return "\n\n".join([_heading(report["dataset"]), render_results(report), _footer(report)])
 
@@ -43,8 +43,8 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
     """One line per file.
 
     Args:
-        rows: Of a report, the reference first.
-        several: There are several findings, so that AUROC is a mean.
+        rows: of a report, the reference first.
+        several: there are several findings, so that AUROC is a mean.
     """
     exclusive = is_exclusive(rows)
     mean = "mean one-vs-rest AUROC" if exclusive else "mean AUROC" if several else "AUROC"
@@ -263,7 +263,7 @@ def render_forecast(forecast: Mapping[str, Any]) -> str:
     """What `Forecast.to_dict` holds, as two tables: what comes out, and how long it takes.
 
     Args:
-        forecast: ``before``, ``after``, ``certain``, ``stages`` and ``seconds``.
+        forecast: `before`, `after`, `certain`, `stages` and `seconds`.
     """
     before, after = forecast["before"], forecast["after"]
     costs = [

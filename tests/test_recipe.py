@@ -21,7 +21,8 @@ from cxr_compress.recipe import (
     Recipe,
     make_recipe,
 )
-from cxr_compress.structured import importance, select
+from cxr_compress.structured import select
+from cxr_compress.structured.criteria import base
 from cxr_compress.train import AugmentRanges
 
 _VALUES = {
@@ -46,10 +47,10 @@ def test_recipe_json_round_trip_is_equal(values):
 
 
 def test_recipe_choices_are_those_of_the_code_that_makes_them():
-    assert set(CRITERIA) == set(importance.CRITERIA)
+    assert set(CRITERIA) == set(base.CRITERIA)
     assert select.SCOPES == SCOPES
-    assert set(REDUCTIONS) == set(importance.REDUCTIONS)
-    assert set(NORMALIZERS) == set(importance.NORMALIZERS)
+    assert set(REDUCTIONS) == set(base.REDUCTIONS)
+    assert set(NORMALIZERS) == set(base.NORMALIZERS)
     assert quant_types.QUANT_TYPES == QUANT_TYPES
     assert tuple(field.name for field in fields(AugmentRanges)) == AUGMENT
 

@@ -94,7 +94,7 @@ def unreachable(
 
     Args:
         analysis: of the model, priced by the table that the budget is held against.
-        least: (units,) what is kept when every group is as pruned as the constraints allow.
+        least: (set_count,) what is kept when every group is as pruned as the constraints allow.
         missed: by cost, the limit that even this exceeds.
         constraints: by name, as they were set.
     """
@@ -131,7 +131,7 @@ def _share(analysis: ChannelAnalysis, least: BoolArray, name: str, groups: Seque
     """The share of a cost that would go with all channels of some protected groups."""
     without = least.copy()
     for group in groups:
-        without[analysis.protected_units[group]] = False
+        without[analysis.protected_sets[group]] = False
     whole, rest = (analysis.cost_model.cost(keep).to_dict()[name] for keep in (least, without))
     return 1 - rest / whole
 
@@ -142,7 +142,7 @@ def _held_by_constraints(
     """What the constraints hold up: the cost with one channel left in every group that may shrink."""
     bare = least.copy()
     for group in analysis.groups.values():
-        bare[group.units] = False
+        bare[group.sets] = False
         bare[group.start] = True
     reachable, loosest = (analysis.cost_model.cost(keep).to_dict()[name] for keep in (least, bare))
     as_set = ", ".join(f"{key}={value}" for key, value in constraints.items() if value)

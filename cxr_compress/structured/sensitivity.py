@@ -210,10 +210,10 @@ class _Probe:
         layers = layers_by_path(copy)
         axes = [(path, axis) for path, layer in analysis.layers.items() for axis in layer.axes]
         self._readers = [(layers[path].weights[axis.weight], axis) for path, axis in axes if axis.role == "consume"]
-        self._inexact = np.zeros(analysis.units, dtype=np.bool_)
+        self._inexact = np.zeros(analysis.set_count, dtype=np.bool_)
         for path, axis in axes:
             if isinstance(layers[path], keras.layers.LayerNormalization):
-                self._inexact[axis.units] = True
+                self._inexact[axis.sets] = True
         self._forward = _compiled(copy)
         self._start = self._run(self._forward)
         if loss is None:
@@ -221,10 +221,10 @@ class _Probe:
 
     def error(self, group: ChannelGroup, channels: npt.NDArray[np.int64]) -> float:
         """What ignoring these channels of a group does; see `measure_sensitivity`."""
-        if self._inexact[group.units].any():
+        if self._inexact[group.sets].any():
             found = self._run(_compiled(self._rebuilt(group, channels)))
         else:
-            gone = np.zeros(self._analysis.units, dtype=np.bool_)
+            gone = np.zeros(self._analysis.set_count, dtype=np.bool_)
             gone[group.start + channels] = True
             with self._ignoring(gone):
                 found = self._run(self._forward)
@@ -254,14 +254,14 @@ class _Probe:
 
     @contextmanager
     def _ignoring(self, gone: BoolArray) -> Iterator[None]:
-        """Zero what consumers multiply these units with, for a while."""
+        """Zero what consumers multiply these channel sets with, for a while."""
         before = []
         try:
             for kernel, axis in self._readers:
-                if gone[axis.units].any():
+                if gone[axis.sets].any():
                     before.append((kernel, kernel.numpy()))
                     values = before[-1][1].copy()
-                    np.moveaxis(values, axis.axis, 0)[gone[axis.units]] = 0
+                    np.moveaxis(values, axis.axis, 0)[gone[axis.sets]] = 0
                     kernel.assign(values)
             yield
         finally:
@@ -270,7 +270,7 @@ class _Probe:
                 kernel.assign(values)
 
     def _rebuilt(self, group: ChannelGroup, channels: npt.NDArray[np.int64]) -> keras.Model:
-        keep = np.ones(self._analysis.units, dtype=np.bool_)
+        keep = np.ones(self._analysis.set_count, dtype=np.bool_)
         keep[group.start + channels] = False
         return remove_channels(self._model, ChannelPlan.of(self._analysis, keep, {}))
 

@@ -110,15 +110,15 @@ class Consumer:
         place: of the call, in the model's steps.
         layer: the layer itself.
         reader: gathers what it reads.
-        units: (columns,) int32: the unit of each column of a row.
-        outputs: (outputs,) int32: the units that it makes.
+        sets: (columns,) int32: the channel set of each column of a row.
+        outputs: (outputs,) int32: the channel sets that it makes.
     """
 
     path: str
     place: int
     layer: Any
     reader: PatchReader
-    units: IntArray
+    sets: IntArray
     outputs: IntArray
 
     def kernel(self) -> FloatArray:
@@ -146,8 +146,8 @@ def find_consumers(steps: Steps, analysis: ChannelAnalysis) -> tuple[list[Consum
             continue
         reader = PatchReader(step.layer, tuple(step.node.keras_inputs[0].shape)[1:])
         made = next(axis for axis in slices.axes if axis.role == "produce")
-        units = np.tile(consumed.units, reader.taps)
-        found.append(Consumer(step.path, place, step.layer, reader, units, made.units))
+        sets = np.tile(consumed.sets, reader.taps)
+        found.append(Consumer(step.path, place, step.layer, reader, sets, made.sets))
     return found, left
 
 
@@ -160,7 +160,7 @@ def once(consumers: Sequence[Consumer], left: dict[str, str]) -> list[Consumer]:
 
 def losing(consumers: Sequence[Consumer], keep: BoolArray) -> list[Consumer]:
     """Those that read a channel which goes."""
-    return [consumer for consumer in consumers if not keep[consumer.units].all()]
+    return [consumer for consumer in consumers if not keep[consumer.sets].all()]
 
 
 def fitting_images(memory: int, *analyses: ChannelAnalysis) -> int:

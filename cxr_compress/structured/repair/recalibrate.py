@@ -127,7 +127,7 @@ def _kept_channels(original: keras.Model, plan: ChannelPlan) -> dict[str, npt.ND
     """By path, which channels of a batch norm stay; those that follow no channels are not listed."""
     analysis = plan.on(original)
     keep = plan.keep_vector(analysis)
-    return {path: keep[layer.axes[0].units] for path, layer in analysis.layers.items() if layer.axes}
+    return {path: keep[layer.axes[0].sets] for path, layer in analysis.layers.items() if layer.axes}
 
 
 def _as_in_original(

@@ -189,7 +189,7 @@ class _Refit:
         self._sink = ConstantSink(pruned_steps, consumer.place)
         self._original_norm = ConstantSink(steps, consumer.place).norm
         kernel = self._step.layer.get_weights()[0]
-        expected = (int(keep[consumer.units].sum()), int(self._outputs.sum()))
+        expected = (int(keep[consumer.sets].sum()), int(self._outputs.sum()))
         if (kernel.size // kernel.shape[-1], kernel.shape[-1]) != expected:
             raise CompressionError(
                 f"{consumer.path}: the pruned model was not made from this plan; run remove_channels"

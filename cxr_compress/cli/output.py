@@ -25,6 +25,7 @@ def write_results(
     document: dict[str, Any],
     headers: Sequence[str],
     rows: Sequence[Sequence[Any]],
+    heading: str = "",
     intended_use: str = INTENDED_USE,
 ) -> None:
     """Print results the way --format asks for.
@@ -38,6 +39,7 @@ def write_results(
         headers: of the columns, for csv as they are; for a table "_" becomes a space.
         rows: cells; None prints as empty, floats are shown with 4 digits in a table, in full in csv. Control characters
             of a text are escapes in a table.
+        heading: lines above a table.
         intended_use: the sentence.
     """
     if form == "json":
@@ -53,7 +55,8 @@ def write_results(
         table = tabulate(
             [[_cell(cell) for cell in row] for row in rows], titles, disable_numparse=True, colalign=_aligned(rows)
         )
-        sys.stdout.write(f"{table}\n\n{intended_use}\n")
+        lines = [printable(line) for line in heading.splitlines()]
+        sys.stdout.write("\n".join([*lines, *([""] if lines else []), table, "", intended_use]) + "\n")
 
 
 def write_csv_rows(rows: Sequence[Sequence[Any]], intended_use: str | None = None) -> None:

@@ -50,11 +50,11 @@ class CacheEntry:
     """A complete cache.
 
     Attributes:
-        path: The .npy file.
-        images: Rows in it.
-        bytes: Of the file.
-        sha256: Of the file.
-        decoded: Images that this call decoded; 0 if the cache was there already.
+        path: the .npy file.
+        images: rows in it.
+        bytes: of the file.
+        sha256: of the file.
+        decoded: images that this call decoded; 0 if the cache was there already.
     """
 
     path: Path
@@ -78,16 +78,16 @@ def build_cache(
     processes that want the same cache one builds it and the others wait.
 
     Args:
-        split: Which images; at least one.
-        spec: Size and color; its normalization does not matter.
-        cache_dir: Where; made if missing.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in all).
+        split: which images; at least one.
+        spec: size and color; its normalization does not matter.
+        cache_dir: where; made if missing.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in all).
 
     Raises:
-        DataError: Images cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
+        DataError: images cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
             has no room: says how many bytes are needed and free.
-        CompressionError: The folder cannot be written.
+        CompressionError: the folder cannot be written.
     """
     if not len(split):
         raise DataError(f"expected images to cache, the {split.name} split has none")
@@ -114,7 +114,7 @@ def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDA
         `numpy.memmap`, uint8 (images, height, width), or (images, height, width, 3) where `spec.color` is "rgb".
 
     Raises:
-        DataError: There is none, or its images have changed.
+        DataError: there is none, or its images have changed.
     """
     plan = plan_cache(split, spec, cache_dir)
     return map_cache(_entry(plan, _require(plan), 0))
@@ -137,14 +137,14 @@ def verify_cache(
     """Read all of a cache and all of its images, and compare both with what was noted when it was made.
 
     Args:
-        split: As in `build_cache`.
-        spec: As in `build_cache`.
-        cache_dir: As in `build_cache`.
-        workers: Threads that read the images; None for one per core.
-        progress: Called as (images done, images in all) while the images are read.
+        split: as in `build_cache`.
+        spec: as in `build_cache`.
+        cache_dir: as in `build_cache`.
+        workers: threads that read the images; None for one per core.
+        progress: called as (images done, images in all) while the images are read.
 
     Raises:
-        DataError: There is no complete cache, a part of it is damaged, or images have other contents than when they
+        DataError: there is no complete cache, a part of it is damaged, or images have other contents than when they
             were decoded.
     """
     plan = plan_cache(split, spec, cache_dir)
@@ -240,18 +240,18 @@ def decode_split(
     used, and later calls decode nothing; see `data.cache` for what that trusts.
 
     Args:
-        split: Which images.
-        spec: Size and color; the normalization in it is not applied here.
-        workers: Threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
-        progress: Called as (images done, images in all) from the calling thread.
-        cache_dir: Folder of memory-mapped caches; made if missing. None decodes into memory.
+        split: which images.
+        spec: size and color; the normalization in it is not applied here.
+        workers: threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
+        progress: called as (images done, images in all) from the calling thread.
+        cache_dir: folder of memory-mapped caches; made if missing. None decodes into memory.
 
     Returns:
         uint8 (n, height, width), or (n, height, width, 3) where `spec.color` is "rgb"; a read-only memory map with a
         cache folder.
 
     Raises:
-        DataError: Images that cannot be used: up to five are named, each with its reason, all are counted. With a cache
+        DataError: images that cannot be used: up to five are named, each with its reason, all are counted. With a cache
             folder also as `build_cache`.
     """
     if cache_dir is not None and len(split):

@@ -87,7 +87,7 @@ class Manifest:
         """Read the text of the file.
 
         Raises:
-            ValueError, TypeError, KeyError: It is something else.
+            ValueError, TypeError, KeyError: it is something else.
         """
         fields = json.loads(text)
         chunks = tuple(ChunkRecord(**record) for record in fields.pop("chunks"))

@@ -49,7 +49,7 @@ def equal_groups(digests: Sequence[bytes]) -> list[tuple[int, ...]]:
     """Positions with the same digest, where two or more share one; in the order of the first of each.
 
     Args:
-        digests: Of files; b"" belongs to no group.
+        digests: of files; b"" belongs to no group.
     """
     where: dict[bytes, list[int]] = {}
     for position, digest in enumerate(digests):
@@ -168,11 +168,11 @@ class Count:
 
     Attributes:
         split: "train", "dev" or "test".
-        images: In the split.
-        patients: In the split.
-        finding: Which.
-        positives: Images known to have it (a soft label above one half counts).
-        unknown: Images without a label of it.
+        images: in the split.
+        patients: in the split.
+        finding: which.
+        positives: images known to have it (a soft label above one half counts).
+        unknown: images without a label of it.
     """
 
     split: str
@@ -227,12 +227,12 @@ def examine(
     Every file is read and decoded in full. Beside the set's own records this holds 1 KB an image.
 
     Args:
-        dataset: As a reader gives it, unchecked; listed images may be missing.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in all) from the calling thread.
+        dataset: as a reader gives it, unchecked; listed images may be missing.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in all) from the calling thread.
 
     Returns:
-        The worst first: what ``find_problems`` tells; missing and corrupt files; the same file, then the same image,
+        The worst first: what `find_problems` tells; missing and corrupt files; the same file, then the same image,
         in several splits, then within one split.
     """
     images = _Images(

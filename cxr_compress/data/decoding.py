@@ -25,9 +25,8 @@ Pixels = NDArray[np.uint8]
 DIGEST_BYTES = 16
 
 _NAMED = 5  # bad images that an error names; the others are counted
-_TASK = (
-    8  # images per task: long beside the cost of a task, short enough that progress is smooth and Ctrl-C ends at once
-)
+# Images per task: long beside the cost of a task, short enough that progress is smooth and Ctrl-C ends at once.
+_TASK = 8
 _WAITING = 3  # tasks queued per worker, so that no core waits while the caller writes what is done
 
 
@@ -40,11 +39,11 @@ class Chunk:
     """A decoded run of images.
 
     Attributes:
-        images: Which rows of the split.
+        rows: which rows of the split.
         images: uint8 (images, height, width[, 3]); rows of bad images hold anything.
         bad: (row, reason) of the images that cannot be used.
         notes: (row, note) of the images that a person should know something about.
-        sources: Digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
+        sources: digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
     """
 
     rows: range
@@ -55,15 +54,15 @@ class Chunk:
 
 
 def image_shape(spec: PreprocessSpec) -> tuple[int, ...]:
-    """(height, width) of a decoded image, or (height, width, 3) where ``spec.color`` is "rgb"."""
+    """(height, width) of a decoded image, or (height, width, 3) where `spec.color` is "rgb"."""
     return (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
 
 
 def decode_image(split: Split, row: int, spec: PreprocessSpec) -> tuple[Pixels, tuple[str, ...]]:
-    """One image of a split, from its file or from the split's own pixels, and what is to be said about its file.
+    """One image of a split, from its file or from the split's own pixels, and notes about its file.
 
     Raises:
-        DataError: The image cannot be used.
+        DataError: the image cannot be used.
     """
     if split.paths:
         prepared = prepare(split.paths[row], spec)
@@ -88,13 +87,13 @@ def decode_chunks(
     1,024 px, and processes cost start-up, memory and a copy of every image.
 
     Args:
-        split: Whose images.
-        spec: Size and color.
-        chunks: Rows to decode.
-        into: Array of all images of the split whose rows are filled; new arrays per chunk if None.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in all), counting images outside ``chunks`` as done.
-        digests: Compute ``Chunk.sources``; every file is then read twice, once from the system's cache.
+        split: the images.
+        spec: size and color.
+        chunks: rows to decode.
+        into: array of all images of the split whose rows are filled; new arrays per chunk if None.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in all), counting images outside `chunks` as done.
+        digests: compute `Chunk.sources`; every file is then read twice, once from the system's cache.
     """
     count = workers or os.cpu_count() or 1
     done = len(split) - sum(map(len, chunks))
@@ -125,15 +124,13 @@ def decode_chunks(
 def source_digests(
     split: Split, chunks: Sequence[range], *, workers: int | None = None, progress: Progress | None = None
 ) -> list[str]:
-    """What ``Chunk.sources`` would be for each chunk, without decoding anything.
-
-    A file that cannot be read has a digest of its own that no readable file has.
+    """`Chunk.sources` of each chunk, without decoding anything; unlike any other where a file cannot be read.
 
     Args:
-        split: Whose images.
-        chunks: Rows.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in these chunks).
+        split: the images.
+        chunks: rows.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in these chunks).
     """
     digests = []
     done, total = 0, sum(map(len, chunks))
@@ -150,7 +147,7 @@ def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
     """Stop if images cannot be used.
 
     Raises:
-        DataError: There are any: up to five are named, each with its reason, all are counted.
+        DataError: there are any: up to five are named, each with its reason, all are counted.
     """
     if not bad:
         return
@@ -160,7 +157,7 @@ def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
 
 
 def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
-    """Warn (`ImageNoteWarning`) once of images that were not read as their files declare: how many, and one of them."""
+    """Warn once (`ImageNoteWarning`) of images that were not read as their files declare: how many, and the first."""
     if not notes:
         return
     count, (row, note) = len({row for row, _ in notes}), notes[0]
@@ -171,7 +168,7 @@ def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """What one task gives back; the pixels are in the chunk's array already."""
+    """The result of one task; its pixels are in the chunk's array already."""
 
     rows: range
     bad: tuple[tuple[int, str], ...]
@@ -182,17 +179,17 @@ class _Done:
 def _decode(split: Split, spec: PreprocessSpec, rows: range, *, first: int, images: Pixels, digests: bool) -> _Done:
     bad: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
-    found: list[bytes] = []
+    sources: list[bytes] = []
     for row in rows:
         # Before decoding: should the image change in between, its digest is the old one and the change is noticed.
         if digests:
-            found.append(_image_digest(split, row))
+            sources.append(_image_digest(split, row))
         try:
-            images[row - first], said = decode_image(split, row, spec)
-            notes += ((row, text) for text in said)
+            images[row - first], texts = decode_image(split, row, spec)
+            notes += ((row, text) for text in texts)
         except DataError as error:
             bad.append((row, str(error)))
-    return _Done(rows, tuple(bad), tuple(notes), tuple(found))
+    return _Done(rows, tuple(bad), tuple(notes), tuple(sources))
 
 
 def _join(rows: range, images: Pixels, results: Sequence[_Done], *, digests: bool) -> Chunk:
@@ -230,7 +227,7 @@ def own_pixels(split: Split) -> Pixels:
     """The array of a split without files.
 
     Raises:
-        DataError: It has none.
+        DataError: it has none.
     """
     if split.pixels is None:
         raise DataError(f"expected the {split.name} split to have files or pixels, it has neither")

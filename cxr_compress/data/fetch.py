@@ -143,16 +143,15 @@ def _complete(download: _Download, archive: Archive, attempts: int, pause: float
     md5 = _file_md5(download.path)
     if md5 != archive.md5 and download.resumed:
         # The first part may stem from another edition of the file, or from a crash in mid-write.
-        download.forget()
+        download.path.unlink()
         download.run(attempts, pause)
         md5 = _file_md5(download.path)
     if md5 != archive.md5:
-        download.forget()
+        download.path.unlink()
         raise _DownloadError(
             f"expected the published MD5 {archive.md5} of {archive.file}, got {md5} from {download.url}: it was "
             "damaged on the way, or that server has another file (removed); try again, or another --mirror"
         )
-    download.validator.unlink(missing_ok=True)
 
 
 def _file_md5(path: Path) -> str:
@@ -175,21 +174,18 @@ class _DownloadError(DataError):
 class _Download:
     """A download that may be cut off at any moment and goes on later; it is also the progress bar that pooch calls.
 
-    The partial file is continued with a Range request. If-Range makes the server send the whole file instead when it
-    has changed since; so does a server that knows no ranges, and the partial file starts anew. Where the server gave
-    neither an ETag nor a date, only the caller's checksum can tell whether the parts fit.
+    The partial file is continued with a Range request; where the server knows no ranges, it starts anew. Whether parts
+    of two tries fit together is for the caller's checksum to say.
 
     Attributes:
         url: where from.
         path: the partial file.
-        validator: file with the ETag or date that tells this edition of the file from another.
         resumed: whether bytes of an earlier run, or of an earlier try, were kept.
         total: bytes that pooch expects of one answer.
     """
 
     def __init__(self, url: str, path: Path, progress: Progress | None, timeout: float) -> None:
         self.url, self.path = url, path
-        self.validator = path.with_name(f"{path.name}.validator")
         self.resumed, self.total = False, 0
         self._progress, self._timeout = progress, timeout
         self._whole = 0  # bytes of the file; 0 where the server does not say
@@ -215,11 +211,6 @@ class _Download:
                 raise _DownloadError(self._explain(f"{reason} ({failures} tries)"))
             time.sleep(min(_LONGEST_PAUSE, max(wait, pause * 2 ** (failures - 1))))
 
-    def forget(self) -> None:
-        """Remove the partial file."""
-        self.path.unlink(missing_ok=True)
-        self.validator.unlink(missing_ok=True)
-
     def update(self, count: int) -> None:
         """Report progress: pooch calls this after each block."""
         if self._progress is not None:
@@ -243,8 +234,6 @@ class _Download:
         headers = {"User-Agent": f"cxr-compress/{cxr_compress.__version__}", "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
-            if self.validator.exists():
-                headers["If-Range"] = self.validator.read_text(encoding="latin-1")
         try:
             with self.path.open("ab") as file:
 
@@ -284,12 +273,6 @@ class _Download:
                 file.truncate(0)  # parts do not work with this server: the next try asks for the whole
                 raise RequestException("the server sent another part than was asked for")
             self._whole = int(match[2])
-        # No weak ETag in If-Range (RFC 9110, 13.1.5).
-        etag = answer.headers.get("ETag") or ""
-        edition = etag if etag.startswith('"') else answer.headers.get("Last-Modified") or ""
-        self.validator.unlink(missing_ok=True)
-        if edition.strip():
-            self.validator.write_text(edition.strip(), encoding="latin-1")
         if self._whole - self._size() > shutil.disk_usage(self.path.parent).free:
             raise _DownloadError(self._too_full())
 
@@ -300,7 +283,7 @@ class _Download:
             # Nothing is left after what is there: it is complete, or it is more than the file.
             if answer.headers.get("Content-Range") == f"bytes */{have}":
                 return None
-            self.forget()
+            self.path.unlink()
             return "the server refused to go on", 0.0
         if code not in _WORTH_A_RETRY:
             raise _DownloadError(self._explain(f"the server says {code} {answer.reason}"))

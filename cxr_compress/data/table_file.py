@@ -42,10 +42,10 @@ class Cells:
     """The cells of a table.
 
     Attributes:
-        header: The first row, without blanks around its names.
+        header: the first row, without blanks around its names.
         rows: (line of the file, counted from 1; cells) of every row below it that holds anything, to be used up once.
-        separator: What stands between the cells.
-        encoding: As Python names it.
+        separator: what stands between the cells.
+        encoding: as Python names it.
     """
 
     header: list[str]
@@ -58,12 +58,12 @@ def read_cells(path: Path, *, who: str, fits: Callable[[Sequence[str]], bool]) -
     """The cells of a table of commas, semicolons or tabs; UTF-8 or, with its mark, UTF-16 or UTF-32; .gz or not.
 
     Args:
-        path: The file.
-        who: The set, with which messages start.
-        fits: Whether a header has the columns that are looked for; decides where two separators stand in the header.
+        path: the file.
+        who: the set, with which messages start.
+        fits: whether a header has the columns that are looked for; decides where two separators stand in the header.
 
     Raises:
-        DataError: The file cannot be read, is no text table, is in an encoding that would have to be guessed, or its
+        DataError: the file cannot be read, is no text table, is in an encoding that would have to be guessed, or its
             separator is unclear; from `rows`: a quote is left open.
     """
     text, encoding = _decode(_content(path, who), f"{who}: {path.name}")
@@ -79,7 +79,7 @@ def read_text(path: Path, *, who: str) -> str:
     """The text of a file, in the encodings that `read_cells` takes.
 
     Raises:
-        DataError: As `read_cells`.
+        DataError: as `read_cells`.
     """
     return _decode(_content(path, who), f"{who}: {path.name}")[0]
 
@@ -188,10 +188,10 @@ class Row:
     """One row of a table.
 
     Attributes:
-        cells: Column name -> text without surrounding blanks; "" where empty or missing.
-        line: In the file, counted from 1.
-        file: Its name.
-        who: The set, with which messages start.
+        cells: column name -> text without surrounding blanks; "" where empty or missing.
+        line: in the file, counted from 1.
+        file: its name.
+        who: the set, with which messages start.
     """
 
     cells: Mapping[str, str]
@@ -216,10 +216,10 @@ class Table:
     """A table in memory.
 
     Attributes:
-        columns: In the order of the file, without nameless ones; a column that was asked for has the name that it was
+        columns: in the order of the file, without nameless ones; a column that was asked for has the name that it was
             asked for by.
-        rows: Generator of its rows, to be used up once.
-        notes: What was taken as what, one sentence each; none where every name is written as it was asked for.
+        rows: generator of its rows, to be used up once.
+        notes: what was taken as what, one sentence each; none where every name is written as it was asked for.
     """
 
     columns: tuple[str, ...]
@@ -241,15 +241,15 @@ def read_table(
     "Patient ID", "patientId" and "PATIENT_ID" are all found as patient_id, and a note says so.
 
     Args:
-        path: The file.
-        who: The set, with which messages start.
-        needed: Columns that must be there.
-        optional: Columns that are looked for.
-        other_names: Column -> names that mean the same, as `column_key` gives them, where it has no such column itself.
-        exact: Every row must have as many cells as the header; published sets are not that tidy.
+        path: the file.
+        who: the set, with which messages start.
+        needed: columns that must be there.
+        optional: columns that are looked for.
+        other_names: column -> names that mean the same, as `column_key` gives them, where it has no such column itself.
+        exact: every row must have as many cells as the header; published sets are not that tidy.
 
     Raises:
-        DataError: As `read_cells`; a column is missing, there twice, or two may be the one asked for; from the rows, a
+        DataError: as `read_cells`; a column is missing, there twice, or two may be the one asked for; from the rows, a
             ragged one, or one that ends before a needed column.
     """
     wanted = (*needed, *optional)

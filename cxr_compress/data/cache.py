@@ -52,8 +52,8 @@ class CacheEntry:
     Attributes:
         path: the .npy file.
         images: rows in it.
-        bytes: of the file.
-        sha256: of the file.
+        bytes: size of the file.
+        sha256: digest of the file.
         decoded: images that this call decoded; 0 if the cache was there already.
     """
 
@@ -78,9 +78,9 @@ def build_cache(
     processes that want the same cache one builds it and the others wait.
 
     Args:
-        split: which images; at least one.
+        split: the images; at least one.
         spec: size and color; its normalization does not matter.
-        cache_dir: where; made if missing.
+        cache_dir: folder of the cache; made if missing.
         workers: threads; None for one per core.
         progress: called as (images done, images in all).
 
@@ -114,7 +114,7 @@ def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDA
         `numpy.memmap`, uint8 (images, height, width), or (images, height, width, 3) where `spec.color` is "rgb".
 
     Raises:
-        DataError: there is none, or its images have changed.
+        DataError: there is no complete cache, or its images have changed.
     """
     plan = plan_cache(split, spec, cache_dir)
     return map_cache(_entry(plan, _require(plan), 0))
@@ -137,9 +137,9 @@ def verify_cache(
     """Read all of a cache and all of its images, and compare both with what was noted when it was made.
 
     Args:
-        split: as in `build_cache`.
-        spec: as in `build_cache`.
-        cache_dir: as in `build_cache`.
+        split: the images.
+        spec: their size and color.
+        cache_dir: folder of the cache.
         workers: threads that read the images; None for one per core.
         progress: called as (images done, images in all) while the images are read.
 
@@ -221,7 +221,7 @@ def _images(plan: CachePlan, index: int) -> str:
     return f"images {images.start} to {images.stop - 1}"
 
 
-_CHUNK = 256  # images; here only the unit in which finished work is handed on
+_CHUNK = 256  # images that are decoded into memory as one piece of work
 
 
 def decode_split(
@@ -240,7 +240,7 @@ def decode_split(
     used, and later calls decode nothing; see `data.cache` for what that trusts.
 
     Args:
-        split: which images.
+        split: the images.
         spec: size and color; the normalization in it is not applied here.
         workers: threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
         progress: called as (images done, images in all) from the calling thread.

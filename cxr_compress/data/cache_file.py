@@ -43,7 +43,7 @@ _NAME_DIGITS = 12
 
 @dataclass(frozen=True)
 class ChunkRecord:
-    """What is known of a finished chunk: digests only, no name.
+    """The digests of a finished chunk, by which it is recognized; no name of an image is kept.
 
     Attributes:
         state: digest of the sizes and modification times of its images.
@@ -58,7 +58,7 @@ class ChunkRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands beside a complete cache; without it a data file counts for nothing.
+    """The description beside a complete cache; a data file without one is no cache.
 
     Attributes:
         format: version of this file.
@@ -87,7 +87,7 @@ class Manifest:
         """Read the text of the file.
 
         Raises:
-            ValueError, TypeError, KeyError: it is something else.
+            ValueError, TypeError, KeyError: the text is no manifest.
         """
         fields = json.loads(text)
         chunks = tuple(ChunkRecord(**record) for record in fields.pop("chunks"))
@@ -127,7 +127,7 @@ class CachePlan:
 
     @property
     def header(self) -> bytes:
-        """What a .npy file of this shape starts with."""
+        """The header of a .npy file of this shape."""
         buffer = io.BytesIO()
         np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
         return buffer.getvalue()
@@ -150,12 +150,12 @@ class CachePlan:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         expected = (FORMAT, PREPROCESS_VERSION, self.shape, len(self.chunks), self.data_bytes)
-        there = (manifest.format, manifest.preprocess_version, manifest.shape, len(manifest.chunks), size)
-        return manifest if there == expected else None
+        described = (manifest.format, manifest.preprocess_version, manifest.shape, len(manifest.chunks), size)
+        return manifest if described == expected else None
 
 
 def plan_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> CachePlan:
-    """Look at the images (not into them) and say where their cache belongs.
+    """The cache of a split, from the names, sizes and times of its images; they are not opened.
 
     The name of a complete cache stands for the images' order, relative paths and sizes and for the spec, so an image
     that is replaced makes another cache, and a set that is moved as a whole keeps its own. That of an unfinished one
@@ -192,7 +192,7 @@ def map_rows(plan: CachePlan, path: Path) -> Pixels | None:
 
 
 def changed_chunks(plan: CachePlan, manifest: Manifest) -> list[int]:
-    """Which chunks have images with another size or time than when they were cached."""
+    """The chunks of which an image has another size or time than when it was cached."""
     pairs = zip(plan.states, manifest.chunks, strict=True)
     return [index for index, (state, record) in enumerate(pairs) if state != record.state]
 

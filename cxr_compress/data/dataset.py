@@ -1,4 +1,4 @@
-"""What every reader returns, and the checks that no set escapes."""
+"""A data set as every reader returns it, the checks that every set goes through, and which findings a model shares."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Dataset:
     """A set with its three parts; no patient is in two of them.
 
     Attributes:
-        name: as `load_dataset` knows it.
+        name: name by which `load_dataset` reads it.
         findings: (k,) what the columns of the labels mean.
-        train: what weights are fitted on.
-        dev: what every choice is made on (checkpoint, threshold, calibration): patients carved out of train.
+        train: images that weights are fitted on.
+        dev: images that every choice is made on (checkpoint, threshold, calibration): patients carved out of train.
         test: the official test images, scored once per final artifact.
         attribution: whose data this is and under what license; goes into every report and model file.
         synthetic: True for drawn images: no number measured on them says anything about patients.
         notes: sentences a reader of results must know, e.g. that the set has no patients.
-        patient_key: in words, what the reader takes for a patient.
+        patient_key: in words, what the reader takes for a patient, for example a column.
         allow_one_class: dev and test may have only images with, or only images without, a finding. Its column stays;
             evaluation calls it "not enough data". Small real sets need that for rare findings.
         color: "gray" or "rgb": what the images are.
@@ -50,7 +50,7 @@ class Dataset:
         """The same images with some of the findings, in the order given.
 
         Args:
-            columns: of `findings`.
+            columns: positions in `findings`.
         """
         chosen = list(columns)
         if chosen == list(range(len(self.findings))):
@@ -68,12 +68,12 @@ class Dataset:
 
 
 def finding_key(name: str) -> str:
-    """What two names of one finding share: case, and "_" for a space, tell nothing apart; all else does."""
+    """The form in which names of findings are compared: case does not count, and "_" is a space."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
 class ProblemKind(enum.Enum):
-    """What is wrong; the values are read by people."""
+    """Kinds of problems; the values are read by people."""
 
     EMPTY_SPLIT = "empty split"
     LEAKAGE = "patient leakage"
@@ -89,7 +89,7 @@ class Problem:
     """One thing that is wrong with a set.
 
     Attributes:
-        kind: which rule.
+        kind: the rule that is broken.
         text: one line that starts with the set's name: what was expected, what was found, what to do.
         splits: the parts concerned.
         count: how many patients, images or groups.
@@ -107,7 +107,7 @@ def check_dataset(dataset: Dataset, *, patient_key: str | None = None) -> Datase
     """Refuses a set on which training or scoring would mislead.
 
     Args:
-        dataset: what a reader put together.
+        dataset: result of a reader.
         patient_key: in words, what the reader takes for a patient; part of the message. The set's own if None.
 
     Returns:
@@ -126,30 +126,30 @@ def find_problems(dataset: Dataset, *, patient_key: str | None = None) -> Iterat
     """All that is wrong with the splits of a set, without opening a file; the worst first.
 
     Args:
-        dataset: what a reader put together.
-        patient_key: as `check_dataset`.
+        dataset: result of a reader.
+        patient_key: in words, what the reader takes for a patient. The set's own if None.
     """
     for split in dataset.splits:
         if not len(split):
             text = f"{dataset.name}: the {split.name} split has no images; use a larger set or dev_fraction"
             yield Problem(ProblemKind.EMPTY_SPLIT, text, (split.name,), 0)
-    for one, other in combinations(dataset.splits, 2):
-        yield from _shared_patients(dataset, one, other, patient_key or dataset.patient_key)
+    for first, second in combinations(dataset.splits, 2):
+        yield from _shared_patients(dataset, first, second, patient_key or dataset.patient_key)
     for split in dataset.splits:
         if len(split) and (split is dataset.train or not dataset.allow_one_class):
             yield from _one_class(dataset, split)
 
 
-def _shared_patients(dataset: Dataset, one: Split, other: Split, patient_key: str) -> Iterator[Problem]:
+def _shared_patients(dataset: Dataset, first: Split, second: Split, patient_key: str) -> Iterator[Problem]:
     """No patient may be in two splits: the model would be tested on a body it has learnt by heart."""
-    shared = set(one.patients) & set(other.patients)
+    shared = set(first.patients) & set(second.patients)
     if shared:
-        images = sum(patient in shared for split in (one, other) for patient in split.patients)
+        images = sum(patient in shared for split in (first, second) for patient in split.patients)
         text = (
-            f"{dataset.name}: {len(shared)} patient(s) with {images} images are in both {one.name} and {other.name} "
+            f"{dataset.name}: {len(shared)} patient(s) with {images} images are in both {first.name} and {second.name} "
             f"(the key is {patient_key}); move all images of a patient into one split"
         )
-        yield Problem(ProblemKind.LEAKAGE, text, (one.name, other.name), len(shared), tuple(sorted(shared)))
+        yield Problem(ProblemKind.LEAKAGE, text, (first.name, second.name), len(shared), tuple(sorted(shared)))
 
 
 def _one_class(dataset: Dataset, split: Split) -> Iterator[Problem]:

@@ -39,7 +39,7 @@ class Chunk:
     """A decoded run of images.
 
     Attributes:
-        rows: which rows of the split.
+        rows: rows of the split.
         images: uint8 (images, height, width[, 3]); rows of bad images hold anything.
         bad: (row, reason) of the images that cannot be used.
         notes: (row, note) of the images that a person should know something about.
@@ -227,7 +227,7 @@ def own_pixels(split: Split) -> Pixels:
     """The array of a split without files.
 
     Raises:
-        DataError: it has none.
+        DataError: the split has none.
     """
     if split.pixels is None:
         raise DataError(f"expected the {split.name} split to have files or pixels, it has neither")

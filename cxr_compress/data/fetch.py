@@ -63,7 +63,7 @@ class Archive:
 
 
 def medmnist_archive(name: str, size: int) -> Archive:
-    """Which file holds a set at a size.
+    """The file that holds a set at a size.
 
     Raises:
         DataError: another set or size than the published ones known here.
@@ -89,8 +89,8 @@ def fetch(
     """Download an archive, unless it is there; an interrupted download goes on where it ended.
 
     Args:
-        archive: which one.
-        output_dir: where to; made if missing.
+        archive: the file to download.
+        output_dir: folder for it; made if missing.
         mirror: address of a folder that holds a copy of the file, instead of the official one.
         progress: called as (bytes done, bytes in all; 0 where the server does not say).
         timeout: seconds without a byte after which a connection counts as dead.
@@ -178,7 +178,7 @@ class _Download:
     of two tries fit together is for the caller's checksum to say.
 
     Attributes:
-        url: where from.
+        url: address of the file.
         path: the partial file.
         resumed: whether bytes of an earlier run, or of an earlier try, were kept.
         total: bytes that pooch expects of one answer.
@@ -277,7 +277,7 @@ class _Download:
             raise _DownloadError(self._too_full())
 
     def _refused(self, answer: Any, have: int) -> tuple[str, float] | None:
-        """What an answer without content means, as `_try` says it."""
+        """The meaning of an answer without content, in the form of `_try`."""
         code = answer.status_code
         if code == _RANGE_REFUSED:
             # Nothing is left after what is there: it is complete, or it is more than the file.
@@ -306,7 +306,7 @@ class _Download:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, without the words that libraries put around it."""
+    """The system's own message, without the words that libraries put around it."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TimeoutError):

@@ -102,7 +102,7 @@ class Split:
 
         Args:
             images: positions in this split.
-            name: of the new split; this one's if None.
+            name: name of the new split; this one's if None.
         """
         chosen = np.asarray(images, np.int64)
         return Split(
@@ -122,7 +122,7 @@ def join_splits(splits: Sequence[Split], name: str) -> Split:
 
     Args:
         splits: at least one; with the same findings.
-        name: of the new split.
+        name: name of the new split.
     """
     optional: dict[str, Any] = {}
     for field in _OPTIONAL:
@@ -252,7 +252,7 @@ def _rank(members: Sequence[str], seed: int) -> list[str]:
 
 
 def _share(size: int, fraction: float) -> int:
-    """How many of a stratum go: never all, never none where there are two to share."""
+    """Patients that are taken from a stratum: never all, and at least one where there are two or more."""
     return min(max(round(size * fraction), 1), size - 1)
 
 

@@ -149,12 +149,12 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
             raise DataError(f"phantom: expected {folder} to be new, empty or a phantom set, it holds something else")
         return False
     try:
-        there = dict(json.loads(path.read_text(encoding="utf-8")))
+        parameters_there = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"phantom: {path.name} in {folder} is damaged; delete the folder or take another") from error
-    differing = [key for key in parameters if there.get(key) != parameters[key]]
+    differing = [key for key in parameters if parameters_there.get(key) != parameters[key]]
     if differing:
-        pairs = ", ".join(f"{key} {there.get(key)!r} instead of {parameters[key]!r}" for key in differing)
+        pairs = ", ".join(f"{key} {parameters_there.get(key)!r} instead of {parameters[key]!r}" for key in differing)
         raise DataError(f"phantom: {folder} holds a set with {pairs}; delete it or choose another folder")
     return path.name == _PARAMETERS
 
@@ -179,7 +179,7 @@ class _PlannedImage:
 
 
 def _plan(split: str, images: int, first_patient: int, seed: int) -> list[_PlannedImage]:
-    """Who has which finding on which image; exactly `_SHARES` of the patients have each."""
+    """The images of a split with their findings; exactly `_SHARES` of the patients have each."""
     rng = np.random.default_rng((seed, first_patient, images))
     # One to three images each until they are enough; the last patient takes what is left.
     counts = np.diff(np.minimum(np.cumsum(rng.integers(1, 4, images)), images), prepend=0)
@@ -402,7 +402,7 @@ def _draw_heart(chest: _Chest) -> Levels:
 
 
 def _draw_opacity(chest: _Chest, rng: np.random.Generator) -> Levels:
-    """An uneven, soft-edged patch in one lung: what is added to the levels."""
+    """An uneven, soft-edged patch in one lung; added to the levels."""
     at, x, y = chest.place(rng, 0.10)
     blobs = rng.uniform((-0.1, -0.1, 0.09), (0.1, 0.1, 0.17), (5, 3)).tolist()
     patch = np.max([chest.disk(x + dx, y + dy, radius, soft=0.12) for dx, dy, radius in blobs], axis=0)
@@ -410,7 +410,7 @@ def _draw_opacity(chest: _Chest, rng: np.random.Generator) -> Levels:
 
 
 def _draw_nodule(chest: _Chest, rng: np.random.Generator) -> Levels:
-    """One round, well defined spot, 6 to 9.5 % of the image across: what is added to the levels."""
+    """One round, well defined spot, 6 to 9.5 % of the image across; added to the levels."""
     at, x, y = chest.place(rng, 0.12)
     spot = chest.disk(x, y, rng.uniform(0.060, 0.095), soft=0.03)
     return int(rng.integers(66, 96)) * spot * chest.lungs[at] // 255**2
@@ -440,7 +440,7 @@ def _draw_pneumothorax(
 
 
 def _draw_look_alikes(chest: _Chest, rng: np.random.Generator) -> Levels:
-    """What has no label though it resembles a finding, each on some images; what is added to the levels."""
+    """Shapes without a label that resemble findings, each on some images; added to the levels."""
     added = np.zeros((chest.size, chest.size), np.int32)
     _, x, y = chest.place(rng, 0.10)
     haze = chest.disk(x, y, rng.uniform(0.16, 0.26), soft=0.1)  # fainter than an opacity

@@ -208,10 +208,10 @@ def name_owners(text: str, values: Container[str]) -> str:
         text: a message.
         values: the flags of the command at hand.
     """
-    said = text
-    for flag in dict.fromkeys(_FLAG.findall(said)):
+    message = text
+    for flag in dict.fromkeys(_FLAG.findall(message)):
         owner = FLAG_OWNERS.get(flag)
-        if owner and flag not in values and owner not in said:
+        if owner and flag not in values and owner not in message:
             text += f" (--{flag} is a flag of {owner})"
     return text
 

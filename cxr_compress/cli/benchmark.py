@@ -185,6 +185,6 @@ def _print_layers(values: flags.FlagValues, report: LayerReport, options: dict[s
     rows = [[entry[column] for column in _LAYER_COLUMNS] for entry in entries]
     write_results(values.format, document=document, headers=_LAYER_COLUMNS, rows=rows, intended_use=INTENDED_USE)
     if values.format != "json":
-        told = ", ".join(f"{name} {value:.4g}" for name, value in shares.items())
-        print_error(NAME, f"{times.machine}; {times.runtime}, {times.num_threads} thread(s); {told}")
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in shares.items())
+        print_error(NAME, f"{times.machine}; {times.runtime}, {times.num_threads} thread(s); {summary}")
         print_error(NAME, f"wrote {values.output_file}; it holds for this machine, runtime and number of threads")

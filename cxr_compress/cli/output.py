@@ -174,8 +174,8 @@ def _check_name(output: Output) -> None:
     suffix = output.path.suffix.lower()
     if suffix in ("", output.suffix):
         return
-    told = f", the suffix of {_FORMATS[suffix]}" if suffix in _FORMATS else ""
-    raise UsageError(f"expected --{output.flag} to end in {output.suffix}, got {output.path.name!r}{told}")
+    meaning = f", the suffix of {_FORMATS[suffix]}" if suffix in _FORMATS else ""
+    raise UsageError(f"expected --{output.flag} to end in {output.suffix}, got {output.path.name!r}{meaning}")
 
 
 def _check_place(name: str, output: Output, read: Iterable[Path], *, overwrite: bool) -> None:
@@ -190,9 +190,9 @@ def _check_place(name: str, output: Output, read: Iterable[Path], *, overwrite: 
         return
     if any(source.exists() and source.samefile(path) for source in read):
         raise CompressionError(f"{where} is a file that this command reads: give another name")
-    made = output.made_before(path)
-    if made:
-        print_error(name, f"replaces {path}, {made}")
+    earlier = output.made_before(path)
+    if earlier:
+        print_error(name, f"replaces {path}, {earlier}")
         return
     if any(source.is_dir() and path.resolve().is_relative_to(source.resolve()) for source in read):
         raise CompressionError(f"{where} is a file of a folder that this command reads: give another name")

@@ -144,10 +144,10 @@ class _Result:
     def rows(self, *, short: bool = False) -> list[list[Any]]:
         """One row a finding; each carries the warnings about the image, in short or in full."""
         entries = self.findings.to_dict()["findings"]
-        said = ", ".join(map(in_short, self.warnings)) if short else " | ".join(self.warnings)
-        columns, given = _columns(self.findings.activation), {"predicted": self.findings.predicted}
-        keys = columns[1 : -len(_OF_THE_IMAGE)]
-        return [[self.image, *((given | entry)[key] for key in keys), self.milliseconds, said] for entry in entries]
+        remarks = ", ".join(map(in_short, self.warnings)) if short else " | ".join(self.warnings)
+        keys = _columns(self.findings.activation)[1 : -len(_OF_THE_IMAGE)]
+        rows = [{"predicted": self.findings.predicted, **entry} for entry in entries]
+        return [[self.image, *(row[key] for key in keys), self.milliseconds, remarks] for row in rows]
 
 
 def _columns(activation: str) -> tuple[str, ...]:
@@ -303,8 +303,8 @@ def _predict(classifier: Classifier, image: str) -> _Result:
         start = time.perf_counter()
         findings = classifier.predict(image)
         milliseconds = round((time.perf_counter() - start) * 1e3, 2)
-    said = [str(warning.message) for warning in caught] + list(findings.warnings)
-    return _Result(image, findings, said, milliseconds)
+    remarks = [str(warning.message) for warning in caught] + list(findings.warnings)
+    return _Result(image, findings, remarks, milliseconds)
 
 
 def _print(form: str, model: ModelFile, classifier: Classifier, batch: _Batch) -> None:

@@ -211,22 +211,22 @@ def load_delegate(library: str, module: str) -> Any:
         return load(library)
     except (ValueError, OSError, RuntimeError) as error:
         # The text starts with "Failed to load delegate from"; libedgetpu says nothing more where it finds no device.
-        said = " ".join(str(error).partition(library)[2].split()).rstrip(".")
+        detail = " ".join(str(error).partition(library)[2].split()).rstrip(".")
         raise RuntimeUnavailableError(
-            f"the delegate {library} finds no device{f' ({said})' if said else ''}: {_PLUG_IN}"
+            f"the delegate {library} finds no device{f' ({detail})' if detail else ''}: {_PLUG_IN}"
         ) from error
 
 
 def _check_delegate(library: str) -> None:
     """Look into the library first: the runtimes leave a broken object behind where an entry is missing."""
     try:
-        found = ctypes.CDLL(library)
+        loaded = ctypes.CDLL(library)
     except OSError as error:
         text = " ".join(str(error).split()).rstrip(".")
         raise RuntimeUnavailableError(
             f"the delegate {library} cannot be loaded ({text}): {_INSTALL_DELEGATE}"
         ) from error
-    missing = [name for name in _DELEGATE_FUNCTIONS if not hasattr(found, name)]
+    missing = [name for name in _DELEGATE_FUNCTIONS if not hasattr(loaded, name)]
     if missing:
         raise RuntimeUnavailableError(
             f"{library} is no TFLite delegate: it has no function {missing[0]}; {_INSTALL_DELEGATE}"

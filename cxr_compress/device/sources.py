@@ -201,8 +201,8 @@ class FolderContent:
     def note(self) -> str:
         """How many of what are not read, without a file name; "" where all is."""
         counts = Counter(entry.kind for entry in self.not_read)
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        return f"{len(self.not_read)} not read, being no image: {told}" if told else ""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        return f"{len(self.not_read)} not read, being no image: {kinds}" if kinds else ""
 
 
 def look_into(folder: str | Path, *, deep: bool = True) -> FolderContent:

@@ -166,8 +166,8 @@ class Calibration(NamedTuple):
         plain = [name for name, fitted in zip(findings, self.fitted, strict=True) if not fitted]
         if len(plain) == len(findings):
             return f"class weights of the training loss undone; too few of {images} to fit more"
-        said = f"Platt scaling fitted on {images}"
-        return f"{said}; of {', '.join(plain)} only the class weights of the training loss undone" if plain else said
+        text = f"Platt scaling fitted on {images}"
+        return f"{text}; of {', '.join(plain)} only the class weights of the training loss undone" if plain else text
 
 
 def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight: ArrayLike) -> Calibration:
@@ -313,7 +313,7 @@ def fit_info(
     for place, column in enumerate(columns):
         slope[column], offset[column] = chosen.slope[place], chosen.offset[place]
         thresholds[column] = chosen.thresholds[place]
-    left = ", ".join(name for column, name in enumerate(info.labels) if column not in set(columns))
+    others = ", ".join(name for column, name in enumerate(info.labels) if column not in set(columns))
     rule = f"largest sensitivity + specificity on {images}, {held_out}; choose your own before any use"
     source = chosen.source(images, named) + warning
     return replace(
@@ -321,8 +321,8 @@ def fit_info(
         logit_slope=tuple(slope),
         logit_offset=tuple(offset),
         thresholds=tuple(thresholds),
-        threshold_source=f"{rule}; of {left}: {info.threshold_source}" if left else rule,
-        calibration_source=f"{source}; of {left}: {info.calibration_source}" if left else source,
+        threshold_source=f"{rule}; of {others}: {info.threshold_source}" if others else rule,
+        calibration_source=f"{source}; of {others}: {info.calibration_source}" if others else source,
     )
 
 

@@ -88,8 +88,8 @@ def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
 
     Groups in which nothing can be given are named under the table instead.
     """
-    empty = [group for group in grouping.groups if not _given(group)]
-    groups = [*(group for group in grouping.groups if _given(group)), grouping.within]
+    empty = [group for group in grouping.groups if not _count_scored(group)]
+    groups = [*(group for group in grouping.groups if _count_scored(group)), grouping.within]
     titles = [f"by {grouping.by}", *(group.name for group in groups)]
     rows = [[finding, *(_group_cell(group.scores[k]) for group in groups)] for k, finding in enumerate(findings)]
     if len(findings) > 1:
@@ -172,11 +172,11 @@ def _group_cell(score: GroupFinding) -> str:
 
 
 def _mean_cell(group: Group) -> str:
-    given = _given(group)
-    return f"{_number(group.mean_auroc.value)} ({given} findings)" if given else _MISSING
+    count = _count_scored(group)
+    return f"{_number(group.mean_auroc.value)} ({count} findings)" if count else _MISSING
 
 
-def _given(group: Group) -> int:
+def _count_scored(group: Group) -> int:
     """For how many findings the group has enough images."""
     return sum(score.enough_data for score in group.scores)
 

@@ -78,12 +78,16 @@ def _accuracies(row: Mapping[str, Any], *, first: bool) -> list[str]:
 
 def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per true class and file: how many of its images were called each class."""
-    known = [(row["name"], found) for row in rows if (found := _inside(row, "evaluation", "classes"))]
-    classes = known[0][1]["confusion_matrix"]["classes"] if known else []
+    matrices = [
+        (row["name"], measured["confusion_matrix"])
+        for row in rows
+        if (measured := _inside(row, "evaluation", "classes"))
+    ]
+    classes = matrices[0][1]["classes"] if matrices else []
     body = [
-        [truth if index == 0 else "", name, *(_count(count) for count in found["confusion_matrix"]["counts"][place])]
+        [truth if index == 0 else "", name, *(_count(count) for count in matrix["counts"][place])]
         for place, truth in enumerate(classes)
-        for index, (name, found) in enumerate(known)
+        for index, (name, matrix) in enumerate(matrices)
     ]
     headers = ["true class", "file", *(f"called {name}" for name in classes)]
     aligned = ("left", "left", *("right",) * len(classes))

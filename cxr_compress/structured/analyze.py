@@ -39,7 +39,7 @@ from cxr_compress.structured.walk import CalledLayer, TracedCall, TracedLayer, W
 def analyze_channels(
     model: keras.Model, *, exclude: Sequence[str] = (), allow_inexact: bool = False
 ) -> ChannelAnalysis:
-    """Find out which filters of a model may be removed and everything that must get thinner with each.
+    """Find out which filters of a model may be removed and everything that must shrink with each.
 
     The model is only read. Works on functional and Sequential models, nested ones included; layers that are not
     understood protect the groups that reach them, with a reason in `protected`.
@@ -99,10 +99,10 @@ class _Solved:
 
     def _axis(self, layout: ChannelLayout) -> tuple[int, IntArray]:
         """The number and the channel sets of a layout's axis; BN's four weights and the tensors around it share one."""
-        found = self._axes.get(id(layout.ids))
-        if found is None:
-            found = self._axes[id(layout.ids)] = (len(self._axes), self._partition.set_of[layout.ids])
-        return found
+        key = id(layout.ids)
+        if key not in self._axes:
+            self._axes[key] = (len(self._axes), self._partition.set_of[layout.ids])
+        return self._axes[key]
 
     def _slices(self, path: str, layer: TracedLayer) -> LayerSlices:
         axes = tuple(AxisSlice(a.weight, a.axis, self._axis(a.layout)[1], a.role) for a in layer.flow.axes)
@@ -138,13 +138,13 @@ class _Solved:
     def _excluded(self) -> dict[str, str]:
         """Which layers are left alone because the caller asked for it."""
         owners = list(chain.from_iterable(group.owners for group in self._partition.groups))
-        found = {}
+        reasons = {}
         for pattern in self._exclude:
             matches = list(filter(path_matcher(pattern, "exclude"), owners))
             if not matches:
                 raise CompressionError(f"exclude {pattern!r} matches no layer that makes channels; see cxr_inspect")
-            found.update(dict.fromkeys(matches, f"excluded by {pattern!r}"))
-        return found
+            reasons.update(dict.fromkeys(matches, f"excluded by {pattern!r}"))
+        return reasons
 
     def _cost_model(self) -> CostModel:
         macs = []
@@ -295,7 +295,7 @@ def _activation(layer: CalledLayer) -> str:
     return "linear" if value is None else str(value)
 
 
-# Thinner than this few layers get; the fit goes on below in straight lines.
+# Few layers get smaller than this; below it the fit goes on in straight lines.
 _LEAST_SHARE = 1 / 8
 
 
@@ -304,7 +304,7 @@ class KernelSurvey:
     """What the original model runs, as plain data.
 
     Attributes:
-        probes: each kind of kernel once, with the widths that a thinner model may give it.
+        probes: each kind of kernel once, with the widths that a pruned model may give it.
         uses: every use of a kernel.
         moved: elements that layers without a kernel read or write.
         file_counts: what the bytes of the model's file are split by.

@@ -121,11 +121,11 @@ class MeasuredCosts:
 
     def tflite_bytes(self, counts: Counts, table: FileBytes) -> int:
         """Predicted size of the int8 file."""
-        found = self.file_counts(counts)
+        split = self.file_counts(counts)
         parts = (
-            table.kernel_element * found.kernels,
-            table.filter * found.filters,
-            table.norm_channel * found.norm_channels,
+            table.kernel_element * split.kernels,
+            table.filter * split.filters,
+            table.norm_channel * split.norm_channels,
             table.fixed,
         )
         # An exact sum: the order of its terms, and so the way a model was pruned, cannot show in it.
@@ -173,8 +173,6 @@ class MeasuredCosts:
         return tuple(specs)
 
 
-__all__ = ["BoolArray", "CostModel", "IntArray", "ModelCost", "Product"]
-
 BoolArray = npt.NDArray[np.bool_]
 
 FLOAT_BYTES = 4
@@ -186,7 +184,7 @@ class ModelCost:
 
     Attributes:
         params: all weights, moving statistics included, as Keras counts them.
-        macs: multiply-accumulates of all kernels, over the thinner inputs of the next layer too; None where the model
+        macs: multiply-accumulates of all kernels, with the fewer inputs of the next layer too; None where the model
             has layers whose multiplications are not counted: a number without them would pass for a small model.
         peak_activation_bytes: the largest sum of float32 tensors alive at once when layers run one by one in model
             order, none fused; runtimes that fuse or reuse need less, the ratio between two models is what counts.

@@ -34,17 +34,17 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
         model: is only read.
 
     Returns:
-        ``summary``: params, macs (None where not_counted names layers), not_counted, peak_activation_bytes, layers,
+        `summary`: params, macs (None where not_counted names layers), not_counted, peak_activation_bytes, layers,
         groups, channels (that may go), protected_groups and protected_reasons ({kind of reason: groups}; a group may
         have several).
-        ``groups``: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
+        `groups`: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
         the model, None of unknown MACs) that disappear with the whole group. They are products of two groups' widths,
         so these overlap.
-        ``layers``: in the order they run: path, class, calls, output_shape (first call, without the batch), weights,
+        `layers`: in the order they run: path, class, calls, output_shape (first call, without the batch), weights,
         params, macs, filters (output channels), has_filters (it makes them or multiplies them by a kernel), group (that
         these belong to; None where there are several, behind a Concatenate), groups (all that its weights or output
-        get thinner with), removable and why_not.
-        ``protected``: {group: reason}. ``exclude``, ``allow_inexact``: as the analysis was asked for.
+        shrink with), removable and why_not.
+        `protected`: {group: reason}. `exclude`, `allow_inexact`: as the analysis was asked for.
     """
     layers = _LayerTable(analysis, model)
     baseline = analysis.baseline
@@ -75,10 +75,10 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
         plan: what stays.
 
     Returns:
-        ``before``, ``after``: the costs. ``edited``: whether they had to be counted anew; predictions of bytes and
+        `before`, `after`: the costs. `edited`: whether they had to be counted anew; predictions of bytes and
         milliseconds are then left out.
-        ``settings``, ``exclude``, ``allow_inexact``: of the plan.
-        ``layers``: in the order they run, one dict per layer with weights: path, class, groups (of its output),
+        `settings`, `exclude`, `allow_inexact`: of the plan.
+        `layers`: in the order they run, one dict per layer with weights: path, class, groups (of its output),
         protected (these must stay), has_filters, filters_before, filters_kept, params_before, params_after,
         macs_before, macs_after.
 

@@ -61,15 +61,15 @@ class ChannelPlan:
     @classmethod
     def of(cls, analysis: ChannelAnalysis, keep: BoolArray, settings: Mapping[str, Any]) -> ChannelPlan:
         """The plan that keeps these channel sets of an analyzed model; keep: (set_count,), True = kept."""
-        thinner = {name: group for name, group in analysis.groups.items() if not keep[group.sets].all()}
+        pruned = {name: group for name, group in analysis.groups.items() if not keep[group.sets].all()}
         return cls(
-            kept={name: tuple(np.flatnonzero(keep[group.sets]).tolist()) for name, group in thinner.items()},
-            channels={name: group.channels for name, group in thinner.items()},
+            kept={name: tuple(np.flatnonzero(keep[group.sets]).tolist()) for name, group in pruned.items()},
+            channels={name: group.channels for name, group in pruned.items()},
             exclude=analysis.exclude,
             settings=dict(settings),
             before=analysis.baseline,
             after=analysis.cost_model.cost(keep),
-            members={name: group.members for name, group in thinner.items()},
+            members={name: group.members for name, group in pruned.items()},
             protected=dict(analysis.protected),
             allow_inexact=analysis.allow_inexact,
         )

@@ -144,13 +144,13 @@ def remove_iteratively(
     Args:
         model: the starting model.
         budget: for the end; fractions are of the starting model.
-        score: gives the scores of a model's channels, for example ``score_channels``.
+        score: gives the scores of a model's channels, for example `score_channels`.
         steps: how many.
         exclude: as `analyze_channels`.
         allow_inexact: as `analyze_channels`.
         measure: for scope="sensitivity": gives the sensitivity of a model, its analysis and scores in the step with
-            this number, for example ``measure_sensitivity`` with batches; every step needs it anew.
-        between: called with the thinner model and the number of the step, for example to re-estimate batch norms or to
+            this number, for example `measure_sensitivity` with batches; every step needs it anew.
+        between: called with the pruned model and the number of the step, for example to re-estimate batch norms or to
             fine-tune in place before the next scoring.
         cost_table: measured costs of the starting model, as `select_channels`.
         selection: as `select_channels`; `max_removed_fraction` and `overrides` hold for the whole way.

@@ -284,5 +284,5 @@ def check_scores(analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.
     """
     for name, group in analysis.groups.items():
         if name not in scores or scores[name].shape != (group.channels,) or np.isnan(scores[name]).any():
-            found = scores[name].shape if name in scores else "nothing"
-            raise CompressionError(f"expected {group.channels} scores without NaN for group {name!r}; got {found}")
+            got = scores[name].shape if name in scores else "nothing"
+            raise CompressionError(f"expected {group.channels} scores without NaN for group {name!r}; got {got}")

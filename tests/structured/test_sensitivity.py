@@ -166,7 +166,7 @@ class StoppedError(Exception):
 
 
 def stop_after(monkeypatch, groups: int) -> None:
-    add, done = sensitivity.Notes.add, []
+    add, done = sensitivity.CurveCache.add, []
 
     def stopping(self, *arguments):
         if len(done) == groups:
@@ -174,7 +174,7 @@ def stop_after(monkeypatch, groups: int) -> None:
         done.append(1)
         add(self, *arguments)
 
-    monkeypatch.setattr(sensitivity.Notes, "add", stopping)
+    monkeypatch.setattr(sensitivity.CurveCache, "add", stopping)
 
 
 def test_sensitivity_interrupted_goes_on_with_the_groups_that_are_left(tmp_path, monkeypatch, passes):

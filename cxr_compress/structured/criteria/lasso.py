@@ -141,10 +141,10 @@ class _Products:
             columns = np.flatnonzero((consumer.sets >= group.start) & (consumer.sets < group.start + group.channels))
             if len(columns):
                 local = consumer.sets[columns] - group.start
-                found = contribution_products(rows[:, columns], kernel[columns], local, group.channels)
+                products = contribution_products(rows[:, columns], kernel[columns], local, group.channels)
                 matrix = self._matrices.setdefault(group.name, np.zeros((group.channels, group.channels)))
                 # A consumer whose output does not move has no say; its groups still get their matrix.
-                matrix += found / spread if spread > 0 else 0.0
+                matrix += products / spread if spread > 0 else 0.0
 
 
 def contribution_products(
@@ -165,20 +165,20 @@ def contribution_products(
         return _block_products(rows64, kernel64, channel, channels)
     # <x_p k_p, x_q k_q> summed over rows and outputs is the Gram of the rows times the Gram of the kernel.
     pairs = (rows64.T @ rows64) * (kernel64 @ kernel64.T)
-    found = np.zeros((channels, channels))
-    np.add.at(found, (channel[:, None], channel[None, :]), pairs)
-    return found
+    products = np.zeros((channels, channels))
+    np.add.at(products, (channel[:, None], channel[None, :]), pairs)
+    return products
 
 
 def _block_products(rows: Matrix, kernel: Matrix, channel: IntArray, channels: int) -> Matrix:
     """The same for many columns: contributions themselves, a few rows at a time."""
     order = np.argsort(channel, kind="stable")
     starts = np.searchsorted(channel[order], np.arange(channels + 1))
-    found = np.zeros((channels, channels))
+    products = np.zeros((channels, channels))
     block = max(1, MAX_BLOCK // (channels * kernel.shape[1]))
     for first in range(0, len(rows), block):
         part = rows[first : first + block]
         columns = [order[starts[n] : starts[n + 1]] for n in range(channels)]
         contributions = np.stack([part[:, own] @ kernel[own] for own in columns]).reshape(channels, -1)
-        found += contributions @ contributions.T
-    return found
+        products += contributions @ contributions.T
+    return products

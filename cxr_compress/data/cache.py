@@ -39,7 +39,7 @@ from cxr_compress.data.cache_file import (
     same_contents,
 )
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, refuse_bad, source_digests, warn_of_notes
+from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, source_digests
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.files import exclusive, make_folder, write_text
@@ -186,18 +186,12 @@ def _read_true(plan: CachePlan, workers: int | None = None) -> Manifest | None:
 def _build(plan: CachePlan, workers: int | None, progress: Progress | None) -> CacheEntry:
     with contextlib.closing(PartialCache(plan)) as partial:
         todo = [index for index in range(len(plan.chunks)) if index not in partial.done]
-        bad: list[tuple[int, str]] = []
-        notes: list[tuple[int, str]] = []
         missing = [plan.chunks[index] for index in todo]
         decoding = decode_chunks(plan.split, plan.spec, missing, workers=workers, progress=progress, digests=True)
         with contextlib.closing(decoding):
             for index, chunk in zip(todo, decoding, strict=True):
-                bad += chunk.bad
-                notes += chunk.notes
                 if not chunk.bad:
                     partial.write(index, chunk.images, chunk.sources)
-        refuse_bad(plan.split, bad)
-        warn_of_notes(plan.split, notes)
         return _entry(plan, partial.finish(), sum(map(len, missing)))
 
 
@@ -258,13 +252,8 @@ def decode_split(
         return map_cache(build_cache(split, spec, cache_dir, workers=workers, progress=progress))
     images = np.empty((len(split), *image_shape(spec)), np.uint8)
     chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
-    bad: list[tuple[int, str]] = []
-    notes: list[tuple[int, str]] = []
-    for chunk in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
-        bad += chunk.bad
-        notes += chunk.notes
-    refuse_bad(split, bad)
-    warn_of_notes(split, notes)
+    for _ in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
+        pass
     return images
 
 

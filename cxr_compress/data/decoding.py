@@ -80,7 +80,7 @@ def decode_chunks(
     progress: Progress | None = None,
     digests: bool = False,
 ) -> Generator[Chunk, None, None]:
-    """Yield the chunks in order while the workers are already at the next ones.
+    """Yield the chunks in order while the workers are already at the next ones; at the end, judge all images.
 
     Threads, not processes: OpenCV, zlib and hashlib work outside Python's lock. On two cores, threads beside processes
     gave 8,341 and 8,704 images/s on JPEGs of 224 px, 307 and 306 on JPEGs of about 1,300 px, 216 and 225 on PNGs of
@@ -94,12 +94,17 @@ def decode_chunks(
         workers: threads; None for one per core.
         progress: called as (images done, images in all), counting images outside `chunks` as done.
         digests: compute `Chunk.sources`; every file is then read twice, once from the system's cache.
+
+    Raises:
+        DataError: after the last chunk, if images cannot be used: up to five are named with reasons, all are counted.
     """
     count = workers or os.cpu_count() or 1
     done = len(split) - sum(map(len, chunks))
     pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
     waiting: deque[tuple[range, Pixels, list[Future[_Done]]]] = deque()
     upcoming = deque(chunks)
+    bad: list[tuple[int, str]] = []
+    notes: list[tuple[int, str]] = []
     try:
         while upcoming or waiting:
             # Two chunks at least: one is being written by the caller while the other is decoded.
@@ -116,9 +121,14 @@ def decode_chunks(
                 done += len(results[-1].rows)
                 if progress is not None:
                     progress(done, len(split))
-            yield _join(rows, images, results, digests=digests)
+            chunk = _join(rows, images, results, digests=digests)
+            bad += chunk.bad
+            notes += chunk.notes
+            yield chunk
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    _refuse_bad(split, bad)
+    _warn_of_notes(split, notes)
 
 
 def source_digests(
@@ -143,12 +153,7 @@ def source_digests(
     return digests
 
 
-def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
-    """Stop if images cannot be used.
-
-    Raises:
-        DataError: there are any: up to five are named, each with its reason, all are counted.
-    """
+def _refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
     if not bad:
         return
     named = "; ".join(_name(split, row, reason) for row, reason in bad[:_NAMED])
@@ -156,14 +161,13 @@ def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
     raise DataError(f"{len(bad)} of the {len(split)} images in {split.name} cannot be used: {named}{more}")
 
 
-def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
-    """Warn once (`ImageNoteWarning`) of images that were not read as their files declare: how many, and the first."""
+def _warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
     if not notes:
         return
     count, (row, note) = len({row for row, _ in notes}), notes[0]
     # By its position: a file name is often a patient's, and warnings end up in logs.
     text = f"{count} of the {len(split)} images in {split.name} need a look, the first is image {row + 1}: it {note}"
-    warnings.warn(text, ImageNoteWarning, stacklevel=3)
+    warnings.warn(text, ImageNoteWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def checked_pixels(image: np.ndarray) -> np.ndarray:
         DataError: another dtype or shape, or no pixels.
     """
     image = np.asarray(image)
+    if image.dtype.kind == "u":  # medical formats store ">u2", which is uint16 in the other order of bytes
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"expected pixels as uint8 or uint16, got {image.dtype}{_about(image)}")
     if image.ndim == _RGB and image.shape[2] == 1:

@@ -1,4 +1,8 @@
-"""Write a file so that a reader sees the old content or the new one, never half of it."""
+"""Files and folders: written so that a reader sees old content or new, never half, and looked at before they are read.
+
+A pipe or a device in place of a file would keep a reader waiting for ever, and a file of another format would load
+TensorFlow only to be refused.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,16 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from cxr_compress.errors import CompressionError, ModelFileError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there two processes must not write the same file at once
+    fcntl = None  # type: ignore[assignment]
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -32,9 +43,8 @@ _KINDS = (
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Put `data` under `path` in one step: a temporary file in the same folder, synced, then renamed over `path`.
 
-    A power cut, a full disk or Ctrl-C leaves what was there before. Costs one fsync (milliseconds on flash).
-
-    A link under that name is replaced, not the file that it leads to.
+    A power cut, a full disk or Ctrl-C leaves what was there before; a link under that name is replaced, not the file
+    that it leads to. Costs one fsync (milliseconds on flash).
 
     Raises:
         CompressionError: the file could not be written; says why and what to do. No temporary file is left.
@@ -62,14 +72,17 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def special_kind(path: str | Path) -> str:
-    """What stands under a path if that is no file, in words; "" for a file, and for nothing."""
+    """What stands under a path, in words; "" for a file, and where there is nothing."""
     try:
-        mode = Path(path).stat().st_mode
+        return _kind(Path(path).stat().st_mode)
     except OSError:
         return ""
+
+
+def _kind(mode: int) -> str:
     if stat.S_ISREG(mode):
         return ""
-    return next((told for is_kind, told in _KINDS if is_kind(mode)), "no file")
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
 
 
 def check_writable(folder: str | Path, *, to_be_made: bool = False) -> None:
@@ -124,6 +137,42 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time in; the others wait. The system lifts the lock of a killed process by itself.
+
+    A file with a process id in it would need a guess whether that process still lives, which fails across containers
+    that share a folder. Where the file system knows no locks, nobody waits.
+    """
+    file = _locked(path)
+    try:
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    if fcntl is None:
+        return None
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            file.close()
+            return None
+        except BaseException:
+            file.close()
+            raise
+        # Whoever held it has removed the file; a lock on a removed file keeps nobody out.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return cast("IO[bytes]", file)
+        file.close()
+
+
 _LOOKED_AT = 8192
 _GIB = 1 << 30
 _KERAS, _HDF5 = ".keras", (".h5", ".hdf5")
@@ -133,12 +182,6 @@ _HDF5_PLACES = (0, 512, 1024, 2048, 4096)
 # Twice the largest network of keras.applications, with its optimizer.
 _LARGEST_KERAS = 4 * _GIB
 _LARGEST_WEIGHTS = 2 * _GIB
-_FIRST_BYTES_KINDS = (
-    (stat.S_ISFIFO, "a FIFO (named pipe)"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def first_bytes(path: str | Path, largest: int) -> bytes:
@@ -155,8 +198,7 @@ def first_bytes(path: str | Path, largest: int) -> bytes:
     status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    kind = next((name for test, name in _FIRST_BYTES_KINDS if test(status.st_mode)), "")
-    if kind:
+    if kind := _kind(status.st_mode):
         raise ModelFileError(f"{path}: is {kind}, expected a file on a disk: copy what it gives into a file first")
     if not status.st_size:
         raise ModelFileError(f"{path}: is empty; copy or convert it again")

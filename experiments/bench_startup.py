@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import app, flags
 
-from cxr_compress.data.readers.phantom_image import render_image
+from cxr_compress.data.readers.phantom import render_image
 from cxr_compress.files import write_bytes, write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -50,7 +50,7 @@ def make(path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("fifo", "is a FIFO"),
+        ("fifo", "is a pipe"),
         ("device", "is a device"),
         ("socket", "is a socket"),
         ("empty", "is empty"),

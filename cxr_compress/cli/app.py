@@ -87,8 +87,8 @@ def run_command(
     Args:
         name: of the command, for messages.
         doc: the module's docstring; the help starts with it.
-        define_flags: gets a FlagValues and calls ``flags.DEFINE_...(..., flag_values=values)`` on it.
-        run: gets the parsed flags and the arguments that are none (before, between or after the flags), prints results
+        define_flags: gets a FlagValues and calls `flags.DEFINE_...(..., flag_values=values)` on it.
+        run: gets the parsed flags and the other arguments (before, between or after the flags), prints results
             and returns the exit code. A CompressionError or OSError it raises becomes one line and exit code 2.
         argv: arguments without the program name; `sys.argv[1:]` when None.
         common: gives the flags that most people need, by heading, for a --help of one screen; None shows all.
@@ -110,7 +110,7 @@ def reader_options(texts: Sequence[str]) -> dict[str, str]:
     """The options of a data set's reader, from --options=name=value,...
 
     Raises:
-        UsageError: One has no name or no value.
+        UsageError: one has no name or no value.
     """
     pairs = [text.partition("=") for text in texts]
     for text, (name, equals, _) in zip(texts, pairs, strict=True):
@@ -174,7 +174,7 @@ def _parse_and_run(  # noqa: PLR0917 - what `run_command` was given
 
 
 def _parse(name: str, values: flags.FlagValues, arguments: list[str]) -> list[str]:
-    """Set the flags and give the arguments that are none.
+    """Set the flags and give the other arguments.
 
     Raises:
         UsageError: what absl lets through as an error of Python; a flag file that cannot be one.
@@ -223,10 +223,10 @@ def name_owners(text: str, values: Container[str]) -> str:
         text: a message.
         values: the flags of the command at hand.
     """
-    said = text
-    for flag in dict.fromkeys(_FLAG.findall(said)):
+    message = text
+    for flag in dict.fromkeys(_FLAG.findall(message)):
         owner = FLAG_OWNERS.get(flag)
-        if owner and flag not in values and owner not in said:
+        if owner and flag not in values and owner not in message:
             text += f" (--{flag} is a flag of {owner})"
     return text
 

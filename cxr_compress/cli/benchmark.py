@@ -23,7 +23,12 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, UsageError, print_error, run_command
-from cxr_compress.cli.device_flags import define_delegate_flag
+from cxr_compress.cli.device_flags import (
+    check_model_list,
+    define_model_list_flag,
+    define_runtime_flags,
+    runtime_options,
+)
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.device.benchmark import (
     Latency,
@@ -33,7 +38,6 @@ from cxr_compress.device.benchmark import (
     peak_memory_bytes,
 )
 from cxr_compress.device.cost_table import CostTable
-from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.layer_times import LayerReport, time_layers
 from cxr_compress.device.modelfile import INTENDED_USE, ModelFile, read_model
 from cxr_compress.errors import CompressionError
@@ -50,7 +54,6 @@ _COLUMNS = (
     "end_to_end_p50_ms",
     "end_to_end_p95_ms",
 )
-_TIMING = ("runs", "warmup", "num_threads", "runtime")
 _LAYER_COLUMNS = ("kind", "fixed_us", "per_input_us", "per_output_us", "per_pair_us", "largest_residual")
 
 
@@ -61,20 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
-    flags.DEFINE_list("model", None, "One or more .tflite files, separated by commas.", flag_values=values)
+    define_model_list_flag(values)
     flags.DEFINE_integer("runs", 50, "Timed runs of each model.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("warmup", 5, "Untimed runs before them.", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer(
-        "image_size", 1024, "Height and width of the drawn PNG, pixels.", lower_bound=8, upper_bound=8192,
-        flag_values=values,
-    )  # fmt: skip
+    text = "Height and width of the drawn PNG, pixels."
+    flags.DEFINE_integer("image_size", 1024, text, lower_bound=8, upper_bound=8192, flag_values=values)
     flags.DEFINE_string(
         "layers", None, "Probe pack (.zip) whose layers are timed in place of models.", flag_values=values
     )
     flags.DEFINE_string("output_file", None, "Where --layers writes its table (.json).", flag_values=values)
-    flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
-    define_delegate_flag(values)
+    define_runtime_flags(values)
     define_overwrite_flag(values)
 
 
@@ -82,15 +81,12 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Time every model, or the layers of one."""
     if values.layers:
         return _run_layers(values, arguments)
-    if not values.model:
-        raise UsageError("expected --model=FILE[,FILE...], the .tflite files to time")
+    check_model_list(values, arguments, "time")
     if values.output_file:
         raise UsageError("expected --output_file with --layers only; results of --model go to stdout")
-    if arguments:
-        raise UsageError(f"expected no argument, got {arguments[0]!r}; several models go into --model, with commas")
     # Numbers as names, so that one file may be given twice, which shows how far ratios can be trusted.
     models = {str(number): read_model(path) for number, path in enumerate(values.model)}
-    options: dict[str, Any] = {name: values[name].value for name in (*_TIMING, "delegate")}
+    options = {"runs": values.runs, "warmup": values.warmup, **runtime_options(values)}
     alone = measure_together({name: model.content for name, model in models.items()}, **options)
     whole = measure_end_to_end(models, image_size=values.image_size, **options)
     entries = [_entry(models[name], alone[name], whole[name], alone["0"]) for name in models]
@@ -145,7 +141,8 @@ def _run_layers(values: flags.FlagValues, arguments: list[str]) -> int:
     # Told now, not after minutes of timing.
     output = Output("output_file", Path(values.output_file), ".json", _table_before)
     check_outputs(NAME, [output], inputs=[values.layers], overwrite=values.overwrite)
-    options: dict[str, Any] = {name: values[name].value for name in _TIMING}
+    options = {"runs": values.runs, "warmup": values.warmup, **runtime_options(values)}
+    del options["delegate"]
     report = time_layers(values.layers, progress=lambda line: print_error(NAME, line), **options)
     write_text(values.output_file, report.table.to_json())
     _print_layers(values, report, options)
@@ -188,6 +185,6 @@ def _print_layers(values: flags.FlagValues, report: LayerReport, options: dict[s
     rows = [[entry[column] for column in _LAYER_COLUMNS] for entry in entries]
     write_results(values.format, document=document, headers=_LAYER_COLUMNS, rows=rows, intended_use=INTENDED_USE)
     if values.format != "json":
-        told = ", ".join(f"{name} {value:.4g}" for name, value in shares.items())
-        print_error(NAME, f"{times.machine}; {times.runtime}, {times.num_threads} thread(s); {told}")
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in shares.items())
+        print_error(NAME, f"{times.machine}; {times.runtime}, {times.num_threads} thread(s); {summary}")
         print_error(NAME, f"wrote {values.output_file}; it holds for this machine, runtime and number of threads")

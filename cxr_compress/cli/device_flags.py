@@ -1,13 +1,16 @@
-"""The flag that runs a .tflite on an accelerator, the same for every command that runs one."""
+"""Flags of the commands that run .tflite files, and of those that sign or check them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
+from cxr_compress.cli.app import UsageError
 from cxr_compress.cli.output import Output
+from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.signature import (
     MAKE_KEY,
     MAKE_PUBLIC_KEY,
@@ -19,8 +22,37 @@ from cxr_compress.device.signature import (
 )
 
 
+def define_runtime_flags(values: flags.FlagValues) -> None:
+    """Define what a file is run with: --num_threads, --runtime and --delegate."""
+    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
+    define_delegate_flag(values)
+
+
+def runtime_options(values: flags.FlagValues) -> dict[str, Any]:
+    """The values of those flags, as what runs a file takes them."""
+    return {name: values[name].value for name in ("num_threads", "runtime", "delegate")}
+
+
+def define_model_list_flag(values: flags.FlagValues) -> None:
+    """Define --model of commands that take several files."""
+    flags.DEFINE_list("model", None, "One or more .tflite files, separated by commas.", flag_values=values)
+
+
+def check_model_list(values: flags.FlagValues, arguments: list[str], purpose: str) -> None:
+    """Refuse a call without --model, or with files as arguments.
+
+    Raises:
+        UsageError: says what is expected.
+    """
+    if not values.model:
+        raise UsageError(f"expected --model=FILE[,FILE...], the .tflite files to {purpose}")
+    if arguments:
+        raise UsageError(f"expected no argument, got {arguments[0]!r}; several models go into --model, with commas")
+
+
 def define_delegate_flag(values: flags.FlagValues) -> None:
-    """Define it."""
+    """Define --delegate."""
     text = (
         "Library of an accelerator, as libedgetpu.so.1 for Coral's Edge TPU and models that edgetpu_compiler has "
         "compiled; left out: the processor."
@@ -29,7 +61,7 @@ def define_delegate_flag(values: flags.FlagValues) -> None:
 
 
 def define_sign_flag(values: flags.FlagValues) -> None:
-    """Define the flag of commands that write files."""
+    """Define --sign_key of commands that write files."""
     text = f"Ed25519 private key (PEM; {MAKE_KEY}): signs each file, as FILE.sig; needs the extra sign."
     flags.DEFINE_string("sign_key", None, text, flag_values=values)
 
@@ -67,7 +99,7 @@ def sign_written(values: flags.FlagValues, paths: Iterable[Path]) -> None:
 
 
 def define_public_key_flag(values: flags.FlagValues) -> None:
-    """Define the flag of commands that load models."""
+    """Define --public_key of commands that load models."""
     text = (
         f"Ed25519 public key (PEM; {MAKE_PUBLIC_KEY}): a model must have its signature in FILE.sig; needs extra sign."
     )

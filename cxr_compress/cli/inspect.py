@@ -11,8 +11,8 @@ MACs are what would go with all of its channels; every MAC belongs to two groups
 what each layer of the model loses by that plan, which was made for this very model (base.keras in a run's folder). A
 plan whose "kept" was edited by hand is counted anew.
 
-For a .tflite, of cxr_compress or not: operators with versions, dtypes, float islands, both ends, zeros, and what the
-file says about itself. With --target: where each operator would run, and why not there: on Coral's Edge TPU (by its
+For a .tflite, of cxr_compress or not: operators with versions, dtypes, float islands, input and output, zeros, and what
+the file says about itself. With --target: where each operator would run, and why not there: on Coral's Edge TPU (by its
 documented rules; where edgetpu_compiler is on the PATH, its verdict stands below), or in XNNPACK, the fast engine of
 processors.
 
@@ -22,35 +22,44 @@ Research use only; not a medical device and not a diagnosis.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.app import EXIT_OK, Say, UsageError, print_error, quiet_native_stderr, run_command
+from cxr_compress.cli.app import EXIT_OK, UsageError, print_error, quiet_native_stderr, run_command
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.device.modelfile import check_tflite, read_model
 from cxr_compress.device.modelinfo import JSON_NAME, ModelInfo
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.files import check_keras_file, special_kind, write_bytes
-from cxr_compress.lite import Audit, audit
-from cxr_compress.lite.targets.edgetpu import EdgeTpuReport, OpVerdict, edgetpu_report
+from cxr_compress.lite import audit
+from cxr_compress.lite.targets.edgetpu import EdgeTpuReport, edgetpu_report
 from cxr_compress.lite.targets.edgetpu_compiler import COMPILER, find_compiler, run_compiler
-from cxr_compress.lite.targets.xnnpack_nodes import NodeVerdict, XnnpackReport, xnnpack_report
+from cxr_compress.lite.targets.xnnpack_nodes import XnnpackReport, xnnpack_report
 from cxr_compress.report.plots import HEADERS, draw_plan, plan_rows, plan_title
 
 NAME = "cxr_inspect"
 _KERAS = (".keras", ".h5", ".hdf5")
 _TFLITE = ".tflite"
-_TARGETS = ("edgetpu", "xnnpack")
 _WHAT = {
     "groups": ("group", "channels", "also_made_by", "consumers", "params", "params_percent", "macs", "macs_percent"),
     "layers": ("layer", "class", "output", "weights", "params", "macs", "filters", "group", "filters_may_go"),
     "protected": ("group", "reason"),
 }
+_OF_KERAS = ("what", "exclude", "allow_inexact", "plan", "plot")
+_OF_A_PLAN = ("what", "exclude", "allow_inexact")  # what a plan says itself
 _NAMES_SHOWN = 2
+_OP_LINE = "op  "
+# Target -> what its verdicts rest on.
+_TARGETS = {
+    "edgetpu": "predicted from the documented rules; only the compiler knows how large a tensor may be",
+    "xnnpack": "as LiteRT 2 takes them; tflite-runtime 2.14 takes fewer 8-bit operators",
+}
+
+# Heading, JSON document, titles and rows: what `write_results` prints.
+Shown = tuple[str, dict[str, Any], Sequence[str], list[list[Any]]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,28 +79,18 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("plot", None, text, flag_values=values)
     define_overwrite_flag(values)
     text = "Where each operator of a .tflite would run."
-    flags.DEFINE_enum("target", None, _TARGETS, text, flag_values=values)
+    flags.DEFINE_enum("target", None, list(_TARGETS), text, flag_values=values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Look at one model."""
     path = _model_path(arguments)
     _check_usage(values, path)
-    if path.suffix.lower() == _TFLITE and values.target:
-        print_target(path, values.format, values.target)
-        return EXIT_OK
     if path.suffix.lower() == _TFLITE:
-        print_tflite(path, values.format)
-        return EXIT_OK
-    plan_text = _read_plan(values.plan) if values.plan else None
-    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
-        found = _describe(values, path, plan_text, say)
-    if plan_text is None:
-        _print_model(values, found)
-        return EXIT_OK
-    if values.plot:
-        write_bytes(values.plot, draw_plan(found, path.stem))
-    _print_plan(values, found)
+        heading, document, headers, rows = _show_target(path, values.target) if values.target else _show_tflite(path)
+    else:
+        heading, document, headers, rows = _show_keras(values, path)
+    write_results(values.format, document=document, headers=headers, rows=rows, heading=heading)
     return EXIT_OK
 
 
@@ -111,9 +110,9 @@ def _model_path(arguments: list[str]) -> Path:
 
 def _check_usage(values: flags.FlagValues, path: Path) -> None:
     """Find what is wrong before the slow part starts."""
-    given = [name for name in ("what", "exclude", "allow_inexact", "plan", "plot") if values[name].present]
-    if path.suffix.lower() == _TFLITE and given:
-        raise UsageError(f"--{given[0]} is for Keras models, {path.name} is a .tflite")
+    present = [name for name in _OF_KERAS if values[name].present]
+    if path.suffix.lower() == _TFLITE and present:
+        raise UsageError(f"--{present[0]} is for Keras models, {path.name} is a .tflite")
     if path.suffix.lower() != _TFLITE and values.target:
         raise UsageError(f"--target is for .tflite files, got {path.name}: export it with cxr_convert first")
     for pattern in values.exclude:
@@ -121,9 +120,9 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UsageError(f"expected regular expressions in --exclude, got {pattern!r}: {error}") from error
-    if values.plan:
-        _check_plan_usage(given)
-    elif values.plot is not None:
+    if values.plan and (clash := [name for name in present if name in _OF_A_PLAN]):
+        raise UsageError(f"--{clash[0]} does not go with --plan: the plan says itself what it was made with")
+    if values.plot is not None and not values.plan:
         raise UsageError("--plot draws a plan: give --plan=FILE too")
     if values.plot:
         # Its absence would else show after the model is loaded.
@@ -134,11 +133,27 @@ def _check_usage(values: flags.FlagValues, path: Path) -> None:
     check_keras_file(path)  # of a .tflite this looks at kind and size alone
 
 
-def _check_plan_usage(given: list[str]) -> None:
-    """A plan brings what it was made with."""
-    clash = next((name for name in ("what", "exclude", "allow_inexact") if name in given), None)
-    if clash:
-        raise UsageError(f"--{clash} does not go with --plan: the plan says itself what it was made with")
+def _show_keras(values: flags.FlagValues, path: Path) -> Shown:
+    """Load and analyze a Keras model: what may go, or what a plan removes."""
+    plan_text = _read_plan(values.plan) if values.plan else None
+    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
+        # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
+        from cxr_compress.models.files import load_model
+        from cxr_compress.structured import ChannelPlan, analyze_channels
+        from cxr_compress.structured.describe import describe_model, describe_plan
+
+        if plan_text is None:
+            model = load_model(path, say)
+            analysis = analyze_channels(model, exclude=values.exclude, allow_inexact=values.allow_inexact)
+            about = {"model": str(path), **describe_model(analysis, model)}
+            rows = _ROWS[values.what](about, values.format == "table")
+            return _summary_text(about["summary"]), about, _WHAT[values.what], rows
+        plan = ChannelPlan.from_json(plan_text)
+        model = load_model(path, say)
+        about = {"model": str(path), "plan": values.plan, **describe_plan(plan.on(model), model, plan)}
+    if values.plot:
+        write_bytes(values.plot, draw_plan(about, path.stem))
+    return _plan_text(about), about, HEADERS, plan_rows(about)
 
 
 def _read_plan(path: str) -> str:
@@ -152,112 +167,48 @@ def _read_plan(path: str) -> str:
         raise CompressionError(f"expected --plan to be a plan.json, got {path}, which is no text") from error
 
 
-def _describe(values: flags.FlagValues, path: Path, plan_text: str | None, say: Say) -> dict[str, Any]:
-    """Load and analyze the model; its description, or that of what the plan does to it."""
-    # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
-    from cxr_compress.models.files import load_model
-    from cxr_compress.structured import ChannelPlan, analyze_channels
-    from cxr_compress.structured.describe import describe_model, describe_plan
-
-    plan = None if plan_text is None else ChannelPlan.from_json(plan_text)
-    model = load_model(path, say)
-    if plan is None:
-        analysis = analyze_channels(model, exclude=values.exclude, allow_inexact=values.allow_inexact)
-        return {"model": str(path), **describe_model(analysis, model)}
-    return {"model": str(path), "plan": values.plan, **describe_plan(plan.on(model), model, plan)}
-
-
-def _print_model(values: flags.FlagValues, found: dict[str, Any]) -> None:
-    if values.format == "table":
-        sys.stdout.write(_summary_text(found["summary"]) + "\n\n")
-    shorten = values.format == "table"
-    rows = _ROWS[values.what](found, shorten)
-    write_results(values.format, document=found, headers=_WHAT[values.what], rows=rows)
-
-
-def _print_plan(values: flags.FlagValues, found: dict[str, Any]) -> None:
-    if values.format == "table":
-        edited = "(edited since it was made: these costs are counted anew)\n" if found["edited"] else ""
-        peak = [found[side]["peak_activation_bytes"] for side in ("before", "after")]
-        sys.stdout.write(f"{plan_title(found)}, peak activation bytes {peak[0]:,} -> {peak[1]:,}\n{edited}")
-        sys.stdout.write(f"{_predicted(found)}\n")
-    write_results(values.format, document=found, headers=HEADERS, rows=plan_rows(found))
-
-
-def _predicted(found: dict[str, Any]) -> str:
-    """A line of the costs that were predicted from measured ones, where the plan has any."""
-    before, after = found["before"], found["after"]
-    named = [name for name in ("tflite_bytes", "latency_ms") if name in before and name in after]
-    line = ", ".join(f"{name} {before[name]:,.10g} -> {after[name]:,.10g}" for name in named)
-    return f"predicted: {line}\n" if line else ""
+def _plan_text(about: dict[str, Any]) -> str:
+    """The lines above the table of a plan: costs as counted, and those that were predicted from measured ones."""
+    before, after = about["before"], about["after"]
+    key = "peak_activation_bytes"
+    lines = [f"{plan_title(about)}, peak activation bytes {before[key]:,} -> {after[key]:,}"]
+    if about["edited"]:
+        lines.append("(edited since it was made: these costs are counted anew)")
+    measured = [name for name in ("tflite_bytes", "latency_ms") if name in before and name in after]
+    costs = ", ".join(f"{name} {before[name]:,.10g} -> {after[name]:,.10g}" for name in measured)
+    return "\n".join([*lines, *([f"predicted: {costs}"] if costs else [])])
 
 
 def _summary_text(summary: dict[str, Any]) -> str:
-    """The first lines under which the list stands."""
+    """The lines above the list of a model."""
+    # Whose MACs are missing: a number without them would pass for a small model.
+    unknown = f"? (not counted: {', '.join(summary['not_counted'])})"
     lines = [
         f"params                {summary['params']:,}",
-        f"MACs per image        {_macs(summary)}",
+        f"MACs per image        {unknown if summary['macs'] is None else format(summary['macs'], ',')}",
         f"peak activation bytes {summary['peak_activation_bytes']:,}",
         f"layers                {summary['layers']:,}",
         f"groups that may go    {summary['groups']:,} with {summary['channels']:,} channels",
         f"protected groups      {summary['protected_groups']:,}",
     ]
-    lines += [f"  {count:,} x {reason}" for reason, count in summary["protected_reasons"].items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {count:,} x {reason}" for reason, count in summary["protected_reasons"].items())])
 
 
-def _macs(summary: dict[str, Any]) -> str:
-    """The MACs, or whose are missing: a number without them would pass for a small model."""
-    if summary["macs"] is not None:
-        return f"{summary['macs']:,}"
-    return f"? (not counted: {', '.join(summary['not_counted'])})"
-
-
-def _group_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
+def _group_rows(about: dict[str, Any], shorten: bool) -> list[list[Any]]:
     return [
         [
             group["name"],
             group["channels"],
             _names(group["members"][1:], shorten),
             _names(group["consumers"], shorten),
-            group["params"],
-            round(100 * group["params_fraction"], 2),
-            group["macs"],
-            None if group["macs_fraction"] is None else round(100 * group["macs_fraction"], 2),
+            *(cell for cost in ("params", "macs") for cell in (group[cost], _percent(group[f"{cost}_fraction"]))),
         ]
-        for group in found["groups"]
+        for group in about["groups"]
     ]
 
 
-def _layer_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
-    keys = ("path", "class", "output_shape", "weights", "params", "macs", "filters", "group")
-    return [
-        [
-            *(_layer_cell(key, layer[key], shorten) for key in keys),
-            _may_go(layer),
-        ]
-        for layer in found["layers"]
-    ]
-
-
-def _layer_cell(key: str, value: Any, shorten: bool) -> Any:
-    """One cell; a table shows MACs that are not counted as "?", where other empty cells mean that nothing fits."""
-    if key == "output_shape":
-        return "x".join(map(str, value))
-    return "?" if key == "macs" and value is None and shorten else value
-
-
-def _may_go(layer: dict[str, Any]) -> str | None:
-    if not layer["has_filters"]:
-        return None
-    return "yes" if layer["removable"] else f"no: {layer['why_not']}"
-
-
-def _protected_rows(found: dict[str, Any], shorten: bool) -> list[list[Any]]:
-    return [[name, reason] for name, reason in found["protected"].items()]
-
-
-_ROWS = {"groups": _group_rows, "layers": _layer_rows, "protected": _protected_rows}
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else round(100 * fraction, 2)
 
 
 def _names(names: list[str], shorten: bool) -> str:
@@ -267,28 +218,48 @@ def _names(names: list[str], shorten: bool) -> str:
     return f"{' '.join(names[:_NAMES_SHOWN])} +{len(names) - _NAMES_SHOWN}"
 
 
-_OP_LINE = "op  "
+def _layer_rows(about: dict[str, Any], shorten: bool) -> list[list[Any]]:
+    rows = []
+    for layer in about["layers"]:
+        # A table shows MACs that are not counted as "?", where other empty cells mean that nothing fits.
+        macs = "?" if layer["macs"] is None and shorten else layer["macs"]
+        may_go = None
+        if layer["has_filters"]:
+            may_go = "yes" if layer["removable"] else f"no: {layer['why_not']}"
+        shape = "x".join(map(str, layer["output_shape"]))
+        costs = [layer["weights"], layer["params"], macs]
+        rows.append([layer["path"], layer["class"], shape, *costs, layer["filters"], layer["group"], may_go])
+    return rows
 
 
-def print_tflite(path: Path, form: str) -> None:
-    """Print what a .tflite holds, in the --format asked for.
+def _protected_rows(about: dict[str, Any], shorten: bool) -> list[list[Any]]:
+    return [[name, reason] for name, reason in about["protected"].items()]
+
+
+_ROWS = {"groups": _group_rows, "layers": _layer_rows, "protected": _protected_rows}
+
+
+def _show_tflite(path: Path) -> Shown:
+    """What a .tflite holds.
 
     Raises:
         ModelFileError: no .tflite, or a damaged one.
     """
-    data, content, info = read_any(path)
+    data, content, info = _read_tflite(path)
     try:
-        found = audit(content)
+        audited = audit(content)
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from error
-    if form == "table":
-        sys.stdout.write(_text(found, info, len(data)) + "\n\n")
-    document = {"model": str(path), "bytes": len(data), "info": info.to_dict() if info else None, **found.to_dict()}
-    rows = [[op.kind, op.version, op.count] for op in found.ops]
-    write_results(form, document=document, headers=("operator", "version", "count"), rows=rows)
+    lines = [f"file    {len(data)} bytes", *_own_lines(info)]
+    lines += [line for line in audited.to_text().splitlines() if not line.startswith(_OP_LINE)]
+    if not audited.float_islands:
+        lines.append("float   " + ("no float islands" if audited.has_integer_activations else "computes in float"))
+    about = {"model": str(path), "bytes": len(data), "info": info.to_dict() if info else None, **audited.to_dict()}
+    rows = [[op.kind, op.version, op.count] for op in audited.ops]
+    return "\n".join(lines), about, ("operator", "version", "count"), rows
 
 
-def read_any(path: Path) -> tuple[bytes, bytes, ModelInfo | None]:
+def _read_tflite(path: Path) -> tuple[bytes, bytes, ModelInfo | None]:
     """A .tflite of cxr_compress or not: the whole file, the flatbuffer in it, and what it says about itself or None.
 
     Raises:
@@ -301,77 +272,51 @@ def read_any(path: Path) -> tuple[bytes, bytes, ModelInfo | None]:
     return (data, own.content, own.info) if own else (data, data, None)
 
 
-def _text(found: Audit, info: ModelInfo | None, size: int) -> str:
-    """The lines above the list of operators."""
-    lines = [f"file    {size} bytes", *_own_lines(info)]
-    lines += [line for line in found.to_text().splitlines() if not line.startswith(_OP_LINE)]
-    if not found.float_islands:
-        lines.append("float   " + ("no float islands" if found.has_integer_activations else "computes in float"))
-    return "\n".join(lines)
-
-
 def _own_lines(info: ModelInfo | None) -> list[str]:
-    """What the file says about itself."""
+    """What the file says about itself; what a file of version 1 does not say is left out."""
     if info is None:
         return ["about   not of cxr_compress: no labels and no preprocessing inside"]
     spec: dict[str, Any] = info.preprocess.to_dict()
     shape = f"{spec['height']} x {spec['width']} x {spec['channels']} {spec['color']}"
-    return [
+    thresholds = ", ".join(f"{value:.4g}" for value in info.thresholds)
+    lines = [
         f"about   {info.model_name}, quantization {info.quant_type}, images {shape}",
         f"labels  {', '.join(info.labels)}",
-        _decision_line(info),
-        *_origin_lines(info),
-        *(["trained on drawn phantom images: its findings say nothing about patients"] if info.synthetic else []),
-    ]
-
-
-def _decision_line(info: ModelInfo) -> str:
-    """How an image gets its findings, or its one class."""
-    if info.exclusive:
-        return "classes exclude one another: one softmax, and the likeliest is predicted"
-    return f"at      {', '.join(f'{value:.4g}' for value in info.thresholds)} ({info.threshold_source})"
-
-
-def _origin_lines(info: ModelInfo) -> list[str]:
-    """Where its numbers come from and what it can be checked by; what a file of version 1 does not say is left out."""
-    images = (
-        f"reference  {info.reference.shape[0]} images, answered by {info.reference.runtime}" if info.reference else ""
-    )
-    lines = [
+        "classes exclude one another: one softmax, and the likeliest is predicted"
+        if info.exclusive
+        else f"at      {thresholds} ({info.threshold_source})",
         f"scaled  {info.calibration_source}",
         f"weights canonical sha256 {info.canonical_hash}" if info.canonical_hash else "",
         *(f"from    {name} sha256 {digest}" for name, digest in info.parents.items()),
-        images,
+        f"reference  {info.reference.shape[0]} images, answered by {info.reference.runtime}" if info.reference else "",
+        "trained on drawn phantom images: its findings say nothing about patients" if info.synthetic else "",
     ]
     return [line for line in lines if line]
 
 
-_COLUMNS = ("index", "operator", "version", "verdict", "reason", "layer")
-_NOTES = {
-    "edgetpu": "predicted from the documented rules; only the compiler knows how large a tensor may be",
-    "xnnpack": "as LiteRT 2 takes them; tflite-runtime 2.14 takes fewer 8-bit operators",
-}
-
-
-def print_target(path: Path, form: str, target: str) -> None:
-    """Print what a target makes of a .tflite: a summary and a row for each operator.
+def _show_target(path: Path, target: str) -> Shown:
+    """What a target makes of a .tflite: a summary and a row for each operator.
 
     Raises:
         ModelFileError: no .tflite, or a damaged one.
     """
-    report = _report(path, target)
-    if form == "table":
-        sys.stdout.write(f"{report.to_text()}\nnote       {_NOTES[target]}\n\n")
-    document = {"model": str(path), "target": target, "note": _NOTES[target], **report.to_dict()}
-    write_results(form, document=document, headers=_COLUMNS, rows=_rows(report))
-
-
-def _report(path: Path, target: str) -> EdgeTpuReport | XnnpackReport:
-    _, content, _ = read_any(path)
+    _, content, _ = _read_tflite(path)
     try:
-        return xnnpack_report(content) if target == "xnnpack" else _with_compiler(edgetpu_report(content), content)
+        report = xnnpack_report(content) if target == "xnnpack" else _with_compiler(edgetpu_report(content), content)
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from error
+    note = _TARGETS[target]
+    verdicts: list[tuple[Any, str]]
+    if isinstance(report, XnnpackReport):
+        verdicts = [(op, "xnnpack" if op.taken else "left") for op in report.ops]
+    else:
+        verdicts = [(op, "edge tpu" if op.mapped else "cpu") for op in report.ops]
+    rows = [[op.index, op.kind, op.version, verdict, op.reason, op.layer] for op, verdict in verdicts]
+    about = {"model": str(path), "target": target, "note": note, **report.to_dict()}
+    return f"{report.to_text()}\nnote       {note}", about, _COLUMNS, rows
+
+
+_COLUMNS = ("index", "operator", "version", "verdict", "reason", "layer")
 
 
 def _with_compiler(report: EdgeTpuReport, content: bytes) -> EdgeTpuReport:
@@ -382,15 +327,5 @@ def _with_compiler(report: EdgeTpuReport, content: bytes) -> EdgeTpuReport:
     try:
         return report.with_compiler(run_compiler(content, program))
     except CompressionError as error:
-        print_error("cxr_inspect", f"{COMPILER} is left out: {error}")
+        print_error(NAME, f"{COMPILER} is left out: {error}")
         return report
-
-
-def _rows(report: EdgeTpuReport | XnnpackReport) -> list[list[Any]]:
-    if isinstance(report, XnnpackReport):
-        return [_row(op, "xnnpack" if op.taken else "left") for op in report.ops]
-    return [_row(op, "edge tpu" if op.mapped else "cpu") for op in report.ops]
-
-
-def _row(op: OpVerdict | NodeVerdict, verdict: str) -> list[Any]:
-    return [op.index, op.kind, op.version, verdict, op.reason, op.layer]

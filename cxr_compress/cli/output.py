@@ -25,6 +25,7 @@ def write_results(
     document: dict[str, Any],
     headers: Sequence[str],
     rows: Sequence[Sequence[Any]],
+    heading: str = "",
     intended_use: str = INTENDED_USE,
 ) -> None:
     """Print results the way --format asks for.
@@ -38,6 +39,7 @@ def write_results(
         headers: of the columns, for csv as they are; for a table "_" becomes a space.
         rows: cells; None prints as empty, floats are shown with 4 digits in a table, in full in csv. Control characters
             of a text are escapes in a table.
+        heading: lines above a table.
         intended_use: the sentence.
     """
     if form == "json":
@@ -53,7 +55,8 @@ def write_results(
         table = tabulate(
             [[_cell(cell) for cell in row] for row in rows], titles, disable_numparse=True, colalign=_aligned(rows)
         )
-        sys.stdout.write(f"{table}\n\n{intended_use}\n")
+        lines = [printable(line) for line in heading.splitlines()]
+        sys.stdout.write("\n".join([*lines, *([""] if lines else []), table, "", intended_use]) + "\n")
 
 
 def write_csv_rows(rows: Sequence[Sequence[Any]], intended_use: str | None = None) -> None:
@@ -171,8 +174,8 @@ def _check_name(output: Output) -> None:
     suffix = output.path.suffix.lower()
     if suffix in ("", output.suffix):
         return
-    told = f", the suffix of {_FORMATS[suffix]}" if suffix in _FORMATS else ""
-    raise UsageError(f"expected --{output.flag} to end in {output.suffix}, got {output.path.name!r}{told}")
+    meaning = f", the suffix of {_FORMATS[suffix]}" if suffix in _FORMATS else ""
+    raise UsageError(f"expected --{output.flag} to end in {output.suffix}, got {output.path.name!r}{meaning}")
 
 
 def _check_place(name: str, output: Output, read: Iterable[Path], *, overwrite: bool) -> None:
@@ -187,9 +190,9 @@ def _check_place(name: str, output: Output, read: Iterable[Path], *, overwrite: 
         return
     if any(source.exists() and source.samefile(path) for source in read):
         raise CompressionError(f"{where} is a file that this command reads: give another name")
-    made = output.made_before(path)
-    if made:
-        print_error(name, f"replaces {path}, {made}")
+    earlier = output.made_before(path)
+    if earlier:
+        print_error(name, f"replaces {path}, {earlier}")
         return
     if any(source.is_dir() and path.resolve().is_relative_to(source.resolve()) for source in read):
         raise CompressionError(f"{where} is a file of a folder that this command reads: give another name")

@@ -40,14 +40,13 @@ from typing import Any
 from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
-from cxr_compress.cli.device_flags import check_signature, define_delegate_flag, define_public_key_flag
+from cxr_compress.cli.device_flags import check_signature, define_public_key_flag, define_runtime_flags, runtime_options
 from cxr_compress.cli.output import write_csv_rows, write_results
 from cxr_compress.device.classifier import Classifier, Findings
 from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.device.dicom import DicomView
 from cxr_compress.device.heatmap import overlay, to_png
 from cxr_compress.device.image_checks import in_short
-from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.device.preprocess import GATES, ImageGateWarning, prepare
 from cxr_compress.device.sources import look_into
@@ -145,10 +144,10 @@ class _Result:
     def rows(self, *, short: bool = False) -> list[list[Any]]:
         """One row a finding; each carries the warnings about the image, in short or in full."""
         entries = self.findings.to_dict()["findings"]
-        said = ", ".join(map(in_short, self.warnings)) if short else " | ".join(self.warnings)
-        columns, given = _columns(self.findings.activation), {"predicted": self.findings.predicted}
-        keys = columns[1 : -len(_OF_THE_IMAGE)]
-        return [[self.image, *((given | entry)[key] for key in keys), self.milliseconds, said] for entry in entries]
+        remarks = ", ".join(map(in_short, self.warnings)) if short else " | ".join(self.warnings)
+        keys = _columns(self.findings.activation)[1 : -len(_OF_THE_IMAGE)]
+        rows = [{"predicted": self.findings.predicted, **entry} for entry in entries]
+        return [[self.image, *(row[key] for key in keys), self.milliseconds, remarks] for row in rows]
 
 
 def _columns(activation: str) -> tuple[str, ...]:
@@ -177,9 +176,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     flags.DEFINE_string("model", None, "The .tflite file, made by cxr_compress or cxr_convert.", flag_values=values)
     define_public_key_flag(values)
-    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
-    define_delegate_flag(values)
+    define_runtime_flags(values)
     flags.DEFINE_enum(
         "gate",
         "error",
@@ -213,8 +210,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     view = _view(values)
     check_signature(values)
     model = read_model(values.model)
-    options: dict[str, Any] = {name: values[name].value for name in ("num_threads", "runtime", "delegate", "gate")}
-    classifier = Classifier(model, view=view, **options)
+    classifier = Classifier(model, view=view, gate=values.gate, **runtime_options(values))
     images, batch = _list_images(arguments)
     pictures = HeatmapWriter(values.heatmap_dir, model, classifier, view) if values.heatmap_dir else None
     alone = images == arguments and len(images) == 1
@@ -307,8 +303,8 @@ def _predict(classifier: Classifier, image: str) -> _Result:
         start = time.perf_counter()
         findings = classifier.predict(image)
         milliseconds = round((time.perf_counter() - start) * 1e3, 2)
-    said = [str(warning.message) for warning in caught] + list(findings.warnings)
-    return _Result(image, findings, said, milliseconds)
+    remarks = [str(warning.message) for warning in caught] + list(findings.warnings)
+    return _Result(image, findings, remarks, milliseconds)
 
 
 def _print(form: str, model: ModelFile, classifier: Classifier, batch: _Batch) -> None:

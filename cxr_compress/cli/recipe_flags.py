@@ -16,6 +16,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.models import architectures  # noqa: F401 - what --model may be
 from cxr_compress.recipe import Recipe, make_recipe
 from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, find_entry
+from cxr_compress.structured import criteria  # noqa: F401 - what --criterion may be
 
 # What a command wants to hear where no recipe file says it.
 _ASKED = ("model", "dataset")

@@ -14,14 +14,17 @@ or none of the files could be checked. 3: a file answers otherwise: do not use i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, EXIT_SOME_INPUTS_BAD, UsageError, print_error, run_command
-from cxr_compress.cli.device_flags import define_delegate_flag
+from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, EXIT_SOME_INPUTS_BAD, print_error, run_command
+from cxr_compress.cli.device_flags import (
+    check_model_list,
+    define_model_list_flag,
+    define_runtime_flags,
+    runtime_options,
+)
 from cxr_compress.cli.output import write_results
-from cxr_compress.device.interpreter import RUNTIMES
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.verify import Verification, verify_model
 from cxr_compress.errors import CompressionError
@@ -40,48 +43,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
-    flags.DEFINE_list("model", None, "One or more .tflite files, separated by commas.", flag_values=values)
-    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
-    flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
-    define_delegate_flag(values)
+    define_model_list_flag(values)
+    define_runtime_flags(values)
 
 
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Check one file after the other."""
-    if not values.model:
-        raise UsageError("expected --model=FILE[,FILE...], the .tflite files to check")
-    if arguments:
-        raise UsageError(f"expected no argument, got {arguments[0]!r}; several models go into --model, with commas")
-    options: dict[str, Any] = {name: values[name].value for name in ("num_threads", "runtime", "delegate")}
-    found: dict[str, Verification] = {}
+    check_model_list(values, arguments, "check")
+    verified: dict[str, Verification] = {}
     errors: dict[str, str] = {}
     for path in values.model:
         try:
-            found[path] = verify_model(path, **options)
+            verified[path] = verify_model(path, **runtime_options(values))
         except CompressionError as error:
             if len(values.model) == 1:
                 raise
             errors[path] = str(error)
             print_error(NAME, str(error))
-    if not found:
+    if not verified:
         raise CompressionError(f"none of the {len(errors)} files could be checked")
-    _print(values.format, found, errors)
-    if not all(one.passed for one in found.values()):
+    _print(values.format, verified, errors)
+    if not all(one.passed for one in verified.values()):
         return EXIT_GATE
     return EXIT_SOME_INPUTS_BAD if errors else EXIT_OK
 
 
-def _print(form: str, found: dict[str, Verification], errors: dict[str, str]) -> None:
+def _print(form: str, verified: dict[str, Verification], errors: dict[str, str]) -> None:
     """A row for each file; what failed is said in words too."""
     document = {
-        "models": [{"model": path, **one.to_dict()} for path, one in found.items()],
+        "models": [{"model": path, **one.to_dict()} for path, one in verified.items()],
         "errors": [{"model": path, "error": text} for path, text in errors.items()],
     }
     rows = [
         [path, "passed" if one.passed else "FAILED", *(getattr(one, name) for name in _COLUMNS[2:])]
-        for path, one in found.items()
+        for path, one in verified.items()
     ]
     write_results(form, document=document, headers=_COLUMNS, rows=rows, intended_use=INTENDED_USE)
-    for path, one in found.items():
+    for path, one in verified.items():
         if not one.passed:
             print_error(NAME, f"{path}: {one.to_text()}")

@@ -6,8 +6,7 @@ from cxr_compress.data.readers.base import DATASETS, NIH_FINDINGS, Request, load
 from cxr_compress.data.readers.chexpert import CHEXPERT_FINDINGS
 from cxr_compress.data.readers.kermany import load_kermany
 from cxr_compress.data.readers.nih import Box, load_nih, read_boxes
-from cxr_compress.data.readers.phantom import load_phantom, write_phantom
-from cxr_compress.data.readers.phantom_image import PHANTOM_FINDINGS
+from cxr_compress.data.readers.phantom import PHANTOM_FINDINGS, load_phantom, write_phantom
 
 __all__ = [
     "CHEXPERT_FINDINGS",

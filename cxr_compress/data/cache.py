@@ -1,6 +1,6 @@
 r"""Decoded images on disk: decoded once, then read through a memory map in every epoch of every run.
 
-A cache is one .npy file of fixed-size uint8 rows (``numpy.load`` reads it) and a JSON manifest beside it; 112,120
+A cache is one .npy file of fixed-size uint8 rows (`numpy.load` reads it) and a JSON manifest beside it; 112,120
 images at 224 px take 5.6 GB. It belongs to one split (order, relative paths and sizes of its images) and one size and
 color. Anything in a cache folder may be deleted when nothing uses it: what is missing is made again. Caches of images
 that have changed since, and unfinished ones (.partial, .journal), stay until then.
@@ -9,7 +9,7 @@ What an opened cache trusts, from cheap to dear:
 
 - always: the manifest, the size of the data file, and that every image has the size and modification time it had. If
   only times differ (the set was copied), the images' contents are compared, which reads them but decodes nothing.
-- ``verify_cache``: every byte of the cache, and the contents of every image. Only this finds an image that was changed
+- `verify_cache`: every byte of the cache, and the contents of every image. Only this finds an image that was changed
   without changing its size or time, and a disk that flips bits.
 
 Neither names nor patients are in the manifest: only digests.
@@ -24,22 +24,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.cache_file import exclusive, file_sha256, open_partial, read_chunk_digest
-from cxr_compress.data.cache_plan import (
+from cxr_compress.data.cache_file import (
     FORMAT,
     PREPROCESS_VERSION,
     CachePlan,
     Manifest,
+    PartialCache,
     changed_chunks,
+    digest_of,
+    file_sha256,
+    map_rows,
     pixel_fields,
     plan_cache,
     same_contents,
 )
 from cxr_compress.data.dataset import Split
-from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, refuse_bad, source_digests, warn_of_notes
+from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, source_digests
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
-from cxr_compress.files import make_folder, write_text
+from cxr_compress.files import exclusive, make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class CacheEntry:
     """A complete cache.
 
     Attributes:
-        path: The .npy file.
-        images: Rows in it.
-        bytes: Of the file.
-        sha256: Of the file.
-        decoded: Images that this call decoded; 0 if the cache was there already.
+        path: the .npy file.
+        images: rows in it.
+        bytes: size of the file.
+        sha256: digest of the file.
+        decoded: images that this call decoded; 0 if the cache was there already.
     """
 
     path: Path
@@ -75,16 +78,16 @@ def build_cache(
     processes that want the same cache one builds it and the others wait.
 
     Args:
-        split: Which images; at least one.
-        spec: Size and color; its normalization does not matter.
-        cache_dir: Where; made if missing.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in all).
+        split: the images; at least one.
+        spec: size and color; its normalization does not matter.
+        cache_dir: folder of the cache; made if missing.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in all).
 
     Raises:
-        DataError: Images cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
+        DataError: images cannot be used (no cache is made, what was decoded is kept), the split is empty, or the disk
             has no room: says how many bytes are needed and free.
-        CompressionError: The folder cannot be written.
+        CompressionError: the folder cannot be written.
     """
     if not len(split):
         raise DataError(f"expected images to cache, the {split.name} split has none")
@@ -108,17 +111,17 @@ def open_cache(split: Split, spec: PreprocessSpec, cache_dir: str | Path) -> NDA
     """A split's complete cache as a read-only memory map, to be used like any array.
 
     Returns:
-        ``numpy.memmap``, uint8 (images, height, width), or (images, height, width, 3) where ``spec.color`` is "rgb".
+        `numpy.memmap`, uint8 (images, height, width), or (images, height, width, 3) where `spec.color` is "rgb".
 
     Raises:
-        DataError: There is none, or its images have changed.
+        DataError: there is no complete cache, or its images have changed.
     """
     plan = plan_cache(split, spec, cache_dir)
     return map_cache(_entry(plan, _require(plan), 0))
 
 
 def map_cache(entry: CacheEntry) -> NDArray[np.uint8]:
-    """The rows of a complete cache as a read-only ``numpy.memmap``."""
+    """The rows of a complete cache as a read-only `numpy.memmap`."""
     images: NDArray[np.uint8] = np.load(entry.path, mmap_mode="r", allow_pickle=False)
     return images
 
@@ -134,26 +137,27 @@ def verify_cache(
     """Read all of a cache and all of its images, and compare both with what was noted when it was made.
 
     Args:
-        split: As in ``build_cache``.
-        spec: As in ``build_cache``.
-        cache_dir: As in ``build_cache``.
-        workers: Threads that read the images; None for one per core.
-        progress: Called as (images done, images in all) while the images are read.
+        split: the images.
+        spec: their size and color.
+        cache_dir: folder of the cache.
+        workers: threads that read the images; None for one per core.
+        progress: called as (images done, images in all) while the images are read.
 
     Raises:
-        DataError: There is no complete cache, a part of it is damaged, or images have other contents than when they
+        DataError: there is no complete cache, a part of it is damaged, or images have other contents than when they
             were decoded.
     """
     plan = plan_cache(split, spec, cache_dir)
     manifest = _require(plan)
     remedy = f"delete {plan.data} and run the same command again"
+    rows = map_rows(plan, plan.data)
     for index, record in enumerate(manifest.chunks):
-        if read_chunk_digest(plan, plan.data, index) != record.pixels:
+        if rows is None or digest_of(rows, plan.chunks[index]) != record.pixels:
             raise DataError(f"the cache {plan.data} is damaged in {_images(plan, index)}; {remedy}")
     if file_sha256(plan.data) != manifest.sha256:
         raise DataError(f"the cache {plan.data} is damaged before its first image; {remedy}")
-    found = source_digests(split, plan.chunks, workers=workers, progress=progress)
-    for index, (sources, record) in enumerate(zip(found, manifest.chunks, strict=True)):
+    digests = source_digests(split, plan.chunks, workers=workers, progress=progress)
+    for index, (sources, record) in enumerate(zip(digests, manifest.chunks, strict=True)):
         if sources != record.sources:
             raise DataError(
                 f"{_images(plan, index)} of {split.name} hold something else than when they were cached, though their "
@@ -180,20 +184,14 @@ def _read_true(plan: CachePlan, workers: int | None = None) -> Manifest | None:
 
 
 def _build(plan: CachePlan, workers: int | None, progress: Progress | None) -> CacheEntry:
-    with open_partial(plan) as partial:
+    with contextlib.closing(PartialCache(plan)) as partial:
         todo = [index for index in range(len(plan.chunks)) if index not in partial.done]
-        bad: list[tuple[int, str]] = []
-        notes: list[tuple[int, str]] = []
         missing = [plan.chunks[index] for index in todo]
         decoding = decode_chunks(plan.split, plan.spec, missing, workers=workers, progress=progress, digests=True)
         with contextlib.closing(decoding):
             for index, chunk in zip(todo, decoding, strict=True):
-                bad += chunk.bad
-                notes += chunk.notes
                 if not chunk.bad:
                     partial.write(index, chunk.images, chunk.sources)
-        refuse_bad(plan.split, bad)
-        warn_of_notes(plan.split, notes)
         return _entry(plan, partial.finish(), sum(map(len, missing)))
 
 
@@ -217,7 +215,7 @@ def _images(plan: CachePlan, index: int) -> str:
     return f"images {images.start} to {images.stop - 1}"
 
 
-_CHUNK = 256  # images; here only the unit in which finished work is handed on
+_CHUNK = 256  # images that are decoded into memory as one piece of work
 
 
 def decode_split(
@@ -230,37 +228,32 @@ def decode_split(
 ) -> NDArray[np.uint8]:
     """All images of a split, decoded and resized, in the split's order.
 
-    ``device.preprocess.normalize`` of a row is bit-equal to ``device.preprocess.preprocess`` of its file, or of its
+    `device.preprocess.normalize` of a row is bit-equal to `device.preprocess.preprocess` of its file, or of its
     array where the split holds pixels. What is held is the array that is returned (11 KB an image at 112 px), plus one
     full-size image per worker. With a cache folder nearly nothing is held: the images are read from disk as they are
-    used, and later calls decode nothing; see ``data.cache`` for what that trusts.
+    used, and later calls decode nothing; see `data.cache` for what that trusts.
 
     Args:
-        split: Which images.
-        spec: Size and color; the normalization in it is not applied here.
-        workers: Threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
-        progress: Called as (images done, images in all) from the calling thread.
-        cache_dir: Folder of memory-mapped caches; made if missing. None decodes into memory.
+        split: the images.
+        spec: size and color; the normalization in it is not applied here.
+        workers: threads; None for one per core. OpenCV decodes outside Python's lock, so threads do scale.
+        progress: called as (images done, images in all) from the calling thread.
+        cache_dir: folder of memory-mapped caches; made if missing. None decodes into memory.
 
     Returns:
-        uint8 (n, height, width), or (n, height, width, 3) where ``spec.color`` is "rgb"; a read-only memory map with a
+        uint8 (n, height, width), or (n, height, width, 3) where `spec.color` is "rgb"; a read-only memory map with a
         cache folder.
 
     Raises:
-        DataError: Images that cannot be used: up to five are named, each with its reason, all are counted. With a cache
-            folder also as ``build_cache``.
+        DataError: images that cannot be used: up to five are named, each with its reason, all are counted. With a cache
+            folder also as `build_cache`.
     """
     if cache_dir is not None and len(split):
         return map_cache(build_cache(split, spec, cache_dir, workers=workers, progress=progress))
     images = np.empty((len(split), *image_shape(spec)), np.uint8)
     chunks = [range(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
-    bad: list[tuple[int, str]] = []
-    notes: list[tuple[int, str]] = []
-    for chunk in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
-        bad += chunk.bad
-        notes += chunk.notes
-    refuse_bad(split, bad)
-    warn_of_notes(split, notes)
+    for _ in decode_chunks(split, spec, chunks, into=images, workers=workers, progress=progress):
+        pass
     return images
 
 
@@ -270,18 +263,18 @@ _TEST = "test"
 def open_cache_file(path: str | Path, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """The decoded images of a cache, as a read-only memory map.
 
-    Its manifest has to lie beside it, as ``cxr_data cache`` leaves it. Whether the images have changed since cannot be
-    seen without them; where the data set is at hand, ``open_cache`` looks.
+    Its manifest has to lie beside it, as `cxr_data cache` leaves it. Whether the images have changed since cannot be
+    seen without them; where the data set is at hand, `open_cache` looks.
 
     Args:
         path: the .npy file.
         spec: size and color that the images have to have.
 
     Returns:
-        uint8 (images, height, width), or (images, height, width, 3) where ``spec.color`` is "rgb".
+        uint8 (images, height, width), or (images, height, width, 3) where `spec.color` is "rgb".
 
     Raises:
-        DataError: no cache, an unfinished or damaged one, of other images than ``spec`` asks for, or of the test part,
+        DataError: no cache, an unfinished or damaged one, of other images than `spec` asks for, or of the test part,
             which nothing but a score may be taken from.
     """
     path = Path(path)

@@ -49,7 +49,7 @@ def equal_groups(digests: Sequence[bytes]) -> list[tuple[int, ...]]:
     """Positions with the same digest, where two or more share one; in the order of the first of each.
 
     Args:
-        digests: Of files; b"" belongs to no group.
+        digests: digests of files; b"" belongs to no group.
     """
     where: dict[bytes, list[int]] = {}
     for position, digest in enumerate(digests):
@@ -65,8 +65,8 @@ def similar_groups(thumbnails: Images) -> list[tuple[int, ...]]:
     Args:
         thumbnails: uint8 (n, 32, 32), gray.
     """
-    shown = np.array([index for index, one in enumerate(thumbnails) if one.std() >= _FLAT], np.int64)
-    pictures = thumbnails[shown]
+    not_flat = np.flatnonzero(thumbnails.std(axis=(1, 2)) >= _FLAT)
+    pictures = thumbnails[not_flat]
     hashes = np.array([perceptual_hash(picture) for picture in pictures], np.uint64)
     parent = np.arange(len(pictures))
     leaders = [leader for group in _runs(hashes) for leader in _link_equal(group, pictures, parent)]
@@ -77,7 +77,7 @@ def similar_groups(thumbnails: Images) -> list[tuple[int, ...]]:
     roots = [_root(parent, position) for position in range(len(pictures))]
     groups: dict[int, list[int]] = {}
     for position, root in enumerate(roots):
-        groups.setdefault(root, []).append(int(shown[position]))
+        groups.setdefault(root, []).append(int(not_flat[position]))
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
@@ -89,7 +89,7 @@ def _runs(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _link_equal(group: NDArray[np.int64], pictures: Images, parent: NDArray[np.int64]) -> list[int]:
-    """Links images of one hash with those they equal; one of each kind, so that a thousand copies are one candidate."""
+    """Link images of one hash with those they equal; the first of each, so that a thousand copies are one candidate."""
     leaders = []
     while len(group):
         leader = int(group[0])
@@ -153,7 +153,7 @@ def _root(parent: NDArray[np.int64], position: int) -> int:
 
 
 def _link(parent: NDArray[np.int64], one: int, other: int) -> None:
-    """Joins two groups; the earlier image leads."""
+    """Join two groups; the earlier image leads."""
     low, high = sorted((_root(parent, one), _root(parent, other)))
     parent[high] = low
 
@@ -168,11 +168,11 @@ class Count:
 
     Attributes:
         split: "train", "dev" or "test".
-        images: In the split.
-        patients: In the split.
-        finding: Which.
-        positives: Images known to have it (a soft label above one half counts).
-        unknown: Images without a label of it.
+        images: images in the split.
+        patients: patients in the split.
+        finding: name of the finding.
+        positives: images known to have it (a soft label above one half counts).
+        unknown: images without a label of it.
     """
 
     split: str
@@ -185,7 +185,7 @@ class Count:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was seen of one image."""
+    """The content of one image, or why it cannot be used."""
 
     digest: bytes  # b"" where it could not be read
     thumbnail: NDArray[np.uint8] | None
@@ -202,7 +202,7 @@ class _Images:
     parts: tuple[str, ...]
 
     def name(self, image: int) -> str:
-        """What a user finds it by."""
+        """The path of an image, or its position in a set of arrays."""
         if not self.split.paths:
             return f"{self.parts[image]} image {image - self.parts.index(self.parts[image])}"
         return str(self.split.paths[image])
@@ -227,12 +227,12 @@ def examine(
     Every file is read and decoded in full. Beside the set's own records this holds 1 KB an image.
 
     Args:
-        dataset: As a reader gives it, unchecked; listed images may be missing.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in all) from the calling thread.
+        dataset: as a reader gives it, unchecked; listed images may be missing.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in all) from the calling thread.
 
     Returns:
-        The worst first: what ``find_problems`` tells; missing and corrupt files; the same file, then the same image,
+        The worst first: those of `find_problems`; missing and corrupt files; the same file, then the same image,
         in several splits, then within one split.
     """
     images = _Images(
@@ -302,8 +302,8 @@ def _unreadable(images: _Images, looks: Sequence[_Look]) -> Iterator[Problem]:
     for kind, remedy in remedies.items():
         bad = [image for image, look in enumerate(looks) if look.trouble is kind]
         if bad:
-            told = "are missing" if kind is ProblemKind.MISSING else "cannot be used"
-            text = f"{images.dataset.name}: {len(bad)} of {len(looks)} images {told}; {remedy}"
+            fault = "are missing" if kind is ProblemKind.MISSING else "cannot be used"
+            text = f"{images.dataset.name}: {len(bad)} of {len(looks)} images {fault}; {remedy}"
             names = tuple(_with_reason(images.name(image), looks[image].reason) for image in bad)
             yield Problem(kind, text, _parts(images, bad), len(bad), names)
 
@@ -317,15 +317,15 @@ def _duplicates(images: _Images, looks: Sequence[_Look]) -> Iterator[Problem]:
     same_file = equal_groups([look.digest for look in looks])
     copies = {image: group for group in same_file for image in group}
     # One image of each group stands for all of it.
-    seen = [
+    originals = [
         image
         for image, look in enumerate(looks)
         if look.thumbnail is not None and copies.get(image, (image,))[0] == image
     ]
-    thumbnails = [thumbnail for image in seen if (thumbnail := looks[image].thumbnail) is not None]
+    thumbnails = [thumbnail for image in originals if (thumbnail := looks[image].thumbnail) is not None]
     stacked = np.stack(thumbnails) if thumbnails else np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8)
     same_image = [
-        tuple(sorted(image for place in group for image in copies.get(seen[place], (seen[place],))))
+        tuple(sorted(image for place in group for image in copies.get(originals[place], (originals[place],))))
         for group in similar_groups(stacked)
     ]
     for across in (True, False):
@@ -336,14 +336,14 @@ def _duplicates(images: _Images, looks: Sequence[_Look]) -> Iterator[Problem]:
 
 def _copies(images: _Images, kind: ProblemKind, groups: list[tuple[int, ...]], *, across: bool) -> Iterator[Problem]:
     """Groups of one kind as one problem, or as one for each split that they are within."""
-    sorted_out: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    by_parts: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
     for group in groups:
-        sorted_out.setdefault(_parts(images, group), []).append(group)
-    for parts, members in sorted_out.items():
+        by_parts.setdefault(_parts(images, group), []).append(group)
+    for parts, members in by_parts.items():
         count = sum(map(len, members))
         doubts = [
-            f", {number} {told}"
-            for number, told in (
+            f", {number} {doubt}"
+            for number, doubt in (
                 (sum(_labels_differ(images, group) for group in members), "with different labels"),
                 (sum(_patients_differ(images, group) for group in members), "of different patients"),
             )
@@ -352,16 +352,16 @@ def _copies(images: _Images, kind: ProblemKind, groups: list[tuple[int, ...]], *
         where = f"in {' and '.join(parts)}" if across else f"within {parts[0]}"
         remedy = "keep each image in one split" if across else "keep one of each"
         what = "the same file" if kind is ProblemKind.SAME_FILE else "the same image saved anew"
-        told = f"{count} images are {len(members)} group(s) of {what} {where}{''.join(doubts)}"
-        text = f"{images.dataset.name}: {told}; {remedy}"
+        groups_found = f"{count} images are {len(members)} group(s) of {what} {where}{''.join(doubts)}"
+        text = f"{images.dataset.name}: {groups_found}; {remedy}"
         names = tuple(" = ".join(images.name(image) for image in group) for group in members)
         yield Problem(kind, text, parts, len(members), names)
 
 
 def _parts(images: _Images, group: Sequence[int]) -> tuple[str, ...]:
     """The splits that some images are in, in their order."""
-    there = {images.parts[image] for image in group}
-    return tuple(split.name for split in images.dataset.splits if split.name in there)
+    names = {images.parts[image] for image in group}
+    return tuple(split.name for split in images.dataset.splits if split.name in names)
 
 
 def _labels_differ(images: _Images, group: Sequence[int]) -> bool:

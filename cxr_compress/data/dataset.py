@@ -1,4 +1,4 @@
-"""What every reader returns, and the checks that no set escapes."""
+"""A data set as every reader returns it, the checks that every set goes through, and which findings a model shares."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Dataset:
     """A set with its three parts; no patient is in two of them.
 
     Attributes:
-        name: As ``load_dataset`` knows it.
+        name: name by which `load_dataset` reads it.
         findings: (k,) what the columns of the labels mean.
-        train: What weights are fitted on.
-        dev: What every choice is made on (checkpoint, threshold, calibration): patients carved out of train.
-        test: The official test images, scored once per final artifact.
-        attribution: Whose data this is and under what license; goes into every report and model file.
+        train: images that weights are fitted on.
+        dev: images that every choice is made on (checkpoint, threshold, calibration): patients carved out of train.
+        test: the official test images, scored once per final artifact.
+        attribution: whose data this is and under what license; goes into every report and model file.
         synthetic: True for drawn images: no number measured on them says anything about patients.
-        notes: Sentences a reader of results must know, e.g. that the set has no patients.
-        patient_key: In words, what the reader takes for a patient.
-        allow_one_class: Dev and test may have only images with, or only images without, a finding. Its column stays;
+        notes: sentences a reader of results must know, e.g. that the set has no patients.
+        patient_key: in words, what the reader takes for a patient, for example a column.
+        allow_one_class: dev and test may have only images with, or only images without, a finding. Its column stays;
             evaluation calls it "not enough data". Small real sets need that for rare findings.
         color: "gray" or "rgb": what the images are.
-        exclusive: The findings are classes that exclude one another: each image has exactly one of them.
+        exclusive: the findings are classes that exclude one another: each image has exactly one of them.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Dataset:
         """The same images with some of the findings, in the order given.
 
         Args:
-            columns: of `findings`.
+            columns: positions in `findings`.
         """
         chosen = list(columns)
         if chosen == list(range(len(self.findings))):
@@ -68,12 +68,12 @@ class Dataset:
 
 
 def finding_key(name: str) -> str:
-    """What two names of one finding share: case, and "_" for a space, tell nothing apart; all else does."""
+    """The form in which names of findings are compared: case does not count, and "_" is a space."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
 class ProblemKind(enum.Enum):
-    """What is wrong; the values are read by people."""
+    """Kinds of problems; the values are read by people."""
 
     EMPTY_SPLIT = "empty split"
     LEAKAGE = "patient leakage"
@@ -89,11 +89,11 @@ class Problem:
     """One thing that is wrong with a set.
 
     Attributes:
-        kind: Which rule.
-        text: One line that starts with the set's name: what was expected, what was found, what to do.
-        splits: The parts concerned.
-        count: How many patients, images or groups.
-        names: What it is about (file names, groups of them), for results a user asked for; never for logs.
+        kind: the rule that is broken.
+        text: one line that starts with the set's name: what was expected, what was found, what to do.
+        splits: the parts concerned.
+        count: how many patients, images or groups.
+        names: what it is about (file names, groups of them), for results a user asked for; never for logs.
     """
 
     kind: ProblemKind
@@ -107,15 +107,15 @@ def check_dataset(dataset: Dataset, *, patient_key: str | None = None) -> Datase
     """Refuses a set on which training or scoring would mislead.
 
     Args:
-        dataset: What a reader put together.
-        patient_key: In words, what the reader takes for a patient; part of the message. The set's own if None.
+        dataset: result of a reader.
+        patient_key: in words, what the reader takes for a patient; part of the message. The set's own if None.
 
     Returns:
         The same object.
 
     Raises:
         DataError: A split is empty, a patient is in two splits, or a finding is in all or none of a split's images of
-            which it is known. The text is that of the first of ``find_problems``.
+            which it is known. The text is that of the first of `find_problems`.
     """
     for problem in find_problems(dataset, patient_key=patient_key):
         raise DataError(problem.text)
@@ -126,30 +126,30 @@ def find_problems(dataset: Dataset, *, patient_key: str | None = None) -> Iterat
     """All that is wrong with the splits of a set, without opening a file; the worst first.
 
     Args:
-        dataset: What a reader put together.
-        patient_key: As ``check_dataset``.
+        dataset: result of a reader.
+        patient_key: in words, what the reader takes for a patient. The set's own if None.
     """
     for split in dataset.splits:
         if not len(split):
             text = f"{dataset.name}: the {split.name} split has no images; use a larger set or dev_fraction"
             yield Problem(ProblemKind.EMPTY_SPLIT, text, (split.name,), 0)
-    for one, other in combinations(dataset.splits, 2):
-        yield from _shared_patients(dataset, one, other, patient_key or dataset.patient_key)
+    for first, second in combinations(dataset.splits, 2):
+        yield from _shared_patients(dataset, first, second, patient_key or dataset.patient_key)
     for split in dataset.splits:
         if len(split) and (split is dataset.train or not dataset.allow_one_class):
             yield from _one_class(dataset, split)
 
 
-def _shared_patients(dataset: Dataset, one: Split, other: Split, patient_key: str) -> Iterator[Problem]:
+def _shared_patients(dataset: Dataset, first: Split, second: Split, patient_key: str) -> Iterator[Problem]:
     """No patient may be in two splits: the model would be tested on a body it has learnt by heart."""
-    shared = set(one.patients) & set(other.patients)
+    shared = set(first.patients) & set(second.patients)
     if shared:
-        images = sum(patient in shared for split in (one, other) for patient in split.patients)
+        images = sum(patient in shared for split in (first, second) for patient in split.patients)
         text = (
-            f"{dataset.name}: {len(shared)} patient(s) with {images} images are in both {one.name} and {other.name} "
+            f"{dataset.name}: {len(shared)} patient(s) with {images} images are in both {first.name} and {second.name} "
             f"(the key is {patient_key}); move all images of a patient into one split"
         )
-        yield Problem(ProblemKind.LEAKAGE, text, (one.name, other.name), len(shared), tuple(sorted(shared)))
+        yield Problem(ProblemKind.LEAKAGE, text, (first.name, second.name), len(shared), tuple(sorted(shared)))
 
 
 def _one_class(dataset: Dataset, split: Split) -> Iterator[Problem]:
@@ -177,9 +177,9 @@ class Match:
         findings: (m,) their names, as the data set writes them.
         logits: (m,) the model's column of each.
         labels: (m,) the data set's column of each.
-        only_model: Findings of the model that the data set says nothing about.
-        only_dataset: Findings of the data set that the model does not know.
-        by_position: They were not matched by name: columns were taken in order.
+        only_model: findings of the model that the data set says nothing about.
+        only_dataset: findings of the data set that the model does not know.
+        by_position: they were not matched by name: columns were taken in order.
     """
 
     findings: tuple[str, ...]
@@ -199,13 +199,13 @@ def match_findings(
     guessed; "Effusion" and "Pleural Effusion" differ, because a wrong pair gives a number that looks right.
 
     Args:
-        model: The model's findings in the order of its logits; None if it does not say.
-        dataset: The data set's findings in the order of its labels.
-        logits: How many logits the model gives.
-        by_position: The user says that the logits stand in the order of the data set's findings, whatever their names.
+        model: the model's findings in the order of its logits; None if it does not say.
+        dataset: the data set's findings in the order of its labels.
+        logits: how many logits the model gives.
+        by_position: the user says that the logits stand in the order of the data set's findings, whatever their names.
 
     Raises:
-        DataError: Nothing in common, a model without names, or by position not as many logits as findings.
+        DataError: nothing in common, a model without names, or by position not as many logits as findings.
     """
     if model is not None and len(model) != logits:
         raise DataError(f"expected one logit for each of the model's {len(model)} findings, it gives {logits}")

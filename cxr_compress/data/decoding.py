@@ -25,9 +25,8 @@ Pixels = NDArray[np.uint8]
 DIGEST_BYTES = 16
 
 _NAMED = 5  # bad images that an error names; the others are counted
-_TASK = (
-    8  # images per task: long beside the cost of a task, short enough that progress is smooth and Ctrl-C ends at once
-)
+# Images per task: long beside the cost of a task, short enough that progress is smooth and Ctrl-C ends at once.
+_TASK = 8
 _WAITING = 3  # tasks queued per worker, so that no core waits while the caller writes what is done
 
 
@@ -40,11 +39,11 @@ class Chunk:
     """A decoded run of images.
 
     Attributes:
-        images: Which rows of the split.
+        rows: rows of the split.
         images: uint8 (images, height, width[, 3]); rows of bad images hold anything.
         bad: (row, reason) of the images that cannot be used.
         notes: (row, note) of the images that a person should know something about.
-        sources: Digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
+        sources: digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
     """
 
     rows: range
@@ -55,15 +54,15 @@ class Chunk:
 
 
 def image_shape(spec: PreprocessSpec) -> tuple[int, ...]:
-    """(height, width) of a decoded image, or (height, width, 3) where ``spec.color`` is "rgb"."""
+    """(height, width) of a decoded image, or (height, width, 3) where `spec.color` is "rgb"."""
     return (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
 
 
 def decode_image(split: Split, row: int, spec: PreprocessSpec) -> tuple[Pixels, tuple[str, ...]]:
-    """One image of a split, from its file or from the split's own pixels, and what is to be said about its file.
+    """One image of a split, from its file or from the split's own pixels, and notes about its file.
 
     Raises:
-        DataError: The image cannot be used.
+        DataError: the image cannot be used.
     """
     if split.paths:
         prepared = prepare(split.paths[row], spec)
@@ -81,26 +80,31 @@ def decode_chunks(
     progress: Progress | None = None,
     digests: bool = False,
 ) -> Generator[Chunk, None, None]:
-    """Yield the chunks in order while the workers are already at the next ones.
+    """Yield the chunks in order while the workers are already at the next ones; at the end, judge all images.
 
     Threads, not processes: OpenCV, zlib and hashlib work outside Python's lock. On two cores, threads beside processes
     gave 8,341 and 8,704 images/s on JPEGs of 224 px, 307 and 306 on JPEGs of about 1,300 px, 216 and 225 on PNGs of
     1,024 px, and processes cost start-up, memory and a copy of every image.
 
     Args:
-        split: Whose images.
-        spec: Size and color.
-        chunks: Rows to decode.
-        into: Array of all images of the split whose rows are filled; new arrays per chunk if None.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in all), counting images outside ``chunks`` as done.
-        digests: Compute ``Chunk.sources``; every file is then read twice, once from the system's cache.
+        split: the images.
+        spec: size and color.
+        chunks: rows to decode.
+        into: array of all images of the split whose rows are filled; new arrays per chunk if None.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in all), counting images outside `chunks` as done.
+        digests: compute `Chunk.sources`; every file is then read twice, once from the system's cache.
+
+    Raises:
+        DataError: after the last chunk, if images cannot be used: up to five are named with reasons, all are counted.
     """
     count = workers or os.cpu_count() or 1
     done = len(split) - sum(map(len, chunks))
     pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
     waiting: deque[tuple[range, Pixels, list[Future[_Done]]]] = deque()
     upcoming = deque(chunks)
+    bad: list[tuple[int, str]] = []
+    notes: list[tuple[int, str]] = []
     try:
         while upcoming or waiting:
             # Two chunks at least: one is being written by the caller while the other is decoded.
@@ -117,23 +121,26 @@ def decode_chunks(
                 done += len(results[-1].rows)
                 if progress is not None:
                     progress(done, len(split))
-            yield _join(rows, images, results, digests=digests)
+            chunk = _join(rows, images, results, digests=digests)
+            bad += chunk.bad
+            notes += chunk.notes
+            yield chunk
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    _refuse_bad(split, bad)
+    _warn_of_notes(split, notes)
 
 
 def source_digests(
     split: Split, chunks: Sequence[range], *, workers: int | None = None, progress: Progress | None = None
 ) -> list[str]:
-    """What ``Chunk.sources`` would be for each chunk, without decoding anything.
-
-    A file that cannot be read has a digest of its own that no readable file has.
+    """`Chunk.sources` of each chunk, without decoding anything; unlike any other where a file cannot be read.
 
     Args:
-        split: Whose images.
-        chunks: Rows.
-        workers: Threads; None for one per core.
-        progress: Called as (images done, images in these chunks).
+        split: the images.
+        chunks: rows.
+        workers: threads; None for one per core.
+        progress: called as (images done, images in these chunks).
     """
     digests = []
     done, total = 0, sum(map(len, chunks))
@@ -146,12 +153,7 @@ def source_digests(
     return digests
 
 
-def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
-    """Stop if images cannot be used.
-
-    Raises:
-        DataError: There are any: up to five are named, each with its reason, all are counted.
-    """
+def _refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
     if not bad:
         return
     named = "; ".join(_name(split, row, reason) for row, reason in bad[:_NAMED])
@@ -159,19 +161,18 @@ def refuse_bad(split: Split, bad: Sequence[tuple[int, str]]) -> None:
     raise DataError(f"{len(bad)} of the {len(split)} images in {split.name} cannot be used: {named}{more}")
 
 
-def warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
-    """Warn (`ImageNoteWarning`) once of images that were not read as their files declare: how many, and one of them."""
+def _warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
     if not notes:
         return
     count, (row, note) = len({row for row, _ in notes}), notes[0]
     # By its position: a file name is often a patient's, and warnings end up in logs.
     text = f"{count} of the {len(split)} images in {split.name} need a look, the first is image {row + 1}: it {note}"
-    warnings.warn(text, ImageNoteWarning, stacklevel=3)
+    warnings.warn(text, ImageNoteWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What one task gives back; the pixels are in the chunk's array already."""
+    """The result of one task; its pixels are in the chunk's array already."""
 
     rows: range
     bad: tuple[tuple[int, str], ...]
@@ -182,17 +183,17 @@ class _Done:
 def _decode(split: Split, spec: PreprocessSpec, rows: range, *, first: int, images: Pixels, digests: bool) -> _Done:
     bad: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
-    found: list[bytes] = []
+    sources: list[bytes] = []
     for row in rows:
         # Before decoding: should the image change in between, its digest is the old one and the change is noticed.
         if digests:
-            found.append(_image_digest(split, row))
+            sources.append(_image_digest(split, row))
         try:
-            images[row - first], said = decode_image(split, row, spec)
-            notes += ((row, text) for text in said)
+            images[row - first], texts = decode_image(split, row, spec)
+            notes += ((row, text) for text in texts)
         except DataError as error:
             bad.append((row, str(error)))
-    return _Done(rows, tuple(bad), tuple(notes), tuple(found))
+    return _Done(rows, tuple(bad), tuple(notes), tuple(sources))
 
 
 def _join(rows: range, images: Pixels, results: Sequence[_Done], *, digests: bool) -> Chunk:
@@ -230,7 +231,7 @@ def own_pixels(split: Split) -> Pixels:
     """The array of a split without files.
 
     Raises:
-        DataError: It has none.
+        DataError: the split has none.
     """
     if split.pixels is None:
         raise DataError(f"expected the {split.name} split to have files or pixels, it has neither")

@@ -25,7 +25,7 @@ class Split:
 
     Attributes:
         name: "train", "dev" or "test".
-        paths: (n,) image files; () for a set that holds ``pixels`` instead.
+        paths: (n,) image files; () for a set that holds `pixels` instead.
         labels: (n, k) float32: 1 where the image has the finding, 0 where not, between them a soft target, NaN where
             nobody knows (masked in losses, ignored in metrics); read-only.
         patients: (n,) the patient of each image; equal text means the same person.
@@ -101,8 +101,8 @@ class Split:
         """A new split of some of these images, in the order given; every field comes along.
 
         Args:
-            images: Positions in this split.
-            name: Of the new split; this one's if None.
+            images: positions in this split.
+            name: name of the new split; this one's if None.
         """
         chosen = np.asarray(images, np.int64)
         return Split(
@@ -121,8 +121,8 @@ def join_splits(splits: Sequence[Split], name: str) -> Split:
     """All images of several splits of one set, one split after the other; a field that one lacks is dropped.
 
     Args:
-        splits: At least one; with the same findings.
-        name: Of the new split.
+        splits: at least one; with the same findings.
+        name: name of the new split.
     """
     optional: dict[str, Any] = {}
     for field in _OPTIONAL:
@@ -165,15 +165,15 @@ def carve_dev(images: Split, *, fraction: float = 0.1, seed: int = 0) -> tuple[S
     """Splits images into train and dev by patient, with each finding represented in both.
 
     Args:
-        images: Everything that may be trained on; left unchanged.
-        fraction: Share of patients (not images) for dev, in (0, 1), met to within one patient per stratum.
-        seed: Another seed chooses other patients.
+        images: everything that may be trained on; left unchanged.
+        fraction: share of patients (not images) for dev, in (0, 1), met to within one patient per stratum.
+        seed: another seed chooses other patients.
 
     Returns:
-        (train, dev), both in the order of ``images``.
+        (train, dev), both in the order of `images`.
 
     Raises:
-        DataError: The fraction is not between 0 and 1.
+        DataError: the fraction is not between 0 and 1.
     """
     chosen = choose_patients(images.patients, images.labels, fraction=fraction, seed=seed)
     in_dev = np.array([patient in chosen for patient in images.patients], bool)
@@ -185,17 +185,17 @@ def divide(
 ) -> tuple[Split, Split, Split]:
     """Splits images into train, dev and test by patient, for sets that come in one piece.
 
-    The strata are those of ``choose_patients``, made once for all three parts: one of three or more patients is in
+    The strata are those of `choose_patients`, made once for all three parts: one of three or more patients is in
     every part.
 
     Args:
-        images: The whole set; left unchanged.
-        dev_fraction: Share of the patients that are not in test, in (0, 1).
-        test_fraction: Share of all patients, in (0, 1).
-        seed: Another seed chooses other patients.
+        images: the whole set; left unchanged.
+        dev_fraction: share of the patients that are not in test, in (0, 1).
+        test_fraction: share of all patients, in (0, 1).
+        seed: another seed chooses other patients.
 
     Returns:
-        (train, dev, test), each in the order of ``images``.
+        (train, dev, test), each in the order of `images`.
 
     Raises:
         DataError: A fraction is not between 0 and 1.
@@ -227,12 +227,12 @@ def choose_patients(
     Args:
         patients: (n,) the patient of each image.
         labels: (n, k) 0 to 1 or NaN; above one half counts as having the finding.
-        fraction: Share of each stratum, in (0, 1), rounded; a stratum of two or more patients gives at least one and
+        fraction: share of each stratum, in (0, 1), rounded; a stratum of two or more patients gives at least one and
             keeps at least one.
-        seed: Part of the hash.
+        seed: part of the hash.
 
     Raises:
-        DataError: The fraction is not between 0 and 1.
+        DataError: the fraction is not between 0 and 1.
     """
     _check_fraction(fraction, "dev")
     chosen: list[str] = []
@@ -252,12 +252,12 @@ def _rank(members: Sequence[str], seed: int) -> list[str]:
 
 
 def _share(size: int, fraction: float) -> int:
-    """How many of a stratum go: never all, never none where there are two to share."""
+    """Patients that are taken from a stratum: never all, and at least one where there are two or more."""
     return min(max(round(size * fraction), 1), size - 1)
 
 
 def _strata(patients: Sequence[str], labels: NDArray[np.float32]) -> dict[int, list[str]]:
-    """Patients by their rarest finding (column number), or ``_HEALTHY``."""
+    """Patients by their rarest finding (column number), or `_HEALTHY`."""
     names, member = np.unique(np.asarray(patients), return_inverse=True)
     has = np.zeros((len(names), labels.shape[1]), bool)
     np.logical_or.at(has, member, labels > POSITIVE)

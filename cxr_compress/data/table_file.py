@@ -17,7 +17,7 @@ from cxr_compress.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _DETECTED = ",;\t"  # a bar joins labels inside one cell ("Mass|Nodule"), so only `sep=|` makes it a separator
-_LOOKED_AT = 50  # rows that decide between two separators
+_DECIDING_ROWS = 50  # rows that decide between two separators
 _GZIP = b"\x1f\x8b"
 # UTF-32 before UTF-16: its mark starts with the same two bytes.
 _MARKS = (
@@ -42,10 +42,10 @@ class Cells:
     """The cells of a table.
 
     Attributes:
-        header: The first row, without blanks around its names.
+        header: the first row, without blanks around its names.
         rows: (line of the file, counted from 1; cells) of every row below it that holds anything, to be used up once.
-        separator: What stands between the cells.
-        encoding: As Python names it.
+        separator: character between the cells.
+        encoding: name of the encoding in Python.
     """
 
     header: list[str]
@@ -55,20 +55,20 @@ class Cells:
 
 
 def read_cells(path: Path, *, who: str, fits: Callable[[Sequence[str]], bool]) -> Cells:
-    """The cells of a table of commas, semicolons or tabs; UTF-8 or, with its mark, UTF-16 or UTF-32; .gz or not.
+    """The cells of a table with commas, semicolons or tabs; UTF-8 or, with its mark, UTF-16 or UTF-32; .gz or not.
 
     Args:
-        path: The file.
-        who: The set, with which messages start.
-        fits: Whether a header has the columns that are looked for; decides where two separators stand in the header.
+        path: the file.
+        who: the set, with which messages start.
+        fits: whether a header has the columns that are looked for; decides where two separators stand in the header.
 
     Raises:
-        DataError: The file cannot be read, is no text table, is in an encoding that would have to be guessed, or its
+        DataError: the file cannot be read, is no text table, is in an encoding that would have to be guessed, or its
             separator is unclear; from `rows`: a quote is left open.
     """
     text, encoding = _decode(_content(path, who), f"{who}: {path.name}")
-    text, said, skipped = _sep_line(text, f"{who}: {path.name}")
-    separator = said or _separator(text, fits, f"{who}: {path.name}")
+    text, declared, skipped = _sep_line(text, f"{who}: {path.name}")
+    separator = declared or _separator(text, fits, f"{who}: {path.name}")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows = _rows(lines, skipped, f"{who}: {path.name}")
     _, header = next(rows, (0, []))
@@ -79,7 +79,7 @@ def read_text(path: Path, *, who: str) -> str:
     """The text of a file, in the encodings that `read_cells` takes.
 
     Raises:
-        DataError: As `read_cells`.
+        DataError: as `read_cells`.
     """
     return _decode(_content(path, who), f"{who}: {path.name}")[0]
 
@@ -121,30 +121,30 @@ def _decode(content: bytes, where: str) -> tuple[str, str]:
 
 def _sep_line(text: str, where: str) -> tuple[str, str, int]:
     """The text below Excel's line `sep=;`, the separator that it says, and how many lines that took."""
-    found = _SEP_LINE.match(text)
-    if found is None:
+    line = _SEP_LINE.match(text)
+    if line is None:
         return text, "", 0
-    separator = {"\\t": "\t", "": "\t"}.get(found[1], found[1])
+    separator = {"\\t": "\t", "": "\t"}.get(line[1], line[1])
     if separator not in SEPARATORS:
         raise DataError(
-            f"{where} says sep={found[1]}; expected a comma, a semicolon, a tab or a vertical bar as the separator"
+            f"{where} says sep={line[1]}; expected a comma, a semicolon, a tab or a vertical bar as the separator"
         )
-    return text[found.end() :], separator, 1
+    return text[line.end() :], separator, 1
 
 
 def _separator(text: str, fits: Callable[[Sequence[str]], bool], where: str) -> str:
-    """What stands between the cells: what the header holds, and where that is two things, what fits."""
+    """The separator that the header holds; where it holds two, the one with which the columns fit."""
     headers = {mark: _first_rows(text, mark, 1) for mark in _DETECTED}
     candidates = [mark for mark, rows in headers.items() if rows and len(rows[0]) > 1]
     if len(candidates) > 1:
         fitting = [mark for mark in candidates if fits([cell.strip() for cell in headers[mark][0]])]
         candidates = fitting or candidates
     if len(candidates) > 1:
-        candidates = [mark for mark in candidates if _is_even(_first_rows(text, mark, _LOOKED_AT))] or candidates
+        candidates = [mark for mark in candidates if _is_even(_first_rows(text, mark, _DECIDING_ROWS))] or candidates
     if len(candidates) > 1:
-        told = " or ".join(SEPARATORS[mark] for mark in candidates)
+        names = " or ".join(SEPARATORS[mark] for mark in candidates)
         raise DataError(
-            f"{where}: its cells may be separated by {told}; say which with a first line such as sep={candidates[0]}"
+            f"{where}: its cells may be separated by {names}; say which with a first line such as sep={candidates[0]}"
         )
     return candidates[0] if candidates else ","
 
@@ -188,10 +188,10 @@ class Row:
     """One row of a table.
 
     Attributes:
-        cells: Column name -> text without surrounding blanks; "" where empty or missing.
-        line: In the file, counted from 1.
-        file: Its name.
-        who: The set, with which messages start.
+        cells: column name -> text without surrounding blanks; "" where empty or missing.
+        line: in the file, counted from 1.
+        file: its name.
+        who: the set, with which messages start.
     """
 
     cells: Mapping[str, str]
@@ -207,7 +207,7 @@ class Row:
         return self.cells.get(column, "")
 
     def error(self, what: str) -> DataError:
-        """What is wrong with this row, with file and line."""
+        """An error about this row, which starts with file and line."""
         return DataError(f"{self.who}: line {self.line} of {self.file} {what}")
 
 
@@ -216,10 +216,10 @@ class Table:
     """A table in memory.
 
     Attributes:
-        columns: In the order of the file, without nameless ones; a column that was asked for has the name that it was
+        columns: in the order of the file, without nameless ones; a column that was asked for has the name that it was
             asked for by.
-        rows: Generator of its rows, to be used up once.
-        notes: What was taken as what, one sentence each; none where every name is written as it was asked for.
+        rows: generator of its rows, to be used up once.
+        notes: what was taken as what, one sentence each; none where every name is written as it was asked for.
     """
 
     columns: tuple[str, ...]
@@ -241,15 +241,15 @@ def read_table(
     "Patient ID", "patientId" and "PATIENT_ID" are all found as patient_id, and a note says so.
 
     Args:
-        path: The file.
-        who: The set, with which messages start.
-        needed: Columns that must be there.
-        optional: Columns that are looked for.
-        other_names: Column -> names that mean the same, as `column_key` gives them, where it has no such column itself.
-        exact: Every row must have as many cells as the header; published sets are not that tidy.
+        path: the file.
+        who: the set, with which messages start.
+        needed: columns that must be there.
+        optional: columns that are looked for.
+        other_names: column -> names that mean the same, as `column_key` gives them, where it has no such column itself.
+        exact: every row must have as many cells as the header; published sets are not that tidy.
 
     Raises:
-        DataError: As `read_cells`; a column is missing, there twice, or two may be the one asked for; from the rows, a
+        DataError: as `read_cells`; a column is missing, there twice, or two may be the one asked for; from the rows, a
             ragged one, or one that ends before a needed column.
     """
     wanted = (*needed, *optional)
@@ -262,25 +262,25 @@ def read_table(
             f"{who}: expected the column(s) {', '.join(missing)} in {path.name}, the header lacks them (cells are "
             f"separated by {SEPARATORS[cells.separator]})"
         )
-    found = {name: match for name in wanted if (match := _find(name, cells.header, others, f"{who}: {path.name}"))}
-    asked = {there: name for name, there in found.items()}
-    header = [asked.get(name, name) for name in cells.header]
+    spellings = {name: match for name in wanted if (match := _find(name, cells.header, others, f"{who}: {path.name}"))}
+    names = {spelling: name for name, spelling in spellings.items()}
+    header = [names.get(name, name) for name in cells.header]
     columns = tuple(name for name in header if name)
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise DataError(f"{who}: the column {twice[0]!r} is there twice in {path.name}; rename or remove one")
     last_needed = max((header.index(name) for name in needed), default=-1) + 1
-    rows = _table_file_rows(cells, header, path.name, who, least=len(header) if exact else last_needed, exact=exact)
-    return Table(columns, rows, tuple(_notes(found, cells, path.name, exact=exact)))
+    rows = _named_rows(cells, header, path.name, who, least=len(header) if exact else last_needed, exact=exact)
+    return Table(columns, rows, tuple(_notes(spellings, cells, path.name, exact=exact)))
 
 
 def column_key(name: str) -> str:
-    """What is the same for all spellings of a column's name: "patientid" of "Patient ID", "patientId", "patient.id"."""
+    """The form in which names of columns are compared: "patientid" of "Patient ID", "patientId" and "patient.id"."""
     return re.sub(r"[\s_.\-]+", "", name).casefold()
 
 
 def decimal_comma(text: str) -> str:
-    """What to add to a message about a number that is written with a comma; nothing for any other text."""
+    """An addition to a message about a number that is written with a comma; "" for any other text."""
     return f"; write {text.replace(',', '.')} with a decimal point" if _DECIMAL_COMMA.fullmatch(text) else ""
 
 
@@ -302,10 +302,10 @@ def _find(name: str, header: Sequence[str], others: Mapping[str, Collection[str]
     return same[0] if same else ""
 
 
-def _notes(found: Mapping[str, str], cells: Cells, file: str, *, exact: bool) -> Iterator[str]:
-    """What a person should know was taken as what."""
-    if taken := [f"{there!r} as {name}" for name, there in found.items() if there != name]:
-        yield f"columns of {file} are taken by another spelling: {', '.join(taken)}"
+def _notes(spellings: Mapping[str, str], cells: Cells, file: str, *, exact: bool) -> Iterator[str]:
+    """Notes on columns, separators and encodings that were not as usual."""
+    if others := [f"{spelling!r} as {name}" for name, spelling in spellings.items() if spelling != name]:
+        yield f"columns of {file} are taken by another spelling: {', '.join(others)}"
     if cells.separator != ",":
         yield f"the cells of {file} are taken as separated by {SEPARATORS[cells.separator]}"
     if cells.encoding != "utf-8":
@@ -315,9 +315,7 @@ def _notes(found: Mapping[str, str], cells: Cells, file: str, *, exact: bool) ->
         yield f"column {', '.join(nameless)} of {file} has no name and is not read"
 
 
-def _table_file_rows(
-    cells: Cells, header: Sequence[str], file: str, who: str, least: int, *, exact: bool
-) -> Iterator[Row]:
+def _named_rows(cells: Cells, header: Sequence[str], file: str, who: str, least: int, *, exact: bool) -> Iterator[Row]:
     """The rows below the header."""
     blank = dict.fromkeys(filter(None, header), "")
     for line, texts in cells.rows:

@@ -216,8 +216,8 @@ class Classifier:
             named = f"{os.fsdecode(image)}: " if isinstance(image, str | os.PathLike) else ""
             raise DataError(f"{named}{text}; go on at your own risk with --gate=off")
         logits, cam = self._run.both(normalize(prepared.pixels, self.spec))
-        said = prepared.notes + image_warnings(prepared.image, min(self.spec.height, self.spec.width))
-        return replace(self.decide(self.info.logits_of(logits)), warnings=said, cam=cam)
+        warnings = prepared.notes + image_warnings(prepared.image, min(self.spec.height, self.spec.width))
+        return replace(self.decide(self.info.logits_of(logits)), warnings=warnings, cam=cam)
 
     def decide(self, logits: np.ndarray) -> Findings:
         """Give the findings that belong to the logits (k,) of one image."""

@@ -126,8 +126,8 @@ def complaints_refused() -> Iterator[None]:
         yield
     for line in lines:
         if _DAMAGE.match(line):
-            said = _LIBRARY_LINE.sub("", line).strip(" :.")[:120]
-            raise DataError(f"is damaged: only a part of its pixels can be decoded ({said}); {_AGAIN}")
+            complaint = _LIBRARY_LINE.sub("", line).strip(" :.")[:120]
+            raise DataError(f"is damaged: only a part of its pixels can be decoded ({complaint}); {_AGAIN}")
 
 
 def decode_checked(data: bytes) -> np.ndarray:
@@ -199,10 +199,10 @@ def _read_jpeg(data: bytes) -> Container:
     orientation = 0
     scans = _Scans()
     while True:
-        found = _NEXT_MARK.search(data, position)
-        if found is None:
+        next_mark = _NEXT_MARK.search(data, position)
+        if next_mark is None:
             break
-        mark, position = data[found.start() + 1], found.end()
+        mark, position = data[next_mark.start() + 1], next_mark.end()
         if mark == _EOI:
             if scans.incomplete():
                 raise DataError(f"is cut short: scans of the JPEG are missing; {_AGAIN}")
@@ -228,8 +228,8 @@ def jpeg_frame(data: bytes) -> tuple[int, bytes] | None:
     None where there is none. Source: ITU-T T.81, section B.2.2.
     """
     position = len(JPEG_START)
-    while (found := _NEXT_MARK.search(data, position)) is not None:
-        mark, position = data[found.start() + 1], found.end()
+    while (next_mark := _NEXT_MARK.search(data, position)) is not None:
+        mark, position = data[next_mark.start() + 1], next_mark.end()
         if mark in _BARE_MARKS:
             continue
         end = position + int.from_bytes(data[position : position + 2], "big")

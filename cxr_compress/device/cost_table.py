@@ -1,4 +1,4 @@
-"""What bytes and milliseconds were measured to cost, as plain data: one JSON that budgets on both are held against.
+"""What a model's bytes and milliseconds are made of, as measured: plain data and one JSON, for budgets on both.
 
 A table is made once for a model (its file bytes from one conversion, its layer times on the machine that will run it)
 and then prices every thinner version of that model without converting or running it.
@@ -176,12 +176,12 @@ class KernelKind:
         class_name: Keras's class, "Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "Dense" and their like.
         kernel_size: spatial size of the kernel; () for a dense layer.
         strides: as long as `kernel_size`.
-        dilation: likewise.
+        dilation: as long as `kernel_size`.
         groups: of a grouped convolution; `ONE_CHANNEL_A_GROUP` where there are as many as input channels.
         multiplier: output channels per input channel of a depthwise kernel, 1 else.
         padding: "same" or "valid".
         input_size: spatial size of the input; for a dense layer the axes in front of the channels.
-        output_size: likewise of the output.
+        output_size: spatial size of the output, in the same form.
     """
 
     class_name: str
@@ -250,7 +250,7 @@ class ProbeSpec:
     Attributes:
         kind: what is computed.
         inputs: smallest and largest length of the kernel's input axis (input channels per group).
-        outputs: likewise of its output axis; (1, 1) for a depthwise kernel.
+        outputs: smallest and largest length of its output axis; (1, 1) for a depthwise kernel.
     """
 
     kind: KernelKind

@@ -186,21 +186,21 @@ def _display(pixels: np.ndarray, about: header.Header, view: DicomView) -> Pictu
         notes.append("does not say whether its values are signed (PixelRepresentation), read as unsigned; look at it")
     chosen = _chosen(scale.views, view.window)
     if isinstance(chosen, Lut):
-        chosen, said = chosen.fitted("VOI LUT")
-        notes += said
+        chosen, remarks = chosen.fitted("VOI LUT")
+        notes += remarks
     used = span = None
     if scale.modality is not None:
-        modality, said = scale.modality.fitted("modality LUT")
+        modality, remarks = scale.modality.fitted("modality LUT")
         scale = replace(scale, modality=modality)
-        notes += said
+        notes += remarks
         if chosen is None and (span := narrow_span(modality)) is not None:
             notes.append(
                 f"has a modality LUT of a small range ({span[0]:g} to {span[1]:g}, shown from black to white); compare "
                 "with a viewer"
             )
     elif chosen is None:
-        used, said = _used(values, scale, view.bit_depth)
-        notes += said
+        used, remarks = _used(values, scale, view.bit_depth)
+        notes += remarks
     table = gray_table(scale, chosen, used, span)
     # Clipping never acts on a sound file; it keeps a decoder's slip from reaching outside of the table.
     return Picture(np.asarray(table[np.clip(values, low, high) - low]), tuple(notes))

@@ -326,7 +326,7 @@ def _numbers(dataset: Any, name: str) -> list[float]:
 
 
 def _integer(dataset: Any, name: str, least: int, default: int | None = None) -> int:
-    """A whole number of the header; not repeated where it is none, because it could be anything."""
+    """A whole number of the header; any other value is not repeated in the error, because it could be anything."""
     value = dataset.get(name)
     if value in (None, "") and default is not None:
         return default

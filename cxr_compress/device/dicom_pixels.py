@@ -71,8 +71,8 @@ def decode_pixels(dataset: Any, about: header.Header, index: int) -> tuple[np.nd
             f"contradicts itself: BitsStored is {about.bits_stored}, its highest value is {highest}; export it again"
         )
     if argued:
-        pixels, said = _settle_bits(pixels, about)
-        notes += said
+        pixels, remarks = _settle_bits(pixels, about)
+        notes += remarks
     return pixels, notes
 
 
@@ -252,10 +252,10 @@ def _check_fragments(pixel_data: bytes, frames: int) -> None:
 
 def _stated(frame: bytes) -> _Stated | None:
     if frame.startswith(JPEG_START):
-        found: Any = jpeg_frame(frame)
-        if found is None:
+        frame_header: Any = jpeg_frame(frame)
+        if frame_header is None:
             return None
-        mark, segment = found
+        mark, segment = frame_header
         return _Stated(segment[5], segment[0], None, mark)
     start = frame.find(_JPEG_2000_START) + len(_JPEG_2000_START)
     size = frame[start : start + _SIZE_LENGTH]

@@ -89,7 +89,7 @@ class GrayScale:
         bits: meaningful bits of a stored value (BitsStored), up to 16.
         signed: two's complement (PixelRepresentation 1).
         slope: of the rescale; ignored where there is a modality LUT.
-        intercept: likewise.
+        intercept: of the rescale; ignored where there is a modality LUT.
         modality: the modality LUT, or None.
         views: the windows and VOI LUTs the file offers, in its order of preference.
         inverted: MONOCHROME1, or the presentation LUT shape INVERSE: low values are bright.

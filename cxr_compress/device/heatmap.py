@@ -1,6 +1,6 @@
 """Class activation maps as pictures: where in an image the score of a finding came from.
 
-A map says what each cell of the network's last grid adds to a logit: ``logit = mean(map) + bias``, exactly. A cell sees
+A map says what each cell of the network's last grid adds to a logit: `logit = mean(map) + bias`, exactly. A cell sees
 far more of the image than its own square, so a map shows where evidence came from and is no outline of disease; readers
 beat every such method, most of all at small findings.
 

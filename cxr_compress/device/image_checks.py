@@ -64,10 +64,10 @@ def image_warnings(image: np.ndarray, least_side: int = LEAST_SIDE) -> tuple[str
     if (text := blank_text(image)) is not None:
         return (text,)
     small = _reduced(gray, _SIZE)
-    said = [_size_text(image, least_side), *_brightness_texts(gray), _noise_text(small)]
+    texts = [_size_text(image, least_side), *_brightness_texts(gray), _noise_text(small)]
     if image.ndim == 2 and inversion_score(small) < INVERTED_BELOW:  # noqa: PLR2004
-        said.append(INVERTED_TEXT)
-    return tuple(text for text in said if text)
+        texts.append(INVERTED_TEXT)
+    return tuple(text for text in texts if text)
 
 
 def in_short(text: str) -> str:

@@ -21,58 +21,19 @@ from cxr_compress.errors import CompressionError, ModelFileError, RuntimeUnavail
 
 EDGETPU_OP = "edgetpu-custom-op"  # what edgetpu_compiler leaves in place of all that it has mapped
 # Source: tensorflow/lite/delegates/external/external_delegate_interface.h.
-_ENTRIES = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
-_INSTALL = (
+_DELEGATE_FUNCTIONS = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
+_INSTALL_DELEGATE = (
     "give the path of a library for this processor; Coral's is installed with apt-get install libedgetpu1-std from "
     "packages.cloud.google.com/apt"
 )
-_NO_DEVICE = (
+_PLUG_IN = (
     "plug the accelerator in and see that this user may use it (group plugdev for USB, apex for PCIe), or leave "
     "--delegate out to run on the processor"
 )
-
-
-def load_delegate(library: str, module: str) -> Any:
-    """Load a library into a TFLite runtime.
-
-    Loading runs code of the library: give none that you would not start as a program.
-
-    Args:
-        library: its file name, looked for as the system does, or a path: "libedgetpu.so.1".
-        module: of the runtime, "ai_edge_litert" or "tflite_runtime".
-
-    Raises:
-        RuntimeUnavailableError: there is no such library, it is no delegate, or it finds no device.
-    """
-    _check(library)
-    load = importlib.import_module(f"{module}.interpreter").load_delegate
-    try:
-        return load(library)
-    except (ValueError, OSError, RuntimeError) as error:
-        # The text starts with "Failed to load delegate from"; libedgetpu says nothing more where it finds no device.
-        said = " ".join(str(error).partition(library)[2].split()).rstrip(".")
-        raise RuntimeUnavailableError(
-            f"the delegate {library} finds no device{f' ({said})' if said else ''}: {_NO_DEVICE}"
-        ) from error
-
-
-def _check(library: str) -> None:
-    """Look into the library first: the runtimes leave a broken object behind where an entry is missing."""
-    try:
-        found = ctypes.CDLL(library)
-    except OSError as error:
-        text = " ".join(str(error).split()).rstrip(".")
-        raise RuntimeUnavailableError(f"the delegate {library} cannot be loaded ({text}): {_INSTALL}") from error
-    missing = [name for name in _ENTRIES if not hasattr(found, name)]
-    if missing:
-        raise RuntimeUnavailableError(f"{library} is no TFLite delegate: it has no function {missing[0]}; {_INSTALL}")
-
-
 # Bytes 4 to 8 of every TFLite flatbuffer. Source: tensorflow/lite/schema/schema.fbs, file_identifier.
 FLATBUFFER_IDENTIFIER = b"TFL3"
-
 _TFLITE_NUMPY = 'pip install "numpy<2" "opencv-python-headless<4.12"'
-_INTERPRETER_INSTALL = 'install one: pip install ai-edge-litert, or pip install "tflite-runtime==2.14.0" "numpy<2"'
+_INSTALL_RUNTIME = 'install one: pip install ai-edge-litert, or pip install "tflite-runtime==2.14.0" "numpy<2"'
 _XNNPACK_NOTICE = "INFO: Created TensorFlow Lite XNNPACK delegate"
 
 
@@ -130,11 +91,11 @@ def load_interpreter(
 
     Raises:
         RuntimeUnavailableError: no runtime is installed and usable, or it is too old for an operator of the model; the
-            delegate is missing, is none, finds no device or refuses the model.
+            delegate is missing, is no delegate, finds no device or refuses the model.
         ModelFileError: the bytes are not a model that a runtime can read.
     """
     if content[4:8] != FLATBUFFER_IDENTIFIER:
-        raise ModelFileError(f"expected a TFLite flatbuffer, got {len(content)} bytes that are none; convert it again")
+        raise ModelFileError(f"expected a TFLite flatbuffer, got {len(content)} other bytes; convert it again")
     if runtime not in RUNTIMES:
         raise RuntimeUnavailableError(f"expected a runtime of {', '.join(RUNTIMES)}; got {runtime!r}")
     if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
@@ -148,7 +109,7 @@ def load_interpreter(
             options = {"num_threads": num_threads, **({} if xnnpack else _without_xnnpack(candidate))}
             return _load(make, candidate, content, options, delegate, allocate)
         lacking.append(f"{candidate.distribution} {lack}")
-    raise RuntimeUnavailableError(f"no TFLite runtime can be used: {'; '.join(lacking)}; {_INTERPRETER_INSTALL}")
+    raise RuntimeUnavailableError(f"no TFLite runtime can be used: {'; '.join(lacking)}; {_INSTALL_RUNTIME}")
 
 
 def _find(candidate: _Runtime) -> tuple[Callable[..., Any] | None, str]:
@@ -232,6 +193,46 @@ def _one_line(error: BaseException) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200].rstrip(".")
 
 
+def load_delegate(library: str, module: str) -> Any:
+    """Load a library into a TFLite runtime.
+
+    Loading runs code of the library: give none that you would not start as a program.
+
+    Args:
+        library: its file name, looked for as the system does, or a path: "libedgetpu.so.1".
+        module: of the runtime, "ai_edge_litert" or "tflite_runtime".
+
+    Raises:
+        RuntimeUnavailableError: there is no such library, it is no delegate, or it finds no device.
+    """
+    _check_delegate(library)
+    load = importlib.import_module(f"{module}.interpreter").load_delegate
+    try:
+        return load(library)
+    except (ValueError, OSError, RuntimeError) as error:
+        # The text starts with "Failed to load delegate from"; libedgetpu says nothing more where it finds no device.
+        detail = " ".join(str(error).partition(library)[2].split()).rstrip(".")
+        raise RuntimeUnavailableError(
+            f"the delegate {library} finds no device{f' ({detail})' if detail else ''}: {_PLUG_IN}"
+        ) from error
+
+
+def _check_delegate(library: str) -> None:
+    """Look into the library first: the runtimes leave a broken object behind where an entry is missing."""
+    try:
+        loaded = ctypes.CDLL(library)
+    except OSError as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        raise RuntimeUnavailableError(
+            f"the delegate {library} cannot be loaded ({text}): {_INSTALL_DELEGATE}"
+        ) from error
+    missing = [name for name in _DELEGATE_FUNCTIONS if not hasattr(loaded, name)]
+    if missing:
+        raise RuntimeUnavailableError(
+            f"{library} is no TFLite delegate: it has no function {missing[0]}; {_INSTALL_DELEGATE}"
+        )
+
+
 # A model of this toolkit answers within seconds; int16x8 of a large network at 512 px takes a minute on a slow board.
 SECONDS = 300.0
 _SECOND_RUN_BELOW = 0.5
@@ -246,7 +247,7 @@ def try_model(content: bytes, *, runtime: str = "auto", xnnpack: bool = True, im
     Args:
         content: the flatbuffer.
         runtime: as `load_interpreter`.
-        xnnpack: likewise.
+        xnnpack: as `load_interpreter`.
         image: what to run it on instead of noise: as the input takes it, batch axis included.
 
     Raises:
@@ -279,14 +280,14 @@ def crash_of(content: bytes, step: Callable[[bytes], Any]) -> str:
     except NativeCrashError as crash:
         if crash.late:  # to look for the operator would take as long many times
             return f"or hangs: {crash.cause}"
-        return f"with {crash.cause}{_place(content, step)}{f' ({crash.reason})' if crash.reason else ''}"
+        return f"with {crash.cause}{_crashing_operator(content, step)}{f' ({crash.reason})' if crash.reason else ''}"
     return ""
 
 
-def _place(content: bytes, step: Callable[[bytes], Any]) -> str:
+def _crashing_operator(content: bytes, step: Callable[[bytes], Any]) -> str:
     """The first operator with which the step crashes; "" where that cannot be told."""
     try:
-        place = _operators_at(content)
+        place = _find_operators(content)
         (count,) = struct.unpack_from("<I", content, place)
         low, high = 0, count  # low operators are fine, high ones crash
         while high - low > 1:
@@ -343,7 +344,7 @@ def _describe(content: bytes, number: int) -> str:
 _SUBGRAPHS, _OPERATORS = 2, 3
 
 
-def _operators_at(content: bytes) -> int:
+def _find_operators(content: bytes) -> int:
     """Where the number of operators of the first graph stands."""
     model = _follow(content, 0)
     graphs = _follow(content, _field(content, model, _SUBGRAPHS))

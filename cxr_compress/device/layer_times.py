@@ -290,12 +290,12 @@ def _clock(num_threads: int) -> Callable[[], float]:
 
 
 def _by_kind(probes: Sequence[Probe], times: FloatArray) -> dict[str, KindTimes]:
-    found = {}
+    by_kind = {}
     for kind in dict.fromkeys(probe.kind for probe in probes):
         chosen = [number for number, probe in enumerate(probes) if probe.kind == kind]
         widths = [probes[n].inputs for n in chosen], [probes[n].outputs for n in chosen]
-        found[kind] = KindTimes(*widths, times[chosen])
-    return found
+        by_kind[kind] = KindTimes(*widths, times[chosen])
+    return by_kind
 
 
 def _without(idle: float, terms: Terms) -> Terms:

@@ -1,7 +1,7 @@
 """What a .tflite file of ours carries about itself: labels, preprocessing, calibration, thresholds, origin.
 
 The file is the flatbuffer followed by a ZIP archive (the place where TFLite keeps associated files), so any TFLite
-runtime runs it and ``unzip model.tflite`` shows its members. The same input gives the same bytes: members are stored in
+runtime runs it and `unzip model.tflite` shows its members. The same input gives the same bytes: members are stored in
 fixed order with fixed times.
 
 The archive's comment is the sha256 of every byte before it, so that no byte of the file can change unnoticed. That is

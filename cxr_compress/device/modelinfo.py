@@ -86,8 +86,8 @@ class ReferenceOutputs:
         """
         known = {"seed", "logits", "positive", "step", "runtime", "kernels"}
         if not isinstance(fields, dict) or set(fields) != known:
-            given = sorted(fields) if isinstance(fields, dict) else fields
-            raise ModelFileError(f"expected reference outputs with {sorted(known)}, got {given!r}; {_AGAIN}")
+            keys = sorted(fields) if isinstance(fields, dict) else fields
+            raise ModelFileError(f"expected reference outputs with {sorted(known)}, got {keys!r}; {_AGAIN}")
         return cls(**fields)
 
 
@@ -281,11 +281,11 @@ def _rows(name: str, rows: Any, fits: Any) -> tuple[tuple[Any, ...], ...]:
 
 def _pairs(parents: Any) -> dict[str, str]:
     """Parents as version 1 (an object) or version 2 (pairs, in order) stores them, or a ModelFileError."""
-    given = list(parents.items()) if isinstance(parents, dict) else parents
-    pairs = isinstance(given, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in given)  # noqa: PLR2004
-    if not pairs or not all(isinstance(text, str) for pair in given for text in pair):
+    entries = list(parents.items()) if isinstance(parents, dict) else parents
+    pairs = isinstance(entries, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in entries)  # noqa: PLR2004
+    if not pairs or not all(isinstance(text, str) for pair in entries for text in pair):
         raise ModelFileError(f"expected parents as pairs of a name and a sha256, got {parents!r}")
-    return {name: digest for name, digest in given}
+    return {name: digest for name, digest in entries}
 
 
 _TEXTS = (

@@ -1,4 +1,4 @@
-"""Run a step of native code in a forked process, so that a crash there is an error here and not the end of everything.
+"""Native code at arm's length: run in a forked process, where a crash is an error, and heard where it writes to stderr.
 
 The runtime and the converter are C++: on a graph that they do not expect they may abort, which no `except` can catch.
 """
@@ -56,14 +56,14 @@ def run_in_child(step: Callable[[], Result], *, seconds: float) -> Result:
     if not hasattr(os, "fork"):
         return step()
     reader, writer = os.pipe()
-    with os.fdopen(reader, "rb", buffering=0) as pipe, _temporary_file() as said:
+    with os.fdopen(reader, "rb", buffering=0) as pipe, _temporary_file() as stderr_file:
         try:
             child = _fork()
         except OSError:  # no memory for another process's tables: rather without the net than not at all
             os.close(writer)
             return step()
         if child == 0:
-            _be_child(step, pipe, writer, said)
+            _be_child(step, pipe, writer, stderr_file)
         os.close(writer)
         ended = False
         try:
@@ -74,7 +74,7 @@ def run_in_child(step: Callable[[], Result], *, seconds: float) -> Result:
             if not ended:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-        return _result(os.waitstatus_to_exitcode(status), content, said)
+        return _result(os.waitstatus_to_exitcode(status), content, stderr_file)
 
 
 def name_of_signal(number: int) -> str:
@@ -119,7 +119,7 @@ def _temporary_file() -> Any:
         yield file
 
 
-def _be_child(step: Callable[[], Any], pipe: IO[bytes], writer: int, said: IO[bytes] | None) -> NoReturn:
+def _be_child(step: Callable[[], Any], pipe: IO[bytes], writer: int, stderr_file: IO[bytes] | None) -> NoReturn:
     """In the child: do the step, send what came of it, and end without any of the parent's clean-up."""
     try:
         # The parent decides when to give up; Ctrl-C in a terminal reaches both.
@@ -133,8 +133,8 @@ def _be_child(step: Callable[[], Any], pipe: IO[bytes], writer: int, said: IO[by
         die_with_parent()
         no_core_file()
         faulthandler.disable()
-        if said is not None:
-            os.dup2(said.fileno(), _STDERR)
+        if stderr_file is not None:
+            os.dup2(stderr_file.fileno(), _STDERR)
         try:
             content = pickle.dumps((True, step()))
         except BaseException as error:
@@ -166,8 +166,8 @@ def _read(pipe: IO[bytes], seconds: float) -> bytes:
     deadline = time.monotonic() + seconds
     parts: list[bytes] = []
     while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([pipe], [], [], left)[0]:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([pipe], [], [], remaining)[0]:
             raise NativeCrashError(f"no answer within {seconds:.0f} s", late=True)
         part = pipe.read(_CHUNK)
         if not part:
@@ -175,17 +175,17 @@ def _read(pipe: IO[bytes], seconds: float) -> bytes:
         parts.append(part)
 
 
-def _result(code: int, content: bytes, said: IO[bytes] | None) -> Any:
+def _result(code: int, content: bytes, stderr_file: IO[bytes] | None) -> Any:
     if code < 0:
-        raise NativeCrashError(name_of_signal(-code), _last_line(said))
+        raise NativeCrashError(name_of_signal(-code), _last_line(stderr_file))
     if code or not content:
-        raise NativeCrashError(f"exit code {code}", _last_line(said))
+        raise NativeCrashError(f"exit code {code}", _last_line(stderr_file))
     worked, result = pickle.loads(content)
     if not worked:
         raise result
-    if said is not None:  # what a step that worked has to say is passed on, as if it had run here
-        said.seek(0)
-        text = said.read()
+    if stderr_file is not None:  # what a step that worked has to say is passed on, as if it had run here
+        stderr_file.seek(0)
+        text = stderr_file.read()
         if text:
             sys.stderr.flush()
             with contextlib.suppress(OSError):
@@ -193,11 +193,11 @@ def _result(code: int, content: bytes, said: IO[bytes] | None) -> Any:
     return result
 
 
-def _last_line(said: IO[bytes] | None) -> str:
-    if said is None:
+def _last_line(stderr_file: IO[bytes] | None) -> str:
+    if stderr_file is None:
         return ""
-    said.seek(0)
-    lines = [" ".join(line.split()) for line in said.read().decode("utf-8", "replace").splitlines()]
+    stderr_file.seek(0)
+    lines = [" ".join(line.split()) for line in stderr_file.read().decode("utf-8", "replace").splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NO_REASON)]
     return kept[-1][:_LONGEST_REASON] if kept else ""
 

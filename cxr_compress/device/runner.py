@@ -98,7 +98,7 @@ _FLAT_RANK, _MAP_RANK = 2, 4
 
 
 class Runner:
-    """Runs a flatbuffer on float images, or on uint8 pixels where it takes those, whatever its ends store.
+    """Runs a flatbuffer on float images, or uint8 pixels where it takes those, whatever types its tensors have.
 
     One interpreter is built and reused: cheap to call, not safe to share between threads.
 
@@ -106,7 +106,7 @@ class Runner:
         input: how the input stores its numbers.
         output: how the output does.
         input_shape: with the batch axis, which is 1.
-        output_shape: likewise.
+        output_shape: with the batch axis.
         cam: how a second output, the class activation map, does; None in files without.
         cam_shape: (1, height, width, findings); () without.
         runtime: which TFLite runtime runs it, for instance "ai-edge-litert 2.3.0".
@@ -130,12 +130,12 @@ class Runner:
         loaded = load_interpreter(content, num_threads=num_threads, runtime=runtime, delegate=delegate, xnnpack=xnnpack)
         self._interpreter, self.runtime = loaded.interpreter, loaded.runtime
         taken = _only(loaded.interpreter.get_input_details(), "input")
-        given, beside = _ends(loaded.interpreter.get_output_details())
-        self.input, self.output = TensorFormat.from_details(taken), TensorFormat.from_details(given)
+        output, cam = _outputs(loaded.interpreter.get_output_details())
+        self.input, self.output = TensorFormat.from_details(taken), TensorFormat.from_details(output)
         self.input_shape = tuple(int(size) for size in taken["shape"])
-        self.output_shape = tuple(int(size) for size in given["shape"])
-        self.cam = TensorFormat.from_details(beside) if beside else None
-        self.cam_shape = tuple(int(size) for size in beside["shape"]) if beside else ()
+        self.output_shape = tuple(int(size) for size in output["shape"])
+        self.cam = TensorFormat.from_details(cam) if cam else None
+        self.cam_shape = tuple(int(size) for size in cam["shape"]) if cam else ()
 
     def stored(self, batch: np.ndarray) -> np.ndarray:
         """Run images (n, ...) one by one; give (n, ...) as the output stores them, codes or floats."""
@@ -162,7 +162,7 @@ class Runner:
         return self.output.decode(self.stored(batch))
 
 
-def _ends(details: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _outputs(details: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The details of the output, and of the class activation map or None.
 
     Files name them; a graph on its way to a file has not got its names yet, so it is the shapes that tell.

@@ -56,18 +56,20 @@ def verify_signature(path: str | Path, public_key_pem: str | Path, signature: st
         CompressionError: cryptography is not installed, the key cannot be used, or the file cannot be read.
     """
     key = _load(public_key_pem, "public", MAKE_PUBLIC_KEY)
-    given = Path(signature) if signature is not None else signature_path(path)
-    if not given.is_file():
-        raise ModelFileError(f"{path}: has no signature {given.name}; copy it along, or sign the file with --sign_key")
-    signed, data = _read(given, "the signature"), _read(path, "the signed file")
-    if len(signed) != SIGNATURE_BYTES:
+    sig_file = Path(signature) if signature is not None else signature_path(path)
+    if not sig_file.is_file():
         raise ModelFileError(
-            f"{given}: expected a signature of {SIGNATURE_BYTES} bytes, got {len(signed)}; copy it again"
+            f"{path}: has no signature {sig_file.name}; copy it along, or sign the file with --sign_key"
+        )
+    stored, data = _read(sig_file, "the signature"), _read(path, "the signed file")
+    if len(stored) != SIGNATURE_BYTES:
+        raise ModelFileError(
+            f"{sig_file}: expected a signature of {SIGNATURE_BYTES} bytes, got {len(stored)}; copy it again"
         )
     from cryptography.exceptions import InvalidSignature
 
     try:
-        key.verify(signed, data)
+        key.verify(stored, data)
     except InvalidSignature as error:
         raise ModelFileError(
             f"{path}: its signature is not by the key {Path(public_key_pem).name}, or the file was changed since; "

@@ -67,6 +67,8 @@ def checked_pixels(image: np.ndarray) -> np.ndarray:
         DataError: another dtype or shape, or no pixels.
     """
     image = np.asarray(image)
+    if image.dtype.kind == "u":  # medical formats store ">u2", which is uint16 in the other order of bytes
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"expected pixels as uint8 or uint16, got {image.dtype}{_about(image)}")
     if image.ndim == _RGB and image.shape[2] == 1:
@@ -201,8 +203,8 @@ class FolderContent:
     def note(self) -> str:
         """How many of what are not read, without a file name; "" where all is."""
         counts = Counter(entry.kind for entry in self.not_read)
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        return f"{len(self.not_read)} not read, being no image: {told}" if told else ""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        return f"{len(self.not_read)} not read, being no image: {kinds}" if kinds else ""
 
 
 def look_into(folder: str | Path, *, deep: bool = True) -> FolderContent:
@@ -233,7 +235,7 @@ def look_into(folder: str | Path, *, deep: bool = True) -> FolderContent:
 
 
 def _walk(top: Path, *, deep: bool) -> Iterator[Path | NotRead]:
-    """Images and what is none; a folder that was seen by another way, or that links back to itself, gives nothing."""
+    """Images, and the rest with its reason; a folder that was seen before, or links back to itself, gives nothing."""
     seen: set[tuple[int, int]] = set()
     waiting = [top]  # a list, not recursion: folders may lie in folders more deeply than Python calls itself
     while waiting:

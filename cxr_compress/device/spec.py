@@ -136,7 +136,7 @@ class PreprocessSpec:
 
 
 def preset_name(spec: PreprocessSpec) -> str:
-    """The preset that a spec is, for a message; its mean and deviation where it is none."""
+    """The preset that a spec equals, for a message; its formula where it equals none."""
     for name, values in PRESETS.items():
         same = (set(spec.mean), set(spec.std)) == (set(values["mean"]), set(values["std"]))
         if same and spec.order == values.get("order", "rgb"):

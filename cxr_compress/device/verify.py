@@ -44,7 +44,7 @@ class Verification:
             or 3/255 of it in a dynamic file.
         largest_difference: of a logit from its record; infinite where it is no number.
         logits_off: logits beyond the tolerance.
-        decisions: findings times images; of classes that exclude one another one an image, its likeliest class.
+        decisions: images times findings; where classes exclude one another one for each image, its likeliest class.
         too_close: decisions whose score lies within the tolerance of its threshold, or whose two likeliest classes lie
             within what both logits may be off; they are not judged.
         flipped: judged decisions that differ from their record.
@@ -97,9 +97,9 @@ def verify_model(
 
     Args:
         model: a path, or what `read_model` gave.
-        num_threads: as for the classifier that is to be checked.
-        runtime: likewise, "auto", "litert" or "tflite-runtime".
-        delegate: likewise, library of an accelerator; None runs on the processor.
+        num_threads: threads of the TFLite kernels.
+        runtime: "auto", "litert" or "tflite-runtime".
+        delegate: library of an accelerator; None runs on the processor.
 
     Raises:
         ModelFileError: the file is damaged, not ours, or carries no reference outputs.

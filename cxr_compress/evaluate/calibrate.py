@@ -85,7 +85,7 @@ _TEMPERATURE_HALVINGS = 100
 
 
 def fit_temperature(labels: Array, logits: Array, offset: Array) -> float | None:
-    """Slope s (one over the temperature) of ``softmax(s * logits + offset)`` that makes the labels most likely.
+    """Slope s (one over the temperature) of `softmax(s * logits + offset)` that makes the labels most likely.
 
     Labels count as (n + 1) / (n + k) and 1 / (n + k), n images of the class and k classes, instead of 1 and 0, which
     keeps the slope finite where the logits separate the classes.
@@ -140,10 +140,10 @@ class Calibration(NamedTuple):
 
     Attributes:
         slope: probability = sigmoid(slope * logit + offset), or one softmax of all classes that exclude one another.
-        offset: See slope.
-        thresholds: On that probability.
-        fitted: Whether slope and offset were fitted on images; otherwise only the class weights of the loss are undone.
-        falling: Whether the finding becomes rarer as its logit rises, by more than chance: then something is wrong.
+        offset: see slope.
+        thresholds: on that probability.
+        fitted: whether slope and offset were fitted on images; otherwise only the class weights of the loss are undone.
+        falling: whether the finding becomes rarer as its logit rises, by more than chance: then something is wrong.
     """
 
     slope: tuple[float, ...]
@@ -157,8 +157,8 @@ class Calibration(NamedTuple):
         """How slope and offset came about, in words: what a model file says of them.
 
         Args:
-            images: What they were fitted on, in words.
-            findings: Their names.
+            images: what they were fitted on, in words.
+            findings: their names.
         """
         if self.activation == "softmax" and all(self.fitted):
             undone = "; class weights of the training loss undone" if any(self.offset) else ""
@@ -166,16 +166,16 @@ class Calibration(NamedTuple):
         plain = [name for name, fitted in zip(findings, self.fitted, strict=True) if not fitted]
         if len(plain) == len(findings):
             return f"class weights of the training loss undone; too few of {images} to fit more"
-        said = f"Platt scaling fitted on {images}"
-        return f"{said}; of {', '.join(plain)} only the class weights of the training loss undone" if plain else said
+        text = f"Platt scaling fitted on {images}"
+        return f"{text}; of {', '.join(plain)} only the class weights of the training loss undone" if plain else text
 
 
 def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight: ArrayLike) -> Calibration:
     """Fits slope and offset (`fit_platt`) and picks each threshold, on the dev set and for this very file.
 
     That corrects over- and underconfidence and what quantization shifts; probabilities refer to the prevalence of the
-    dev set. A finding with fewer than ``ENOUGH_IMAGES`` dev images of either class, or whose logits do not rise with
-    it, keeps slope 1; its offset undoes the class weights alone: a loss that counts positives ``pos_weight`` times
+    dev set. A finding with fewer than `ENOUGH_IMAGES` dev images of either class, or whose logits do not rise with
+    it, keeps slope 1; its offset undoes the class weights alone: a loss that counts positives `pos_weight` times
     teaches logits that are log(pos_weight) too high. Thresholds maximize sensitivity + specificity; they come from dev
     alone, carry its sampling error, and must be chosen again for a clinic with other patients or other costs of a
     missed finding.
@@ -186,7 +186,7 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
         pos_weight: (k,) as in the loss; ones for an unweighted loss.
 
     Raises:
-        DataError: Shapes disagree, a weight is not above 0, or a finding has one class only in dev.
+        DataError: shapes disagree, a weight is not above 0, or a finding has one class only in dev.
     """
     labels, logits, weights = _checked_tables(labels_dev, logits_dev, pos_weight)
     pairs = [_fit(labels[:, k], logits[:, k]) for k in range(len(weights))]
@@ -201,9 +201,9 @@ def choose_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, pos_weight:
 def choose_class_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, class_weight: ArrayLike) -> Calibration:
     """Fits one slope for all classes that exclude one another (`fit_temperature`), on the dev set and for this file.
 
-    The offsets undo the class weights alone: a loss that counts class i ``w_i`` times teaches logits that are log(w_i)
+    The offsets undo the class weights alone: a loss that counts class i `w_i` times teaches logits that are log(w_i)
     too high. One slope leaves the order of equally weighted classes, and with it the likeliest one, as it was. With
-    fewer than ``ENOUGH_IMAGES`` dev images of known class, or logits that do not rise with their class, the slope stays
+    fewer than `ENOUGH_IMAGES` dev images of known class, or logits that do not rise with their class, the slope stays
     1. There are no thresholds: the likeliest class is predicted.
 
     Args:
@@ -212,7 +212,7 @@ def choose_class_calibration(labels_dev: ArrayLike, logits_dev: ArrayLike, class
         class_weight: (k,) as in the loss; ones for an unweighted loss.
 
     Raises:
-        DataError: Shapes disagree, a weight is not above 0, or an image has no class or several.
+        DataError: shapes disagree, a weight is not above 0, or an image has no class or several.
     """
     labels, logits, weights = _checked_tables(labels_dev, logits_dev, class_weight)
     known = check_exclusive(labels, where="dev")
@@ -313,7 +313,7 @@ def fit_info(
     for place, column in enumerate(columns):
         slope[column], offset[column] = chosen.slope[place], chosen.offset[place]
         thresholds[column] = chosen.thresholds[place]
-    left = ", ".join(name for column, name in enumerate(info.labels) if column not in set(columns))
+    others = ", ".join(name for column, name in enumerate(info.labels) if column not in set(columns))
     rule = f"largest sensitivity + specificity on {images}, {held_out}; choose your own before any use"
     source = chosen.source(images, named) + warning
     return replace(
@@ -321,8 +321,8 @@ def fit_info(
         logit_slope=tuple(slope),
         logit_offset=tuple(offset),
         thresholds=tuple(thresholds),
-        threshold_source=f"{rule}; of {left}: {info.threshold_source}" if left else rule,
-        calibration_source=f"{source}; of {left}: {info.calibration_source}" if left else source,
+        threshold_source=f"{rule}; of {others}: {info.threshold_source}" if others else rule,
+        calibration_source=f"{source}; of {others}: {info.calibration_source}" if others else source,
     )
 
 
@@ -376,7 +376,7 @@ def fittable(labels: ArrayLike) -> list[int]:
 
 
 def undo_class_weights(logits: ArrayLike, pos_weight: ArrayLike, activation: str = "sigmoid") -> NDArray[np.float32]:
-    """Probabilities from the logits of a network whose loss counted positives ``pos_weight`` times.
+    """Probabilities from the logits of a network whose loss counted positives `pos_weight` times.
 
     Args:
         logits: (n, k).

@@ -37,23 +37,23 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FindingScore:
-    """How well one finding is told apart; images whose label is unknown count nowhere but in ``unknown``.
+    """How well one finding is told apart; images whose label is unknown count nowhere but in `unknown`.
 
     Attributes:
-        finding: Its name.
-        positives: Images that have it.
-        negatives: Images that do not.
-        auroc: With its interval; nan where undefined.
-        threshold: On the probability, from the model file; nan where it has none.
-        sensitivity: Share of the positives at or above the threshold; nan without positives or threshold.
-        specificity: Share of the negatives below it; nan without negatives or threshold.
-        distinct_codes: Number of different outputs on this set: few mean ties, and thresholds that cannot be met.
-        unknown: Images of which nobody knows.
-        average_precision: With its interval; nan without positives.
-        sensitivity_interval: ``sensitivity`` with its interval.
-        specificity_interval: ``specificity`` with its interval.
+        finding: its name.
+        positives: images that have it.
+        negatives: images that do not.
+        auroc: with its interval; nan where undefined.
+        threshold: on the probability, from the model file; nan where it has none.
+        sensitivity: share of the positives at or above the threshold; nan without positives or threshold.
+        specificity: share of the negatives below it; nan without negatives or threshold.
+        distinct_codes: number of different outputs on this set: few mean ties, and thresholds that cannot be met.
+        unknown: images of which nobody knows.
+        average_precision: with its interval; nan without positives.
+        sensitivity_interval: `sensitivity` with its interval.
+        specificity_interval: `specificity` with its interval.
         brier: Brier score with its interval; nan where the model gives no calibrated probabilities.
-        ece: Expected calibration error, bins of equal mass; nan as ``brier``.
+        ece: expected calibration error, bins of equal mass; nan as `brier`.
     """
 
     finding: str
@@ -162,10 +162,10 @@ def score_findings(
     probabilities: Floats | None,
     codes: Floats | None = None,
 ) -> tuple[FindingScore, ...]:
-    """One score per column; ``codes`` are the outputs to count where images are not ranked by them but by a softmax.
+    """One score per column; `codes` are the outputs to count where images are not ranked by them but by a softmax.
 
     Raises:
-        DataError: A label is soft, a logit is nan, or a probability is outside [0, 1].
+        DataError: a label is soft, a logit is nan, or a probability is outside [0, 1].
     """
     values = auroc_per_finding(labels, logits)
     positives, negatives = count_images(labels)
@@ -284,11 +284,11 @@ def class_differences(
     """Accuracy and balanced accuracy of the first decisions minus those of the second, on the same resampled patients.
 
     Args:
-        labels: as `score_classes`, like all that follow.
-        decisions: of a candidate and of its reference.
-        patients: see there.
-        samples: see there.
-        seed: see there.
+        labels: (n, k) with one 1 a row; NaN where the class is unknown.
+        decisions: two of bool (n, k), one True a row.
+        patients: (n,) the patient of each image.
+        samples: resampled sets per interval.
+        seed: of the resampling.
     """
     ours, theirs = (_measured(labels, called, patients, samples, seed) for called in decisions)
     if np.isnan(ours[0]).all():

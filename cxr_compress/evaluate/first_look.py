@@ -23,7 +23,7 @@ _CHANCE = 0.5
 _SAMPLES = 400
 # Of several presets one is always the best by chance: bounds of 99 % instead of 95 %.
 _LEVEL = 0.99
-_FEWEST = 5  # of either class; an interval over fewer is none
+_FEWEST = 5  # images of either class: fewer give no interval
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -234,13 +234,13 @@ def try_presets(
     """Score the original model on dev with each preset; None where dev cannot tell or there is nothing to compare.
 
     Args:
-        answer: see `take_first_look`, like all that is not named here.
-        images: see there; of any preset, since they are decoded alike.
-        labels: see there.
-        patients: see there.
+        answer: from preprocessed float32 (n, height, width, channels) to scores (n, outputs).
+        images: uint8 (n, h, w[, 3]) at the model's size; every preset decodes them alike.
+        labels: (n, k) 0 or 1, nan or soft where unknown.
+        patients: (n,); intervals resample these.
         specs: preset -> preprocessing.
-        columns: see there.
-        seed: see there.
+        columns: (k,) the output of each finding; the first k by default.
+        seed: of the choice of images and of the resampling.
     """
     chosen = pick_images(labels, seed, MOST_IMAGES // 2)
     hard = _hard(labels[chosen])

@@ -42,10 +42,10 @@ class GroupFinding:
     """One finding in one group.
 
     Attributes:
-        finding: Its name.
-        positives: Images of the group that have it; within groups: that have one without it to be compared with.
-        negatives: Images that do not, likewise.
-        auroc: With its interval over resampled patients; nan where fewer than 20 images of a class are there.
+        finding: its name.
+        positives: images of the group that have it; within groups: that have one without it to be compared with.
+        negatives: images that do not, likewise.
+        auroc: with its interval over resampled patients; nan where fewer than 20 images of a class are there.
     """
 
     finding: str
@@ -69,12 +69,12 @@ class Group:
     """The images that have something in common.
 
     Attributes:
-        name: For instance "F" or "40-59".
-        images: How many.
-        patients: Of how many people.
-        scores: One per finding.
-        mean_auroc: Over the findings with enough data in this group: which ones differs between groups, so two means
-            compare only where ``scores`` show the same findings.
+        name: for instance "F" or "40-59".
+        images: how many.
+        patients: of how many people.
+        scores: one per finding.
+        mean_auroc: over the findings with enough data in this group: which ones differs between groups, so two means
+            compare only where `scores` show the same findings.
     """
 
     name: str
@@ -99,9 +99,9 @@ class Grouping:
     """One way to divide the images.
 
     Attributes:
-        by: For instance "source".
-        groups: In order of name.
-        within: All images, compared inside their group only; its counts are of the images that enter a pair.
+        by: for instance "source".
+        groups: in order of name.
+        within: all images, compared inside their group only; its counts are of the images that enter a pair.
     """
 
     by: str
@@ -143,11 +143,11 @@ def score_groups(scored: Evaluation, groups: Mapping[str, Sequence[str]]) -> tup
     """Divides what was scored.
 
     Args:
-        scored: All images.
-        groups: Grouping -> the group of each image, as ``groups_of`` gives it.
+        scored: all images.
+        groups: grouping -> the group of each image, as `groups_of` gives it.
 
     Raises:
-        DataError: A grouping does not name one group per image.
+        DataError: a grouping does not name one group per image.
     """
     return tuple(_score_grouping(scored, by, tuple(names)) for by, names in groups.items())
 

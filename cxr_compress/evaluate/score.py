@@ -1,4 +1,4 @@
-"""Runs a model file on a labeled set, through the code that will run it on the device."""
+"""Score a model on labeled images, a .tflite through the code that will run it on the device."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ _UNDECIDED = 0.5
 
 @dataclass(frozen=True)
 class ScorableModel:
-    """A model as scoring sees it.
+    """A model that turns images into logits, of a .tflite or any other kind.
 
     Attributes:
         findings: (k,) what each logit means; None where the model does not say.
-        spec: The preprocessing; images come decoded at its size.
-        logits: uint8 images (n, h, w[, 3]), n at most ``BATCH``, to float32 (n, k).
-        probabilities: Logits (n, k) to probabilities; None where the model has no say in that.
+        spec: the preprocessing; images come decoded at its size.
+        logits: turns uint8 images (n, h, w[, 3]), n at most `BATCH`, into float32 (n, k).
+        probabilities: turns logits (n, k) into probabilities; None where the model does not say how.
         thresholds: (k,) on them; None where the model has none.
-        calibrated: The probabilities are meant to be the chance of the finding, and are worth a Brier score.
-        runtime: What runs it, for the record.
+        calibrated: the probabilities are meant to be the chance of the finding, and are worth a Brier score.
+        runtime: what runs it, for the record.
         activation: "softmax" where the logits are of classes that exclude one another; else "sigmoid".
     """
 
@@ -89,9 +89,9 @@ def run_model(model: ScorableModel, images: Images, progress: Progress | None = 
     """The logits of all images, a batch at a time.
 
     Args:
-        model: See there.
+        model: what to run, and what its logits mean.
         images: uint8 (n, h, w[, 3]).
-        progress: Called as (images done, images in all).
+        progress: called as (images done, images in all).
 
     Returns:
         float32 (n, k); (0, k) of no images, or (0, 0) where the model does not say k.
@@ -133,13 +133,13 @@ class Evaluation:
         patients: (n,) the patient of each image.
         decisions: bool (n, k), probability at or above the file's threshold; None for a model without thresholds. Of
             classes that exclude one another True for the likeliest.
-        scores: One per finding.
-        mean_auroc: Over all findings that have both classes, however few images of one.
-        samples: Number of resampled sets behind each interval.
-        seed: Of the resampling.
-        runtime: What ran the file, or None if the logits were given.
-        mean_auroc_enough_data: Over the findings with at least 20 images of each class: the mean to quote.
-        classes: Of classes that exclude one another: accuracy, balanced accuracy and confusion matrix; else None.
+        scores: one per finding.
+        mean_auroc: over all findings that have both classes, however few images of one.
+        samples: number of resampled sets behind each interval.
+        seed: of the resampling.
+        runtime: what ran the file, or None if the logits were given.
+        mean_auroc_enough_data: over the findings with at least 20 images of each class: the mean to quote.
+        classes: of classes that exclude one another: accuracy, balanced accuracy and confusion matrix; else None.
         shares: float32 (n, k), of such classes the probabilities, by which each is ranked against the others; None
             where the logits themselves rank.
     """
@@ -210,24 +210,24 @@ def score_file(
     runtime: str = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Scores a .tflite file as a clinic would run it: same preprocessing, runtime, calibration and thresholds.
+    """Score a .tflite file as a clinic would run it: same preprocessing, runtime, calibration and thresholds.
 
     Args:
-        model: The file, or what ``read_model`` gave.
-        images: uint8 (n, h, w[, 3]) at the model's size, as ``data.decode_split`` gives them.
+        model: the file, or what `read_model` gave.
+        images: uint8 (n, h, w[, 3]) at the model's size, as `data.decode_split` gives them.
         labels: (n, k), 0 or 1, or nan where unknown.
         patients: (n,) the patient of each image; intervals resample these.
-        findings: (k,) what the columns of ``labels`` mean; must be those of the file, in its order
-            (``match_findings`` brings others into it).
-        samples: Resampled sets per interval.
-        seed: Of the resampling.
-        num_threads: Threads of the TFLite kernels.
+        findings: (k,) what the columns of `labels` mean; must be those of the file, in its order
+            (`match_findings` brings others into it).
+        samples: resampled sets per interval.
+        seed: of the resampling.
+        num_threads: threads of the TFLite kernels.
         runtime: "auto", "litert" or "tflite-runtime".
-        progress: Called as (images done, images in all).
+        progress: called as (images done, images in all).
 
     Raises:
-        DataError: Findings, sizes or numbers of images do not agree.
-        ModelFileError, RuntimeUnavailableError: As ``Classifier``.
+        DataError: findings, sizes or numbers of images do not agree.
+        ModelFileError, RuntimeUnavailableError: as `Classifier`.
     """
     file = from_classifier(Classifier(model, num_threads=num_threads, runtime=runtime))
     if tuple(findings) != file.findings:
@@ -250,21 +250,21 @@ def score_model(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Scores anything that turns images into logits.
+    """Score any model that turns images into logits.
 
     Args:
-        model: See there.
+        model: what to run, and what its logits mean.
         images: uint8 (n, h, w[, 3]) at the model's size.
         labels: (n, k), 0 or 1, or nan where unknown.
         patients: (n,) the patient of each image.
-        findings: (k,) what the columns of ``labels`` mean.
+        findings: (k,) what the columns of `labels` mean.
         columns: (k,) which logit belongs to each; None for the first k in order.
-        samples: Resampled sets per interval.
-        seed: Of the resampling.
-        progress: Called as (images done, images in all).
+        samples: resampled sets per interval.
+        seed: of the resampling.
+        progress: called as (images done, images in all).
 
     Raises:
-        DataError: Sizes or numbers of images do not agree, a label is soft, or a logit is nan.
+        DataError: sizes or numbers of images do not agree, a label is soft, or a logit is nan.
     """
     if len(images) != len(labels):
         raise DataError(f"expected one row of labels per image, got {len(images)} images and {len(labels)} rows")
@@ -315,7 +315,7 @@ def score_logits(
     seed: int = 0,
     runtime: str | None = None,
 ) -> Evaluation:
-    """The numbers of ``score_file`` from logits that are there already.
+    """The numbers of `score_file` from logits that were computed before.
 
     Args:
         logits: (n, k).
@@ -326,13 +326,13 @@ def score_logits(
         thresholds: (k,) that led to the decisions; recorded.
         probabilities: (n, k), calibrated; None where there are none.
         shares: (n, k) of classes that exclude one another: their probabilities, which rank them; None for findings.
-        complete: These are all such classes of the model, so that accuracy and confusion matrix mean something.
-        samples: Resampled sets per interval.
-        seed: Of the resampling.
-        runtime: Recorded.
+        complete: the findings are all classes of the model, so that accuracy and confusion matrix mean something.
+        samples: resampled sets per interval.
+        seed: of the resampling.
+        runtime: recorded.
 
     Raises:
-        DataError: Shapes disagree, there are no images, a label is soft, or a logit is nan; an image has no class or
+        DataError: shapes disagree, there are no images, a label is soft, or a logit is nan; an image has no class or
             several where they exclude one another.
     """
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.float32)

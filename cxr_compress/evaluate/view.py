@@ -45,8 +45,8 @@ def render_evaluation(scored: Evaluation, groupings: Sequence[Grouping] = ()) ->
     Of classes that exclude one another the accuracies and the confusion matrix come first.
 
     Args:
-        scored: All images.
-        groupings: As ``score_groups`` gives them.
+        scored: all images.
+        groupings: as `score_groups` gives them.
     """
     parts = [] if scored.classes is None else [render_classes(scored.classes)]
     parts += [render_findings(scored), *_means(scored)]
@@ -88,8 +88,8 @@ def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
 
     Groups in which nothing can be given are named under the table instead.
     """
-    empty = [group for group in grouping.groups if not _given(group)]
-    groups = [*(group for group in grouping.groups if _given(group)), grouping.within]
+    empty = [group for group in grouping.groups if not _count_scored(group)]
+    groups = [*(group for group in grouping.groups if _count_scored(group)), grouping.within]
     titles = [f"by {grouping.by}", *(group.name for group in groups)]
     rows = [[finding, *(_group_cell(group.scores[k]) for group in groups)] for k, finding in enumerate(findings)]
     if len(findings) > 1:
@@ -107,14 +107,14 @@ def render_grouping(grouping: Grouping, findings: Sequence[str]) -> str:
 
 
 def flat_columns(scored: Evaluation) -> tuple[str, ...]:
-    """The titles of ``flat_rows``: of classes that exclude one another also the accuracies and what each was called."""
+    """The titles of `flat_rows`: of classes that exclude one another also the accuracies and what each was called."""
     if scored.classes is None:
         return FLAT_COLUMNS
     return (*FLAT_COLUMNS, *_OF_CLASSES, *(f"called_{name}" for name in scored.classes.classes))
 
 
 def flat_rows(scored: Evaluation, groupings: Sequence[Grouping] = ()) -> list[list[Cell]]:
-    """A row per finding of all images and of every group, under ``flat_columns``; None where undefined."""
+    """A row per finding of all images and of every group, under `flat_columns`; None where undefined."""
     rows = [[*_flat_finding(score), *_flat_class(scored.classes, k)] for k, score in enumerate(scored.scores)]
     for grouping in groupings:
         for group in (*grouping.groups, grouping.within):
@@ -172,11 +172,11 @@ def _group_cell(score: GroupFinding) -> str:
 
 
 def _mean_cell(group: Group) -> str:
-    given = _given(group)
-    return f"{_number(group.mean_auroc.value)} ({given} findings)" if given else _MISSING
+    count = _count_scored(group)
+    return f"{_number(group.mean_auroc.value)} ({count} findings)" if count else _MISSING
 
 
-def _given(group: Group) -> int:
+def _count_scored(group: Group) -> int:
     """For how many findings the group has enough images."""
     return sum(score.enough_data for score in group.scores)
 
@@ -232,12 +232,12 @@ def predictions_csv(scored: Evaluation, *, key: bytes | None = None) -> str:
     Hence the hashes of two files differ; rows of two models on one split are paired by the image's number.
 
     Args:
-        scored: The images.
-        key: Of the hash; None for a random one. Keep one for yourself only to link files of your own.
+        scored: the images.
+        key: of the hash; None for a random one. Keep one for yourself only to link files of your own.
 
     Returns:
-        Columns ``image``, ``patient``, ``label_FINDING`` (empty where unknown) and ``logit_FINDING``; of classes that
-        exclude one another also ``probability_CLASS`` and ``predicted``. Numbers have the digits that read back as the
+        Columns `image`, `patient`, `label_FINDING` (empty where unknown) and `logit_FINDING`; of classes that
+        exclude one another also `probability_CLASS` and `predicted`. Numbers have the digits that read back as the
         same float32.
     """
     secret = secrets.token_bytes(_KEY_BYTES) if key is None else key

@@ -37,9 +37,9 @@ class Interval:
     """A value measured on the data at hand, and the range that resampled patients give it.
 
     Attributes:
-        value: The measurement; nan where it is undefined.
-        low: Lower bound of the percentile interval; nan where it is undefined.
-        high: Upper bound of the percentile interval; nan where it is undefined.
+        value: the measurement; nan where it is undefined.
+        low: lower bound of the percentile interval; nan where it is undefined.
+        high: upper bound of the percentile interval; nan where it is undefined.
     """
 
     value: float
@@ -57,17 +57,17 @@ def bootstrap_auroc(
 
     Args:
         labels: (n,) or (n, k), 0, 1 or nan.
-        scores: Like labels.
+        scores: like labels.
         groups: (n,) the patient of each image.
-        samples: Number of resampled sets.
-        seed: The same seed gives the same interval, in whatever order the images come.
-        level: The share of resampled sets inside the interval.
+        samples: number of resampled sets.
+        seed: the same seed gives the same interval, in whatever order the images come.
+        level: the share of resampled sets inside the interval.
 
     Returns:
         The interval; all three nan if no finding has both classes.
 
     Raises:
-        DataError: As in ``auroc``, or ``groups`` has another length.
+        DataError: as in `auroc`, or `groups` has another length.
     """
     drawn = auroc_samples(labels, scores, groups, samples=samples, seed=seed)
     return bootstrap_mean(auroc_per_finding(labels, scores), drawn, level=level)
@@ -78,16 +78,16 @@ def auroc_samples(labels: ArrayLike, scores: ArrayLike, groups: Groups, *, sampl
 
     Args:
         labels: (n,) or (n, k), 0, 1 or nan.
-        scores: Like ``labels``.
+        scores: like `labels`.
         groups: (n,) the patient of each image.
-        samples: Number of resampled sets; each draws as many patients as there are, with replacement.
-        seed: Sets of one seed are the same for every score, which is what pairs two models.
+        samples: number of resampled sets; each draws as many patients as there are, with replacement.
+        seed: sets of one seed are the same for every score, which is what pairs two models.
 
     Returns:
         (samples, k) float64, nan where a resampled set holds one class only.
 
     Raises:
-        DataError: As in ``auroc``, or ``groups`` has another length.
+        DataError: as in `auroc`, or `groups` has another length.
     """
     truth, values = checked(labels, scores)
     ranked = [rank(truth[:, k], values[:, k]) for k in range(truth.shape[1])]
@@ -100,17 +100,17 @@ def average_precision_samples(
     """The average precision of each finding in each set of resampled patients.
 
     Args:
-        labels: As in ``auroc_samples``, like all that follow.
-        scores: See there.
-        groups: See there.
-        samples: See there.
-        seed: See there.
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores: like `labels`.
+        groups: (n,) the patient of each image.
+        samples: number of resampled sets.
+        seed: as in `auroc_samples`.
 
     Returns:
         (samples, k) float64, nan where a resampled set holds no image with the finding.
 
     Raises:
-        DataError: As in ``auroc_samples``.
+        DataError: as in `auroc_samples`.
     """
     truth, values = checked(labels, scores)
     ranked = [rank(truth[:, k], -values[:, k]) for k in range(truth.shape[1])]
@@ -123,14 +123,14 @@ def mean_samples(values: ArrayLike, groups: Groups, *, samples: int = 1000, seed
     Args:
         values: (n, k); nan leaves an image out of that column.
         groups: (n,) the patient of each image.
-        samples: As in ``auroc_samples``.
-        seed: As in ``auroc_samples``.
+        samples: as in `auroc_samples`.
+        seed: as in `auroc_samples`.
 
     Returns:
         (samples, k) float64, nan where a set drew no image that counts.
 
     Raises:
-        DataError: ``groups`` has another length.
+        DataError: `groups` has another length.
     """
     columns = np.asarray(values, np.float64)
     patients, member = _patients(groups, len(columns))
@@ -148,9 +148,9 @@ def interval(value: float, drawn: Array, *, level: float = 0.95) -> Interval:
     """A percentile interval from resampled values.
 
     Args:
-        value: The measurement itself.
+        value: the measurement itself.
         drawn: (samples,) the same measurement on each resampled set; nan ones are left out.
-        level: The share of them inside the interval.
+        level: the share of them inside the interval.
 
     Returns:
         Nan bounds if the value is undefined or fewer than half of the resampled sets define it: then too few
@@ -164,12 +164,12 @@ def interval(value: float, drawn: Array, *, level: float = 0.95) -> Interval:
 
 
 def bootstrap_mean(values: Array, drawn: Array, *, level: float = 0.95) -> Interval:
-    """The mean over findings with its interval, from what ``auroc_per_finding`` and ``auroc_samples`` gave.
+    """The mean over findings with its interval, from what `auroc_per_finding` and `auroc_samples` gave.
 
     Args:
         values: (k,) the measurement per finding.
         drawn: (samples, k) the same on each resampled set; nan ones are left out of the mean of their set.
-        level: The share of resampled sets inside the interval.
+        level: the share of resampled sets inside the interval.
     """
     return interval(mean_defined(values), row_means(drawn), level=level)
 
@@ -178,7 +178,7 @@ def resample(measures: Sequence[Measure], groups: Groups, images: int, samples: 
     """Every measurement on every resampled set, (samples, measures); all of them see the same sets.
 
     Raises:
-        DataError: ``groups`` does not name one patient per image.
+        DataError: `groups` does not name one patient per image.
     """
     patients, member = _patients(groups, images)
     rows = [
@@ -207,7 +207,7 @@ def _weighted(formula: Callable[[Ranked, Array], Array], ranked: Ranked) -> Meas
 
 
 def _draws(patients: int, images: int, samples: int, seed: int) -> Iterator[Array]:
-    """How often each patient was drawn, (patients, chunk) at a time, ``samples`` columns in all."""
+    """How often each patient was drawn, (patients, chunk) at a time, `samples` columns in all."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_VALUES // max(images, 1))
     for first in range(0, samples, chunk):
@@ -249,17 +249,17 @@ def stratified_auroc_samples(
 
     Args:
         labels: (n,) or (n, k), 0, 1 or nan.
-        scores: Like ``labels``.
+        scores: like `labels`.
         strata: (n,) the stratum of each image.
         groups: (n,) the patient of each image.
-        samples: As in ``auroc_samples``.
-        seed: As in ``auroc_samples``: the same sets as there.
+        samples: as in `auroc_samples`.
+        seed: as in `auroc_samples`: the same sets as there.
 
     Returns:
         (samples, k) float64, nan where a resampled set holds no pair.
 
     Raises:
-        DataError: As in ``stratified_auroc`` and ``auroc_samples``.
+        DataError: as in `stratified_auroc` and `auroc_samples`.
     """
     truth, values = checked(labels, scores)
 
@@ -274,7 +274,7 @@ def count_comparable_images(labels: ArrayLike, strata: Sequence[str]) -> tuple[N
     """Positives and negatives, (k,) each, that have an image of the other class in their stratum: what pairs rest on.
 
     Raises:
-        DataError: A label is neither 0, 1 nor nan, or ``strata`` has another length.
+        DataError: a label is neither 0, 1 nor nan, or `strata` has another length.
     """
     truth = checked_labels(labels)
     totals = np.zeros((2, truth.shape[1]), np.int64)

@@ -24,17 +24,17 @@ def count_images(labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64
         Positives and negatives, (k,) each.
 
     Raises:
-        DataError: A label is neither 0, 1 nor nan.
+        DataError: a label is neither 0, 1 nor nan.
     """
     truth = checked_labels(labels)
     return (truth == 1).sum(axis=0), (truth == 0).sum(axis=0)
 
 
 def has_enough_data(labels: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each finding has at least ``ENOUGH_IMAGES`` images with and as many without it, (k,).
+    """Whether each finding has at least `ENOUGH_IMAGES` images with and as many without it, (k,).
 
     Raises:
-        DataError: As ``count_images``.
+        DataError: as `count_images`.
     """
     return np.minimum(*count_images(labels)) >= ENOUGH_IMAGES
 
@@ -50,7 +50,7 @@ def sensitivity_specificity(labels: ArrayLike, decisions: ArrayLike) -> tuple[fl
         Both in [0, 1]; nan where no image of that class is there.
 
     Raises:
-        DataError: Lengths differ, or a label is neither 0, 1 nor nan.
+        DataError: lengths differ, or a label is neither 0, 1 nor nan.
     """
     truth, called = checked(labels, decisions)
     return mean_defined(called[truth == 1]), mean_defined(1 - called[truth == 0])
@@ -59,7 +59,7 @@ def sensitivity_specificity(labels: ArrayLike, decisions: ArrayLike) -> tuple[fl
 def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: str = "youden") -> float:
     """The probability from which on an image is called positive.
 
-    ``youden`` maximizes sensitivity + specificity - 1, as if a missed finding and a false alarm cost the same and
+    `youden` maximizes sensitivity + specificity - 1, as if a missed finding and a false alarm cost the same and
     both classes were equally common; a clinic that screens will want a lower threshold. Of equally good thresholds
     the lowest (most sensitive) is taken. It lies half-way between two probabilities that occur, so that rounding on
     another machine does not flip a decision.
@@ -67,14 +67,14 @@ def choose_threshold(labels: ArrayLike, probabilities: ArrayLike, rule: str = "y
     Args:
         labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         probabilities: (n,) in [0, 1].
-        rule: ``youden``.
+        rule: `youden`.
 
     Returns:
         A probability; 0 where calling every image positive is best (scores worse than chance).
 
     Raises:
-        DataError: The labels hold one class only, or as in ``auroc``.
-        ValueError: An unknown rule.
+        DataError: the labels hold one class only, or as in `auroc`.
+        ValueError: an unknown rule.
 
     Source: Youden 1950, "Index for rating diagnostic tests".
     """
@@ -153,7 +153,7 @@ def class_log_odds(logits: ArrayLike) -> Array:
 
 
 def categorical_cross_entropy(labels: ArrayLike, logits: ArrayLike, class_weight: ArrayLike = 1.0) -> float:
-    """Mean over the images of known class of ``-sum(weight * label * log(softmax(logits)))``; nan if there is none.
+    """Mean over the images of known class of `-sum(weight * label * log(softmax(logits)))`; nan if there is none.
 
     Args:
         labels: (n, k), rows that add up to 1, or NaN.
@@ -205,7 +205,7 @@ def brier_score(labels: ArrayLike, probabilities: ArrayLike) -> float:
         A value in [0, 1], or nan if no label is known.
 
     Raises:
-        DataError: As in ``auroc``, or a probability is outside [0, 1].
+        DataError: as in `auroc`, or a probability is outside [0, 1].
 
     Source: Brier 1950, "Verification of forecasts expressed in terms of probability", in its form for two classes.
     """
@@ -224,13 +224,13 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, b
     Args:
         labels: (n,), 0, 1 or nan; an image of unknown label is left out.
         probabilities: (n,) in [0, 1].
-        bins: How many.
+        bins: how many.
 
     Returns:
         A value in [0, 1], or nan if no label is known.
 
     Raises:
-        DataError: As in ``brier_score``.
+        DataError: as in `brier_score`.
 
     Source: Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning", with the bins of
     equal mass of Nixon et al. 2019, "Measuring calibration in deep learning".
@@ -247,7 +247,7 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, b
 
 
 def _checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array]:
-    """As ``checked``, and in [0, 1]."""
+    """As `checked`, and in [0, 1]."""
     truth, values = checked(labels, probabilities)
     if values.min() < 0 or values.max() > 1:
         raise DataError(

@@ -76,7 +76,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
         A value in [0, 1], or nan if the known labels hold one class only.
 
     Raises:
-        DataError: Lengths differ, a label is neither 0, 1 nor nan, or a score is nan.
+        DataError: lengths differ, a label is neither 0, 1 nor nan, or a score is nan.
 
     Source: Mann and Whitney 1947, the U statistic divided by the number of pairs.
     """
@@ -96,7 +96,7 @@ def mean_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
         The mean, or nan if no finding has both classes.
 
     Raises:
-        DataError: As in ``auroc``.
+        DataError: as in `auroc`.
     """
     return mean_defined(auroc_per_finding(labels, scores))
 
@@ -112,7 +112,7 @@ def auroc_per_finding(labels: ArrayLike, scores: ArrayLike) -> Array:
         (k,) float64, nan where the known labels of a column hold one class only.
 
     Raises:
-        DataError: As in ``auroc``.
+        DataError: as in `auroc`.
     """
     truth, values = checked(labels, scores)
     return np.array([auroc(truth[:, k], values[:, k]) for k in range(truth.shape[1])])
@@ -129,7 +129,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
         A value in [0, 1], or nan if no label is 1. Equal scores enter together.
 
     Raises:
-        DataError: As in ``auroc``.
+        DataError: as in `auroc`.
     """
     truth, values = checked(labels, scores)
     ranked = rank(truth[:, 0], -values[:, 0])
@@ -157,7 +157,7 @@ def rank(positive: Array, scores: Array, images: NDArray[np.bool_] | None = None
 
 
 def weighted_auroc(ranked: Ranked, weights: Array) -> Array:
-    """AUROC (sets,) of images counted ``weights`` (images, sets) times; nan for a set with one class only."""
+    """AUROC (sets,) of images counted `weights` (images, sets) times; nan for a set with one class only."""
     wins, pairs = weighted_pairs(ranked, weights)
     return quotient(wins, pairs)
 
@@ -165,7 +165,7 @@ def weighted_auroc(ranked: Ranked, weights: Array) -> Array:
 def weighted_pairs(ranked: Ranked, weights: Array) -> tuple[Array, Array]:
     """How many pairs of an image with and one without the finding are ranked right (sets,), and how many there are.
 
-    Images come in the order of ``ranked``. Weights are whole numbers, so every sum is exact and the order in which the
+    Images come in the order of `ranked`. Weights are whole numbers, so every sum is exact and the order in which the
     images were given cannot matter.
     """
     if not len(ranked.order):
@@ -180,7 +180,7 @@ def weighted_pairs(ranked: Ranked, weights: Array) -> tuple[Array, Array]:
 
 
 def weighted_average_precision(ranked: Ranked, weights: Array) -> Array:
-    """Average precision (sets,) of images counted ``weights`` (images, sets) times, ranked by *descending* score."""
+    """Average precision (sets,) of images counted `weights` (images, sets) times, ranked by *descending* score."""
     if not len(ranked.order):
         return np.full(weights.shape[1], np.nan)
     sick = weights * ranked.positive[:, None]
@@ -192,5 +192,5 @@ def weighted_average_precision(ranked: Ranked, weights: Array) -> Array:
 
 
 def quotient(top: Array, bottom: Array) -> Array:
-    """``top / bottom``, nan where there is nothing to divide by."""
+    """`top / bottom`, nan where there is nothing to divide by."""
     return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)

@@ -11,7 +11,7 @@ from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import DataError
-from cxr_compress.report.table import render_results
+from cxr_compress.report.report import render_results
 
 _CHANCE = 0.5
 _TEST = """\

@@ -246,7 +246,7 @@ def plan_rows(plan: Mapping[str, Any]) -> list[list[Any]]:
     """One row per layer with filters, then one for all others, then the model; the last row is the sum of the rest.
 
     Args:
-        plan: ``layers``, ``before`` and ``after`` as `structured.describe.describe_plan` gives them.
+        plan: `layers`, `before` and `after` as `structured.describe.describe_plan` gives them.
 
     Returns:
         Rows of `HEADERS`; None where a number makes no sense.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxr_compress.device.modelfile import ModelFile
-from cxr_compress.report.table import render_report
+from cxr_compress.report.report import render_report
 
 _TEMPLATE = """\
 # {name}

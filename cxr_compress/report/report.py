@@ -1,4 +1,4 @@
-"""The facts of one run in one JSON document: what every table and page is made from."""
+"""The facts of one run in one JSON document, and its tables as text: what was gained, and what it cost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from cxr_compress.data import Dataset
 from cxr_compress.device.modelinfo import INTENDED_USE
@@ -15,6 +18,8 @@ from cxr_compress.errors import DataError
 from cxr_compress.files import write_text
 
 SCHEMA_VERSION = 2
+_UNKNOWN = "?"
+_SYNTHETIC = "SYNTHETIC phantom images: these numbers show that the machinery works and say nothing about patients."
 
 
 @dataclass(frozen=True)
@@ -22,15 +27,15 @@ class Row:
     """One delivered file. Whatever was not measured is None: it is shown as "?", never as 0.
 
     Attributes:
-        name: As the table shows it, e.g. "int8 without pruning".
-        file: Name of the file, relative to the report.
-        params: Of the Keras model behind it.
-        macs: Multiply-accumulates per image at the model's input size.
-        tflite_bytes: Of the whole file, metadata included.
-        deflated_bytes: The same after DEFLATE: the only size in which zeroed weights show.
-        weight_sparsity: Share of zeros among the convolution and dense kernels without the head, in [0, 1].
-        latency: ``p50_ms``, ``p95_ms`` and how they were measured (``Latency.to_dict()``).
-        evaluation: ``Evaluation.to_dict()`` on the test split.
+        name: as the table shows it, e.g. "int8 without pruning".
+        file: name of the file, relative to the report.
+        params: of the Keras model behind it.
+        macs: multiply-accumulates per image at the model's input size.
+        tflite_bytes: of the whole file, metadata included.
+        deflated_bytes: the same after DEFLATE: the only size in which zeroed weights show.
+        weight_sparsity: share of zeros among the convolution and dense kernels without the head, in [0, 1].
+        latency: `p50_ms`, `p95_ms` and how they were measured (`Latency.to_dict()`).
+        evaluation: `Evaluation.to_dict()` on the test split.
         degradation: `Degradation.to_dict()` against the first row; None for that row itself.
     """
 
@@ -54,12 +59,12 @@ def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, A
     """Puts the facts of a run together; nothing of a single image or patient is in it.
 
     Args:
-        rows: The uncompressed reference first.
-        dataset: What was trained and tested on; its attribution and whether it is synthetic go along.
-        facts: More JSON-ready facts: the recipe, versions, hashes.
+        rows: the uncompressed reference first.
+        dataset: what was trained and tested on; its attribution and whether it is synthetic go along.
+        facts: more JSON-ready facts: the recipe, versions, hashes.
 
     Returns:
-        A JSON-ready dict: ``schema_version``, ``intended_use``, ``dataset``, ``facts``, ``rows``.
+        A JSON-ready dict: `schema_version`, `intended_use`, `dataset`, `facts`, `rows`.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -79,16 +84,16 @@ def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, A
 
 
 def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Writes ``report.json`` in one step; nan and infinity become null, which is what JSON knows.
+    """Writes `report.json` in one step; nan and infinity become null, which is what JSON knows.
 
     Raises:
-        CompressionError: The file cannot be written.
+        CompressionError: the file cannot be written.
     """
     write_text(Path(path), json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n")
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Reads what ``write_report`` wrote.
+    """Reads what `write_report` wrote.
 
     Raises:
         DataError: missing, not a report, or of another version.
@@ -107,7 +112,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same document with null where a number is none."""
+    """The same document with null where a number is not finite."""
     if isinstance(value, Mapping):
         return {str(key): _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -115,3 +120,278 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def render_report(report: Mapping[str, Any]) -> str:
+    """Heading, table, the findings one by one if there are several, and the intended use.
+
+    Of classes that exclude one another also the accuracies, and what each file called the images of each class.
+
+    Args:
+        report: what `build_report` or `read_report` gave.
+    """
+    return "\n\n".join([_heading(report["dataset"]), render_results(report), _footer(report)])
+
+
+def render_results(report: Mapping[str, Any]) -> str:
+    """The tables of a report: of files, of findings if there are several, and of classes that exclude one another."""
+    rows, findings = report["rows"], report["dataset"]["findings"]
+    tables = [render_table(rows, several=len(findings) > 1)]
+    if len(findings) > 1:
+        tables.append(render_findings(rows, findings))
+    if is_exclusive(rows):
+        tables.append(render_confusion(rows))
+    return "\n\n".join(tables)
+
+
+def is_exclusive(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the files of a report give classes that exclude one another."""
+    return any(_inside(row, "evaluation", "classes") is not None for row in rows)
+
+
+def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) -> str:
+    """One line per file.
+
+    Args:
+        rows: of a report, the reference first.
+        several: there are several findings, so that AUROC is a mean.
+    """
+    exclusive = is_exclusive(rows)
+    mean = "mean one-vs-rest AUROC" if exclusive else "mean AUROC" if several else "AUROC"
+    headers = ["file", "params", "MACs", ".tflite bytes", "deflated", "zeros", "p50 ms", f"{mean} [95 % CI]"]
+    headers.append("change to the first [95 % CI]")
+    headers += ["accuracy [95 % CI]", "balanced accuracy [95 % CI]", "change of that [95 % CI]"] if exclusive else []
+    body = [
+        [
+            row["name"],
+            _count(row.get("params")),
+            _millions(row.get("macs")),
+            _count(row.get("tflite_bytes")),
+            _count(row.get("deflated_bytes")),
+            _share(row.get("weight_sparsity")),
+            _milliseconds(row.get("latency")),
+            _interval(_inside(row, "evaluation", "mean_auroc")),
+            "" if index == 0 else _change(_inside(row, "degradation", "auroc_drop")),
+            *(_accuracies(row, first=index == 0) if exclusive else []),
+        ]
+        for index, row in enumerate(rows)
+    ]
+    return tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=_align(len(headers)))
+
+
+def _accuracies(row: Mapping[str, Any], *, first: bool) -> list[str]:
+    """How often a file's predicted class is right, over images and over classes, and the change of the latter."""
+    measured = (_inside(row, "evaluation", "classes", name) for name in ("accuracy", "balanced_accuracy"))
+    change = "" if first else _change(_inside(row, "degradation", "balanced_accuracy_drop"))
+    return [*(_interval(found) for found in measured), change]
+
+
+def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per true class and file: how many of its images were called each class."""
+    matrices = [
+        (row["name"], measured["confusion_matrix"])
+        for row in rows
+        if (measured := _inside(row, "evaluation", "classes"))
+    ]
+    classes = matrices[0][1]["classes"] if matrices else []
+    body = [
+        [truth if index == 0 else "", name, *(_count(count) for count in matrix["counts"][place])]
+        for place, truth in enumerate(classes)
+        for index, (name, matrix) in enumerate(matrices)
+    ]
+    headers = ["true class", "file", *(f"called {name}" for name in classes)]
+    aligned = ("left", "left", *("right",) * len(classes))
+    table = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
+    return f"Classes that exclude one another: each image is called exactly one.\n\n{table}"
+
+
+def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) -> str:
+    """One line per finding: the AUROC of each file, and its change to the first."""
+    headers = ["class" if is_exclusive(rows) else "finding", "positive images"]
+    for index, row in enumerate(rows):
+        headers += [row["name"]] if index == 0 else [row["name"], "change"]
+    body = []
+    for finding in findings:
+        line = [finding, _count(_inside(rows[0], "evaluation", "findings", finding, "positives")) if rows else _UNKNOWN]
+        for index, row in enumerate(rows):
+            line.append(_interval(_inside(row, "evaluation", "findings", finding, "auroc")))
+            if index:
+                line.append(_change(_inside(row, "degradation", "findings", finding)))
+        body.append(line)
+    return tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=_align(len(headers)))
+
+
+def _heading(dataset: Mapping[str, Any]) -> str:
+    """What was tested on."""
+    test = dataset.get("splits", {}).get("test", {})
+    images, patients = _count(test.get("images")), _count(test.get("patients"))
+    line = f"Test split of {dataset['name']}: {images} images of {patients} patients. {dataset['attribution']}"
+    return f"{_SYNTHETIC}\n{line}" if dataset["synthetic"] else line
+
+
+def _footer(report: Mapping[str, Any]) -> str:
+    """How the columns came about, and the sentence that every output carries."""
+    facts = report.get("facts", {})
+    return (
+        "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs. Latency: "
+        f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
+        f"{_original(facts.get('original'))}{_budgets(facts.get('budgets', {}))}"
+        f"{_quantized(facts.get('quantization', {}))}{_answers(facts.get('answers'))}{_gate(facts.get('gate'))}"
+        f"{report['intended_use']}"
+    )
+
+
+def _original(look: Mapping[str, Any] | None) -> str:
+    """What was taken for granted about the original model, and what spoke against it."""
+    if not look:
+        return ""
+    problem = f"  WARNING, forced: {look['problem']}.\n" if look["problem"] else ""
+    return f"Original model: {look['assumed']}.\n{problem}"
+
+
+def _answers(found: Mapping[str, Any] | None) -> str:
+    """How the compressed file answers beside its float twin."""
+    return f"Compressed file {found['text']}.\n" if found else ""
+
+
+def _quantized(facts: Mapping[str, Any]) -> str:
+    """One line on how the compressed file came to int8, and why; empty for a float one."""
+    if not facts.get("used"):
+        return ""
+    broken = "; ".join(facts.get("broken", []))
+    if facts["used"] != "after training":
+        return f"Int8 {facts['used']}: {'after training, ' + broken if broken else 'it was asked for'}.\n"
+    if facts.get("qat_not_taken"):
+        return f"Int8 after training, though {broken}: of int8 in training, {facts['qat_not_taken']}.\n"
+    return f"Int8 after training: {broken or 'it keeps what it must on dev'}.\n"
+
+
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    """One line with the verdict on the compressed file; empty for reports that have none."""
+    if not gate:
+        return ""
+    loss, bound, power = (_UNKNOWN if gate[key] is None else gate[key] for key in ("loss", "upper_bound", "power"))
+    shown = [value if isinstance(value, str) else f"{value:.4f}" for value in (loss, bound)]
+    verdict = "holds" if gate["holds"] else "BROKEN"
+    chance = power if isinstance(power, str) else f"{power:.0%}"
+    what = "AUROC"
+    if gate.get("balanced_accuracy"):
+        # The first word is of both; which of them broke it has to be said.
+        alone = gate.get("small_loss") and gate.get("non_inferior")
+        what = f"mean one-vs-rest AUROC {'holds' if alone else 'BROKEN'},"
+    return (
+        f"Gate {verdict}: {what} lost {shown[0]} (at most {gate['max_loss']:g}), upper bound {shown[1]} (below "
+        f"{gate['margin']:g}); of models that are truly equal, {chance} pass on a test set like this.\n"
+        f"{_other_gate(gate.get('balanced_accuracy'))}"
+        f"{'  ' + gate['reason'] + chr(10) if gate.get('reason') else ''}"
+    )
+
+
+def _other_gate(gate: Mapping[str, Any] | None) -> str:
+    """The same of the balanced accuracy, which counts beside the AUROC where classes exclude one another."""
+    if not gate:
+        return ""
+    # + 0.0: what is lost of nothing is 0, not -0.
+    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key] + 0.0:.4f}" for key in ("loss", "upper_bound"))
+    chance = _UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
+    return (
+        f"  Both must hold; balanced accuracy {'holds' if gate['holds'] else 'BROKEN'}: lost {loss} (at most "
+        f"{gate['max_loss']:g}), upper bound {bound} (below {gate['margin']:g}); of equal models {chance} pass.\n"
+    )
+
+
+def _budgets(budgets: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line that holds every bound beside what came out; empty where nothing was bounded."""
+    parts = [
+        f"{name} at most {budget['limit']:,.10g}, predicted {budget['predicted']:,.10g}, came out {_plain(budget)}"
+        for name, budget in budgets.items()
+    ]
+    return f"Budget: {'; '.join(parts)}.\n" if parts else ""
+
+
+def _plain(budget: Mapping[str, Any]) -> str:
+    measured = budget.get("measured")
+    return _UNKNOWN if measured is None else f"{measured:,.10g}"
+
+
+def _measured_how(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Runtime, threads and machine of the latencies."""
+    for row in rows:
+        latency = row.get("latency") or {}
+        if latency.get("runtime"):
+            return (
+                f"{latency['runtime']}, {latency.get('num_threads', _UNKNOWN)} thread(s), "
+                f"{latency.get('machine', 'machine unknown')}; compare within one run only"
+            )
+    return "not recorded"
+
+
+def _inside(row: Mapping[str, Any], *keys: str) -> Any:
+    """A value deep in a row; None if anything on the way is missing."""
+    value: Any = row
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _count(value: int | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,}"
+
+
+def _millions(value: int | None) -> str:
+    return _UNKNOWN if value is None else f"{value / 1e6:,.1f} M"
+
+
+def _share(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.1%}"
+
+
+def _milliseconds(latency: Mapping[str, Any] | None) -> str:
+    value = (latency or {}).get("p50_ms")
+    return _UNKNOWN if value is None else f"{value:.2f}"
+
+
+def _interval(measured: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
+    """0.967 [0.951, 0.980]; "?" for what is not known."""
+    sign = "+" if signed else ""
+    value, low, high = (
+        _UNKNOWN if number is None or number != number else f"{number:{sign}.3f}"  # noqa: PLR0124 - true of nan alone
+        for number in ((measured or {}).get(key) for key in ("value", "low", "high"))
+    )
+    return _UNKNOWN if value == low == high == _UNKNOWN else f"{value} [{low}, {high}]"
+
+
+def _change(drop: Mapping[str, float | None] | None) -> str:
+    """A drop as the change that it is: below 0 where something was lost."""
+    ends = {"value": "value", "low": "high", "high": "low"}
+    known = {end: (drop or {}).get(other) for end, other in ends.items()}
+    # 0.0 - 0.0 is 0.0, where the minus sign alone would give -0.0.
+    return _interval({end: None if number is None else 0.0 - number for end, number in known.items()}, signed=True)
+
+
+def _align(columns: int) -> tuple[str, ...]:
+    return ("left", *("right",) * (columns - 1))
+
+
+def render_forecast(forecast: Mapping[str, Any]) -> str:
+    """What `Forecast.to_dict` holds, as two tables: what comes out, and how long it takes.
+
+    Args:
+        forecast: `before`, `after`, `certain`, `stages` and `seconds`.
+    """
+    before, after = forecast["before"], forecast["after"]
+    costs = [
+        [name, f"{before[name]:,.10g}", f"{after[name]:,.10g}", f"{after[name] / before[name]:.1%}"]
+        for name in before
+        if before.get(name) and after.get(name) is not None
+    ]
+    stages = [[name, "done" if not seconds else f"{seconds:,.0f}"] for name, seconds in forecast["stages"].items()]
+    draw = partial(tabulate, tablefmt="simple", disable_numparse=True)
+    doubt = (
+        "" if forecast["certain"] else "\nPlanned on random weights: after the training layers may be cut otherwise."
+    )
+    return (
+        f"{draw(costs, ['cost', 'original', 'predicted', 'left'], colalign=_align(4))}\n\n"
+        f"{draw(stages, ['stage', 'about s'], colalign=_align(2))}\n\n"
+        f"About {forecast['seconds'] / 60:.0f} minutes on this machine.{doubt}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cxr_compress.sparsity.masks import Allocation, LayerTarget, allocate
+from cxr_compress.sparsity.allocate import Allocation, LayerTarget, allocate
 from cxr_compress.sparsity.measure import (
     LayerOutcome,
     LayerSparsity,

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import traits_of
 from cxr_compress.models.zeros import head_names, kernel_of, named_layers, prunable_layers, variable_name
-from cxr_compress.sparsity.masks import Allocation
+from cxr_compress.sparsity.allocate import Allocation
 
 _HEAD_REASON = "makes the model's output: few weights, and every finding hangs on each"
-_REASONS: dict[type, str] = {
-    keras.layers.DepthwiseConv2D: "depthwise kernels hold few weights, each the only one on its channel and place",
-    keras.layers.BatchNormalization: "batch normalization scales and shifts whole channels",
-}
+_DEPTHWISE_REASON = "depthwise kernels hold few weights, each the only one on its channel and place"
+_NORM_REASON = "batch normalization scales and shifts whole channels"
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class LayerSparsity:
     """Zeros of one kernel.
 
     Attributes:
-        name: Of the layer; layers of a nested model carry that model's name in front.
-        weights: In the kernel, the bias left out.
-        zeros: Among them, exactly 0.
+        name: of the layer; layers of a nested model carry that model's name in front.
+        weights: in the kernel, the bias left out.
+        zeros: among them, exactly 0.
     """
 
     name: str
@@ -45,8 +43,8 @@ class SparsityReport:
     """Zeros of a model's prunable kernels.
 
     Attributes:
-        layers: One entry per prunable kernel, in the model's order.
-        excluded: Layer (and variable) that is not counted -> why.
+        layers: one entry per prunable kernel, in the model's order.
+        excluded: layer (and variable) that is not counted -> why.
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -72,7 +70,7 @@ def measure_sparsity(model: Any) -> SparsityReport:
     """Count the zeros in the kernels of Conv2D, Dense and SeparableConv2D (pointwise), the head left out.
 
     Args:
-        model: A plain functional or Sequential ``keras.Model``, nested models included.
+        model: a plain functional or Sequential `keras.Model`, nested models included.
     """
     prunable = prunable_layers(model)
     layers = [
@@ -98,9 +96,11 @@ def _small(name: str) -> str:
 def _reason(layer: Any, is_head: bool) -> str:
     if is_head:
         return _HEAD_REASON
-    for kind, reason in _REASONS.items():
-        if isinstance(layer, kind):
-            return reason
+    traits = traits_of(layer, subclasses=True)
+    if traits.kernel == "depthwise_kernel":
+        return _DEPTHWISE_REASON
+    if traits.moving_statistics:
+        return _NORM_REASON
     return f"weight pruning knows no kernel of {type(layer).__name__} layers"
 
 
@@ -116,12 +116,12 @@ class SizeStatement:
     """The three sizes of one model file.
 
     Attributes:
-        raw_bytes: As it lies on the disk and in the device's memory.
-        deflated_bytes: After DEFLATE at its highest level, as in a zip.
-        nonzero_bytes: Without the zeros among its kernels, and without any index that says where they were: what no
+        raw_bytes: as it lies on the disk and in the device's memory.
+        deflated_bytes: after DEFLATE at its highest level, as in a zip.
+        nonzero_bytes: without the zeros among its kernels, and without any index that says where they were: what no
             sparse format can get below.
-        weights: Among the kernels that weight pruning touches.
-        zeros: Among those.
+        weights: among the kernels that weight pruning touches.
+        zeros: among those.
     """
 
     raw_bytes: int
@@ -148,13 +148,13 @@ def size_statement(content: bytes, *, weights: int, zeros: int, bytes_per_weight
     """Measure a model file.
 
     Args:
-        content: The whole .tflite.
-        weights: Of the prunable kernels, as counted in this very file.
-        zeros: Among them; in int8 the codes that mean 0.
+        content: the whole .tflite.
+        weights: of the prunable kernels, as counted in this very file.
+        zeros: among them; in int8 the codes that mean 0.
         bytes_per_weight: 4 in a float32 file, 2 in fp16, 1 in every quantized one.
 
     Raises:
-        CompressionError: The numbers cannot be of this file.
+        CompressionError: the numbers cannot be of this file.
     """
     if not 0 <= zeros <= weights or bytes_per_weight < 1 or weights * bytes_per_weight > len(content):
         raise CompressionError(
@@ -175,12 +175,12 @@ class LayerOutcome:
     """One kernel after pruning.
 
     Attributes:
-        name: Of the layer.
-        weights: In its kernel.
-        zeros_asked: What it was allocated before training.
-        zeros: What it has.
-        threshold: Magnitude below which weights were to go, where a threshold decided; else None.
-        still_below: Weights that are not zero but below the threshold: they were above it when the run began, and
+        name: of the layer.
+        weights: in its kernel.
+        zeros_asked: what it was allocated before training.
+        zeros: what it has.
+        threshold: magnitude below which weights were to go, where a threshold decided; else None.
+        still_below: weights that are not zero but below the threshold: they were above it when the run began, and
             training moved them; None without a threshold.
     """
 
@@ -201,8 +201,8 @@ def layer_outcomes(model: Any, allocation: Allocation) -> tuple[LayerOutcome, ..
     """Compare a pruned model with what was allocated, one entry per prunable kernel in the model's order.
 
     Args:
-        model: What ``prune_weights`` returned, or a later stage's model of the same layers.
-        allocation: What ``allocate`` said of the model before pruning.
+        model: what `prune_weights` returned, or a later stage's model of the same layers.
+        allocation: what `allocate` said of the model before pruning.
     """
     kernels = {name: kernel_of(layer).numpy() for name, layer in prunable_layers(model).items()}
     outcomes = []

@@ -17,7 +17,8 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras, tfmot
 from cxr_compress.models.zeros import kernel_of, named_layers, prunable_layers
-from cxr_compress.sparsity.masks import Allocation, LayerTarget, allocate, exact_mask
+from cxr_compress.sparsity.allocate import Allocation, LayerTarget, allocate
+from cxr_compress.sparsity.masks import exact_mask
 from cxr_compress.sparsity.measure import measure_sparsity
 from cxr_compress.sparsity.target import TWO_OF_FOUR, SparsityTarget
 
@@ -31,9 +32,9 @@ class PruningSteps:
     Source: Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878), section 3.
 
     Attributes:
-        begin_step: The sparsity is 0 before; the first training step is 1.
-        end_step: The target holds from here on, and the masks never change again.
-        frequency: Steps between two mask updates; ``end_step - begin_step`` is a multiple of it, since TF-MOT updates
+        begin_step: the sparsity is 0 before; the first training step is 1.
+        end_step: the target holds from here on, and the masks never change again.
+        frequency: steps between two mask updates; `end_step - begin_step` is a multiple of it, since TF-MOT updates
             no mask at any other step and would stop short of the target.
     """
 
@@ -45,7 +46,7 @@ class PruningSteps:
         """Refuse a schedule that cannot reach its target in the run, before anything is trained.
 
         Raises:
-            CompressionError: The steps contradict one another, or the run is over before ``end_step``; says steps
+            CompressionError: the steps contradict one another, or the run is over before `end_step`; says steps
                 near these that this run reaches.
         """
         steps = epochs * steps_per_epoch
@@ -96,13 +97,13 @@ def plan_steps(epochs: int, steps_per_epoch: int, ramp_fraction: float = 0.5) ->
     """Plan a schedule that raises the sparsity in the first part of a run and leaves the rest to recover.
 
     Args:
-        epochs: Of the pruning run.
-        steps_per_epoch: Batches in an epoch.
-        ramp_fraction: Share of the run until the target is reached (or, with a constant schedule, until the masks are
+        epochs: of the pruning run.
+        steps_per_epoch: batches in an epoch.
+        ramp_fraction: share of the run until the target is reached (or, with a constant schedule, until the masks are
             final); a short ramp leaves more steps to recover in, a long one is gentler on the way.
 
     Raises:
-        CompressionError: ``ramp_fraction`` is not in (0, 1], or the run has a single step.
+        CompressionError: `ramp_fraction` is not in (0, 1], or the run has a single step.
     """
     steps = epochs * steps_per_epoch
     if not 0 < ramp_fraction <= 1:
@@ -142,11 +143,11 @@ def wrap_model(model: Any, allocation: Allocation, steps: PruningSteps) -> Any:
 def strip_model(wrapped: Any, original: Any, allocation: Allocation) -> Any:
     """Return the plain model of a wrapped one, its masks applied and counted.
 
-    ``tfmot.sparsity.keras.strip_pruning`` gives the same function, but of layers that belong to two models, which
+    `tfmot.sparsity.keras.strip_pruning` gives the same function, but of layers that belong to two models, which
     then have two inputs each; a clone of the original has only what a model file needs.
 
     Raises:
-        CompressionError: A mask does not hold exactly the zeros that were asked for.
+        CompressionError: a mask does not hold exactly the zeros that were asked for.
     """
     plain = keras.models.clone_model(original)
     layers = dict(named_layers(plain))
@@ -167,7 +168,7 @@ def strip_model(wrapped: Any, original: Any, allocation: Allocation) -> Any:
 class ExactMasks(keras.callbacks.Callback):
     """Replaces TF-MOT's masks by exact ones at the step where they become final.
 
-    TF-MOT keeps all weights at its threshold or above, so ties keep too many; from ``end_step`` on it changes no mask.
+    TF-MOT keeps all weights at its threshold or above, so ties keep too many; from `end_step` on it changes no mask.
     A run that resumes later finds the exact masks in its checkpoint and leaves them alone.
     """
 
@@ -251,7 +252,7 @@ SplitImages = tuple[np.ndarray, np.ndarray]
 
 
 class TrainingConfig(Protocol):
-    """What pruning has to know of a training configuration (``train.FitConfig`` is one)."""
+    """What pruning has to know of a training configuration (`train.FitConfig` is one)."""
 
     @property
     def epochs(self) -> int:
@@ -281,35 +282,35 @@ def prune_weights(  # noqa: PLR0917 - the first six are those of `fit`, in its o
     ramp_fraction: float = 0.5,
     progress: Callable[[str], None] | None = None,
 ) -> Any:
-    """Return a copy of ``model`` with the asked share of weights exactly zero, trained on; ``model`` is left as it is.
+    """Return a copy of `model` with the asked share of weights exactly zero, trained on; `model` is left as it is.
 
-    ``allocate`` shares the zeros out among the Conv2D, Dense and SeparableConv2D (pointwise) kernels; the head,
-    depthwise kernels, biases and batch norms are left out (``measure_sparsity`` lists them). The sparsity follows the
+    `allocate` shares the zeros out among the Conv2D, Dense and SeparableConv2D (pointwise) kernels; the head,
+    depthwise kernels, biases and batch norms are left out (`measure_sparsity` lists them). The sparsity follows the
     target's schedule, then the masks are fixed, exactly as many zeros per kernel as allocated, and the rest of the run
-    recovers what was lost. The best epoch is chosen among those with final masks. Resumes from ``run_dir`` as ``fit``
+    recovers what was lost. The best epoch is chosen among those with final masks. Resumes from `run_dir` as `fit`
     does.
 
     Args:
-        model: Plain functional or Sequential model, nested models included.
-        train: (images, labels), as ``fit`` takes them.
-        dev: Likewise; chooses the best epoch.
-        spec: How the model wants its images.
-        config: Of the run: a lower learning rate than in base training keeps what was learned.
-        run_dir: Folder of this run alone.
-        fit: ``cxr_compress.train.fit``, or a partial of it that fixes the weights of the loss or a teacher.
-        findings: Names of the label columns.
-        target: How many zeros, where, in which pattern, on which curve.
-        target_sparsity: Short for ``SparsityTarget(sparsity=...)``.
-        steps: When weights are zeroed; None plans it from ``ramp_fraction``. The pattern 2:4 has its own.
-        ramp_fraction: Share of the run until the target is reached.
-        progress: Takes lines of progress; None is silent.
+        model: plain functional or Sequential model, nested models included.
+        train: (images, labels), as `fit` takes them.
+        dev: likewise; chooses the best epoch.
+        spec: how the model wants its images.
+        config: of the run: a lower learning rate than in base training keeps what was learned.
+        run_dir: folder of this run alone.
+        fit: `cxr_compress.train.fit`, or a partial of it that fixes the weights of the loss or a teacher.
+        findings: names of the label columns.
+        target: how many zeros, where, in which pattern, on which curve.
+        target_sparsity: short for `SparsityTarget(sparsity=...)`.
+        steps: when weights are zeroed; None plans it from `ramp_fraction`. The pattern 2:4 has its own.
+        ramp_fraction: share of the run until the target is reached.
+        progress: takes lines of progress; None is silent.
 
     Returns:
-        A plain uncompiled ``keras.Model`` with the layers of ``model``.
+        A plain uncompiled `keras.Model` with the layers of `model`.
 
     Raises:
-        CompressionError: The target is out of range, or the run is too short to reach it.
-        UnsupportedLayerError: The model is subclassed or has nothing to prune.
+        CompressionError: the target is out of range, or the run is too short to reach it.
+        UnsupportedLayerError: the model is subclassed or has nothing to prune.
     """
     wanted = _one_target(target, target_sparsity)
     allocation = allocate(model, wanted)
@@ -344,7 +345,7 @@ def check_allocation(model: Any, allocation: Allocation) -> None:
     A kernel may have more: weights that training itself left at exactly 0.
 
     Raises:
-        CompressionError: Names the layers with too few.
+        CompressionError: names the layers with too few.
     """
     found = {layer.name: layer.zeros for layer in measure_sparsity(model).layers}
     short = [

@@ -27,27 +27,27 @@ _CUBIC = 3.0
 class SparsityTarget:
     """Zeros that a model's prunable kernels shall have, and the way there.
 
-    Either ``sparsity`` or ``threshold`` decides how many weights go ("2:4" decides it by itself).
+    Either `sparsity` or `threshold` decides how many weights go ("2:4" decides it by itself).
 
     Source: Han et al., "Learning both weights and connections" (arXiv 1506.02626), section 3.1, for thresholds in
-    standard deviations; Evci et al., "Rigging the lottery" (arXiv 1911.11134), section 3, for ``erk``.
+    standard deviations; Evci et al., "Rigging the lottery" (arXiv 1911.11134), section 3, for `erk`.
 
     Attributes:
-        sparsity: Share of zeros in (0, 1), over all the kernels that the pattern can prune.
-        threshold: Instead: every weight whose magnitude is below it goes. How many that are is counted in the weights
-            that pruning starts from, so that the schedule knows its end.
+        sparsity: share of zeros in (0, 1), over all the kernels that the pattern can prune.
+        threshold: instead of a share, every weight of smaller magnitude goes. How many they are is counted in the
+            weights that pruning starts from, so that the schedule knows its end.
         threshold_unit: "absolute", or "std": times the standard deviation of the layer's kernel.
         allocation: "layer": every kernel the same share. "global": the smallest magnitudes of the whole model go;
             fewest large weights are lost, but layers whose weights are small by nature are emptied first. "erk":
             narrow layers stay denser than wide ones; costs more multiplications at the same number of zeros.
         schedule: "constant": the full target from the first mask on, TF-MOT's ConstantSparsity; "polynomial": climbs
-            to it, TF-MOT's PolynomialDecay with ``power``; "cubic": the same with power 3, its default.
+            to it, TF-MOT's PolynomialDecay with `power`; "cubic": the same with power 3, its default.
         pattern: "unstructured"; "2:4": two zeros in every four weights in a row along the input channels, half of
             all, which GPUs with sparse tensor cores can use and no TFLite CPU kernel can; "block": whole blocks, in
             rank-2 kernels (Dense) only, since TF-MOT has no others.
         block: (rows, columns) of a block, inputs by outputs; only "block" looks at it.
-        initial_sparsity: Where "polynomial" and "cubic" start, in [0, ``sparsity``).
-        power: Exponent of "polynomial": higher zeroes more of the weights early.
+        initial_sparsity: where "polynomial" and "cubic" start, in [0, `sparsity`).
+        power: exponent of "polynomial": higher zeroes more of the weights early.
     """
 
     sparsity: float | None = None
@@ -64,7 +64,7 @@ class SparsityTarget:
         """Refuse what contradicts itself or cannot be reached.
 
         Raises:
-            CompressionError: Says which field, what was expected and what arrived.
+            CompressionError: says which field, what was expected and what arrived.
         """
         object.__setattr__(self, "block", tuple(self.block))  # JSON has lists
         for name, known in _KNOWN.items():
@@ -83,10 +83,10 @@ class SparsityTarget:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SparsityTarget:
-        """Return the target of ``to_dict``.
+        """Return the target of `to_dict`.
 
         Raises:
-            CompressionError: There is a field that no target has.
+            CompressionError: there is a field that no target has.
         """
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         _require(not unknown, "a sparsity target has no field beyond its own", ", ".join(unknown))

@@ -26,7 +26,7 @@ class ChannelGroup:
         channels: how many there are.
         members: the layers whose filters these are; more than one where an Add ties them.
         consumers: the layers that sum over them, as far as they are known.
-        start: the first of the group's units in the analysis.
+        start: the first of the group's channel sets in the analysis.
     """
 
     name: str
@@ -36,32 +36,32 @@ class ChannelGroup:
     start: int
 
     @property
-    def units(self) -> slice:
-        """The group's run in a vector over all units."""
+    def sets(self) -> slice:
+        """The group's run in a vector over all channel sets."""
         return slice(self.start, self.start + self.channels)
 
 
 @dataclass(frozen=True, eq=False)
 class AxisSlice:
-    """An axis of a weight and the unit of each of its channels; see `rules.base.WeightAxis`."""
+    """An axis of a weight and the channel set of each of its channels; see `rules.base.WeightAxis`."""
 
     weight: int
     axis: int
-    units: IntArray
+    sets: IntArray
     role: Role
 
 
 @dataclass(frozen=True, eq=False)
 class SizeSlice:
-    """A number in a layer's config and the units that it counts."""
+    """A number in a layer's config and the channel sets that it counts."""
 
     keys: tuple[str | int, ...]
-    units: IntArray
+    sets: IntArray
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSlices:
-    """Everything of one layer that gets thinner when units go."""
+    """Everything of one layer that gets smaller when channel sets go."""
 
     path: str
     axes: tuple[AxisSlice, ...]
@@ -77,20 +77,20 @@ class ChannelAnalysis:
         protected: by name: why a group's channels must stay. Inputs and outputs of the model always must.
         layers: by path: the weights and config entries that follow channels.
         exclude: the patterns of layers that were to be left alone.
-        units: the length of a keep vector.
+        set_count: how many channel sets there are: the length of a keep vector.
         cost_model: what a keep vector costs.
         allow_inexact: whether channels were let go that a layer takes statistics over.
-        protected_units: by name of a protected group: its run in a vector over all units.
+        protected_sets: by name of a protected group: its run in a vector over all channel sets.
     """
 
     groups: dict[str, ChannelGroup]
     protected: dict[str, str]
     layers: dict[str, LayerSlices]
     exclude: tuple[str, ...]
-    units: int
+    set_count: int
     cost_model: CostModel
     allow_inexact: bool = False
-    protected_units: dict[str, slice] = field(default_factory=dict)
+    protected_sets: dict[str, slice] = field(default_factory=dict)
 
     @property
     def frozen(self) -> dict[str, str]:
@@ -104,15 +104,15 @@ class ChannelAnalysis:
     @cached_property
     def baseline(self) -> ModelCost:
         """What the model costs as it is."""
-        return self.cost_model.cost(np.ones(self.units, dtype=np.bool_))
+        return self.cost_model.cost(np.ones(self.set_count, dtype=np.bool_))
 
     def keep_vector(self, kept: Mapping[str, Sequence[int]]) -> BoolArray:
-        """(units,) True where a unit stays: all units but those of the named groups that are not listed as kept.
+        """(set_count,) True where a channel set stays: all but those of the named groups that are not listed as kept.
 
         Raises:
             CompressionError: a group that the model does not have, or a channel outside of it.
         """
-        keep = np.ones(self.units, dtype=np.bool_)
+        keep = np.ones(self.set_count, dtype=np.bool_)
         for name, channels in kept.items():
             group = self._group(name)
             wrong = [index for index in channels if not 0 <= index < group.channels]
@@ -121,7 +121,7 @@ class ChannelAnalysis:
                     f"group {name!r} has {group.channels} channels, numbered from 0; the plan keeps {wrong[0]}: "
                     "make the plan from this model"
                 )
-            keep[group.units] = False
+            keep[group.sets] = False
             keep[group.start + np.asarray(channels, dtype=np.int64)] = True
         return keep
 

@@ -1,4 +1,4 @@
-"""What a thinner model may cost, and why it cannot cost less where it cannot."""
+"""What the pruned model may cost, and why it cannot cost less where it cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
 _NEEDED = {
-    "tflite_bytes": "measured file bytes: pass cost_table= with them (pipeline.costing.measure_costs takes one "
+    "tflite_bytes": "measured file bytes: pass cost_table= with them (the pipeline takes one "
     "conversion of the original model; cxr_compress --target_bytes does so itself)",
     "latency_ms": "measured layer times: pass cost_table= with them (on the device, cxr_benchmark --layers=PACK.zip "
     "--output_file=table.json makes one; cxr_compress --latency_table=table.json takes it)",
@@ -22,7 +22,7 @@ _INPUT = "is an input of the model"
 
 @dataclass(frozen=True)
 class Budget:
-    """What the thinner model may cost at most; all that are given hold.
+    """What the pruned model may cost at most; all bounds that are given hold.
 
     A float in (0, 1] is a fraction of the starting model, an int (or a float above 1) an absolute number. A latency
     below 1 ms is therefore a fraction: `Budget(latency_ms=0.8)` means 80 % of the starting model's latency; say
@@ -53,16 +53,16 @@ class Budget:
             BudgetError: nothing is bounded, a bound is not positive, or it needs measured costs or MACs that are not
                 known.
         """
-        given = self.given()
-        if not given:
+        bounds = self.given()
+        if not bounds:
             raise BudgetError("expected a budget on macs, params, tflite_bytes or latency_ms, got none")
         whole = baseline.to_dict()
-        for name in given:
+        for name in bounds:
             if name == "macs" and baseline.macs is None:
                 raise BudgetError(_uncounted(baseline.uncounted))
             if name not in whole:
                 raise BudgetError(f"a budget on {name} needs {_NEEDED[name]}")
-        return {name: self._limit(name, value, whole[name]) for name, value in given.items()}
+        return {name: self._limit(name, value, whole[name]) for name, value in bounds.items()}
 
     def settings(self) -> dict[str, float]:
         """The budget for the settings of a plan."""
@@ -94,7 +94,7 @@ def unreachable(
 
     Args:
         analysis: of the model, priced by the table that the budget is held against.
-        least: (units,) what is kept when every group is as pruned as the constraints allow.
+        least: (set_count,) what is kept when every group is as pruned as the constraints allow.
         missed: by cost, the limit that even this exceeds.
         constraints: by name, as they were set.
     """
@@ -114,7 +114,7 @@ def _protected_cause(analysis: ChannelAnalysis, least: BoolArray, name: str) -> 
     A group's share is what would go with all its channels. Shares overlap where one layer reads one protected group and
     makes another: they may add up to more than the whole.
     """
-    # Nothing but another input makes an input thinner: naming it would help nobody.
+    # Nothing but another input has fewer channels: naming the input would help nobody.
     protected = [group for group, reason in analysis.protected.items() if reason != _INPUT]
     together = _share(analysis, least, name, protected)
     if together < _WORTH_NAMING:
@@ -131,7 +131,7 @@ def _share(analysis: ChannelAnalysis, least: BoolArray, name: str, groups: Seque
     """The share of a cost that would go with all channels of some protected groups."""
     without = least.copy()
     for group in groups:
-        without[analysis.protected_units[group]] = False
+        without[analysis.protected_sets[group]] = False
     whole, rest = (analysis.cost_model.cost(keep).to_dict()[name] for keep in (least, without))
     return 1 - rest / whole
 
@@ -142,7 +142,7 @@ def _held_by_constraints(
     """What the constraints hold up: the cost with one channel left in every group that may shrink."""
     bare = least.copy()
     for group in analysis.groups.values():
-        bare[group.units] = False
+        bare[group.sets] = False
         bare[group.start] = True
     reachable, loosest = (analysis.cost_model.cost(keep).to_dict()[name] for keep in (least, bare))
     as_set = ", ".join(f"{key}={value}" for key, value in constraints.items() if value)

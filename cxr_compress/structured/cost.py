@@ -121,11 +121,11 @@ class MeasuredCosts:
 
     def tflite_bytes(self, counts: Counts, table: FileBytes) -> int:
         """Predicted size of the int8 file."""
-        found = self.file_counts(counts)
+        split = self.file_counts(counts)
         parts = (
-            table.kernel_element * found.kernels,
-            table.filter * found.filters,
-            table.norm_channel * found.norm_channels,
+            table.kernel_element * split.kernels,
+            table.filter * split.filters,
+            table.norm_channel * split.norm_channels,
             table.fixed,
         )
         # An exact sum: the order of its terms, and so the way a model was pruned, cannot show in it.
@@ -173,8 +173,6 @@ class MeasuredCosts:
         return tuple(specs)
 
 
-__all__ = ["BoolArray", "CostModel", "IntArray", "ModelCost", "Product"]
-
 BoolArray = npt.NDArray[np.bool_]
 
 FLOAT_BYTES = 4
@@ -186,7 +184,7 @@ class ModelCost:
 
     Attributes:
         params: all weights, moving statistics included, as Keras counts them.
-        macs: multiply-accumulates of all kernels, over the thinner inputs of the next layer too; None where the model
+        macs: multiply-accumulates of all kernels, with the fewer inputs of the next layer too; None where the model
             has layers whose multiplications are not counted: a number without them would pass for a small model.
         peak_activation_bytes: the largest sum of float32 tensors alive at once when layers run one by one in model
             order, none fused; runtimes that fuse or reuse need less, the ratio between two models is what counts.
@@ -224,10 +222,10 @@ class ModelCost:
 
 
 class CostModel:
-    """The cost of a model as a function of the units it keeps.
+    """The cost of a model as a function of the channel sets it keeps.
 
     Args:
-        axes: per channel axis, (channels,) int32: the unit of each of its channels.
+        axes: per channel axis, (channels,) int32: the channel set of each of its channels.
         params: one product per weight.
         macs: one product per use of a kernel.
         tensors: one product per tensor, in elements.
@@ -249,7 +247,7 @@ class CostModel:
     ) -> None:
         lengths = [len(axis) for axis in axes]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._units = np.concatenate([*axes, np.empty(0, np.int32)])
+        self._sets = np.concatenate([*axes, np.empty(0, np.int32)])
         one = len(lengths)
         self._params = Products.of(params, one)
         self._macs = Products.of(macs, one)
@@ -272,7 +270,7 @@ class CostModel:
         return model
 
     def cost(self, keep: BoolArray) -> ModelCost:
-        """The exact cost of the model that keeps these units, and the predicted ones; keep: (units,), True = kept.
+        """The exact cost of the model that keeps these channel sets, and the predicted ones; keep: (set_count,).
 
         Raises:
             BudgetError: the table of measured costs is that of another model.
@@ -289,12 +287,12 @@ class CostModel:
         )
 
     def counted_macs(self, keep: BoolArray) -> int:
-        """The MACs of the layers that are counted; keep: (units,). Differences of two are exact where sums are not."""
+        """The MACs of the layers that are counted: differences of two are exact where sums are not."""
         return self._macs.total(self.counts(keep))
 
     def counts(self, keep: BoolArray) -> Counts:
         """(axes + 1,) How many channels each axis keeps; the last one is 1."""
-        running = np.concatenate([[0], np.cumsum(keep[self._units], dtype=np.int64)])
+        running = np.concatenate([[0], np.cumsum(keep[self._sets], dtype=np.int64)])
         return np.append(np.diff(running[self._starts]), 1)
 
     def _peak(self, elements: Counts) -> int:

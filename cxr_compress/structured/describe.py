@@ -34,17 +34,17 @@ def describe_model(analysis: ChannelAnalysis, model: keras.Model) -> dict[str, A
         model: is only read.
 
     Returns:
-        ``summary``: params, macs (None where not_counted names layers), not_counted, peak_activation_bytes, layers,
+        `summary`: params, macs (None where not_counted names layers), not_counted, peak_activation_bytes, layers,
         groups, channels (that may go), protected_groups and protected_reasons ({kind of reason: groups}; a group may
         have several).
-        ``groups``: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
+        `groups`: one dict each of name, channels, members, consumers, and the params and macs (also as fractions of
         the model, None of unknown MACs) that disappear with the whole group. They are products of two groups' widths,
         so these overlap.
-        ``layers``: in the order they run: path, class, calls, output_shape (first call, without the batch), weights,
+        `layers`: in the order they run: path, class, calls, output_shape (first call, without the batch), weights,
         params, macs, filters (output channels), has_filters (it makes them or multiplies them by a kernel), group (that
         these belong to; None where there are several, behind a Concatenate), groups (all that its weights or output
-        get thinner with), removable and why_not.
-        ``protected``: {group: reason}. ``exclude``, ``allow_inexact``: as the analysis was asked for.
+        shrink with), removable and why_not.
+        `protected`: {group: reason}. `exclude`, `allow_inexact`: as the analysis was asked for.
     """
     layers = _LayerTable(analysis, model)
     baseline = analysis.baseline
@@ -75,10 +75,10 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
         plan: what stays.
 
     Returns:
-        ``before``, ``after``: the costs. ``edited``: whether they had to be counted anew; predictions of bytes and
+        `before`, `after`: the costs. `edited`: whether they had to be counted anew; predictions of bytes and
         milliseconds are then left out.
-        ``settings``, ``exclude``, ``allow_inexact``: of the plan.
-        ``layers``: in the order they run, one dict per layer with weights: path, class, groups (of its output),
+        `settings`, `exclude`, `allow_inexact`: of the plan.
+        `layers`: in the order they run, one dict per layer with weights: path, class, groups (of its output),
         protected (these must stay), has_filters, filters_before, filters_kept, params_before, params_after,
         macs_before, macs_after.
 
@@ -107,8 +107,8 @@ def _numbers(cost: ModelCost) -> dict[str, Any]:
 
 def _describe_group(analysis: ChannelAnalysis, group: ChannelGroup) -> dict[str, Any]:
     """A group and what hangs on it: the cost of the model less that of the model without any of its channels."""
-    keep = np.ones(analysis.units, dtype=np.bool_)
-    keep[group.units] = False
+    keep = np.ones(analysis.set_count, dtype=np.bool_)
+    keep[group.sets] = False
     whole, rest = analysis.baseline, analysis.cost_model.cost(keep)
     params = whole.params - rest.params
     # Known even where the whole is not: the channels around a layer that is not counted stay.
@@ -151,26 +151,26 @@ class _LayerTable:
         self.paths = list(self._calls)
         self._owners = {owner for group in self._partition.groups for owner in group.owners}
         sizes = [group.stop - group.start for group in self._partition.groups]
-        self._group_of_unit = np.repeat(np.arange(len(sizes)), sizes)
+        self._group_of_set = np.repeat(np.arange(len(sizes)), sizes)
 
     def rows(self) -> list[dict[str, Any]]:
         """Every layer as it is; see `describe_model`."""
-        keep = np.ones(self._analysis.units, dtype=np.bool_)
+        keep = np.ones(self._analysis.set_count, dtype=np.bool_)
         return [self._row(path, keep) for path in self.paths]
 
     def loss(self, path: str, keep: BoolArray) -> dict[str, Any]:
         """A layer before and after; see `describe_plan`."""
-        units = self._output_units(path)
+        sets = self._output_sets(path)
         whole = np.ones_like(keep)
         (params, macs), (params_after, macs_after) = self._cost(path, whole), self._cost(path, keep)
         return {
             "path": path,
             "class": type(self._calls[path][0].layer).__name__,
-            "groups": self._groups_of(units),
-            "protected": all(name in self._analysis.protected for name in self._groups_of(units)),
+            "groups": self._groups_of(sets),
+            "protected": all(name in self._analysis.protected for name in self._groups_of(sets)),
             "has_filters": self._has_filters(path, macs),
-            "filters_before": len(units),
-            "filters_kept": int(keep[units].sum()),
+            "filters_before": len(sets),
+            "filters_kept": int(keep[sets].sum()),
             "params_before": params,
             "params_after": params_after,
             "macs_before": macs,
@@ -180,7 +180,7 @@ class _LayerTable:
     def _row(self, path: str, keep: BoolArray) -> dict[str, Any]:
         calls = self._calls[path]
         params, macs = self._cost(path, keep)
-        own = self._groups_of(self._output_units(path))
+        own = self._groups_of(self._output_sets(path))
         filters = self._has_filters(path, macs)
         why_not = self._analysis.protected.get(own[0], "") if filters else "has no filters of its own"
         return {
@@ -191,7 +191,7 @@ class _LayerTable:
             "weights": len(self.traced[path].weight_shapes),
             "params": params,
             "macs": macs,
-            "filters": len(self._output_units(path)),
+            "filters": len(self._output_sets(path)),
             "group": own[0] if len(own) == 1 else None,
             "groups": self._groups_around(path),
             "has_filters": filters,
@@ -200,10 +200,10 @@ class _LayerTable:
         }
 
     def _cost(self, path: str, keep: BoolArray) -> tuple[int, int | None]:
-        """Params, and MACs over all calls (None where they are not counted), of a layer that keeps these units."""
+        """Params, and MACs over all calls (None where not counted), of a layer that keeps these channel sets."""
         layer = self.traced[path]
         sliced = self._analysis.layers.get(path)
-        axes = {(axis.weight, axis.axis): int(keep[axis.units].sum()) for axis in (sliced.axes if sliced else ())}
+        axes = {(axis.weight, axis.axis): int(keep[axis.sets].sum()) for axis in (sliced.axes if sliced else ())}
         sizes = [
             prod(axes.get((weight, axis), length) for axis, length in enumerate(shape))
             for weight, shape in enumerate(layer.weight_shapes)
@@ -215,18 +215,18 @@ class _LayerTable:
         """Whether a layer's output channels are its own work: it multiplies, or nobody else makes them."""
         return bool(macs) or path in self._owners
 
-    def _output_units(self, path: str) -> IntArray:
-        return self._partition.unit_of[self.traced[path].flow.output.ids]
+    def _output_sets(self, path: str) -> IntArray:
+        return self._partition.set_of[self.traced[path].flow.output.ids]
 
-    def _groups_of(self, units: IntArray) -> list[str]:
-        """The names of the groups that units belong to, protected ones too, in model order."""
-        return [self._partition.groups[number].name for number in np.unique(self._group_of_unit[units]).tolist()]
+    def _groups_of(self, sets: IntArray) -> list[str]:
+        """The names of the groups that channel sets belong to, protected ones too, in model order."""
+        return [self._partition.groups[number].name for number in np.unique(self._group_of_set[sets]).tolist()]
 
     def _groups_around(self, path: str) -> list[str]:
         """The groups that may go and take a part of this layer's weights or output with them."""
         sliced = self._analysis.layers.get(path)
-        units = [axis.units for axis in sliced.axes] if sliced else []
-        names = self._groups_of(np.concatenate([*units, self._output_units(path)]))
+        sets = [axis.sets for axis in sliced.axes] if sliced else []
+        names = self._groups_of(np.concatenate([*sets, self._output_sets(path)]))
         return [name for name in names if name in self._analysis.groups]
 
 

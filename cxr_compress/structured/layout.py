@@ -44,13 +44,13 @@ def join(layouts: Sequence[ChannelLayout]) -> ChannelLayout:
 
 
 @dataclass(frozen=True)
-class UnitGroup:
+class GroupSpan:
     """Layers whose filters are tied to one another, directly or through other layers.
 
     Attributes:
         owners: the layers that make the channels, in model order; the first one names the group.
-        start: the first unit of the group.
-        stop: one past its last unit.
+        start: the first channel set of the group.
+        stop: one past its last channel set.
         reason: why no channel of the group may go; empty when they may.
     """
 
@@ -67,25 +67,27 @@ class UnitGroup:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """The solved space. A *unit* is a set of filters that are kept or removed together; a group owns a run of units.
+    """The solved space.
+
+    A *channel set* is a set of filters that are kept or removed together; a group owns a run of channel sets.
 
     Attributes:
-        unit_of: (filters,) int32, the unit that each filter belongs to.
+        set_of: (filters,) int32, the channel set that each filter belongs to.
         groups: every group, protected ones too, in model order.
     """
 
-    unit_of: IntArray
-    groups: tuple[UnitGroup, ...]
+    set_of: IntArray
+    groups: tuple[GroupSpan, ...]
 
     @property
-    def units(self) -> int:
-        """How many units there are in all."""
+    def set_count(self) -> int:
+        """How many channel sets there are in all."""
         return self.groups[-1].stop if self.groups else 0
 
 
 @dataclass
 class ChannelSpace:
-    """Collects the filters of a model and what its wiring says about them; `solve` then finds units and groups."""
+    """Collects the filters of a model and what its wiring says about them; `solve` finds channel sets and groups."""
 
     _owners: list[str] = field(default_factory=list)
     _sizes: list[int] = field(default_factory=list)
@@ -117,21 +119,21 @@ class ChannelSpace:
         self._protected.append((layout.ids, reason))
 
     def solve(self) -> Partition:
-        """The units and groups that follow from all ties and protects so far."""
-        unit_roots = _components(self._total, self._ties)
+        """The channel sets and groups that follow from all ties and protections so far."""
+        set_roots = _components(self._total, self._ties)
         owner_of = np.repeat(np.arange(len(self._owners), dtype=np.int32), self._sizes)
-        group_roots = _components(len(self._owners), [(owner_of, owner_of[unit_roots])])
+        group_roots = _components(len(self._owners), [(owner_of, owner_of[set_roots])])
         group_of_id = group_roots[owner_of]
         reasons = self._reasons(group_of_id)
-        unit_of, spans = _number_units(unit_roots, group_of_id, group_roots)
+        set_of, spans = _number_sets(set_roots, group_of_id, group_roots)
         owners: dict[int, dict[str, None]] = {root: {} for root in spans}
         for name, root in zip(self._owners, group_roots.tolist(), strict=True):
             owners[root][name] = None
         groups = [
-            UnitGroup(tuple(owners[root]), start, stop, "; ".join(reasons.get(root, ())))
+            GroupSpan(tuple(owners[root]), start, stop, "; ".join(reasons.get(root, ())))
             for root, (start, stop) in spans.items()
         ]
-        return Partition(unit_of, tuple(groups))
+        return Partition(set_of, tuple(groups))
 
     def _reasons(self, group_of_id: IntArray) -> dict[int, list[str]]:
         """The distinct reasons of each protected group, in the order they were given."""
@@ -162,19 +164,19 @@ def _components(size: int, edges: Sequence[tuple[IntArray, IntArray]]) -> IntArr
             return labels
 
 
-def _number_units(
-    unit_roots: IntArray, group_of_id: IntArray, group_roots: IntArray
+def _number_sets(
+    set_roots: IntArray, group_of_id: IntArray, group_roots: IntArray
 ) -> tuple[IntArray, dict[int, tuple[int, int]]]:
-    """Number the units so that each group owns one run, groups and units in the order the model makes them."""
-    roots = _roots(unit_roots)
+    """Number the channel sets so that each group owns one run; groups and sets go in the order the model makes them."""
+    roots = _roots(set_roots)
     order = np.lexsort((roots, group_of_id[roots]))
     ordered = roots[order]
-    number = np.empty(len(unit_roots), dtype=np.int32)
+    number = np.empty(len(set_roots), dtype=np.int32)
     number[ordered] = np.arange(len(ordered), dtype=np.int32)
-    group_of_unit = group_of_id[ordered]
+    group_of_set = group_of_id[ordered]
     groups = _roots(group_roots)
-    starts, stops = (np.searchsorted(group_of_unit, groups, side).tolist() for side in ("left", "right"))
-    return number[unit_roots], dict(zip(groups.tolist(), zip(starts, stops, strict=True), strict=True))
+    starts, stops = (np.searchsorted(group_of_set, groups, side).tolist() for side in ("left", "right"))
+    return number[set_roots], dict(zip(groups.tolist(), zip(starts, stops, strict=True), strict=True))
 
 
 def _roots(labels: IntArray) -> IntArray:

@@ -60,16 +60,16 @@ class ChannelPlan:
 
     @classmethod
     def of(cls, analysis: ChannelAnalysis, keep: BoolArray, settings: Mapping[str, Any]) -> ChannelPlan:
-        """The plan that keeps these units of an analyzed model; keep: (units,), True = kept."""
-        thinner = {name: group for name, group in analysis.groups.items() if not keep[group.units].all()}
+        """The plan that keeps these channel sets of an analyzed model; keep: (set_count,), True = kept."""
+        pruned = {name: group for name, group in analysis.groups.items() if not keep[group.sets].all()}
         return cls(
-            kept={name: tuple(np.flatnonzero(keep[group.units]).tolist()) for name, group in thinner.items()},
-            channels={name: group.channels for name, group in thinner.items()},
+            kept={name: tuple(np.flatnonzero(keep[group.sets]).tolist()) for name, group in pruned.items()},
+            channels={name: group.channels for name, group in pruned.items()},
             exclude=analysis.exclude,
             settings=dict(settings),
             before=analysis.baseline,
             after=analysis.cost_model.cost(keep),
-            members={name: group.members for name, group in thinner.items()},
+            members={name: group.members for name, group in pruned.items()},
             protected=dict(analysis.protected),
             allow_inexact=analysis.allow_inexact,
         )
@@ -128,7 +128,7 @@ class ChannelPlan:
             ) from error
 
     def keep_vector(self, analysis: ChannelAnalysis) -> BoolArray:
-        """(units,) True where a unit of the analyzed model stays.
+        """(set_count,) True where a channel set of the analyzed model stays.
 
         Raises:
             CompressionError: the plan was made for another model.

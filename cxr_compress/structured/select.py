@@ -190,10 +190,10 @@ def _floors(analysis: ChannelAnalysis, usual: _Floor, overrides: Mapping[str, fl
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """The removal of a group's next channels; `units` are theirs."""
+    """The removal of a group's next channels; `channel sets` are theirs."""
 
     rank: float
-    units: npt.NDArray[np.int64]
+    sets: npt.NDArray[np.int64]
 
 
 def _ranker(
@@ -208,7 +208,7 @@ def _ranker(
     tightest = min(limits, key=lambda name: limits[name] / whole[name])
 
     def saving(group: ChannelGroup, steps: Sequence[npt.NDArray[np.int64]]) -> list[float]:
-        keep = np.ones(analysis.units, dtype=np.bool_)
+        keep = np.ones(analysis.set_count, dtype=np.bool_)
         costs = [whole[tightest]]
         for gone in steps:
             keep[group.start + gone] = False
@@ -247,9 +247,9 @@ def _group_steps(
 
 
 def _keep_after(analysis: ChannelAnalysis, steps: list[_Step]) -> BoolArray:
-    keep = np.ones(analysis.units, dtype=np.bool_)
+    keep = np.ones(analysis.set_count, dtype=np.bool_)
     for step in steps:
-        keep[step.units] = False
+        keep[step.sets] = False
     return keep
 
 
@@ -284,5 +284,5 @@ def check_scores(analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.
     """
     for name, group in analysis.groups.items():
         if name not in scores or scores[name].shape != (group.channels,) or np.isnan(scores[name]).any():
-            found = scores[name].shape if name in scores else "nothing"
-            raise CompressionError(f"expected {group.channels} scores without NaN for group {name!r}; got {found}")
+            got = scores[name].shape if name in scores else "nothing"
+            raise CompressionError(f"expected {group.channels} scores without NaN for group {name!r}; got {got}")

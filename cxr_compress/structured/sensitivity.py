@@ -34,39 +34,39 @@ from cxr_compress.structured.sensitivity_curves import SENSITIVITY_FORMAT, Curve
 from cxr_compress.structured.stepwise import checked
 
 Batches = Sequence[tuple[npt.NDArray[np.float32], Any]]
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 _SECONDS_BETWEEN_LINES = 10
 
 
-class Notes:
+class CurveCache:
     """The curves measured so far, and the file that holds them.
 
     Args:
         cache: the file; None keeps them in memory alone.
         empty: what is known of the measurement before the first curve.
-        tell: is told of what was found in the file, and how far the measurement is.
+        log: takes a line on what the file held, and lines of progress.
     """
 
-    def __init__(self, cache: Path | None, empty: Sensitivity, tell: Tell) -> None:
-        self._cache, self._empty, self._tell = cache, empty, tell
-        self._told = time.monotonic()
+    def __init__(self, cache: Path | None, empty: Sensitivity, log: Log) -> None:
+        self._cache, self._empty, self._log = cache, empty, log
+        self._last_line = time.monotonic()
         self.curves: dict[str, Curve] = {}
         known = _read(cache)
         if known is not None and known.key == empty.key:
             self.curves = dict(known.curves)
-            tell(f"sensitivity: {len(known.curves)} groups measured before, kept")
+            log(f"sensitivity: {len(known.curves)} groups measured before, kept")
         elif known is not None:
-            tell("sensitivity: what was measured before is of another model, data or order of channels; starting anew")
+            log("sensitivity: what was measured before is of another model, data or order of channels; starting anew")
 
     def add(self, group: str, curve: Curve, groups: int) -> None:
         """Note a group's curve, on disk too."""
         self.curves[group] = curve
         if self._cache is not None:
             write_text(self._cache, self.sensitivity(self.curves).to_json())
-        if time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            self._tell(f"sensitivity: {len(self.curves)} of {groups} groups measured")
+        if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._log(f"sensitivity: {len(self.curves)} of {groups} groups measured")
 
     def sensitivity(self, groups: Iterable[str]) -> Sensitivity:
         """What was measured of these groups."""
@@ -84,10 +84,10 @@ def _read(cache: Path | None) -> Sensitivity | None:
 
 def model_hash(model: keras.Model) -> str:
     """A hash of a model's config and weights; the container file around them does not matter."""
-    found = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
     for weight in model.get_weights():
-        found.update(np.ascontiguousarray(weight).data)
-    return found.hexdigest()
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 def measurement_key(
@@ -102,14 +102,14 @@ def measurement_key(
         loss: see `measure_sensitivity`.
     """
     head = {"format": SENSITIVITY_FORMAT, "loss": _describe(loss), **settings}
-    found = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode())
     for name, order in orders.items():
-        found.update(name.encode() + np.ascontiguousarray(order, dtype=np.int64).tobytes())
+        digest.update(name.encode() + np.ascontiguousarray(order, dtype=np.int64).tobytes())
     for images, labels in data:
-        found.update(np.ascontiguousarray(images).data)
+        digest.update(np.ascontiguousarray(images).data)
         if loss is not None:
-            found.update(np.ascontiguousarray(labels).data)
-    return found.hexdigest()
+            digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
 
 
 def _describe(loss: Any) -> str:
@@ -134,7 +134,7 @@ def measure_sensitivity(
     loss: Callable[[Any, Any], Any] | None = None,
     fractions: Sequence[float] = (0.25, 0.5, 0.75),
     cache: Path | None = None,
-    progress: Tell | None = None,
+    progress: Log | None = None,
 ) -> Sensitivity:
     """Measure, group by group, what ignoring its lowest-scored channels does to the model's output.
 
@@ -162,9 +162,9 @@ def measure_sensitivity(
             outputs. Outputs that no longer depend on the image have an error of 1 or more.
         fractions: shares of a group's channels to ignore, in (0, 1); each is rounded to whole channels.
         cache: a JSON file that is written after every group. A measurement that was interrupted goes on from there;
-            one of another model, other data, or scores of another order is replaced. A `loss` is told apart by its
+            one of another model, other data, or scores of another order is replaced. A `loss` is known by its
             `get_config`, or else by its name.
-        progress: is told how far it is, a line every 10 seconds.
+        progress: takes a line on how far it is every 10 seconds.
 
     Raises:
         CompressionError: a model with several inputs, fractions outside their range, scores that do not fit, or a
@@ -182,13 +182,13 @@ def measure_sensitivity(
     key = measurement_key(settings, orders, data, loss)
     images = sum(len(part) for part, _ in data)
     empty = Sensitivity(key, "output" if loss is None else "loss", images, {})
-    notes = Notes(cache, empty, progress or (lambda line: None))
-    left = [group for name, group in analysis.groups.items() if name not in notes.curves]
-    if left:
+    measured = CurveCache(cache, empty, progress or (lambda line: None))
+    missing = [group for name, group in analysis.groups.items() if name not in measured.curves]
+    if missing:
         probe = _Probe(model, analysis, data, loss)
-        for group in left:
-            notes.add(group.name, _curve(probe, group, orders[group.name], fractions), len(analysis.groups))
-    return notes.sensitivity(analysis.groups)
+        for group in missing:
+            measured.add(group.name, _curve(probe, group, orders[group.name], fractions), len(analysis.groups))
+    return measured.sensitivity(analysis.groups)
 
 
 def _curve(probe: _Probe, group: ChannelGroup, order: npt.NDArray[np.int64], fractions: Sequence[float]) -> Curve:
@@ -210,10 +210,10 @@ class _Probe:
         layers = layers_by_path(copy)
         axes = [(path, axis) for path, layer in analysis.layers.items() for axis in layer.axes]
         self._readers = [(layers[path].weights[axis.weight], axis) for path, axis in axes if axis.role == "consume"]
-        self._inexact = np.zeros(analysis.units, dtype=np.bool_)
+        self._inexact = np.zeros(analysis.set_count, dtype=np.bool_)
         for path, axis in axes:
             if isinstance(layers[path], keras.layers.LayerNormalization):
-                self._inexact[axis.units] = True
+                self._inexact[axis.sets] = True
         self._forward = _compiled(copy)
         self._start = self._run(self._forward)
         if loss is None:
@@ -221,47 +221,47 @@ class _Probe:
 
     def error(self, group: ChannelGroup, channels: npt.NDArray[np.int64]) -> float:
         """What ignoring these channels of a group does; see `measure_sensitivity`."""
-        if self._inexact[group.units].any():
-            found = self._run(_compiled(self._rebuilt(group, channels)))
+        if self._inexact[group.sets].any():
+            outcome = self._run(_compiled(self._rebuilt(group, channels)))
         else:
-            gone = np.zeros(self._analysis.units, dtype=np.bool_)
+            gone = np.zeros(self._analysis.set_count, dtype=np.bool_)
             gone[group.start + channels] = True
             with self._ignoring(gone):
-                found = self._run(self._forward)
+                outcome = self._run(self._forward)
         if self._loss is not None:
-            return float(found - self._start)
+            return float(outcome - self._start)
         varied = self._variance > 0
         # The variance: a shift that is the same for all images ranks no image differently, and any repair undoes it.
-        change = np.var(found - self._start, axis=0)
+        change = np.var(outcome - self._start, axis=0)
         return float(np.mean(change[varied] / self._variance[varied]))
 
     def _run(self, forward: Callable[[Any], list[Any]]) -> Any:
         """One pass over all images: the mean loss, or the outputs as float64 (images, outputs)."""
-        found: list[Any] = []
+        parts: list[Any] = []
         for images, labels in self._data:
             outputs = forward(tf.convert_to_tensor(images))
             if self._loss is None:
-                flat = [np.asarray(part, dtype=np.float64).reshape(len(images), -1) for part in outputs]
-                found.append(np.concatenate(flat, axis=1))
+                flat = [np.asarray(output, dtype=np.float64).reshape(len(images), -1) for output in outputs]
+                parts.append(np.concatenate(flat, axis=1))
             else:
                 value = self._loss(tf.convert_to_tensor(labels), outputs[0] if len(outputs) == 1 else outputs)
-                found.append(float(tf.reduce_mean(value)) * len(images))
-        if not all(np.isfinite(part).all() for part in found):
+                parts.append(float(tf.reduce_mean(value)) * len(images))
+        if not all(np.isfinite(part).all() for part in parts):
             raise DataError("sensitivity: the model gives NaN or infinity: check images, labels and weights")
         if self._loss is None:
-            return np.concatenate(found)
-        return sum(found) / sum(len(images) for images, _ in self._data)
+            return np.concatenate(parts)
+        return sum(parts) / sum(len(images) for images, _ in self._data)
 
     @contextmanager
     def _ignoring(self, gone: BoolArray) -> Iterator[None]:
-        """Zero what consumers multiply these units with, for a while."""
+        """Zero what consumers multiply these channel sets with, for a while."""
         before = []
         try:
             for kernel, axis in self._readers:
-                if gone[axis.units].any():
+                if gone[axis.sets].any():
                     before.append((kernel, kernel.numpy()))
                     values = before[-1][1].copy()
-                    np.moveaxis(values, axis.axis, 0)[gone[axis.units]] = 0
+                    np.moveaxis(values, axis.axis, 0)[gone[axis.sets]] = 0
                     kernel.assign(values)
             yield
         finally:
@@ -270,7 +270,7 @@ class _Probe:
                 kernel.assign(values)
 
     def _rebuilt(self, group: ChannelGroup, channels: npt.NDArray[np.int64]) -> keras.Model:
-        keep = np.ones(self._analysis.units, dtype=np.bool_)
+        keep = np.ones(self._analysis.set_count, dtype=np.bool_)
         keep[group.start + channels] = False
         return remove_channels(self._model, ChannelPlan.of(self._analysis, keep, {}))
 

@@ -93,14 +93,14 @@ class Sensitivity:
         Raises:
             CompressionError: measured on another model.
         """
-        found = self.curves.get(group)
-        if found is None or found.channels != channels:
-            got = "nothing" if found is None else f"{found.channels} channels"
+        curve = self.curves.get(group)
+        if curve is None or curve.channels != channels:
+            got = "nothing" if curve is None else f"{curve.channels} channels"
             raise CompressionError(
                 f"expected sensitivity of the {channels} channels of group {group!r}, got {got}: measure it on this "
                 "model"
             )
-        return found
+        return curve
 
 
 def _curve(entry: Mapping[str, Any]) -> Curve:

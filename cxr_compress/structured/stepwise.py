@@ -28,7 +28,7 @@ def walk(models: Sequence[Steps], batches: Sequence[FloatArray], stops: Iterable
     """Run models of one wiring side by side over all batches, layer by layer, up to the last stop.
 
     Args:
-        models: the original model and, where wanted, thinner ones.
+        models: the original model and, where wanted, pruned ones.
         batches: what all of them read; everything alive at one layer is held for all batches at once.
         stops: the places of the calls before which `visit` is called with (place, inputs by model, by batch). The
             visitor may change the weights of the layers that are still to run.
@@ -80,12 +80,12 @@ def take_images(
         DataError: no batches, or batches that do not fit the model.
     """
     taken: list[FloatArray] = []
-    left = max(1, images)
+    wanted = max(1, images)
     for batch in checked(model, batches, what):
-        part = batch[0][:left]
+        part = batch[0][:wanted]
         taken += [part[start : start + size] for start in range(0, len(part), size)]
-        left -= len(part)
-        if left <= 0:
+        wanted -= len(part)
+        if wanted <= 0:
             break
     return taken
 

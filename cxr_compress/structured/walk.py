@@ -170,9 +170,9 @@ class Walk:
         extra = [self._protected_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
         maker = _called_layer(node, flow)
         layouts = zip([flow.output, *extra], shapes, strict=True)
-        made = [self._add_tensor(layout, shape, maker) for layout, shape in layouts]
-        self.calls.append(TracedCall(maker, arguments, made))
-        return made
+        tensors = [self._add_tensor(layout, shape, maker) for layout, shape in layouts]
+        self.calls.append(TracedCall(maker, arguments, tensors))
+        return tensors
 
     def _enter(self, model: keras.Model, prefix: str, arguments: list[TracedTensor]) -> None:
         """A nested model's own inputs count the channels that come in."""

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(folder: Path, target: Path, model: str, *flags: str) -> int:
     source = [PRESET, f"--keras_model_file={folder / model}", f"--output_file={target}", "--edgetpu"]
-    return main([*source, f"--calibration_data={folder / 'pictures'}", *flags])
+    return main([*source, f"--calibration_data={folder / 'images'}", *flags])
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8"])
@@ -99,7 +99,7 @@ def test_convert_for_the_edge_tpu_of_what_it_cannot_run_writes_nothing_and_names
 def test_convert_without_the_flag_writes_what_the_edge_tpu_would_refuse(folder: Path, tmp_path: Path) -> None:
     """The control of the test above."""
     source = [PRESET, f"--keras_model_file={folder / 'leaky.keras'}", f"--output_file={tmp_path / 'x.tflite'}"]
-    assert main([*source, "--quant_type=int8", f"--calibration_data={folder / 'pictures'}"]) == 0
+    assert main([*source, "--quant_type=int8", f"--calibration_data={folder / 'images'}"]) == 0
     assert not edgetpu_report(read_model(tmp_path / "x.tflite").content).ready
 
 

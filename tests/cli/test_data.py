@@ -90,6 +90,16 @@ def test_data_check_many_names_are_cut_in_the_table_and_whole_in_json(tmp_path: 
     assert main([*arguments, "--allow_missing"]) == 2  # the train split is empty then
 
 
+def test_data_check_file_name_with_control_characters_cannot_move_the_cursor(tmp_path: Path, capsys) -> None:
+    make_images(tmp_path)
+    table = tmp_path / "images.csv"
+    table.write_text(table.read_text().replace("secret03.png", "se\x1b[2Jcret03.png"))
+    assert main(["check", "--dataset=csv", f"--data_dir={tmp_path}"]) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "se\\x1b[2Jcret03.png: no such file" in out
+
+
 def test_data_check_patient_leakage_ends_with_two_after_everything_is_reported(tmp_path: Path, capsys) -> None:
     make_images(tmp_path, copies=True)
     table = tmp_path / "images.csv"
@@ -109,7 +119,7 @@ def test_data_check_patient_leakage_ends_with_two_after_everything_is_reported(t
         (["check"], "--dataset is missing"),
         (["check", "--dataset=csv"], "--data_dir is missing"),
         (["check", "--dataset=mnist", "--data_dir=x"], "expected a data set of chexpert, csv, kermany"),
-        (["check", "--dataset=csv", "--data_dir=x", "more"], "expected flags only after the verb, got 'more'"),
+        (["check", "--dataset=csv", "--data_dir=x", "more"], "expected flags only after check, got 'more'"),
         (
             ["check", "--dataset=csv", "--data_dir=x", "--options=color"],
             "expected --options as name=value, got 'color'",

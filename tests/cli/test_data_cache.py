@@ -98,7 +98,7 @@ def test_cache_with_a_broken_image_names_it_and_ends_with_2(tmp_path, kermany, c
         ("--size=", "at least one number of pixels"),
         ("--size=12,x", "expected --size as numbers of pixels such as 224,112; got 'x'"),
         ("--size=0", "got '0'"),
-        ("image.png", "expected flags only, got 'image.png'"),
+        ("image.png", "expected flags only after cache, got 'image.png'"),
     ],
 )
 def test_cache_wrong_flags_end_with_2_and_one_line(tmp_path, kermany, capsys, more, words) -> None:

@@ -83,7 +83,7 @@ def test_fetch_without_a_network_is_one_line_and_exit_code_2(tmp_path, capsys, m
         (["--dataset=kermany", "--output_dir=x"], "got 'kermany'"),
         (["--dataset=chestmnist"], "--output_dir is missing"),
         (["--dataset=chestmnist", "--output_dir=x", "--size=32"], "--size=32"),
-        (["--dataset=chestmnist", "--output_dir=x", "extra"], "expected flags only, got 'extra'"),
+        (["--dataset=chestmnist", "--output_dir=x", "extra"], "expected flags only after fetch, got 'extra'"),
         (["--dataset=chestmnist", "--output_dir=x", "--mirror=ftp://x"], "starts with http:// or https://"),
     ],
 )

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_compress.data import cache_file, cache_plan
+from cxr_compress.data import cache_file
 from cxr_compress.data.cache import build_cache, decode_split, open_cache, verify_cache
-from cxr_compress.data.cache_plan import PREPROCESS_VERSION, plan_cache
+from cxr_compress.data.cache_file import PREPROCESS_VERSION, plan_cache
 from cxr_compress.data.dataset import Split
 from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import CompressionError, DataError
@@ -22,7 +22,7 @@ from tests.device.images import exif, png, with_exif
 
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(cache_plan, "CHUNK_IMAGES", 8)
+    monkeypatch.setattr(cache_file, "CHUNK_IMAGES", 8)
 
 
 @pytest.mark.parametrize("color", ["gray", "rgb"])
@@ -166,7 +166,7 @@ def test_cache_that_is_not_whole_is_not_opened_and_built_anew(tmp_path, damage, 
     elif damage == "short data":
         os.truncate(entry.path, entry.bytes - 1)
     else:
-        monkeypatch.setattr(cache_plan, "PREPROCESS_VERSION", PREPROCESS_VERSION + 1)
+        monkeypatch.setattr(cache_file, "PREPROCESS_VERSION", PREPROCESS_VERSION + 1)
     with pytest.raises(DataError, match="build it first"):
         open_cache(split, SPEC, tmp_path / "cache")
     assert build_cache(split, SPEC, tmp_path / "cache").decoded == 30

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.device import native
-from cxr_compress.device.interpreter import _operators_at, crash_of, load_interpreter, try_model
+from cxr_compress.device.interpreter import _find_operators, crash_of, load_interpreter, try_model
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.native import NativeCrashError, run_in_child
 from cxr_compress.errors import DataError
@@ -89,7 +89,7 @@ def test_crash_of_a_step_that_hangs_says_so_without_looking_for_the_operator(mon
 @pytest.mark.parametrize("path", [FLOAT_MODEL, INT8_MODEL], ids=["float", "int8"])
 def test_crash_of_names_the_first_operator_with_which_a_step_crashes(path):
     content = read_model(path).content
-    place = _operators_at(content)
+    place = _find_operators(content)
     (count,) = struct.unpack_from("<I", content, place)
     loaded = load_interpreter(content).interpreter
     listed = [one for one in loaded._get_ops_details() if one["op_name"] != "DELEGATE"]

@@ -156,6 +156,13 @@ def test_file_object_that_fails_is_one_line() -> None:
         read_source(Response())
 
 
+def test_array_in_the_other_order_of_bytes_is_the_same_image() -> None:
+    image = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    swapped = read_source(image.astype(">u2")).pixels
+    assert swapped.dtype == np.uint16
+    np.testing.assert_array_equal(swapped, image)
+
+
 def test_array_of_another_library_is_an_array() -> None:
     class Tensor:
         def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:

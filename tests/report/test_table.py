@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxr_compress.report import render_forecast
-from cxr_compress.report.table import _gate, _quantized
+from cxr_compress.report.report import _gate, _quantized
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def zero_inputs(copy: keras.Model, model: keras.Model, plan: ChannelPlan, analys
         if consumed:
             weights = layer.get_weights()
             for axis in consumed:
-                np.moveaxis(weights[axis.weight], axis.axis, 0)[~keep[axis.units]] = 0
+                np.moveaxis(weights[axis.weight], axis.axis, 0)[~keep[axis.sets]] = 0
             layer.set_weights(weights)
 
 

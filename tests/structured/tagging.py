@@ -28,13 +28,13 @@ def tagged_by_hand(model: keras.Model, images: np.ndarray) -> list[set[tuple[str
 
 
 def tagged_by_analysis(model: keras.Model) -> list[set[tuple[str, int]]]:
-    """The same from the analysis: the filters of the unit of each channel."""
+    """The same from the analysis: the filters of the channel set of each channel."""
     analysis = analyze_channels(model)
     made: dict[int, set[tuple[str, int]]] = {}
     for path, layer in analysis.layers.items():
         for axis in layer.axes:
             if axis.role == "produce" and axis.axis == 0 and path.startswith("make"):
-                for number, unit in enumerate(axis.units.tolist()):
-                    made.setdefault(unit, set()).add((path, number))
+                for number, channel_set in enumerate(axis.sets.tolist()):
+                    made.setdefault(channel_set, set()).add((path, number))
     consumed = next(axis for axis in analysis.layers["head"].axes if axis.role == "consume")
-    return [made[unit] for unit in consumed.units.tolist()]
+    return [made[channel_set] for channel_set in consumed.sets.tolist()]

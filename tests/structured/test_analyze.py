@@ -12,7 +12,7 @@ import pytest
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import LayerFlow, WeightAxis, analyze_channels, measure_cost, register_rule
-from cxr_compress.structured.measured_parts import survey_kernels
+from cxr_compress.structured.analyze import survey_kernels
 from cxr_compress.structured.rules.base import _RULES
 from cxr_compress.structured.walk import Walk
 from tests import nets
@@ -33,7 +33,7 @@ def sizes(model, **options):
         (nets.dense_block, {"stem": 6, "g1": 4, "g2": 4, "t": 8}),
         # A depthwise follows its producer, multiplier or not (pitfall 4).
         (nets.depthwise, {"stem": 8, "p": 10, "sep": 12}),
-        # a[i] is added to a[i] and b[i] to a[i]: one group of 4 units, named by the layer that Keras runs first.
+        # a[i] is added to a[i] and b[i] to a[i]: one group of 4 channel sets, named by the layer that Keras runs first.
         (nets.knot, {"b": 4, "d": 6}),
         # `both` sums over left and right with the same kernel, so these two are tied; Keras runs right first.
         (nets.shared_layer, {"right": 6, "both": 5}),

@@ -58,11 +58,11 @@ def scores_of(analysis, seed: int = 0):
 
 
 def random_keep(analysis, seed: int, share: float):
-    """Some units of every group that may shrink gone, at least one left."""
+    """Some channel sets of every group that may shrink gone, at least one left."""
     rng = np.random.default_rng(seed)
-    keep = np.ones(analysis.units, dtype=bool)
+    keep = np.ones(analysis.set_count, dtype=bool)
     for group in analysis.groups.values():
-        keep[group.units] = rng.random(group.channels) < share
+        keep[group.sets] = rng.random(group.channels) < share
         keep[group.start + rng.integers(group.channels)] = True
     return keep
 
@@ -77,9 +77,9 @@ def test_cost_with_a_table_never_grows_when_a_channel_goes(analyses, name, seed,
     analysis = analyses[name].priced(table_for(analyses[name], seed, block))
     keep = random_keep(analysis, seed, share)
     before = analysis.cost_model.cost(keep)
-    for unit in np.flatnonzero(keep):
+    for channel_set in np.flatnonzero(keep):
         fewer = keep.copy()
-        fewer[unit] = False
+        fewer[channel_set] = False
         after = analysis.cost_model.cost(fewer)
         assert after.tflite_bytes <= before.tflite_bytes
         assert after.latency_ms <= before.latency_ms
@@ -217,7 +217,7 @@ def test_budget_with_the_other_part_of_a_table_says_which_is_needed(block_analys
 def test_latency_table_of_another_model_is_refused(analyses):
     table = table_for(analyses["residual"])
     with pytest.raises(BudgetError, match=r"no times for 'Dense|no times for '.* was measured for another model"):
-        analyses["depthwise"].priced(table).cost_model.cost(np.ones(analyses["depthwise"].units, dtype=bool))
+        analyses["depthwise"].priced(table).cost_model.cost(np.ones(analyses["depthwise"].set_count, dtype=bool))
 
 
 def test_remove_iteratively_latency_below_one_millisecond_stays_absolute():

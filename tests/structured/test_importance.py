@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import analyze_channels, score_channels
+from cxr_compress.structured.criteria.base import CRITERIA, Member, register_criterion
 from cxr_compress.structured.criteria.lasso import contribution_products, elimination_order
-from cxr_compress.structured.importance import CRITERIA
 from tests import nets
 
 layers = keras.layers
@@ -97,14 +100,14 @@ def test_taylor_equals_the_squared_slope_of_a_gate_on_the_channel():
         model, analysis, criterion="taylor", batches=[(x, y)], loss=squared_error, normalizer="none"
     )
     for name, channel in (("stem", 2), ("g1", 1), ("t", 5)):
-        unit = analysis.groups[name].start + channel
-        losses = [_gated_loss(model, analysis, unit, gate, x, y) for gate in (1.002, 0.998)]
+        channel_set = analysis.groups[name].start + channel
+        losses = [_gated_loss(model, analysis, channel_set, gate, x, y) for gate in (1.002, 0.998)]
         # The loss is smooth but for ReLU kinks: a step of 0.002 in float32 gives two digits.
         assert scores[name][channel] == pytest.approx(((losses[0] - losses[1]) / 0.004) ** 2, rel=0.1)
     assert np.ptp(scores["stem"]) > 0.5 * scores["stem"].mean()
 
 
-def _gated_loss(model, analysis, unit, gate, x, y):
+def _gated_loss(model, analysis, channel_set, gate, x, y):
     copy = keras.Model.from_config(model.get_config())
     copy.set_weights(model.get_weights())
     for layer in copy.layers:
@@ -112,7 +115,7 @@ def _gated_loss(model, analysis, unit, gate, x, y):
         for axis in slices.axes if slices else ():
             if axis.role == "consume":
                 weights = layer.get_weights()
-                np.moveaxis(weights[axis.weight], axis.axis, 0)[axis.units == unit] *= gate
+                np.moveaxis(weights[axis.weight], axis.axis, 0)[axis.sets == channel_set] *= gate
                 layer.set_weights(weights)
     return float(np.mean((y - copy.predict(x, verbose=0)).astype(np.float64) ** 2))
 
@@ -246,6 +249,26 @@ def test_score_max_normalizer_makes_the_best_channel_one():
     assert all(values.max() == 1.0 for values in found.values())
 
 
-def test_every_criterion_of_the_documentation_exists():
-    text = score_channels.__doc__ or ""
-    assert all(f'"{name}"' in text for name in CRITERIA)
+def test_register_criterion_from_outside_scores_by_name():
+    @register_criterion("of_the_test", help="position in the group")
+    def position(scoring):
+        groups = scoring.analysis.groups.values()
+        return [
+            Member(np.arange(group.start, group.start + group.channels), np.arange(group.channels)) for group in groups
+        ]
+
+    try:
+        found = scored(nets.chain(), "of_the_test", normalizer="none")
+        assert found["b"].tolist() == list(range(12))
+        with pytest.raises(CompressionError, match="criterion 'of_the_test' is registered twice: give one"):
+            register_criterion("of_the_test", help="another")
+    finally:
+        del CRITERIA["of_the_test"]
+
+
+def test_criteria_are_listed_without_tensorflow():
+    code = (
+        "import sys, cxr_compress.structured.criteria.base as base; print(*base.CRITERIA, 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {*CRITERIA, "False"}

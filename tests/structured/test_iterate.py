@@ -16,7 +16,7 @@ from cxr_compress.structured import (
     remove_channels,
     select_channels,
 )
-from cxr_compress.structured.iterate import remove_iteratively
+from cxr_compress.structured.rebuild import remove_iteratively
 from tests import nets
 
 

@@ -33,8 +33,8 @@ def test_solve_tie_through_concat_ties_each_part_to_its_own_branch():
     space.tie(c, join([a, b]))
     partition = space.solve()
     assert partition.groups[0].owners == ("a", "b", "c")
-    assert partition.unit_of[c.ids].tolist() == partition.unit_of[np.concatenate([a.ids, b.ids])].tolist()
-    assert partition.units == 5
+    assert partition.set_of[c.ids].tolist() == partition.set_of[np.concatenate([a.ids, b.ids])].tolist()
+    assert partition.set_count == 5
 
 
 def test_protect_gives_the_reason_to_everything_tied():
@@ -76,7 +76,7 @@ def programs(draw):
 def test_solve_random_program_equals_brute_force(program):
     space, ties = program
     partition = space.solve()
-    sets = [{number} for number in range(len(partition.unit_of))]
+    sets = [{number} for number in range(len(partition.set_of))]
     for first, second in ties:
         for a, b in zip(first.ids.tolist(), second.ids.tolist(), strict=True):
             if sets[a] is not sets[b]:
@@ -84,7 +84,7 @@ def test_solve_random_program_equals_brute_force(program):
                 for member in sets[b]:
                     sets[member] = sets[a]
     for a, b in combinations(range(len(sets)), 2):
-        assert (partition.unit_of[a] == partition.unit_of[b]) == (b in sets[a])
+        assert (partition.set_of[a] == partition.set_of[b]) == (b in sets[a])
 
 
 @given(programs())
@@ -92,6 +92,6 @@ def test_solve_random_program_groups_own_disjoint_runs_that_cover_all_units(prog
     space, _ = program
     partition = space.solve()
     runs = sorted((group.start, group.stop) for group in partition.groups)
-    assert [unit for start, stop in runs for unit in range(start, stop)] == list(range(partition.units))
+    assert [number for start, stop in runs for number in range(start, stop)] == list(range(partition.set_count))
     owners = [owner for group in partition.groups for owner in group.owners]
     assert len(owners) == len(set(owners))

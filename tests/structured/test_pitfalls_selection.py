@@ -57,8 +57,8 @@ def test_removing_a_filter_is_masking_it_with_its_batch_norm_and_not_without():
     """Pitfall 2: a filter of zeros becomes a constant in the batch norm behind it; gamma, beta and the rest go too."""
     model = nets.chain()
     analysis = analyze_channels(model)
-    keep = np.ones(analysis.units, dtype=bool)
-    keep[analysis.groups["a"].units.start] = False
+    keep = np.ones(analysis.set_count, dtype=bool)
+    keep[analysis.groups["a"].sets.start] = False
     plan = ChannelPlan.of(analysis, keep, {})
     pruned = remove_channels(model, plan)
     (norm,) = (layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
@@ -99,8 +99,8 @@ def test_select_max_removed_fraction_holds_in_global_mode(analysis, seed, share)
 def test_select_max_removed_fraction_makes_other_groups_pay_in_global_mode(analysis):
     """Pitfall 9: without the guard, the layer with the lowest scores is emptied down to one channel first."""
     scores = {name: np.full(group.channels, 1e-9 if name == "g1" else 1.0) for name, group in analysis.groups.items()}
-    keep = np.ones(analysis.units, dtype=bool)
-    keep[analysis.groups["g1"].units] = (True, False, False, False)
+    keep = np.ones(analysis.set_count, dtype=bool)
+    keep[analysis.groups["g1"].sets] = (True, False, False, False)
     budget = Budget(macs=analysis.cost_model.cost(keep).macs)
     free = select_channels(analysis, scores, budget, round_to=1)
     assert {name: len(kept) for name, kept in free.kept.items()} == {"g1": 1}
@@ -156,8 +156,8 @@ def test_analyze_densenet201_takes_seconds_at_most():
 def test_cost_counts_the_thinner_input_of_the_next_layer():
     """Pitfall 10: removing half of one layer saves half of its MACs and half of those that read it."""
     analysis = analyze_channels(nets.chain())
-    keep = np.ones(analysis.units, dtype=bool)
-    keep[analysis.groups["a"].units.start :][:4] = False
+    keep = np.ones(analysis.set_count, dtype=bool)
+    keep[analysis.groups["a"].sets.start :][:4] = False
     saved = analysis.baseline.macs - analysis.cost_model.cost(keep).macs
     # a: 8x8 positions, 3x3 over 3 channels, 4 filters less; b: 6x6 positions, 12 filters of 3x3 over 4 channels less.
     assert saved == 8 * 8 * (3 * 3 * 3 * 4) + 6 * 6 * (3 * 3 * 4 * 12)

@@ -48,15 +48,15 @@ def random_net(program) -> keras.Model:
 def test_rules_random_net_tags_channels_as_brute_force_does(program):
     """Pitfalls 1, 3, 5: running offsets of concats, ties of adds, the index map of a flatten.
 
-    A unit may hold more filters than reach one channel (an Add elsewhere ties them), never fewer, and two channels
-    that share a filter share the unit.
+    A channel set may hold more filters than reach one channel (an Add elsewhere ties them), never fewer, and two
+    channels that share a filter share the channel set.
     """
     keras.backend.clear_session()
     model = random_net(program)
     seen, told = tagged_by_hand(model, nets.batch(model, images=2)), tagged_by_analysis(model)
-    for unit, touched in zip(told, seen, strict=True):
+    for channel_set, touched in zip(told, seen, strict=True):
         assert touched
-        assert touched <= unit
+        assert touched <= channel_set
     if not any(kind == "add" for kind, *_ in program):
         assert told == seen
 

@@ -150,7 +150,7 @@ def test_select_budget_is_met_within_one_step_from_below(analysis, seed, macs):
     keep = plan.keep_vector(analysis)
     dearest = 0
     for group in analysis.groups.values():
-        gone = np.flatnonzero(~keep[group.units])
+        gone = np.flatnonzero(~keep[group.sets])
         if len(gone):
             back = keep.copy()
             back[group.start + gone[0]] = True

@@ -46,7 +46,7 @@ def two_inputs():
 
 
 def plan_without(analysis, name: str, gone) -> ChannelPlan:
-    keep = np.ones(analysis.units, dtype=np.bool_)
+    keep = np.ones(analysis.set_count, dtype=np.bool_)
     keep[analysis.groups[name].start + np.asarray(gone)] = False
     return ChannelPlan.of(analysis, keep, {})
 
@@ -166,7 +166,7 @@ class StoppedError(Exception):
 
 
 def stop_after(monkeypatch, groups: int) -> None:
-    add, done = sensitivity.Notes.add, []
+    add, done = sensitivity.CurveCache.add, []
 
     def stopping(self, *arguments):
         if len(done) == groups:
@@ -174,7 +174,7 @@ def stop_after(monkeypatch, groups: int) -> None:
         done.append(1)
         add(self, *arguments)
 
-    monkeypatch.setattr(sensitivity.Notes, "add", stopping)
+    monkeypatch.setattr(sensitivity.CurveCache, "add", stopping)
 
 
 def test_sensitivity_interrupted_goes_on_with_the_groups_that_are_left(tmp_path, monkeypatch, passes):
@@ -294,7 +294,7 @@ def test_select_sensitivity_counts_what_a_step_saves():
     )
 
     def saved(name):
-        keep = np.ones(analysis.units, dtype=np.bool_)
+        keep = np.ones(analysis.set_count, dtype=np.bool_)
         group = analysis.groups[name]
         keep[group.start : group.start + group.channels // 2] = False
         return analysis.baseline.params - analysis.cost_model.cost(keep).params

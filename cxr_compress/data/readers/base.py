@@ -1,4 +1,4 @@
-"""What a reader of data sets is: how it is registered and called, and what all readers share.
+"""Readers of data sets: how one is registered and called, and what all of them share.
 
 A reader is one function in a file of its own, in this folder or in a package of yours:
 
@@ -53,7 +53,7 @@ COMMON_OPTIONS = {_ONE_CLASS: "true allows dev and test in which all images, or 
 
 
 class Missing(enum.Enum):
-    """What a reader does about images that the set's list names and the folder lacks."""
+    """Ways to treat images that the set's list names and the folder lacks."""
 
     REFUSE = enum.auto()
     DROP = enum.auto()
@@ -62,7 +62,7 @@ class Missing(enum.Enum):
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader is asked for; the fields are those of `load_dataset`.
+    """The arguments of `load_dataset`, as a reader gets them.
 
     Attributes:
         name: name of the data set, with which messages start.
@@ -85,7 +85,7 @@ class Request:
         """`data_dir`, which has to be a folder.
 
         Raises:
-            DataError: it is none.
+            DataError: it is no folder.
         """
         if not self.data_dir.is_dir():
             raise DataError(f"{self.name}: expected a folder, {self.data_dir} does not exist or is not one")
@@ -120,7 +120,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reader:
-    """How one kind of set is read.
+    """A registered reader.
 
     Attributes:
         read: gives the set as it is; problems that `find_problems` finds are not raised here.
@@ -159,9 +159,9 @@ def register_reader(
 
     def register(read: _Read) -> _Read:
         if name in DATASETS:
-            there = DATASETS[name].read
+            first = DATASETS[name].read
             raise CompressionError(
-                f"the data set {name!r} has a reader already ({there.__module__}.{there.__qualname__}): register "
+                f"the data set {name!r} has a reader already ({first.__module__}.{first.__qualname__}): register "
                 f"{read.__module__}.{read.__qualname__} under another name"
             )
         DATASETS[name] = Reader(read, help, {**(options or {}), **COMMON_OPTIONS}, lists_images)
@@ -239,16 +239,16 @@ def read_dataset(
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What a set says of one image; a field that no image of a set has is None everywhere.
+    """All that a set says of one image; a field that no image of a set has is None everywhere.
 
     Attributes:
         path: its file.
-        patient: whose it is.
+        patient: name of the patient.
         labels: 0 to 1 for each finding, NaN for unknown.
         age: years, NaN for unknown.
         sex: "F", "M" or "".
         view: "PA", "AP", "L" or "".
-        source: where it comes from.
+        source: place that it comes from, for results by source.
     """
 
     path: Path

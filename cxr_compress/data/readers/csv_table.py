@@ -157,7 +157,7 @@ def _refuse_backslashes(records: list[_Record]) -> None:
 
 
 def _not_named(records: list[_Record]) -> Iterator[str]:
-    """How many images lie beside those of the table without a row: a table that was cut short looks like that."""
+    """A note on images beside those of the table that no row names: perhaps the table was cut short."""
     named = {record.path for record in records}
     folders = sorted({path.parent for path in named})
     beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
@@ -169,7 +169,7 @@ def _not_named(records: list[_Record]) -> Iterator[str]:
 
 
 def _not_understood(records: list[_Record]) -> Iterator[str]:
-    """What was there and counts as unknown all the same; by number, for a word in the wrong column may be a name."""
+    """Notes on cells whose words mean nothing; by number, for a word in the wrong column may be a patient's name."""
     expected = {
         "sex": "F, M, female or male",
         "age": "years from 0 to 110",
@@ -243,7 +243,7 @@ def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
 
 
 def _patient(text: str) -> str:
-    """Who is meant: 12366.0 is 12366, so that one person is not taken for two."""
+    """The patient that a cell names: 12366.0 is 12366, so that one person is not taken for two."""
     integer = _INTEGER_AS_FLOAT.fullmatch(text)
     return integer[1] if integer else text
 

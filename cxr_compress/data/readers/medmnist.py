@@ -91,13 +91,13 @@ def _find(request: Request) -> Path:
         if not named.is_file():
             raise DataError(f"medmnist: expected {named.name} in {path}, it is missing; cxr_data fetch downloads it")
         return named
-    found = sorted(path.glob("*.npz"))
-    if len(found) != 1:
+    archives = sorted(path.glob("*.npz"))
+    if len(archives) != 1:
         raise DataError(
-            f"medmnist: expected one .npz in {path}, found {len(found)}; name the file, or choose with the options "
+            f"medmnist: expected one .npz in {path}, found {len(archives)}; name the file, or choose with the options "
             "flag and size"
         )
-    return found[0]
+    return archives[0]
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

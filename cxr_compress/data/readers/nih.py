@@ -89,7 +89,7 @@ def read_nih(request: Request) -> Dataset:
 
 
 def _notes(missing: int, left_out: int) -> tuple[str, ...]:
-    """What makes this copy another set than the published one."""
+    """Notes on what makes this copy another set than the published one."""
     notes = []
     if missing:
         notes.append("a part of the set, not a random sample: its AUROCs do not compare with published ones")

@@ -9,27 +9,16 @@ from typing import Any
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import calls_of, is_nested, require_graph, tensors_in, traits_of
+from cxr_compress.models.layer_traits import LAYERS
 
 layers = keras.layers
 
-# The kernel of each layer that has one: what quantization, batch norms and masks act on.
+# The kernel of each layer that is trained quantized: what quantization, batch norms and masks act on.
 KERNELS: dict[type, str] = {
-    layers.Conv2D: "kernel",
-    layers.DepthwiseConv2D: "depthwise_kernel",
-    layers.Dense: "kernel",
-    layers.SeparableConv2D: "pointwise_kernel",
+    kind: LAYERS[kind.__name__].kernel
+    for kind in (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense, layers.SeparableConv2D)
 }
-# Layers whose TFLite operators hand codes on: one scale at both ends. Dropout does nothing once trained.
-PASS_ON: tuple[type, ...] = (
-    *(layers.Concatenate, layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalMaxPooling2D),
-    *(layers.ZeroPadding2D, layers.Cropping2D, layers.Flatten, layers.Reshape),
-    *(layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout),
-)
-# Layers that change images in training alone: in an int8 file, and so in training for one, they are not there.
-AUGMENTATION: tuple[type, ...] = (
-    *(layers.RandomFlip, layers.RandomRotation, layers.RandomZoom, layers.RandomTranslation),
-    *(layers.RandomContrast, layers.RandomBrightness),
-)
 # What becomes part of the operator in front of it, where nothing else reads that operator's result.
 _RECTIFIERS = ("relu", "relu6")
 _RELU6 = 6.0
@@ -79,18 +68,14 @@ def read_steps(model: Any) -> Steps:
         UnsupportedLayerError: no functional or Sequential model of one input and one output, or a layer that
             quantization-aware training cannot take; it names each, its type and what to do.
     """
-    if not getattr(model, "_is_graph_network", False):
-        raise UnsupportedLayerError(
-            f"expected a functional or built Sequential Keras model, got {type(model).__name__} {model.name!r}: "
-            "rebuild it with keras.Model(inputs, outputs)"
-        )
+    require_graph(model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise UnsupportedLayerError(
             f"expected one input and one output, got {len(model.inputs)} and {len(model.outputs)}: build a model of "
             "the part that takes the image and gives the logits"
         )
-    start = next(node for node in _nodes(model, inputs=True))
-    calls = [Step(start.layer.name, start.layer, ())]
+    start = model.inputs[0].node.layer
+    calls = [Step(start.name, start, ())]
     (output,) = _open(model, [0], "", calls)
     _refuse(calls)
     return Steps(tuple(_with_own_names(calls)), output)
@@ -103,7 +88,7 @@ def is_rectifier(layer: Any) -> bool:
 
 def passes_on(layer: Any) -> bool:
     """Whether a layer's result has the scale of what it reads."""
-    return type(layer) in PASS_ON or (type(layer) is layers.Activation and _name_of(layer) == "linear")
+    return traits_of(layer).keeps_scale or (type(layer) is layers.Activation and _name_of(layer) == "linear")
 
 
 def is_linear(layer: Any) -> bool:
@@ -114,28 +99,19 @@ def is_linear(layer: Any) -> bool:
 def _open(model: Any, inputs: Sequence[int], prefix: str, calls: list[Step]) -> list[int]:
     """Append the calls of a model that reads the steps `inputs`; returns the steps that are its outputs."""
     known = {id(tensor): number for tensor, number in zip(model.inputs, inputs, strict=True)}
-    for node in _nodes(model, inputs=False):
+    for node in calls_of(model):
         read = [known[id(tensor)] for tensor in node.keras_inputs]
         name = prefix + node.layer.name
-        if type(node.layer) in AUGMENTATION:
+        # In an int8 file, and so in training for one, layers that augment images are not there.
+        if traits_of(node.layer).kind == "augmentation":
             made = read
-        elif isinstance(node.layer, keras.Model) and getattr(node.layer, "_is_graph_network", False):
+        elif is_nested(node.layer):
             made = _open(node.layer, read, f"{name}/", calls)
         else:
             calls.append(Step(name, node.layer, tuple(read)))
             made = [len(calls) - 1]
-        known.update((id(tensor), number) for tensor, number in zip(_flat(node.outputs), made, strict=False))
+        known.update((id(tensor), number) for tensor, number in zip(tensors_in(node.outputs), made, strict=False))
     return [known[id(tensor)] for tensor in model.outputs]
-
-
-def _nodes(model: Any, *, inputs: bool) -> Iterator[Any]:
-    """The calls of a model's layers, or its inputs; Keras keeps them by their distance from the end."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        yield from (node for node in model._nodes_by_depth[depth] if node.is_input == inputs)
-
-
-def _flat(outputs: Any) -> list[Any]:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def _with_own_names(calls: Sequence[Step]) -> Iterator[Step]:
@@ -172,7 +148,8 @@ def _objection(step: Step) -> str:
     if getattr(step.layer, "data_format", None) == "channels_first":
         return "channels come first"
     check = _CHECKS.get(kind)
-    if check is None and kind not in (layers.InputLayer, layers.GlobalAveragePooling2D, *PASS_ON):
+    known = kind in (layers.InputLayer, layers.GlobalAveragePooling2D) or traits_of(step.layer).keeps_scale
+    if check is None and not known:
         return "no int8 rule for this type"
     return check(step) if check else ""
 

@@ -32,13 +32,13 @@ from cxr_compress.structured import (
     remove_iteratively,
     score_channels,
 )
+from cxr_compress.structured.criteria.base import CRITERIA
 from cxr_compress.train import FitConfig
 from cxr_compress.train.losses import make_loss
 
 FloatArray = npt.NDArray[np.float32]
 Scores = dict[str, npt.NDArray[np.float64]]
 _PLAN = "plan.json"
-_CRITERIA_ON_IMAGES = ("taylor", "apoz", "lasso")
 
 
 class SelectFilters(Stage):
@@ -70,7 +70,8 @@ class SelectFilters(Stage):
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         """Write the plan."""
         plain = FitConfig(epochs=1, activation=run.activation)
-        loss = make_loss(plain, run.pos_weight) if run.recipe.removal.criterion == "taylor" else None
+        labels = CRITERIA[run.recipe.removal.criterion].needs_labels
+        loss = make_loss(plain, run.pos_weight) if labels else None
         pruning = Pruning(run.recipe, run.data, run.store.folder, run.log, loss, state.costs)
         plan, facts = pruning.choose(load_model(state.original.keras_file))
         write_text(run.store.folder / _PLAN, plan.to_json())
@@ -262,7 +263,7 @@ class Pruning:
 
 def _scores_on_images(recipe: Recipe) -> bool:
     """Whether the criterion looks at images, and not at weights alone."""
-    return recipe.removal.criterion in _CRITERIA_ON_IMAGES
+    return CRITERIA[recipe.removal.criterion].needs_images
 
 
 def sensitivity_files(recipe: Recipe) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def feature_match(student: keras.Model, teacher: keras.Model, plan: ChannelPlan 
 def _kept_of_map(teacher: keras.Model, plan: ChannelPlan, channels: int) -> np.ndarray:
     """The channels of the last feature map that stay: those that the last layer to sum over channels still reads."""
     analysis = plan.on(teacher)
-    read = [axis.units for layer in analysis.layers.values() for axis in layer.axes if axis.role == "consume"][-1]
+    read = [axis.sets for layer in analysis.layers.values() for axis in layer.axes if axis.role == "consume"][-1]
     if len(read) != channels:
         raise CompressionError(
             f"feature_weight compares the last feature map, but the classifier reads {len(read)} values of its "

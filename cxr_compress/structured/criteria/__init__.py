@@ -1,1 +1,7 @@
-"""The criteria themselves: what each makes of a filter; `importance.score_channels` is the way in."""
+"""Criteria: one function each, registered by name. Importing this loads all of this folder, and no TensorFlow."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

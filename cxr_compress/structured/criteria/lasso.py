@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.errors import DataError
-from cxr_compress.models.keras_graph import unroll
 from cxr_compress.structured.analysis import ChannelGroup
 from cxr_compress.structured.cost import IntArray
-from cxr_compress.structured.criteria.weights import FloatVector, Member, ScoringInput
-from cxr_compress.structured.repair.consumers import DEFAULT_MEMORY, Consumer, find_consumers, fitting_images
-from cxr_compress.structured.stepwise import take_images, walk
+from cxr_compress.structured.criteria.base import FloatVector, Member, ScoringInput, register_criterion
+
+if TYPE_CHECKING:
+    from cxr_compress.structured.repair.consumers import Consumer
 
 Matrix = npt.NDArray[np.float64]
 
@@ -30,7 +30,13 @@ MAX_GRAM_COLUMNS = 4096
 MAX_BLOCK = 1 << 22
 
 
-def lasso(given: ScoringInput) -> list[Member]:
+@register_criterion(
+    "lasso",
+    help="order in which LASSO drops a layer's filters from what their readers compute; for the local scope",
+    needs_images=True,
+    group_needs="a Conv2D or Dense that reads its channels",
+)
+def lasso(scoring: ScoringInput) -> list[Member]:
     """Scores = order of elimination along the LASSO path, from 1/channels (first out) to 1.
 
     With A the products of the channels' contributions to all consumers' outputs (centered, since a constant is folded
@@ -40,7 +46,7 @@ def lasso(given: ScoringInput) -> list[Member]:
 
     Source: He et al. 2017 (arXiv 1707.06168), section 3.1, equation 2; several consumers as in section 3.3.
     """
-    products = _Products(given)
+    products = _Products(scoring)
     return [
         Member(np.arange(group.start, group.start + group.channels, dtype=np.int32), elimination_order(matrix))
         for group, matrix in products.collect()
@@ -95,25 +101,32 @@ def _shrunk_solution(products: Matrix, target: Matrix, penalty: float, start: Ma
 class _Products:
     """Collects, group by group, the products of the channels' contributions to their consumers."""
 
-    def __init__(self, given: ScoringInput) -> None:
-        self._given = given
-        self._steps = unroll(given.model)
-        self._consumers, _ = find_consumers(self._steps, given.analysis)
+    def __init__(self, scoring: ScoringInput) -> None:
+        # Here and not above: listing the criteria must not wait for TensorFlow.
+        from cxr_compress.models.keras_graph import unroll
+        from cxr_compress.structured.repair.consumers import find_consumers
+
+        self._scoring = scoring
+        self._steps = unroll(scoring.model)
+        self._consumers, _ = find_consumers(self._steps, scoring.analysis)
         self._matrices: dict[str, Matrix] = {}
 
     def collect(self) -> list[tuple[ChannelGroup, Matrix]]:
         """Every group that has a Conv2D or Dense to read it, with its matrix."""
-        given = self._given
+        from cxr_compress.structured.repair.consumers import DEFAULT_MEMORY, fitting_images
+        from cxr_compress.structured.stepwise import take_images, walk
+
+        scoring = self._scoring
         places = {consumer.place: consumer for consumer in self._consumers}
-        fitting = fitting_images(DEFAULT_MEMORY, given.analysis)
-        images = take_images(given.model, given.batches, fitting, "lasso")
-        rng = np.random.default_rng(given.seed)
+        fitting = fitting_images(DEFAULT_MEMORY, scoring.analysis)
+        images = take_images(scoring.model, scoring.batches, fitting, "lasso")
+        rng = np.random.default_rng(scoring.seed)
 
         def visit(place: int, inputs: list[list[list[Any]]]) -> None:
             self._add(places[place], [tensors[0] for tensors in inputs[0]], rng)
 
         walk([self._steps], images, places, visit)
-        return [(given.analysis.groups[name], matrix) for name, matrix in self._matrices.items()]
+        return [(scoring.analysis.groups[name], matrix) for name, matrix in self._matrices.items()]
 
     def _add(self, consumer: Consumer, tensors: list[Any], rng: np.random.Generator) -> None:
         """Add one consumer's share to the matrix of every group that it reads."""
@@ -124,14 +137,14 @@ class _Products:
         spread = float(np.sum((outputs - outputs.mean(axis=0)) ** 2, dtype=np.float64))
         if not np.isfinite(spread):
             raise DataError(f"lasso: what {consumer.path} reads is NaN or infinite: check images and weights")
-        for group in self._given.analysis.groups.values():
-            columns = np.flatnonzero((consumer.units >= group.start) & (consumer.units < group.start + group.channels))
+        for group in self._scoring.analysis.groups.values():
+            columns = np.flatnonzero((consumer.sets >= group.start) & (consumer.sets < group.start + group.channels))
             if len(columns):
-                local = consumer.units[columns] - group.start
-                found = contribution_products(rows[:, columns], kernel[columns], local, group.channels)
+                local = consumer.sets[columns] - group.start
+                products = contribution_products(rows[:, columns], kernel[columns], local, group.channels)
                 matrix = self._matrices.setdefault(group.name, np.zeros((group.channels, group.channels)))
                 # A consumer whose output does not move has no say; its groups still get their matrix.
-                matrix += found / spread if spread > 0 else 0.0
+                matrix += products / spread if spread > 0 else 0.0
 
 
 def contribution_products(
@@ -152,20 +165,20 @@ def contribution_products(
         return _block_products(rows64, kernel64, channel, channels)
     # <x_p k_p, x_q k_q> summed over rows and outputs is the Gram of the rows times the Gram of the kernel.
     pairs = (rows64.T @ rows64) * (kernel64 @ kernel64.T)
-    found = np.zeros((channels, channels))
-    np.add.at(found, (channel[:, None], channel[None, :]), pairs)
-    return found
+    products = np.zeros((channels, channels))
+    np.add.at(products, (channel[:, None], channel[None, :]), pairs)
+    return products
 
 
 def _block_products(rows: Matrix, kernel: Matrix, channel: IntArray, channels: int) -> Matrix:
     """The same for many columns: contributions themselves, a few rows at a time."""
     order = np.argsort(channel, kind="stable")
     starts = np.searchsorted(channel[order], np.arange(channels + 1))
-    found = np.zeros((channels, channels))
+    products = np.zeros((channels, channels))
     block = max(1, MAX_BLOCK // (channels * kernel.shape[1]))
     for first in range(0, len(rows), block):
         part = rows[first : first + block]
         columns = [order[starts[n] : starts[n + 1]] for n in range(channels)]
         contributions = np.stack([part[:, own] @ kernel[own] for own in columns]).reshape(channels, -1)
-        found += contributions @ contributions.T
-    return found
+        products += contributions @ contributions.T
+    return products

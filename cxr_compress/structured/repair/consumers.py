@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import Steps, traits_of
+from cxr_compress.models.keras_graph import Steps
 from cxr_compress.structured.analysis import ChannelAnalysis
-from cxr_compress.structured.cost import BoolArray, IntArray
+from cxr_compress.structured.cost import IntArray
 
 FloatArray = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -110,15 +110,15 @@ class Consumer:
         place: of the call, in the model's steps.
         layer: the layer itself.
         reader: gathers what it reads.
-        units: (columns,) int32: the unit of each column of a row.
-        outputs: (outputs,) int32: the units that it makes.
+        sets: (columns,) int32: the channel set of each column of a row.
+        outputs: (outputs,) int32: the channel sets that it makes.
     """
 
     path: str
     place: int
     layer: Any
     reader: PatchReader
-    units: IntArray
+    sets: IntArray
     outputs: IntArray
 
     def kernel(self) -> FloatArray:
@@ -133,8 +133,8 @@ class Consumer:
 
 def find_consumers(steps: Steps, analysis: ChannelAnalysis) -> tuple[list[Consumer], dict[str, str]]:
     """The calls that can be read as matrix products, and by path why others cannot."""
-    found: list[Consumer] = []
-    left: dict[str, str] = {}
+    consumers: list[Consumer] = []
+    reasons: dict[str, str] = {}
     for place, step in enumerate(steps.calls):
         slices = analysis.layers.get(step.path)
         consumed = next((axis for axis in slices.axes if axis.role == "consume"), None) if slices else None
@@ -142,65 +142,15 @@ def find_consumers(steps: Steps, analysis: ChannelAnalysis) -> tuple[list[Consum
             continue
         why = why_unreadable(step.layer)
         if why:
-            left[step.path] = why
+            reasons[step.path] = why
             continue
         reader = PatchReader(step.layer, tuple(step.node.keras_inputs[0].shape)[1:])
-        made = next(axis for axis in slices.axes if axis.role == "produce")
-        units = np.tile(consumed.units, reader.taps)
-        found.append(Consumer(step.path, place, step.layer, reader, units, made.units))
-    return found, left
-
-
-def once(consumers: Sequence[Consumer], left: dict[str, str]) -> list[Consumer]:
-    """Those that are called once; the others are noted in `left`."""
-    calls = [consumer.path for consumer in consumers]
-    left.update({path: f"is called {calls.count(path)} times" for path in calls if calls.count(path) > 1})
-    return [consumer for consumer in consumers if consumer.path not in left]
-
-
-def losing(consumers: Sequence[Consumer], keep: BoolArray) -> list[Consumer]:
-    """Those that read a channel which goes."""
-    return [consumer for consumer in consumers if not keep[consumer.units].all()]
+        produced = next(axis for axis in slices.axes if axis.role == "produce")
+        sets = np.tile(consumed.sets, reader.taps)
+        consumers.append(Consumer(step.path, place, step.layer, reader, sets, produced.sets))
+    return consumers, reasons
 
 
 def fitting_images(memory: int, *analyses: ChannelAnalysis) -> int:
     """How many images' live tensors fit into this many bytes when models run side by side, layer by layer."""
     return max(1, memory // sum(analysis.baseline.peak_activation_bytes for analysis in analyses))
-
-
-class ConstantSink:
-    """Where a constant that a layer's output lacks or has too much can go: its bias, or the batch norm behind it.
-
-    Args:
-        steps: of the model whose layer it is.
-        place: of the layer's call.
-    """
-
-    def __init__(self, steps: Steps, place: int) -> None:
-        step = steps.calls[place]
-        self._layer = step.layer
-        self.norm: Any = None if step.layer.use_bias else _norm_behind(steps, place)
-
-    @property
-    def open(self) -> bool:
-        """Whether there is such a place."""
-        return bool(self._layer.use_bias) or self.norm is not None
-
-    def add(self, shift: npt.NDArray[np.floating[Any]]) -> None:
-        """Make the output larger by (outputs,) `shift`, as far as later layers can tell."""
-        if self.norm is None:
-            self._layer.bias.assign_add(shift.astype(np.float32))
-        else:
-            self.norm.moving_mean.assign_sub(shift.astype(np.float32))
-
-
-def _norm_behind(steps: Steps, place: int) -> Any:
-    """The batch norm that alone reads a linear layer's output, and reads nothing else."""
-    step = steps.calls[place]
-    readers = steps.readers(step.makes[0])
-    if len(readers) != 1 or step.makes[0] in steps.results or step.layer.activation is not keras.activations.linear:
-        return None
-    norm = readers[0].layer
-    calls = sum(other.layer is norm for other in steps.calls)
-    plain = traits_of(norm, subclasses=True).moving_statistics and calls == 1
-    return norm if plain and tuple(norm.moving_mean.shape) == (step.layer.weights[0].shape[-1],) else None

@@ -113,28 +113,28 @@ def recalibrate_batch_norm(
     if not norms:
         return 0
     if original is None or plan is None:
-        found = measure_batch_norms(model, batches)
-        _write(norms, found.seen)
-        return found.images
+        measured = measure_batch_norms(model, batches)
+        _write(norms, measured.seen)
+        return measured.images
     batches = batches if reference is not None else list(batches)
-    found = measure_batch_norms(model, batches)
+    measured = measure_batch_norms(model, batches)
     reference = measure_batch_norms(original, batches) if reference is None else reference
-    _write(norms, _as_in_original(found, reference, _kept_channels(original, plan)))
-    return found.images
+    _write(norms, _as_in_original(measured, reference, _kept_channels(original, plan)))
+    return measured.images
 
 
 def _kept_channels(original: keras.Model, plan: ChannelPlan) -> dict[str, npt.NDArray[np.bool_]]:
     """By path, which channels of a batch norm stay; those that follow no channels are not listed."""
     analysis = plan.on(original)
     keep = plan.keep_vector(analysis)
-    return {path: keep[layer.axes[0].units] for path, layer in analysis.layers.items() if layer.axes}
+    return {path: keep[layer.axes[0].sets] for path, layer in analysis.layers.items() if layer.axes}
 
 
 def _as_in_original(
     pruned: NormStatistics, original: NormStatistics, kept: Mapping[str, npt.NDArray[np.bool_]]
 ) -> dict[str, tuple[Vector, Vector]]:
     """Moving statistics that normalize each channel to the mean and spread it has in the original model."""
-    found = {}
+    moving = {}
     for path, (mean, variance) in pruned.seen.items():
         if path not in original.seen:
             raise CompressionError(f"expected the model that this one was pruned from; it has no batch norm {path!r}")
@@ -149,11 +149,11 @@ def _as_in_original(
         epsilon = original.epsilon[path]
         # The square of how much wider the channel has become; epsilon keeps dead channels at 1.
         wider = (variance + epsilon) / (original_variance + epsilon)
-        found[path] = (
+        moving[path] = (
             mean - (original_mean - held_mean) * np.sqrt(wider),
             np.maximum((held_variance + epsilon) * wider - epsilon, 0.0),
         )
-    return found
+    return moving
 
 
 class _Pooled:
@@ -175,13 +175,13 @@ class _Pooled:
         """Mean and variance of each batch norm over all images."""
         if not self.images:
             raise DataError("batch-norm recalibration: expected at least one batch of images, got none")
-        found = []
+        pooled = []
         for total, squares in self._sums:
             mean = total / self.images
-            found.append((mean, np.maximum(squares / self.images - mean**2, 0.0)))
-        if not all(np.isfinite(mean).all() and np.isfinite(variance).all() for mean, variance in found):
+            pooled.append((mean, np.maximum(squares / self.images - mean**2, 0.0)))
+        if not all(np.isfinite(mean).all() and np.isfinite(variance).all() for mean, variance in pooled):
             raise DataError("batch-norm recalibration gave NaN or infinity: check the images and the model's weights")
-        return found
+        return pooled
 
 
 def _norms(model: keras.Model) -> dict[str, Any]:

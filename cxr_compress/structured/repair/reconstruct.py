@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,19 +12,16 @@ import numpy.typing as npt
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import Step, Steps, unroll
+from cxr_compress.models.keras_graph import Step, Steps, traits_of, unroll
 from cxr_compress.structured.analyze import analyze_channels
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.repair.consumers import (
     DEFAULT_MEMORY,
-    ConstantSink,
     Consumer,
     PatchReader,
     find_consumers,
     fitting_images,
-    losing,
-    once,
 )
 from cxr_compress.structured.stepwise import take_images, walk
 
@@ -161,8 +159,12 @@ def reconstruct_consumers(
     fitting = fitting_images(memory_bytes, analysis, analyze_channels(pruned))
     images = take_images(model, batches, fitting, "reconstruction")
     consumers, left = find_consumers(steps, analysis)
+    calls = Counter(consumer.path for consumer in consumers)
+    left.update({path: f"is called {times} times" for path, times in calls.items() if times > 1})
     chosen: dict[int, _Refit] = {}
-    for consumer in losing(once(consumers, left), keep):
+    for consumer in consumers:
+        if consumer.path in left or keep[consumer.sets].all():
+            continue
         if consumer.reader.columns > MAX_COLUMNS:
             left[consumer.path] = f"reads {consumer.reader.columns:,} columns, more than {MAX_COLUMNS:,}"
         else:
@@ -186,10 +188,11 @@ class _Refit:
         self.consumer = consumer
         self._step: Step = pruned_steps.calls[consumer.place]
         self._outputs = keep[consumer.outputs]
-        self._sink = ConstantSink(pruned_steps, consumer.place)
-        self._original_norm = ConstantSink(steps, consumer.place).norm
+        # Where the fitted constant goes: the layer's bias, or the moving mean of the batch norm behind it.
+        self._norm: Any = None if consumer.layer.use_bias else _norm_behind(pruned_steps, consumer.place)
+        self._original_norm: Any = None if self._norm is None else _norm_behind(steps, consumer.place)
         kernel = self._step.layer.get_weights()[0]
-        expected = (int(keep[consumer.units].sum()), int(self._outputs.sum()))
+        expected = (int(keep[consumer.sets].sum()), int(self._outputs.sum()))
         if (kernel.size // kernel.shape[-1], kernel.shape[-1]) != expected:
             raise CompressionError(
                 f"{consumer.path}: the pruned model was not made from this plan; run remove_channels"
@@ -200,7 +203,8 @@ class _Refit:
         wide = self.consumer.reader
         narrow = PatchReader(self._step.layer, tuple(self._step.node.keras_inputs[0].shape)[1:])
         kernel, bias = self.consumer.kernel()[:, self._outputs], self.consumer.bias()[self._outputs]
-        equations = NormalEquations(narrow.columns, kernel.shape[1], constant=self._sink.open)
+        has_constant = self.consumer.layer.use_bias or self._norm is not None
+        equations = NormalEquations(narrow.columns, kernel.shape[1], constant=has_constant)
         for original, pruned in zip(*inputs, strict=True):
             places = wide.draw(len(original[0]), positions, rng)
             equations.add(narrow.rows(pruned[0], places), wide.rows(original[0], places) @ kernel + bias)
@@ -225,9 +229,21 @@ class _Refit:
             old = layer.bias.numpy().astype(np.float64)
             layer.bias.assign(constant.astype(np.float32))
             return np.asarray(old)
-        if self._sink.norm is None:
+        if self._norm is None:
             return np.zeros_like(constant)
         original = self._original_norm.moving_mean.numpy()[self._outputs].astype(np.float64)
-        old = original - self._sink.norm.moving_mean.numpy()
-        self._sink.norm.moving_mean.assign((original - constant).astype(np.float32))
+        old = original - self._norm.moving_mean.numpy()
+        self._norm.moving_mean.assign((original - constant).astype(np.float32))
         return np.asarray(old)
+
+
+def _norm_behind(steps: Steps, place: int) -> Any:
+    """The batch norm that alone reads a linear layer's output, and reads nothing else."""
+    step = steps.calls[place]
+    readers = steps.readers(step.makes[0])
+    if len(readers) != 1 or step.makes[0] in steps.results or step.layer.activation is not keras.activations.linear:
+        return None
+    norm = readers[0].layer
+    calls = sum(other.layer is norm for other in steps.calls)
+    plain = traits_of(norm, subclasses=True).moving_statistics and calls == 1
+    return norm if plain and tuple(norm.moving_mean.shape) == (step.layer.weights[0].shape[-1],) else None

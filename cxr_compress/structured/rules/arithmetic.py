@@ -74,7 +74,7 @@ def _tensorflow_operation(node: LayerNode, inputs: Sequence[ChannelLayout], spac
 
 @_operation(*ELEMENT_WISE_OPERATIONS)
 def _element_wise_operation(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpace) -> LayerFlow:
-    """Numbers apply to every channel alike; an array with one number per channel would have to get thinner."""
+    """Numbers apply to every channel alike; an array with one number per channel would have to shrink."""
     arguments, options = node.read_call()
     if any(_per_channel(value) for value in _leaves((*arguments, *options.values()))):
         return protect_layer(node, inputs, space, f"calls {node.config['function']} with one constant per channel")

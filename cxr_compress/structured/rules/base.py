@@ -102,7 +102,7 @@ class WeightAxis:
 
 @dataclass(frozen=True)
 class ConfigSize:
-    """A number in a layer's config that counts the channels of a layout, for example ``("filters",)``."""
+    """A number in a layer's config that counts the channels of a layout, for example `("filters",)`."""
 
     keys: tuple[str | int, ...]
     layout: ChannelLayout
@@ -199,7 +199,7 @@ def _guarded(rule: Rule) -> Rule:
             return protect_layer(node, inputs, space, problem)
         flow = rule(node, inputs, space)
         if problem:
-            # The kernel comes before the activation: what it sums over may still get thinner.
+            # The kernel comes before the activation: what it sums over may still lose channels.
             space.protect(flow.output, f"{node.path} ({node.class_name}) {problem}")
         return flow
 

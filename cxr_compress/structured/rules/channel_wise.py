@@ -59,7 +59,7 @@ def _reshape(node: LayerNode, inputs: Sequence[ChannelLayout], space: ChannelSpa
     target = node.config["target_shape"]
     if target[-1] != -1:
         return LayerFlow(output, sizes=(ConfigSize(("target_shape", len(target) - 1), output),))
-    # The thinner width is inferred, so every other number must stay as it is written: it does, they count positions.
+    # The smaller width is inferred, so every other number must stay as it is written: it does, they count positions.
     return LayerFlow(output)
 
 

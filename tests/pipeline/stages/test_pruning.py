@@ -28,8 +28,8 @@ from cxr_compress.structured import (
     remove_channels,
     score_channels,
 )
-from cxr_compress.structured.importance import CRITERIA
-from cxr_compress.structured.sensitivity import Notes
+from cxr_compress.structured.criteria.base import CRITERIA
+from cxr_compress.structured.sensitivity import CurveCache
 from cxr_compress.train import weighted_bce
 from tests.nets import conv_bn, enliven
 
@@ -152,7 +152,7 @@ def test_pruned_by_sensitivity_stopped_on_the_way_goes_on_and_gives_the_same_pla
     data, base_file, tmp_path, monkeypatch
 ):
     whole = run(tmp_path / "whole", data, base_file, scope="sensitivity")
-    write, written = Notes.add, []
+    write, written = CurveCache.add, []
 
     def stopping(self, *arguments):
         if len(written) == 3:
@@ -161,7 +161,7 @@ def test_pruned_by_sensitivity_stopped_on_the_way_goes_on_and_gives_the_same_pla
         write(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Notes, "add", stopping)
+        patch.setattr(CurveCache, "add", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut", data, base_file, scope="sensitivity")
     kept = Sensitivity.from_json((tmp_path / "cut" / "sensitivity.json").read_text())

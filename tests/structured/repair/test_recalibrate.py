@@ -72,7 +72,7 @@ def test_recalibrate_with_reference_normalizes_each_channel_as_the_original_mode
 
     worst = 0.0
     for path in original.seen:
-        wanted = normalized(original, path, keep[slices[path].axes[0].units])
+        wanted = normalized(original, path, keep[slices[path].axes[0].sets])
         for got, want in zip(normalized(seen, path), wanted, strict=True):
             # Moving statistics are kept in float32: 1e-7 of values around 1.
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

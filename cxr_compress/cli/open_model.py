@@ -16,7 +16,7 @@ from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.spec import PreprocessSpec
-from cxr_compress.errors import ModelFileError
+from cxr_compress.errors import ModelFileError, UnsupportedLayerError
 from cxr_compress.evaluate import BATCH, Match, ScorableModel, from_classifier, undo_class_weights
 from cxr_compress.evaluate.first_look import settle_on_dev
 
@@ -89,6 +89,7 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     import tensorflow as tf
 
     from cxr_compress.models.original import read_original
+    from cxr_compress.models.variants import at_size
     from cxr_compress.train.step import make_forward, predict_logits
 
     if values.num_threads:
@@ -111,7 +112,10 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     # read_original asks for a size that neither file nor flag gives.
     height = int(size or (known.height if known else shape[0]) or 0)
     width = int(size or (known.width if known else shape[1]) or 0)
-    keras_model = _at_size(original.model, (height, width, shape[2]), path)
+    try:
+        keras_model = at_size(original.model, height, width)
+    except UnsupportedLayerError as error:
+        raise ModelFileError(f"{path.name}: {error}") from error
     forward = make_forward(keras_model)
     original = dataclasses.replace(original, model=keras_model)
     fed = (height, width, shape[2])
@@ -201,24 +205,6 @@ def _limit_threads(tf: Any, threads: int, say: Say) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError:  # fixed once it has computed something: only where another program calls this one
         say("TensorFlow is running already: --num_threads does not limit it")
-
-
-def _at_size(model: Any, shape: tuple[int, int, int], path: Path) -> Any:
-    """The same weights for images of another size, where the network is convolutional up to a global pooling."""
-    from cxr_compress.keras2 import keras
-
-    own = tuple(model.input_shape[1:3])
-    if own in ((None, None), shape[:2]):
-        return model
-    try:
-        other = keras.models.clone_model(model, input_tensors=keras.Input(shape))
-        other.set_weights(model.get_weights())
-    except Exception as error:  # Keras raises nearly every type here; the cause is kept
-        raise ModelFileError(
-            f"{path.name} is made for images of {own[0]} x {own[1]} px and its layers do not fit {shape[0]} x "
-            f"{shape[1]}: score it at its own size"
-        ) from error
-    return other
 
 
 def _facts(path: Path, model: ScorableModel) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
 from cxr_compress.models.imports.chexnet_keras import KERAS1_ADVICE
 from cxr_compress.models.keras3_file import is_keras3_config, load_keras3
-from cxr_compress.models.precision import in_float32
+from cxr_compress.models.logits_head import softmax_classes
+from cxr_compress.models.variants import in_float32
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
@@ -295,8 +296,6 @@ def _check_findings(model: Any, about: ModelAbout) -> None:
 
 def _excludes(model: Any, about: ModelAbout) -> bool:
     """Whether the outputs are classes of which each image has exactly one: the file is to say so, or they end so."""
-    from cxr_compress.models.logits_head import softmax_classes  # which needs this module
-
     return about.activation == "softmax" or softmax_classes(model) > 1
 
 

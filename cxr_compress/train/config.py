@@ -1,17 +1,21 @@
-"""What decides a training run, and what it gives: plain frozen data."""
+"""What decides a training, one run of `fit` or several at growing sizes, and what a run gives: plain frozen data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.models.variants import PRECISIONS
 from cxr_compress.train.augment import DEFAULT_RANGES, AugmentRanges
 
+POS_WEIGHTS = ("balanced", "sqrt", "none")
+AUTO = "auto"
 LOSSES = ("bce", "focal")
 ACTIVATIONS = ("sigmoid", "softmax")
 _YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0, "activation": "sigmoid"}
@@ -113,6 +117,129 @@ class FitConfig:
         """
         unused = {name for name, default in _YOUNGER.items() if getattr(self, name) == default}
         return {name: value for name, value in self.to_dict().items() if name not in unused}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The choices of a base training, which may start at small images and grow.
+
+    A network that is convolutional before its pooling takes images of any size, and a step at 64 px costs an eighth of
+    one at 224 px: most of what there is to learn is learnt small. Each size is a training of its own, with its own
+    warm-up and its rate falling to 0, that starts from the best weights of the size before.
+
+    Attributes:
+        model: Network of ``models.MODELS`` to build, or the name to give the one that comes from a file.
+        dataset: As ``data.load_dataset`` knows it.
+        sizes: Height and width of the images, pixels, one per stage.
+        epochs: Per stage.
+        batch_sizes: Images per step and stage, over all workers.
+        learning_rates: At the end of the warm-up, per stage.
+        preset: How pixels become the input, one of ``device.spec.PRESETS``; "" for what the model to start from says,
+            or imagenet_torch for a network that is built.
+        color: "gray", or "rgb" for skin; "" for what the model to start from says, or gray.
+        labels: Names of the outputs of the model to start from, where its file does not say them.
+        positive: Of two classes that exclude one another the finding, by its label or its index.
+        match: "name", or "position": outputs of the model to start from and of the teacher stand in the order of the
+            set's findings.
+        dev_fraction: Share of the training patients set aside to choose the best epoch.
+        allow_missing: As ``data.load_dataset``.
+        options: Of the reader of the set.
+        pos_weight: Weight of positives in the loss: "balanced" (negatives per positive, at most 50), its root "sqrt",
+            which disturbs probabilities less, or "none"; of classes that exclude one another, the weight of each.
+        loss: As in ``FitConfig``, with all that follow.
+        focal_gamma: Exponent of the focal loss.
+        label_smoothing: Share by which labels move towards 0.5.
+        mixup: Of the blending of images.
+        weight_decay: Decoupled decay.
+        warmup_fraction: Share of the steps of a stage.
+        ema_decay: Of the running average of the weights.
+        patience: Epochs without a better one on dev that end a stage.
+        augment: Change each image a little.
+        ranges: How far.
+        precision: As ``transfer.in_precision``.
+        distill_weight: Share of the loss that follows a teacher.
+        seed: Of everything that draws.
+        activation: As in ``FitConfig``, or "auto": "softmax" where the set's labels are classes that exclude one
+            another, or the model to start from gives such classes, else "sigmoid".
+    """
+
+    model: str
+    dataset: str
+    sizes: tuple[int, ...] = (224,)
+    epochs: tuple[int, ...] = (10,)
+    batch_sizes: tuple[int, ...] = (32,)
+    learning_rates: tuple[float, ...] = (1e-3,)
+    preset: str = ""
+    color: str = ""
+    labels: tuple[str, ...] = ()
+    positive: str = ""
+    match: str = "name"
+    dev_fraction: float = 0.1
+    allow_missing: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    pos_weight: str = "balanced"
+    loss: str = "bce"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    weight_decay: float = 0.0
+    warmup_fraction: float = 0.05
+    ema_decay: float = 0.0
+    patience: int = 0
+    augment: bool = True
+    ranges: AugmentRanges = DEFAULT_RANGES
+    precision: str = "auto"
+    distill_weight: float = 0.0
+    seed: int = 0
+    activation: str = AUTO
+
+    def __post_init__(self) -> None:
+        """Stretch what was given once to all stages, and refuse what cannot be trained.
+
+        Raises:
+            CompressionError: A value is out of range, or a list is not as long as ``sizes``.
+        """
+        if not self.sizes or min(self.sizes) < 1:
+            raise CompressionError(f"sizes must be one or more image sizes in pixels, got {list(self.sizes)}")
+        for name in ("epochs", "batch_sizes", "learning_rates"):
+            values = tuple(getattr(self, name))
+            if len(values) not in (1, len(self.sizes)):
+                raise CompressionError(
+                    f"{name} must hold one value, or one per size ({len(self.sizes)}), got {len(values)}"
+                )
+            object.__setattr__(self, name, values * len(self.sizes) if len(values) == 1 else values)
+        activations = (AUTO, *ACTIVATIONS)
+        for name, choices in (("pos_weight", POS_WEIGHTS), ("precision", PRECISIONS), ("activation", activations)):
+            if getattr(self, name) not in choices:
+                raise CompressionError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for stage in range(len(self.sizes)):
+            self.config(stage, ACTIVATIONS[0] if self.activation == AUTO else self.activation)
+
+    def config(self, stage: int, activation: str = ACTIVATIONS[0]) -> FitConfig:
+        """The training of one stage; ``activation`` is what became of the plan's."""
+        shared = {name: getattr(self, name) for name in _SHARED}
+        return FitConfig(
+            epochs=self.epochs[stage],
+            batch_size=self.batch_sizes[stage],
+            learning_rate=self.learning_rates[stage],
+            activation=activation,
+            **shared,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-ready; "auto", which folders begun before there was a choice meant, is left out."""
+        fields = dataclasses.asdict(self)
+        if self.activation == AUTO:
+            del fields["activation"]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+_SHARED = tuple(
+    sorted(
+        {field.name for field in dataclasses.fields(TrainingPlan)}
+        & {field.name for field in dataclasses.fields(FitConfig)} - {"epochs", "activation"}
+    )
+)
 
 
 @dataclass(frozen=True)

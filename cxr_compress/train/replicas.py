@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.errors import UnsupportedLayerError
+from cxr_compress.models.keras_graph import rebuilt
 from cxr_compress.train.checkpoints import RunFolder
 from cxr_compress.train.distill import FeatureTerm
 from cxr_compress.train.distribute import Distribution
@@ -184,10 +185,8 @@ class Replicated:
 
     def _copy(self, model: Any, *, synchronized: bool) -> Any:
         try:
-            config = model.get_config()
-            _edit(config, synchronized=synchronized)
             with self._strategy.scope():
-                copy = type(model).from_config(config)
+                copy = rebuilt(model, lambda config: _synchronize_norms(config, synchronized=synchronized))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise UnsupportedLayerError(
                 f"expected a Functional or Sequential model to replicate, but {model.name} cannot be rebuilt from its "
@@ -213,12 +212,11 @@ def _share_of_labels(counting: Any) -> Any:
     return known / tf.maximum(context.all_reduce(tf.distribute.ReduceOp.SUM, known), 1.0)
 
 
-def _edit(config: dict[str, Any], *, synchronized: bool) -> None:
+def _synchronize_norms(config: dict[str, Any], *, synchronized: bool) -> None:
     """Make the batch normalizations of a model, and of the models within it, see the batches of all replicas."""
-    config.pop("build_input_shape", None)  # of a Sequential model: its first layer decides
     for layer in config.get("layers", ()):
         inner = layer.get("config", {})
         if layer.get("class_name") == "BatchNormalization":
             inner["synchronized"] = synchronized
         elif isinstance(inner, dict) and "layers" in inner:
-            _edit(inner, synchronized=synchronized)
+            _synchronize_norms(inner, synchronized=synchronized)

@@ -14,10 +14,10 @@ from cxr_compress.keras2 import keras
 from cxr_compress.metrics import softmax
 from cxr_compress.models import ModelAbout, load_model, read_about, save_model
 from cxr_compress.train import CategoricalCrossEntropy, FitConfig, class_weights, fit, predict_logits
+from cxr_compress.train.config import TrainingPlan
 from cxr_compress.train.dev_score import DevScore
 from cxr_compress.train.losses import distillation_loss, make_loss
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
-from cxr_compress.train.transfer import TrainingPlan
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 NAN = float("nan")

@@ -18,11 +18,10 @@ import numpy as np
 from cxr_compress.errors import CompressionError
 from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FeatureMatch, replicas
-from cxr_compress.train.config import FitConfig
+from cxr_compress.train.config import FitConfig, TrainingPlan
 from cxr_compress.train.distribute import start_distribution
 from cxr_compress.train.fit import fit
 from cxr_compress.train.training import TrainingFiles, run_training
-from cxr_compress.train.transfer import TrainingPlan
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 # Fixed order, no augmentation; decay and average as well, since each needs variables on every replica.

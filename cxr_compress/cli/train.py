@@ -203,7 +203,7 @@ def _check_models(values: flags.FlagValues) -> None:
 
 def _plan(values: flags.FlagValues) -> TrainingPlan:
     """The training that the flags ask for."""
-    from cxr_compress.train.augment import AugmentRanges
+    from cxr_compress.train.batches import AugmentRanges
     from cxr_compress.train.config import TrainingPlan
 
     direct = (

@@ -49,7 +49,7 @@ def in_float32(model: Any) -> tuple[Any, str]:
     in.
 
     Args:
-        model: Functional or Sequential, nested or not; it is not changed.
+        model: functional or Sequential, nested or not; it is not changed.
 
     Returns:
         The model itself and "" where it does so already, else a copy and one line for the user. Casts to another
@@ -186,14 +186,14 @@ def reinitialize(model: Any, seed: int) -> Any:
     Source: Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270), section 3.
 
     Args:
-        model: Functional or Sequential, nested models included.
-        seed: Of the weights.
+        model: functional or Sequential, nested models included.
+        seed: of the weights.
 
     Returns:
         A new plain `keras.Model`, uncompiled, with the configuration of `model`.
 
     Raises:
-        UnsupportedLayerError: The model is subclassed or has a layer that cannot be rebuilt from its configuration.
+        UnsupportedLayerError: the model is subclassed or has a layer that cannot be rebuilt from its configuration.
     """
     if not getattr(model, "_is_graph_network", False):
         raise UnsupportedLayerError(

@@ -42,12 +42,12 @@ class TrainingFiles:
     """Where a training reads and writes.
 
     Attributes:
-        data_dir: The data set; only read.
-        output_dir: The run: a folder per stage, `model.keras` and `training.json`.
-        keras_model_file: Start from this model instead of a random one; its head is replaced where it has another
+        data_dir: the data set; only read.
+        output_dir: the run: a folder per stage, `model.keras` and `training.json`.
+        keras_model_file: start from this model instead of a random one; its head is replaced where it has another
             number of outputs.
-        teacher_file: Model to distil from.
-        cache_dir: Keep decoded images here.
+        teacher_file: model to distil from.
+        cache_dir: keep decoded images here.
     """
 
     data_dir: Path
@@ -62,9 +62,9 @@ class Listeners:
     """Who hears how far it is; none decides anything.
 
     Attributes:
-        log: One line each.
+        log: one line each.
         decoding: (split name, images done, images in all).
-        on_step: As `fit`.
+        on_step: as `fit`.
     """
 
     log: Callable[[str], None] | None = None

@@ -78,7 +78,7 @@ def train(job, folder, distribution=None):
 def break_it(job):
     """Leave out what the job is named after: the controls."""
     if job == "unsynchronized":
-        replicas._edit = lambda config, synchronized: config.pop("build_input_shape", None)
+        replicas._synchronize_norms = lambda config, synchronized: None
     if job == "undivided":
         replicas.make_terms = undivided
     if job == "local_mask":
@@ -104,7 +104,7 @@ def run_job(job, folder, distribution):
     if job == "damaged" and distribution.is_chief:
         (folder / "run").mkdir()
         (folder / "run" / "run.json").write_text("{")
-    whole = {name: getattr(replicas, name) for name in ("_edit", "make_terms", "_share_of_labels")}
+    whole = {name: getattr(replicas, name) for name in ("_synchronize_norms", "make_terms", "_share_of_labels")}
     break_it(job)
     try:
         losses, model, result = train(job, folder / "run", distribution)

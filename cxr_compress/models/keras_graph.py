@@ -345,11 +345,26 @@ def rebuild_model(model: keras.Model, edit: LayerEdit) -> keras.Model:
 def copy_model(model: keras.Model, edit: LayerEdit = lambda path, class_name, config: None) -> keras.Model:
     """A copy of a model with its weights; edits of its layers' configs must leave the weights' shapes as they are."""
     copied = rebuild_model(model, edit)
-    copied.set_weights(model.get_weights())
-    for layer in layers_by_path(copied).values():
-        # Normalization computes from numbers derived of its weights, which only this refreshes.
-        layer.finalize_state()
+    copy_weights(copied, model)
     return copied
+
+
+def copy_weights(copied: keras.Model, model: keras.Model, besides: Sequence[str] = ()) -> None:
+    """Give a rebuilt model the weights of the model it was made of, in its own precision.
+
+    They go over by the names of layers, whose order a rebuilt model need not keep.
+
+    Args:
+        copied: what is filled.
+        model: whose weights they are.
+        besides: paths of layers that keep what they have.
+    """
+    copies = dict(_all_layers(copied, ""))
+    for path, layer in _all_layers(model, ""):  # one that two models share has a copy in each
+        if path not in besides:
+            copies[path].set_weights(layer.get_weights())
+            # Normalization computes from numbers derived of its weights, which only this refreshes.
+            copies[path].finalize_state()
 
 
 def _layer_entries(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:

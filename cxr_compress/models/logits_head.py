@@ -33,8 +33,7 @@ from cxr_compress.models.ends import (
     require_one_call,
     upwards,
 )
-from cxr_compress.models.keras_graph import rebuilt
-from cxr_compress.models.zeros import named_layers
+from cxr_compress.models.keras_graph import layers_by_path, rebuilt
 
 _layers = keras.layers
 _KERNELS = {_layers.Dense: "units", _layers.Conv2D: "filters"}
@@ -302,8 +301,8 @@ def _take_off(config: dict[str, Any], end: End) -> None:
 
 
 def _copy_weights(model: Any, plain: Any, pair: Place | None, positive: int) -> None:
-    own = dict(named_layers(model))
-    for name, layer in named_layers(plain):
+    own = layers_by_path(model)
+    for name, layer in layers_by_path(plain).items():
         weights = own[name].get_weights()
         if pair is not None and own[name] is pair.layer:
             # In float64, so that one rounding is all that the logit's weights lose.

@@ -1,7 +1,6 @@
 """The same network built anew: in float32, at another image size, with another head, or with fresh weights.
 
-Each function leaves its model unchanged and gives a plain copy, made from an edited configuration; weights go over by
-the names of layers, whose order a rebuilt model need not keep.
+Each function leaves its model unchanged and gives a plain copy, made from an edited configuration.
 """
 
 from __future__ import annotations
@@ -14,31 +13,12 @@ import numpy as np
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import Config, layers_by_path, rebuilt
+from cxr_compress.models.keras_graph import Config, copy_model, copy_weights, layers_by_path, rebuild_model, rebuilt
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere, the first whose tensor cores compute in bfloat16
 _FLOAT16_CAPABILITY = (7, 0)
-_FLOATS = frozenset(("float16", "bfloat16", "float64", "half", "double"))
-_POLICIES = _FLOATS | {"mixed_float16", "mixed_bfloat16"}
-
-
-def copy_weights(copied: Any, model: Any, besides: Sequence[str] = ()) -> None:
-    """Give a rebuilt model the weights of the model it was made of, as float32, layer by layer.
-
-    Args:
-        copied: what is filled.
-        model: whose weights they are.
-        besides: names of layers that keep what they have.
-    """
-    for layer in model.layers:
-        other = copied.get_layer(layer.name)
-        if getattr(layer, "_is_graph_network", False):
-            copy_weights(other, layer)
-        elif layer.weights and layer.name not in besides:
-            other.set_weights([_widened(weight) for weight in layer.get_weights()])
-            # Normalization computes from numbers derived of its weights, which only this refreshes.
-            other.finalize_state()
+_OTHER_POLICIES = frozenset(("float16", "bfloat16", "float64", "half", "double", "mixed_float16", "mixed_bfloat16"))
 
 
 def in_float32(model: Any) -> tuple[Any, str]:
@@ -61,7 +41,7 @@ def in_float32(model: Any) -> tuple[Any, str]:
     policies = {layer.dtype_policy.name for layer in model._flatten_layers(include_self=False)} | {
         str(tensor.dtype.name) for tensor in model.inputs
     }
-    others = sorted(policies & _POLICIES)
+    others = sorted(policies & _OTHER_POLICIES)
     if not others:
         return model, ""
     try:
@@ -91,20 +71,17 @@ def at_size(model: Any, height: int, width: int) -> Any:
     if own_size == (height, width):
         return model
 
-    def resize(config: Config) -> None:
-        for layer in config["layers"]:
-            if layer["class_name"] == "InputLayer":
-                layer["config"]["batch_input_shape"] = (None, height, width, channels)
+    def resize(path: str, class_name: str, config: Config) -> None:
+        if class_name == "InputLayer" and "/" not in path:
+            config["batch_input_shape"] = (None, height, width, channels)
 
     try:
-        copied = rebuilt(model, resize)
-        copy_weights(copied, model)
+        return copy_model(model, resize)
     except Exception as error:  # Keras raises nearly every type here; the cause is kept
         raise UnsupportedLayerError(
             f"{model.name} is made for images of {own_size[0]} x {own_size[1]} px and its layers do not fit {height} x "
             f"{width}: use it at its own size"
         ) from error
-    return copied
 
 
 def with_head(model: Any, columns: Sequence[int | None]) -> Any:
@@ -127,11 +104,11 @@ def with_head(model: Any, columns: Sequence[int | None]) -> Any:
             f"for {len(columns)} findings cannot be put in its place"
         )
 
-    def widen(config: Config) -> None:
-        entry = next(layer for layer in config["layers"] if layer["config"]["name"] == head.name)
-        entry["config"]["units"] = len(columns)
+    def widen(path: str, class_name: str, config: Config) -> None:
+        if path == head.name:
+            config["units"] = len(columns)
 
-    copied = rebuilt(model, widen)
+    copied = rebuild_model(model, widen)
     copy_weights(copied, model, besides=(head.name,))
     new_head = copied.get_layer(head.name)
     weights = new_head.get_weights()
@@ -161,14 +138,11 @@ def in_precision(model: Any, precision: str) -> Any:
         return model
     last = model.layers[-1].name
 
-    def compute_in(config: Config) -> None:
-        for layer in config["layers"]:
-            plain = policy == "float32" or layer["config"]["name"] == last or layer["class_name"] == "InputLayer"
-            layer["config"]["dtype"] = "float32" if plain else {"class_name": "Policy", "config": {"name": policy}}
+    def compute_in(path: str, class_name: str, config: Config) -> None:
+        plain = policy == "float32" or path == last or class_name == "InputLayer"
+        config["dtype"] = "float32" if plain else {"class_name": "Policy", "config": {"name": policy}}
 
-    copied = rebuilt(model, compute_in)
-    copy_weights(copied, model)
-    return copied
+    return copy_model(model, compute_in)
 
 
 def reinitialize(model: Any, seed: int) -> Any:
@@ -250,12 +224,7 @@ def _float32_policy(value: Any) -> Any:
     """The policy of a layer, or the dtype that a call or an initializer asks for."""
     name = value["config"].get("name") if isinstance(value, dict) and "config" in value else value
     name = getattr(name, "name", name)
-    return "float32" if name in _POLICIES else value
-
-
-def _widened(weight: np.ndarray) -> np.ndarray:
-    # bfloat16 is no kind of float to NumPy, but has a name.
-    return weight.astype(np.float32) if weight.dtype.name in _FLOATS else weight
+    return "float32" if name in _OTHER_POLICIES else value
 
 
 def _seed_initializers(value: Any, path: str) -> None:

@@ -15,13 +15,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-
-# Which kernel of which layer is pruned. Exact classes: a subclass may use its kernel in a way that zeros would break.
-PRUNED_KERNELS: dict[type, str] = {
-    keras.layers.Conv2D: "kernel",
-    keras.layers.Dense: "kernel",
-    keras.layers.SeparableConv2D: "pointwise_kernel",
-}
+from cxr_compress.models.keras_graph import layers_by_path, traits_of
 
 
 def zero_masks(model: Any) -> dict[str, np.ndarray]:
@@ -94,33 +88,14 @@ def check_zeros(model: Any, masks: Mapping[str, np.ndarray]) -> None:
 def prunable_layers(model: Any) -> dict[str, Any]:
     """Return name -> layer for every layer with a kernel that weight pruning may touch, in the model's order."""
     heads = head_names(model)
-    return {name: layer for name, layer in named_layers(model) if type(layer) in PRUNED_KERNELS and name not in heads}
+    return {
+        name: layer for name, layer in layers_by_path(model).items() if traits_of(layer).prunable and name not in heads
+    }
 
 
 def kernel_of(layer: Any) -> Any:
     """Return the variable that weight pruning touches in a prunable layer."""
-    return getattr(layer, PRUNED_KERNELS[type(layer)])
-
-
-def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) for every layer that is no model itself; nested models put their name in front.
-
-    Raises:
-        CompressionError: two layers have one name, as "a/b" and the "b" in a nested model "a" do.
-    """
-    names: dict[str, int] = {}
-    for name, layer in _all_layers(model, ""):
-        if names.setdefault(name, id(layer)) != id(layer):
-            raise CompressionError(f"two layers of {model.name} have the name {name}: rename one of them")
-        yield name, layer
-
-
-def _all_layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer, f"{prefix}{layer.name}/")
-        else:
-            yield f"{prefix}{layer.name}", layer
+    return getattr(layer, traits_of(layer).kernel)
 
 
 def head_names(model: Any) -> set[str]:

@@ -16,7 +16,7 @@ QAT = ("auto", "never", "always")
 QUANT_TYPES = ("none", "fp16", "dynamic", "int8", "int8_float_io", "int16x8")
 MATCHES = ("name", "position")
 COLORS = ("", "gray", "rgb")
-# How a training image may be changed; their usual ranges are those of cxr_compress.train.augment.
+# How a training image may be changed; their usual ranges are those of cxr_compress.train.batches.
 AUGMENT = ("shift", "rotation", "scale", "contrast", "brightness", "gamma", "mirror")
 
 # What a field must hold, by the name of the field.

@@ -110,7 +110,7 @@ def test_evaluate_table_has_findings_means_groups_and_the_sentence(table, capsys
     assert any(line.startswith("by source") and line.endswith("within source") for line in lines)
     assert "- (" in out  # some group is too small
     assert lines[-1] == INTENDED_USE
-    assert "ran the model on 90 images" in err
+    assert "running the model: 90 images" in err
 
 
 def test_evaluate_csv_has_a_row_per_finding_and_group(table, capsys) -> None:

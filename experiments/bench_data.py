@@ -182,12 +182,12 @@ def measure_network(name: str, images: np.ndarray, size: int, rounds: int) -> di
     from cxr_compress import models
     from cxr_compress.train.batches import ahead
     from cxr_compress.train.config import FitConfig
-    from cxr_compress.train.losses import weighted_bce
-    from cxr_compress.train.step import make_forward, make_optimizer, make_train_step
+    from cxr_compress.train.losses import WeightedBce
+    from cxr_compress.train.step import Objective, make_forward, make_optimizer, make_train_step
 
     model = getattr(models, name)(1, (size, size, 3))
     optimizer = make_optimizer(FitConfig(epochs=1), steps=1000)
-    step = make_train_step(model, weighted_bce(np.ones(1, np.float32)), optimizer, None, 0.0)
+    step = make_train_step(model, Objective(WeightedBce(np.ones(1, np.float32))), optimizer)
     forward = make_forward(model)
     ready = batches_of(images, size)[0]
     steps = 2 if _SMOKE.value else steps_of(lambda: step(*ready), len(batches_of(images, size)))

@@ -54,7 +54,7 @@ from cxr_compress.structured import (
     score_channels,
     select_channels,
 )
-from cxr_compress.train import pos_weights, weighted_bce
+from cxr_compress.train import WeightedBce, pos_weights
 
 RANDOM_SEEDS = range(5)
 BATCH = 32
@@ -141,7 +141,7 @@ def measure(bench: Bench, criterion: str, seed: int, target: float) -> Row:
             bench.analysis,
             criterion=criterion,
             batches=bench.batches(),
-            loss=weighted_bce(pos_weights(bench.labels)),
+            loss=WeightedBce(pos_weights(bench.labels)),
             seed=seed,
         )
         plan = select_channels(bench.analysis, scores, Budget(macs=target), scope=_SCOPE.value, round_to=bench.round_to)

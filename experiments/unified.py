@@ -66,10 +66,10 @@ from cxr_compress.lite import convert, pack_file
 from cxr_compress.metrics import Interval
 from cxr_compress.models import ModelAbout, tiny_chexnet
 from cxr_compress.models.files import load_model, save_model
+from cxr_compress.models.variants import at_size
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import measure_cost
-from cxr_compress.train.transfer import at_size
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
@@ -155,7 +155,7 @@ def measure(bench: Bench, name: str, plan: RowPlan, recipe: Recipe, log: Callabl
 
 def at_full_size(bench: Bench, folder: Path, file: ModelFile, original: ModelFile) -> dict[str, Any]:
     """Bytes, MACs and times of a run's file and of the original float one, both for images of the full size."""
-    pruned, whole = (at_size(load_model(source_of(folder, one)), bench.size) for one in (file, original))
+    pruned, whole = (at_size(load_model(source_of(folder, one)), bench.size, bench.size) for one in (file, original))
     lite = convert(pruned, file.info.quant_type, calibration=[bench.calibration(file.info.preprocess)])
     # Thresholds hold for images of the trained size only; here they count as the bytes that they are.
     spec = dataclasses.replace(file.info.preprocess, height=bench.size, width=bench.size)

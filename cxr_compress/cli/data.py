@@ -44,7 +44,7 @@ from cxr_compress.cli.app import (
     run_command,
 )
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
-from cxr_compress.cli.progress import Meter
+from cxr_compress.cli.progress import Progress, show_progress
 from cxr_compress.data.cache import build_cache, verify_cache
 from cxr_compress.data.checks import count_images, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, Split, check_dataset
@@ -168,7 +168,8 @@ def _check(values: flags.FlagValues) -> int:
     """Report all that is wrong with a set."""
     missing = Missing.DROP if values.allow_missing else Missing.KEEP
     dataset = read_dataset(**_chosen(values), missing=missing)
-    problems = examine(dataset, progress=Meter(NAME).counter("looked at", "images"))
+    with show_progress(NAME) as progress:
+        problems = examine(dataset, progress=progress.counter("looking at files"))
     _print_check(values.format, dataset, problems)
     kinds = {problem.kind for problem in problems if is_serious(problem)}
     if kinds & _UNUSABLE:
@@ -307,9 +308,10 @@ def _cache(values: flags.FlagValues) -> int:
         print_error(NAME, f"note: {note}")
     color = dataset.color if values.color is None else "rgb" if values.color else "gray"
     specs = [PreprocessSpec(size, size, color=color) for size in sizes]
-    meter = Meter(NAME)
+    splits = [(split, spec) for spec in specs for split in dataset.splits if len(split)]
     try:
-        rows = [_cache_split(split, spec, values, meter) for spec in specs for split in dataset.splits if len(split)]
+        with show_progress(NAME) as progress:
+            rows = [_cache_split(split, spec, values, progress) for split, spec in splits]
     except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
         error.args = ("what is done is kept; the same command goes on from there",)
         raise
@@ -327,13 +329,13 @@ def _cache(values: flags.FlagValues) -> int:
     return EXIT_OK
 
 
-def _cache_split(split: Split, spec: PreprocessSpec, values: flags.FlagValues, meter: Meter) -> dict[str, Any]:
+def _cache_split(split: Split, spec: PreprocessSpec, values: flags.FlagValues, progress: Progress) -> dict[str, Any]:
     what = f"{split.name} at {spec.height}x{spec.width}"
     started = time.perf_counter()
-    entry = build_cache(split, spec, values.cache_dir, progress=meter.counter(f"cached {what}", "images"))
+    entry = build_cache(split, spec, values.cache_dir, progress=progress.counter(f"caching {what}"))
     seconds = time.perf_counter() - started
     if values.verify:
-        verify_cache(split, spec, values.cache_dir, progress=meter.counter(f"verified {what}", "images"))
+        verify_cache(split, spec, values.cache_dir, progress=progress.counter(f"verifying {what}"))
     return {
         "split": split.name,
         "size": spec.height,
@@ -371,9 +373,10 @@ def _fetch(values: flags.FlagValues) -> int:
         raise UsageError("--output_dir is missing: the folder for the archive")
     archive = medmnist_archive(values.dataset, int(values.size))
     started = time.perf_counter()
-    count = Meter(NAME).counter(f"downloaded {archive.file}", "bytes")
     try:
-        path = fetch(archive, values.output_dir, mirror=values.mirror, progress=count)
+        with show_progress(NAME) as progress:
+            count = progress.counter(f"downloading {archive.file}", "bytes")
+            path = fetch(archive, values.output_dir, mirror=values.mirror, progress=count)
     except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
         error.args = ("what has arrived is kept; the same command goes on from there",)
         raise

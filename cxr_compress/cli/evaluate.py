@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from cxr_compress.cli.app import EXIT_OK, Say, UsageError, quiet_native_stderr, reader_options, run_command
+from cxr_compress.cli.app import EXIT_OK, Say, UsageError, reader_options, run_command
 from cxr_compress.cli.device_flags import define_delegate_flag
 from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.cli.progress import show_progress
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.splits import join_splits
 from cxr_compress.device.modelinfo import INTENDED_USE
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
 NAME = "cxr_evaluate"
 _SPLITS = ("test", "dev", "train", "all")
 _AUTO = "auto"
-_SECONDS_BETWEEN_LINES = 10
 _CHANCE = 0.5
 _PACKAGES = ("cxr-compress", "numpy", "opencv-python-headless", "ai-edge-litert", "tensorflow", "tf_keras")
 
@@ -105,21 +105,20 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Load, score, write, print."""
     _check(values, arguments)
     path, started = Path(values.model), time.monotonic()
-    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
-        progress = _Progress(say)
+    with show_progress(NAME, hold_native=not values.debug) as progress:
         dataset = _load_dataset(values)
         split = join_splits(dataset.splits, "all") if values.split == "all" else getattr(dataset, values.split)
         count_images(split.labels)  # refuses soft labels before anything slow
         groups = _groups(values.by, split, dataset.name)
-        opened = _open(path, values, dataset, progress.tell)
+        opened = _open(path, values, dataset, progress.log)
         by_position = values.match == "position"
         match = match_findings(opened.model.findings, dataset.findings, logits=opened.logits, by_position=by_position)
-        _say_what_to_know(progress.tell, dataset, split, match)
+        _say_what_to_know(progress.log, dataset, split, match)
         images = decode_split(
             split,
             opened.model.spec,
             workers=values.num_threads,
-            progress=progress.counting("read"),
+            progress=progress.counter(f"decoding {split.name}"),
             cache_dir=values.cache_dir,
         )
         scored = score_model(
@@ -131,10 +130,10 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
             columns=match.logits,
             samples=values.bootstrap_samples,
             seed=values.seed,
-            progress=progress.counting("ran the model on", then="; resampling patients"),
+            progress=progress.counter("running the model", then="; resampling patients"),
         )
-        _warn_of_chance(progress.tell, scored)
-        progress.tell("dividing by " + ", ".join(groups) if groups else "scored")
+        _warn_of_chance(progress.log, scored)
+        progress.log("dividing by " + ", ".join(groups) if groups else "scored")
         groupings = score_groups(scored, groups)
     document = _document(
         values, dataset=dataset, split=split, opened=opened, match=match, scored=scored, groupings=groupings
@@ -366,30 +365,3 @@ def _print(form: str, document: dict[str, Any], scored: Evaluation, groupings: S
         f"patients, {size['height']} x {size['width']} px, intervals from {scored.samples:,} resamplings of patients"
     )
     sys.stdout.write(f"{heading}\n\n{render_evaluation(scored, groupings)}\n\n{INTENDED_USE}\n")
-
-
-class _Progress:
-    """Lines with the seconds since the start."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._started = self._told = time.monotonic()
-
-    def tell(self, line: str) -> None:
-        """Write one line now."""
-        self._told = time.monotonic()
-        self._say(f"[{self._told - self._started:4.0f} s] {line}")
-
-    def counting(self, verb: str, then: str = "") -> Callable[[int, int], None]:
-        """A progress callback that writes a line at the end, with what comes then, and every few seconds before."""
-        begun = time.monotonic()
-
-        def count(done: int, total: int) -> None:
-            now = time.monotonic()
-            if done == total:
-                self.tell(f"{verb} {total:,} images{then}")
-            elif now - self._told > _SECONDS_BETWEEN_LINES:
-                left = (now - begun) / done * (total - done)
-                self.tell(f"{verb} {done:,} of {total:,} images, about {left:.0f} s left")
-
-        return count

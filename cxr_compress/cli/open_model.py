@@ -16,7 +16,7 @@ from cxr_compress.cli.app import Say, UsageError
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.spec import PreprocessSpec
-from cxr_compress.errors import ModelFileError
+from cxr_compress.errors import ModelFileError, UnsupportedLayerError
 from cxr_compress.evaluate import BATCH, Match, ScorableModel, from_classifier, undo_class_weights
 from cxr_compress.evaluate.first_look import settle_on_dev
 
@@ -33,9 +33,9 @@ class OpenedModel:
     """A model ready to score.
 
     Attributes:
-        model: What scores it.
-        logits: How many it gives.
-        facts: What the results say about it, JSON-ready.
+        model: what scores it.
+        logits: how many it gives.
+        facts: what the results say about it, JSON-ready.
     """
 
     model: ScorableModel
@@ -44,13 +44,13 @@ class OpenedModel:
 
 
 def open_tflite(
-    path: Path, say: Say, *, num_threads: int, input_size: int | None, delegate: str | None = None
+    path: Path, log: Say, *, num_threads: int, input_size: int | None, delegate: str | None = None
 ) -> OpenedModel:
     """Give the device's own classifier.
 
     Args:
         path: the file.
-        say: gets notes for the user.
+        log: gets notes for the user.
         num_threads: of the kernels.
         input_size: what the user asked for; a .tflite has one size.
         delegate: library of an accelerator; None runs on the processor.
@@ -67,19 +67,19 @@ def open_tflite(
     model = from_classifier(classifier)
     facts = {**_facts(path, model), "name": file.info.model_name, "quant_type": file.info.quant_type}
     if file.info.synthetic:
-        say("warning: the model was trained on drawn images; its numbers say nothing about patients")
+        log("warning: the model was trained on drawn images; its numbers say nothing about patients")
     facts.update(threshold_source=file.info.threshold_source, synthetic=file.info.synthetic)
     return OpenedModel(model, len(classifier.labels), facts)
 
 
-def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSpec], Dev], say: Say) -> OpenedModel:
+def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSpec], Dev], log: Say) -> OpenedModel:
     """Give a Keras model as TensorFlow runs it.
 
     Args:
         path: the file.
         values: the flags: number of threads, input size and what the model means (`meaning_flags`).
         dev: decodes the labeled dev images for a preprocessing; asked where the file does not say its own.
-        say: gets notes for the user.
+        log: gets notes for the user.
 
     Raises:
         UsageError: the size has to be given.
@@ -89,11 +89,12 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     import tensorflow as tf
 
     from cxr_compress.models.original import read_original
+    from cxr_compress.models.variants import at_size
     from cxr_compress.train.step import make_forward, predict_logits
 
     if values.num_threads:
-        _limit_threads(tf, values.num_threads, say)
-    say(f"loading {path.name}")
+        _limit_threads(tf, values.num_threads, log)
+    log(f"loading {path.name}")
     original = read_original(
         path,
         labels=values.labels,
@@ -104,18 +105,21 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
         force=values.force,
     )
     for note in original.notes():
-        say(f"note: {note}")
+        log(f"note: {note}")
     size = values.input_size
     shape = original.image_shape
     known = original.pixels.spec
     # read_original asks for a size that neither file nor flag gives.
     height = int(size or (known.height if known else shape[0]) or 0)
     width = int(size or (known.width if known else shape[1]) or 0)
-    keras_model = _at_size(original.model, (height, width, shape[2]), path)
+    try:
+        keras_model = at_size(original.model, height, width)
+    except UnsupportedLayerError as error:
+        raise ModelFileError(f"{path.name}: {error}") from error
     forward = make_forward(keras_model)
     original = dataclasses.replace(original, model=keras_model)
     fed = (height, width, shape[2])
-    spec, where = settle_pixels(original, fed, dev, say, color=values.color, force=values.force)
+    spec, where = settle_pixels(original, fed, dev, log, color=values.color, force=values.force)
     count = original.change.outputs
 
     def logits(images: np.ndarray) -> np.ndarray:
@@ -140,7 +144,7 @@ def open_keras(path: Path, values: flags.FlagValues, dev: Callable[[PreprocessSp
     )
     trained = "" if about is None else about.dataset
     facts = {**_facts(path, model), "preprocess_source": where, "trained_on": trained}
-    say(f"note: {original.assumed(findings or ('unnamed',), spec, where)}")
+    log(f"note: {original.assumed(findings or ('unnamed',), spec, where)}")
     return OpenedModel(model, count, facts)
 
 
@@ -148,7 +152,7 @@ def settle_pixels(
     original: Original,
     shape: tuple[int, int, int],
     dev: Callable[[PreprocessSpec], Dev],
-    say: Say,
+    log: Say,
     *,
     color: str | None,
     force: bool | None,
@@ -159,7 +163,7 @@ def settle_pixels(
         original: the model.
         shape: (height, width, channels) that it is fed.
         dev: as `open_keras`.
-        say: gets notes for the user.
+        log: gets notes for the user.
         color: of the user.
         force: as `settle_preset`.
 
@@ -185,40 +189,22 @@ def settle_pixels(
         preset=pixels.preset,
         own=own,
         ask=ask_for_preset(original.path.name),
-        tell=say,
+        tell=log,
         doubt=pixels.doubt,
         force=force,
         columns=list(match.logits),
     )
     if against:
-        say(f"warning: {against}; going on (--force)")
+        log(f"warning: {against}; going on (--force)")
         return spec, f"{pixels.source}, forced: {against}"
     return spec, pixels.source if own is not None else "the clear best on dev"
 
 
-def _limit_threads(tf: Any, threads: int, say: Say) -> None:
+def _limit_threads(tf: Any, threads: int, log: Say) -> None:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError:  # fixed once it has computed something: only where another program calls this one
-        say("TensorFlow is running already: --num_threads does not limit it")
-
-
-def _at_size(model: Any, shape: tuple[int, int, int], path: Path) -> Any:
-    """The same weights for images of another size, where the network is convolutional up to a global pooling."""
-    from cxr_compress.keras2 import keras
-
-    own = tuple(model.input_shape[1:3])
-    if own in ((None, None), shape[:2]):
-        return model
-    try:
-        other = keras.models.clone_model(model, input_tensors=keras.Input(shape))
-        other.set_weights(model.get_weights())
-    except Exception as error:  # Keras raises nearly every type here; the cause is kept
-        raise ModelFileError(
-            f"{path.name} is made for images of {own[0]} x {own[1]} px and its layers do not fit {shape[0]} x "
-            f"{shape[1]}: score it at its own size"
-        ) from error
-    return other
+        log("TensorFlow is running already: --num_threads does not limit it")
 
 
 def _facts(path: Path, model: ScorableModel) -> dict[str, Any]:

@@ -7,29 +7,37 @@ Images may start small and grow (--input_size): a step at 64 px costs an eighth 
 and --learning_rate take one value, or one per size. The best epoch is chosen by the mean AUROC on dev, patients set
 aside from train, or with --distill_weight by the loss there; test is never looked at (cxr_evaluate does that). The
 folder receives model.keras, training.json, and per size run.json, log.jsonl, TensorBoard events and the last epoch's
-whole state, from which the same command goes on; other flags are refused with what differs. With
---distribution=multi_worker start the same command on every machine, each with its own TF_CONFIG: the first one, the
-chief, writes. Exit codes: 0 done, 2 wrong flag, data or model or a lost worker, 130 Ctrl-C.
+whole state, from which the same command goes on; other flags are refused with what differs. Exit codes: 0 done, 2 wrong
+flag, data or model or a lost worker, 130 Ctrl-C.
+
+Several GPUs of one machine: --distribution=mirrored. Several machines: put the data set, and any model files, on each,
+set TF_CONFIG, and start the same command with --distribution=multi_worker on all of them:
+
+    export TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:12345", "10.0.0.2:12345"]},
+                       "task": {"type": "worker", "index": 0}}'   # "index": 1 on the second
+
+The first worker is the chief: it alone reads and writes --output_dir, so no shared disk is needed. --batch_size counts
+the images of a step over all workers and must divide evenly among the GPUs, with as many on each machine.
+If a worker dies, the others stop with one line, usually within a quarter of a minute; the same command on all machines
+goes on from the last finished epoch, with as many machines as there are then. Use a private network: TensorFlow's
+connections are neither encrypted nor authenticated.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.app import EXIT_OK, UsageError, quiet_native_stderr, reader_options, run_command
+from cxr_compress.cli.app import EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.output import write_results
+from cxr_compress.cli.progress import show_progress
 from cxr_compress.cli.recipe_flags import define_recipe_flags
-from cxr_compress.data import DATASETS, decode_split, load_dataset
+from cxr_compress.data import DATASETS, Dataset, decode_split
 from cxr_compress.data.dataset import match_findings
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, DataError
@@ -39,10 +47,10 @@ from cxr_compress.recipe import AugmentRanges
 from cxr_compress.recipe.fields import entries_of
 
 if TYPE_CHECKING:
-    from cxr_compress.train.transfer import TrainingPlan
+    from cxr_compress.models.original import Original
+    from cxr_compress.train.config import TrainingPlan
 
 NAME = "cxr_train"
-_SECONDS_BETWEEN_LINES = 10
 _GO_ON = "finished epochs are kept; the same command goes on from there"
 _COLUMNS = ("stage", "size", "epochs", "best_epoch", "dev_auroc", "seconds")
 _NUMBERS = {
@@ -121,29 +129,29 @@ def _define_flags(values: flags.FlagValues) -> None:
 def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     """Check the flags before anything slow is imported, then train."""
     _check(values, arguments)
-    with _terminal() as terminal, quiet_native_stderr(NAME, enabled=not values.debug) as say:
+    with show_progress(NAME, hold_native=not values.debug) as progress:
         # Here and not above: TensorFlow takes seconds to load, and a wrong flag or --help should not wait for it.
         from cxr_compress.train.distribute import start_distribution
         from cxr_compress.train.training import Listeners, TrainingFiles, run_training
 
-        progress = _Progress(say, terminal)
         plan = _plan(values)
-        distribution = start_distribution(values.distribution, progress.tell)
+        distribution = start_distribution(values.distribution, progress.log)
         files = TrainingFiles(
             Path(values.data_dir),
             Path(values.output_dir),
             *(Path(values[name].value) if values[name].value else None for name in _OPTIONAL_FILES),
         )
-        listeners = Listeners(progress.tell, progress.decoding, progress.step if terminal else None)
+        listeners = Listeners(progress.log, progress.decoding, progress.on_step)
+        dataset, start = None, None
         if values.keras_model_file:
-            plan = _held_against_dev(values, plan, progress.tell)
+            plan, dataset, start = _settled(values, plan, progress.log)
         try:
-            report = run_training(plan, files, listeners, distribution)
+            report = run_training(plan, files, listeners, distribution, dataset=dataset, start=start)
         except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
             error.args = (_GO_ON,)
             raise
         if report is None:
-            progress.tell("this worker is done; the chief has written the model")
+            progress.log("this worker is done; the chief has written the model")
             return EXIT_OK
     rows = [
         [
@@ -209,7 +217,7 @@ def _check_models(values: flags.FlagValues) -> None:
 
 def _plan(values: flags.FlagValues) -> TrainingPlan:
     """The training that the flags ask for."""
-    from cxr_compress.train.transfer import TrainingPlan
+    from cxr_compress.train.config import TrainingPlan
 
     direct = (
         *("dataset", "match", "allow_missing", "activation", "loss", "pos_weight", "augment"),
@@ -231,47 +239,41 @@ def _plan(values: flags.FlagValues) -> TrainingPlan:
     )
 
 
-def _held_against_dev(values: flags.FlagValues, plan: TrainingPlan, say: Callable[[str], None]) -> TrainingPlan:
-    """The plan, with the preset that dev shows where nobody says how images are prepared for the model to start from.
+def _settled(
+    values: flags.FlagValues, plan: TrainingPlan, log: Callable[[str], None]
+) -> tuple[TrainingPlan, Dataset, Original]:
+    """Plan, data set and model to start from, with the preset that dev shows where nobody says how images are prepared.
 
     Raises:
         DataError: dev shows that what is said is wrong, or nothing is said and dev cannot tell.
     """
     from cxr_compress.cli.open_model import Dev, settle_pixels
-    from cxr_compress.models.original import read_original
+    from cxr_compress.models.meaning import Pixels
+    from cxr_compress.train.training import read_start, read_training_set
 
-    size = plan.sizes[0]
-    path = Path(values.keras_model_file)
-    preset, color = plan.preset or None, plan.color or None
-    original = read_original(
-        path, labels=plan.labels, positive=plan.positive, preset=preset, color=color, input_size=size
-    )
+    path, size = Path(values.keras_model_file), plan.sizes[0]
+    original, dataset = read_start(path, plan), read_training_set(plan, Path(values.data_dir))
     if original.about is not None:
-        return plan
-    dataset = load_dataset(
-        plan.dataset,
-        Path(values.data_dir),
-        dev_fraction=plan.dev_fraction,
-        seed=plan.seed,
-        allow_missing=plan.allow_missing,
-        options=plan.options,
-    )
+        return plan, dataset, original
     count, by_position = original.change.outputs, plan.match == "position"
     try:
         match = match_findings(original.names.findings, dataset.findings, logits=count, by_position=by_position)
     except DataError as error:
-        say(f"note: how images are prepared for {path.name} was not checked on dev: {error}")
-        return plan
+        log(f"note: how images are prepared for {path.name} was not checked on dev: {error}")
+        return plan, dataset, original
 
     def dev(spec: PreprocessSpec) -> Dev:
         images = decode_split(dataset.dev, spec, cache_dir=values.cache_dir)
         return images, dataset.dev.labels, dataset.dev.patients, lambda _: match
 
-    known, (height, width, channels) = original.pixels.spec, original.image_shape
+    height, width, channels = original.image_shape
     shape = (height or size, width or size, channels)
-    spec, where = settle_pixels(original, shape, dev, say, color=values.color, force=None)
-    say(f"note: {original.assumed(original.names.findings or match.findings, spec, where)}")
-    return plan if known is not None else dataclasses.replace(plan, preset=preset_name(spec))
+    spec, source = settle_pixels(original, shape, dev, log, color=values.color, force=None)
+    log(f"note: {original.assumed(original.names.findings or match.findings, spec, source)}")
+    if original.pixels.spec is None:
+        plan = dataclasses.replace(plan, preset=preset_name(spec))
+        original = dataclasses.replace(original, pixels=Pixels(spec, source))
+    return plan, dataset, original
 
 
 def _numbers(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> tuple[Any, ...]:
@@ -279,45 +281,3 @@ def _numbers(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> tup
         return tuple(map(kind, texts))
     except ValueError:
         raise UsageError(f"expected --{name} as numbers separated by commas, got {','.join(texts)!r}") from None
-
-
-@contextlib.contextmanager
-def _terminal() -> Iterator[TextIO | None]:
-    """Stderr itself, if a person watches it: what TensorFlow says is held back from it later."""
-    if not (sys.stderr and sys.stderr.isatty()):
-        yield None
-        return
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace") as stream:
-        yield stream
-
-
-class _Progress:
-    """A bar per epoch on a terminal; elsewhere lines with the seconds since the start."""
-
-    def __init__(self, say: Callable[[str], None], terminal: TextIO | None) -> None:
-        self._say = say
-        self._terminal = terminal
-        self._bar: Any = None
-        self._started = self._told = time.monotonic()
-
-    def tell(self, line: str) -> None:
-        """Write one line now."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        self._told = time.monotonic()
-        self._say(f"[{self._told - self._started:5.0f} s] {line}")
-
-    def decoding(self, split: str, done: int, total: int) -> None:
-        """Write a line when a split is read, and every few seconds before."""
-        if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self.tell(f"read {done} of {total} {split} images")
-
-    def step(self, epoch: int, batch: int, batches: int, loss: float) -> None:
-        """Move the bar of an epoch."""
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=batches, desc=f"epoch {epoch}", unit="batch", file=self._terminal, leave=False)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self._bar.update(batch - self._bar.n)

@@ -24,6 +24,8 @@ from cxr_compress.errors import DataError
 
 _INPUT_SEED = 0
 
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -62,6 +64,7 @@ def measure_together(
     num_threads: int = 1,
     runtime: str = "auto",
     delegate: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Latency]:
     """Time several models turn by turn, so that a slow moment of the machine hits all and ratios stay fair.
 
@@ -72,6 +75,7 @@ def measure_together(
         num_threads: threads of the TFLite kernels.
         runtime: "auto", "litert" or "tflite-runtime".
         delegate: library of an accelerator; None runs on the processor.
+        progress: called as (turns done, turns in all).
 
     Raises:
         RuntimeUnavailableError, ModelFileError: as `load_interpreter`.
@@ -81,7 +85,7 @@ def measure_together(
     runtimes: dict[str, str] = {}
     for name, content in models.items():
         calls[name], runtimes[name] = prepare_call(content, num_threads, runtime, delegate)
-    times = time_together(calls, runs=runs, warmup=warmup)
+    times = time_together(calls, runs=runs, warmup=warmup, progress=progress)
     return {name: summarize(times[name], num_threads=num_threads, runtime=runtimes[name]) for name in models}
 
 
@@ -94,6 +98,7 @@ def measure_end_to_end(
     runtime: str = "auto",
     delegate: str | None = None,
     image_size: int = 1024,
+    progress: Progress | None = None,
 ) -> dict[str, Latency]:
     """Time decoding, preprocessing and the model together on a drawn PNG held in memory, turn by turn.
 
@@ -105,6 +110,7 @@ def measure_end_to_end(
         runtime: "auto", "litert" or "tflite-runtime".
         delegate: library of an accelerator; None runs on the processor.
         image_size: height and width of the PNG, pixels; decoding time grows with its square.
+        progress: called as (turns done, turns in all).
 
     Raises:
         RuntimeUnavailableError, ModelFileError: as `Classifier`.
@@ -116,7 +122,7 @@ def measure_end_to_end(
     for name, model in models.items():
         classifiers[name] = Classifier(model, num_threads=num_threads, runtime=runtime, delegate=delegate)
         calls[name] = _end_to_end_call(classifiers[name], png)
-    times = time_together(calls, runs=runs, warmup=warmup)
+    times = time_together(calls, runs=runs, warmup=warmup, progress=progress)
     return {name: summarize(times[name], num_threads=num_threads, runtime=classifiers[name].runtime) for name in models}
 
 
@@ -126,6 +132,7 @@ def time_together(
     runs: int,
     warmup: int,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """Call each in turn, `warmup` then `runs` times; give the times of the latter, float64 (runs,), milliseconds.
 
@@ -134,6 +141,7 @@ def time_together(
         runs: timed turns.
         warmup: untimed turns.
         clock: gives seconds; wall-clock time unless said otherwise.
+        progress: called between turns as (turns done, turns in all).
 
     Raises:
         DataError: runs below 1 or warmup below 0.
@@ -148,6 +156,8 @@ def time_together(
             elapsed = clock() - start
             if turn >= 0:
                 times[name][turn] = elapsed * 1e3
+        if progress is not None:
+            progress(turn + warmup + 1, runs + warmup)
     return times
 
 

@@ -1,4 +1,4 @@
-"""Signs that an image is not what a model was trained on: sentences for a person to judge.
+"""Signs that an image is not what a model was trained on: sentences for a person to weigh, and statistics to compare.
 
 Color is checked where an image becomes gray (`preprocess.colored_share`). Here it is what would get a finding like
 any other image: a blank one, one that is nearly black or white, of a few gray levels, of noise, a few pixels large, and
@@ -6,6 +6,8 @@ one stored with dark bones, which no number in a file tells.
 
 Every sentence starts with what was seen and has its numbers in brackets, then says what to do; `in_short` gives the
 start.
+
+`ImageStatistics` is what a model says of the images that it was trained on, so that others can be held against it.
 """
 
 from __future__ import annotations
@@ -178,7 +180,7 @@ def _pixels(shares: slice) -> slice:
     return slice(int(shares.start * _SIZE), int(shares.stop * _SIZE))
 
 
-_IMAGES = 1024  # at most; a mean over so many images is good to 1 % of their spread
+_MOST_IMAGES = 1024  # a mean over so many images is good to 1 % of their spread
 _LEVELS = 256
 _IMAGE_RANK = 3
 
@@ -206,7 +208,7 @@ class ImageStatistics:
         """
         if images.dtype != np.uint8 or not len(images) or images.ndim not in (_IMAGE_RANK, _IMAGE_RANK + 1):
             raise DataError(f"expected uint8 images (n, height, width[, 3]), got {images.dtype} {images.shape}")
-        count = min(_IMAGES, len(images))
+        count = min(_MOST_IMAGES, len(images))
         counts = np.zeros((images.shape[3] if images.ndim > _IMAGE_RANK else 1, _LEVELS), np.int64)
         for place in range(count):
             image = images[place * len(images) // count].reshape(-1, len(counts))

@@ -176,7 +176,7 @@ def freeze(model: Any, batch_size: int = 1, *, input_size: int | tuple[int, int]
         CompressionError: the input size is open and not given, or contradicts the model.
     """
     # Here and not above: importing Keras loads TensorFlow, which some that import this module do not need yet.
-    from cxr_compress.models.precision import in_float32 as model_in_float32
+    from cxr_compress.models.variants import in_float32 as model_in_float32
 
     shape = static_shape(_input_shape(model), batch_size, input_size)
     given = model.inputs[0].dtype.name

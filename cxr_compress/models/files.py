@@ -1,4 +1,4 @@
-"""Keras models on disk: ``.keras`` files with the same bytes for the same model, and loading that explains failures."""
+"""Keras models on disk: `.keras` files with the same bytes for the same model, and loading that explains failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ABOUT_ENTRY, LARGEST_ABOUT, ModelAbout
 from cxr_compress.models.imports.chexnet_keras import KERAS1_ADVICE
 from cxr_compress.models.keras3_file import is_keras3_config, load_keras3
-from cxr_compress.models.precision import in_float32
+from cxr_compress.models.logits_head import softmax_classes
+from cxr_compress.models.variants import in_float32
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 _METADATA = "metadata.json"
@@ -34,19 +35,19 @@ _KERAS_MODULES = ("keras", "tf_keras", "builtins")
 
 
 def save_model(model: Any, path: str | Path, *, about: ModelAbout | None = None) -> None:
-    """Write a model as a ``.keras`` file that plain ``load_model`` reads: at once, and without time or place in it.
+    """Write a model as a `.keras` file that plain `load_model` reads: at once, and without time or place in it.
 
     Optimizer and loss are left out (training keeps them in its run folder). Two models of equal layers and weights
     and equal `about` give equal bytes, so files can be compared and cached by their hash.
 
     Args:
-        model: Functional or Sequential; it is not changed.
-        path: Ends in ``.keras``; an older file there is replaced once the new one is complete.
-        about: Findings, preprocessing and so on, kept as an entry of its own that Keras does not look at; `read_about`
+        model: functional or Sequential; it is not changed.
+        path: ends in `.keras`; an older file there is replaced once the new one is complete.
+        about: findings, preprocessing and so on, kept as an entry of its own that Keras does not look at; `read_about`
             gives it back.
 
     Raises:
-        CompressionError: The name has another ending, `about` names more or fewer findings than the model has logits
+        CompressionError: the name has another ending, `about` names more or fewer findings than the model has logits
             (of two classes that exclude one another one name is enough where `positive` says whose), or the disk is
             full or not writable.
     """
@@ -67,13 +68,13 @@ def read_about(path: str | Path) -> ModelAbout | None:
     """Read what `save_model` was told about a model; nothing else in the file is looked at.
 
     Args:
-        path: A model file of any kind that `load_model` reads.
+        path: a model file of any kind that `load_model` reads.
 
     Returns:
-        What the file says; None where it says nothing, as files of plain Keras and all ``.h5`` files do.
+        What the file says; None where it says nothing, as files of plain Keras and all `.h5` files do.
 
     Raises:
-        ModelFileError: The file is missing or damaged, or a newer version wrote it.
+        ModelFileError: the file is missing or damaged, or a newer version wrote it.
     """
     path = Path(path)
     if path.is_dir():
@@ -99,17 +100,17 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
     """Load a model of standard layers, uncompiled and with code execution (Lambda layers) switched off.
 
     Args:
-        path: A ``.keras`` or ``.h5`` file that Keras 2 (tf_keras) wrote, or a ``.keras`` file of Keras 3 whose layers
+        path: a `.keras` or `.h5` file that Keras 2 (tf_keras) wrote, or a `.keras` file of Keras 3 whose layers
             tf_keras also has.
-        progress: Is told in one line of what is taken otherwise than the file has it.
+        progress: is told in one line of what is taken otherwise than the file has it.
 
     Returns:
-        The ``keras.Model``, of tf_keras whichever Keras wrote the file, in float32 whatever precision it was trained
+        The `keras.Model`, of tf_keras whichever Keras wrote the file, in float32 whatever precision it was trained
         in, with equal weights.
 
     Raises:
-        CompressionError: A model was given in place of its file, see ``require_model``.
-        ModelFileError: The file is missing, damaged, of another kind, needs classes that Keras does not have, or holds
+        CompressionError: a model was given in place of its file, see `require_model`.
+        ModelFileError: the file is missing, damaged, of another kind, needs classes that Keras does not have, or holds
             weights that are no numbers.
     """
     if not isinstance(path, str | os.PathLike):
@@ -155,10 +156,10 @@ def require_model(model: Any) -> None:
     """Refuse, in one line that says how to go on, an object that is no functional or Sequential model of tf_keras.
 
     Args:
-        model: What a caller passed in.
+        model: what a caller passed in.
 
     Raises:
-        CompressionError: It is a model of Keras 3, a subclassed model, a model that is not built, or no model.
+        CompressionError: it is a model of Keras 3, a subclassed model, a model that is not built, or no model.
     """
     modules = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     if not isinstance(model, keras.Model) and "keras" in modules:
@@ -295,8 +296,6 @@ def _check_findings(model: Any, about: ModelAbout) -> None:
 
 def _excludes(model: Any, about: ModelAbout) -> bool:
     """Whether the outputs are classes of which each image has exactly one: the file is to say so, or they end so."""
-    from cxr_compress.models.logits_head import softmax_classes  # which needs this module
-
     return about.activation == "softmax" or softmax_classes(model) > 1
 
 

@@ -1,4 +1,4 @@
-"""``.keras`` files that Keras 3 wrote, rebuilt in tf_keras: layers that both have, with the weights of the file.
+"""`.keras` files that Keras 3 wrote, rebuilt in tf_keras: layers that both have, with the weights of the file.
 
 Source of the format: keras/src/saving/saving_lib.py and serialization_lib.py. Configurations differ in how a call, a
 precision and the input are written, and weights lie under names that count the classes of the layers in the order of
@@ -66,12 +66,12 @@ def load_keras3(path: Path, config: dict[str, Any], progress: Callable[[str], No
     """Rebuild a functional or Sequential model of a file; layers of augmentation, which do nothing here, pass on.
 
     Args:
-        path: The ``.keras`` file, whose archive is whole.
-        config: Its ``config.json``.
-        progress: Is told of layers that are left out.
+        path: the `.keras` file, whose archive is whole.
+        config: its `config.json`.
+        progress: is told of layers that are left out.
 
     Raises:
-        ModelFileError: It has a layer, an activation, an option or a way of calling that tf_keras does not have or
+        ModelFileError: it has a layer, an activation, an option or a way of calling that tf_keras does not have or
             computes otherwise, or weights that do not fit its layers; the line names it.
     """
     kind = config.get("class_name")

@@ -17,7 +17,6 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.layer_traits import LAYERS, UNKNOWN, LayerTraits
-from cxr_compress.models.precision import own_layers
 
 
 @dataclass(frozen=True)
@@ -295,8 +294,39 @@ def _unroll(model: keras.Model, prefix: str, inputs: list[int], calls: list[Step
     return [known[id(tensor)] for tensor in model.outputs]
 
 
+# Operations on Keras tensors are layers that Keras itself knows how to build, though `keras.layers` does not name them.
+_BUILT_IN = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
+
+Config = dict[str, Any]
 # (path, class name, config) of a layer; changes the config in place.
 LayerEdit = Callable[[str, str, dict[str, Any]], None]
+
+
+def rebuilt(model: Any, edit: Callable[[Config], Config | None] = lambda config: None) -> Any:
+    """A model of the same layers, not yet of the same weights.
+
+    Args:
+        model: functional or Sequential, whatever classes of its own it came with.
+        edit: changes the configuration of the whole model, or gives another one.
+    """
+    config = copy.deepcopy(model.get_config())
+    config.pop("build_input_shape", None)  # of a Sequential model: its first layer decides
+    config = edit(config) or config
+    with own_layers(model):
+        return type(model).from_config(config)
+
+
+def own_layers(model: Any) -> Any:
+    """A scope in which a model's config can be built anew, whatever classes of its own it came with.
+
+    ConvNeXt is one such model of `keras.applications`: its LayerScale is not registered anywhere.
+    """
+    single = [
+        layer for layer in model._flatten_layers(include_self=False) if not getattr(layer, "_is_graph_network", False)
+    ]
+    classes = {type(layer).__name__: type(layer) for layer in single}
+    own = {name: cls for name, cls in classes.items() if getattr(keras.layers, name, None) is not cls}
+    return keras.utils.custom_object_scope({name: cls for name, cls in own.items() if name not in _BUILT_IN})
 
 
 def rebuild_model(model: keras.Model, edit: LayerEdit) -> keras.Model:
@@ -304,21 +334,37 @@ def rebuild_model(model: keras.Model, edit: LayerEdit) -> keras.Model:
 
     Whatever Keras raises where it cannot build a layer from its config goes through.
     """
-    config = copy.deepcopy(model.get_config())
-    for path, layer in _layer_entries(config, ""):
-        edit(path, layer["class_name"], layer["config"])
-    with own_layers(model):
-        return type(model).from_config(config)
+
+    def edit_layers(config: Config) -> None:
+        for path, layer in _layer_entries(config, ""):
+            edit(path, layer["class_name"], layer["config"])
+
+    return rebuilt(model, edit_layers)
 
 
 def copy_model(model: keras.Model, edit: LayerEdit = lambda path, class_name, config: None) -> keras.Model:
     """A copy of a model with its weights; edits of its layers' configs must leave the weights' shapes as they are."""
     copied = rebuild_model(model, edit)
-    copied.set_weights(model.get_weights())
-    for layer in layers_by_path(copied).values():
-        # Normalization computes from numbers derived of its weights, which only this refreshes.
-        layer.finalize_state()
+    copy_weights(copied, model)
     return copied
+
+
+def copy_weights(copied: keras.Model, model: keras.Model, besides: Sequence[str] = ()) -> None:
+    """Give a rebuilt model the weights of the model it was made of, in its own precision.
+
+    They go over by the names of layers, whose order a rebuilt model need not keep.
+
+    Args:
+        copied: what is filled.
+        model: whose weights they are.
+        besides: paths of layers that keep what they have.
+    """
+    copies = dict(_all_layers(copied, ""))
+    for path, layer in _all_layers(model, ""):  # one that two models share has a copy in each
+        if path not in besides:
+            copies[path].set_weights(layer.get_weights())
+            # Normalization computes from numbers derived of its weights, which only this refreshes.
+            copies[path].finalize_state()
 
 
 def _layer_entries(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:

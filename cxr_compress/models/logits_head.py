@@ -33,8 +33,7 @@ from cxr_compress.models.ends import (
     require_one_call,
     upwards,
 )
-from cxr_compress.models.files import application_layers
-from cxr_compress.models.zeros import named_layers
+from cxr_compress.models.keras_graph import layers_by_path, rebuilt
 
 _layers = keras.layers
 _KERNELS = {_layers.Dense: "units", _layers.Conv2D: "filters"}
@@ -257,23 +256,23 @@ def _producer(end: End) -> Place:
 
 def _rebuilt(model: Any, ends: Sequence[End], pair: Place | None) -> Any:
     """A model of the same layers without the activations, and with one output where there were two."""
-    config = model.get_config()
-    if pair is not None:
-        entry = _entry(_inner(config, pair.models), pair.layer.name)
-        entry["config"][_KERNELS[type(pair.layer)]] = 1
-    for end in ends:
-        inner = _inner(config, end.models)
-        if isinstance(end.layer, _layers.Softmax | _layers.Activation) or operation_of(end.layer):
-            _take_off(inner, end)
-        else:
-            _entry(inner, end.layer.name)["config"]["activation"] = "linear"
-    with keras.utils.custom_object_scope(application_layers()):
-        return type(model).from_config(config)
+
+    def edit(config: dict[str, Any]) -> None:
+        if pair is not None:
+            entry = _entry(_inner(config, pair.models), pair.layer.name)
+            entry["config"][_KERNELS[type(pair.layer)]] = 1
+        for end in ends:
+            inner = _inner(config, end.models)
+            if isinstance(end.layer, _layers.Softmax | _layers.Activation) or operation_of(end.layer):
+                _take_off(inner, end)
+            else:
+                _entry(inner, end.layer.name)["config"]["activation"] = "linear"
+
+    return rebuilt(model, edit)
 
 
 def _inner(config: dict[str, Any], models: tuple[Any, ...]) -> dict[str, Any]:
     """The configuration of the innermost of the models, within that of the outermost."""
-    config.pop("build_input_shape", None)  # of a Sequential model: its first layer decides
     for model in models[1:]:
         config = _entry(config, model.name)["config"]
         config.pop("build_input_shape", None)
@@ -302,8 +301,8 @@ def _take_off(config: dict[str, Any], end: End) -> None:
 
 
 def _copy_weights(model: Any, plain: Any, pair: Place | None, positive: int) -> None:
-    own = dict(named_layers(model))
-    for name, layer in named_layers(plain):
+    own = layers_by_path(model)
+    for name, layer in layers_by_path(plain).items():
         weights = own[name].get_weights()
         if pair is not None and own[name] is pair.layer:
             # In float64, so that one rounding is all that the logit's weights lose.

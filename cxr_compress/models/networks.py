@@ -50,19 +50,19 @@ def chexnet(
     layers save less and keep more.
 
     Args:
-        num_classes: Findings, each with a logit of its own (images may show several at once).
+        num_classes: findings, each with a logit of its own (images may show several at once).
         input_shape: (height, width, channels) of the float32 image after `device.preprocess`; height and width may be
             None (any size from 32 px up), since the network is fully convolutional before its pooling.
-        width: Scales stem (64), growth (32) and bottleneck (128) channels; each is rounded to the nearest multiple of
+        width: scales stem (64), growth (32) and bottleneck (128) channels; each is rounded to the nearest multiple of
             4 and is never below 4. Transitions halve whatever arrives.
         blocks: Dense layers per block; a transition (BN, ReLU, 1x1 convolution, 2x2 mean) stands between two blocks.
-        name: Of the model.
+        name: of the model.
 
     Returns:
         A `keras.Model` from (batch, height, width, channels) to float32 (batch, num_classes).
 
     Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
+        CompressionError: an argument is out of range, or the image is smaller than 32 px.
     """
     inputs = _image_input(num_classes, input_shape)
     _check_size(width, blocks)
@@ -85,11 +85,11 @@ def tiny_chexnet(num_classes: int = 1, input_shape: Sequence[int | None] = (64, 
     network where the findings are small or rare.
 
     Args:
-        num_classes: Findings, each with a logit of its own.
+        num_classes: findings, each with a logit of its own.
         input_shape: (height, width, channels); height and width may be None.
 
     Raises:
-        CompressionError: As `chexnet`.
+        CompressionError: as `chexnet`.
     """
     return chexnet(num_classes, input_shape, width=0.5, blocks=(2, 4, 6, 4), name="tiny_chexnet")
 
@@ -163,7 +163,7 @@ def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] 
     of the original training are left out: they are no part of the network that is delivered.
 
     Args:
-        num_classes: Findings, each with a logit of its own.
+        num_classes: findings, each with a logit of its own.
         input_shape: (height, width, channels) of the float32 image; height and width may be None. Sides that are a
             multiple of 32 px pad alike everywhere; others may differ by a pixel from ports with a fixed padding.
 
@@ -171,7 +171,7 @@ def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] 
         A `keras.Model` from (batch, height, width, channels) to float32 (batch, num_classes).
 
     Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
+        CompressionError: an argument is out of range, or the image is smaller than 32 px.
     """
     inputs = _image_input(num_classes, input_shape)
     x = keras.layers.Conv2D(_LITE_STEM_FILTERS, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(inputs)
@@ -209,11 +209,11 @@ def densenet169(num_classes: int = 14, input_shape: Sequence[int | None] = (224,
     """Build DenseNet169: CheXNet with more layers in its last two blocks: 12.6 million parameters, 3.36 G MACs.
 
     Args:
-        num_classes: Findings, each with a logit of its own.
+        num_classes: findings, each with a logit of its own.
         input_shape: (height, width, channels); height and width may be None.
 
     Raises:
-        CompressionError: As `chexnet`.
+        CompressionError: as `chexnet`.
     """
     return chexnet(num_classes, input_shape, blocks=DENSENET169_BLOCKS, name="densenet169")
 
@@ -224,11 +224,11 @@ def resnet50(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 22
     The body is that of `tf_keras.applications` with the batch-norm momentum of CheXNet, for short trainings.
 
     Args:
-        num_classes: Findings, each with a logit of its own.
+        num_classes: findings, each with a logit of its own.
         input_shape: (height, width, channels); height and width may be None.
 
     Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
+        CompressionError: an argument is out of range, or the image is smaller than 32 px.
     """
     return _with_head(keras.applications.ResNet50, num_classes, input_shape, "resnet50")
 
@@ -240,12 +240,12 @@ def mobilenet_v2(num_classes: int = 14, input_shape: Sequence[int | None] = (224
     its start; here it is CheXNet's 0.9, so that short trainings end with statistics of images.
 
     Args:
-        num_classes: Findings, each with a logit of its own.
+        num_classes: findings, each with a logit of its own.
         input_shape: (height, width, channels); height and width may be None and should then be even at every halving
             (multiples of 32), since the padding is fixed when the network is built.
 
     Raises:
-        CompressionError: An argument is out of range, or the image is smaller than 32 px.
+        CompressionError: an argument is out of range, or the image is smaller than 32 px.
     """
     return _with_head(keras.applications.MobileNetV2, num_classes, input_shape, "mobilenet_v2")
 

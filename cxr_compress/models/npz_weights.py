@@ -1,4 +1,4 @@
-"""Weights from a plain NumPy archive: one array per variable, named ``index|variable name``, in the model's order."""
+"""Weights from a plain NumPy archive: one array per variable, named `index|variable name`, in the model's order."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP entry can carry
 
 
 def load_npz_weights(model: Any, path: str | Path) -> ImportReport:
-    """Set every variable of ``model`` from an archive; either all arrays match or nothing is changed.
+    """Set every variable of `model` from an archive; either all arrays match or nothing is changed.
 
     Each array must have its place's index, its variable's name and shape, and finite numbers. Only the head may have
     been called differently, since training scripts name it as they like.
 
     Args:
-        model: A ``chexnet`` of the size that the archive was made from.
-        path: ``.npz`` of float16 or float32 arrays; nothing in it is unpickled.
+        model: a `chexnet` of the size that the archive was made from.
+        path: `.npz` of float16 or float32 arrays; nothing in it is unpickled.
 
     Returns:
         What was set.
 
     Raises:
-        ModelFileError: The file is missing, damaged or made from another network.
+        ModelFileError: the file is missing, damaged or made from another network.
     """
     path = Path(path)
     stored = _read(path)
@@ -85,19 +85,19 @@ def _check_array(index: int, variable: Any, key: str, array: np.ndarray, file: s
 
 
 def save_npz_weights(model: Any, path: str | Path, *, about: ModelAbout | None = None) -> None:
-    """Write every variable of ``model`` as float16, in the form that ``load_npz_weights`` reads.
+    """Write every variable of `model` as float16, in the form that `load_npz_weights` reads.
 
     Half the size of float32; each number is rounded by at most one part in 2,048, which moves an AUROC in its fourth
-    digit at most. The bytes depend on weights, name and ``about`` alone.
+    digit at most. The bytes depend on weights, name and `about` alone.
 
     Args:
-        model: Its weights must be below 65,504, the largest float16.
-        path: Ends in ``.npz``; appears at once.
-        about: Stored beside the weights, with the model's name, so that an import needs to be told nothing.
+        model: its weights must be below 65,504, the largest float16.
+        path: ends in `.npz`; appears at once.
+        about: stored beside the weights, with the model's name, so that an import needs to be told nothing.
 
     Raises:
-        ModelFileError: A weight is not a number or too large for float16.
-        CompressionError: The disk is full or the folder cannot be written.
+        ModelFileError: a weight is not a number or too large for float16.
+        CompressionError: the disk is full or the folder cannot be written.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -116,10 +116,10 @@ def save_npz_weights(model: Any, path: str | Path, *, about: ModelAbout | None =
 
 
 def read_npz_about(path: str | Path) -> tuple[str, ModelAbout] | None:
-    """The network's name and what was stored with ``save_npz_weights``; None for an archive of weights alone.
+    """The network's name and what was stored with `save_npz_weights`; None for an archive of weights alone.
 
     Raises:
-        ModelFileError: The file is missing or damaged.
+        ModelFileError: the file is missing or damaged.
     """
     path = Path(path)
     try:

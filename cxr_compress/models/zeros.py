@@ -1,6 +1,6 @@
 """Zeros that weight pruning made, kept through every later training: which they are, held, and checked.
 
-The zeros are held by the optimizer: it applies a variable's constraint inside ``apply_gradients``, so that no code
+The zeros are held by the optimizer: it applies a variable's constraint inside `apply_gradients`, so that no code
 that reads the weights after a step (a running average, a checkpoint, the next forward pass) ever sees another value.
 """
 
@@ -15,20 +15,14 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-
-# Which kernel of which layer is pruned. Exact classes: a subclass may use its kernel in a way that zeros would break.
-PRUNED_KERNELS: dict[type, str] = {
-    keras.layers.Conv2D: "kernel",
-    keras.layers.Dense: "kernel",
-    keras.layers.SeparableConv2D: "pointwise_kernel",
-}
+from cxr_compress.models.keras_graph import layers_by_path, traits_of
 
 
 def zero_masks(model: Any) -> dict[str, np.ndarray]:
-    """Return where the prunable kernels of a model are zero, to hand to ``hold_zeros`` or ``check_zeros`` later.
+    """Return where the prunable kernels of a model are zero, to hand to `hold_zeros` or `check_zeros` later.
 
     Args:
-        model: A plain functional or Sequential ``keras.Model``, nested models included.
+        model: a plain functional or Sequential `keras.Model`, nested models included.
 
     Returns:
         Layer (of nested models with those models' names in front) -> float32 of its kernel's shape, 1 kept and 0
@@ -45,10 +39,10 @@ def hold_zeros(pairs: Iterable[tuple[Any, np.ndarray]]) -> None:
     layer itself brings still applies, before the mask. Neither a configuration, a clone nor a saved file knows of it.
 
     Args:
-        pairs: Variables, mixed-precision and replicated ones included, and their masks (1 kept, 0 zero).
+        pairs: variables, mixed-precision and replicated ones included, and their masks (1 kept, 0 zero).
 
     Raises:
-        CompressionError: A mask has not the shape of its variable.
+        CompressionError: a mask has not the shape of its variable.
     """
     for variable, mask in pairs:
         if tuple(variable.shape) != np.shape(mask):
@@ -69,11 +63,11 @@ def check_zeros(model: Any, masks: Mapping[str, np.ndarray]) -> None:
     """Fail when a zero of the masks is no zero in the model.
 
     Args:
-        model: As for ``zero_masks``.
-        masks: What ``zero_masks`` gave before.
+        model: as for `zero_masks`.
+        masks: what `zero_masks` gave before.
 
     Raises:
-        CompressionError: Names each layer that lost zeros, or that is not there with the mask's shape.
+        CompressionError: names each layer that lost zeros, or that is not there with the mask's shape.
     """
     kernels = {name: kernel_of(layer).numpy() for name, layer in prunable_layers(model).items()}
     for name, mask in masks.items():
@@ -94,33 +88,14 @@ def check_zeros(model: Any, masks: Mapping[str, np.ndarray]) -> None:
 def prunable_layers(model: Any) -> dict[str, Any]:
     """Return name -> layer for every layer with a kernel that weight pruning may touch, in the model's order."""
     heads = head_names(model)
-    return {name: layer for name, layer in named_layers(model) if type(layer) in PRUNED_KERNELS and name not in heads}
+    return {
+        name: layer for name, layer in layers_by_path(model).items() if traits_of(layer).prunable and name not in heads
+    }
 
 
 def kernel_of(layer: Any) -> Any:
     """Return the variable that weight pruning touches in a prunable layer."""
-    return getattr(layer, PRUNED_KERNELS[type(layer)])
-
-
-def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) for every layer that is no model itself; nested models put their name in front.
-
-    Raises:
-        CompressionError: Two layers have one name, as "a/b" and the "b" in a nested model "a" do.
-    """
-    names: dict[str, int] = {}
-    for name, layer in _all_layers(model, ""):
-        if names.setdefault(name, id(layer)) != id(layer):
-            raise CompressionError(f"two layers of {model.name} have the name {name}: rename one of them")
-        yield name, layer
-
-
-def _all_layers(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer, f"{prefix}{layer.name}/")
-        else:
-            yield f"{prefix}{layer.name}", layer
+    return getattr(layer, traits_of(layer).kernel)
 
 
 def head_names(model: Any) -> set[str]:
@@ -178,8 +153,8 @@ def zeros_held(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
     """Within it no optimizer step changes the zeros of the masks; after it the model is as free as it was before.
 
     Args:
-        model: What is trained; its weights are already zero where the masks say so.
-        masks: Layer -> float32 mask, as ``models.masked.zero_masks`` gives them.
+        model: what is trained; its weights are already zero where the masks say so.
+        masks: layer -> float32 mask, as `models.zeros.zero_masks` gives them.
     """
     layers = prunable_layers(model) if masks else {}
     kernels = {name: kernel_of(layers[name]) for name in masks}

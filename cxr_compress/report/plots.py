@@ -1,4 +1,7 @@
-"""Size against AUROC as a picture: what was tried, which points nothing beats, and what was chosen."""
+"""Pictures of a run: models by size and AUROC with those that nothing beats, and what a plan removes from each layer.
+
+A pruned layer shows what it keeps of what it had.
+"""
 
 from __future__ import annotations
 
@@ -89,15 +92,10 @@ def draw_pareto(
         DataError: no point has a size and an AUROC.
         ModuleNotFoundError: matplotlib is not installed (extra `report`).
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     points, references = ([one for one in given if _drawable(one)] for given in (points, references))
     if not points:
         raise DataError("expected points with a size and an AUROC to draw, got none")
-    # A figure of its own, not pyplot's: nothing global is set up, so a notebook's settings stay as they are.
-    figure = Figure(figsize=(9, 5.4), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(9, 5.4)
     axes = figure.subplots()
     _scale(axes, [*points, *references], floor)
     _draw_front(axes, [*points, *references])
@@ -111,6 +109,22 @@ def draw_pareto(
     if floor is not None:
         axes.axhline(floor, color=_FLOOR, linewidth=1, linestyle=(0, (4, 3)), zorder=1, label=f"tolerated: {floor:.3f}")
     _finish(figure, axes, title=title, x_label=x_label, y_label=y_label)
+    return _to_png(figure)
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """A figure of its own, not pyplot's: nothing global is set up, so a notebook's settings stay as they are."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _to_png(figure: Any) -> bytes:
+    """The picture with the sentence of intended use below, and no text or date inside the file."""
+    figure.supxlabel(INTENDED_USE, fontsize=8, color="#555555")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -214,7 +228,6 @@ def _finish(figure: Any, axes: Any, *, title: str, x_label: str, y_label: str) -
     figure.suptitle(title, fontsize=11, color=_INK)
     # Above the axes: inside it, some picture would have points there.
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-    figure.supxlabel(INTENDED_USE, fontsize=8, color="#555555")
 
 
 def _bytes(size: float) -> str:
@@ -312,13 +325,8 @@ def draw_plan(plan: Mapping[str, Any], name: str = "") -> bytes:
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra `report`).
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = [layer for layer in plan["layers"] if layer["has_filters"]]
-    # A figure of its own, not pyplot's: nothing global is set up, so a notebook's settings stay as they are.
-    figure = Figure(figsize=(min(16.0, max(8.0, 3.0 + 0.12 * len(layers))), 7.5), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure(min(16.0, max(8.0, 3.0 + 0.12 * len(layers))), 7.5)
     rows = figure.subplots(3, 1, sharex=True)
     names = [str(layer["path"]) for layer in layers]
     figure.suptitle(f"{name}\n{plan_title(plan)}".strip(), fontsize=11)
@@ -328,10 +336,7 @@ def draw_plan(plan: Mapping[str, Any], name: str = "") -> bytes:
     _name_bars(rows[-1], names)
     _legend(rows[0], layers)
     figure.align_ylabels(rows)
-    figure.supxlabel(INTENDED_USE, fontsize=8, color="#555555")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return _to_png(figure)
 
 
 def _bars(axes: Any, layers: Sequence[Mapping[str, Any]], what: str) -> None:

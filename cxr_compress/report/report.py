@@ -267,37 +267,36 @@ def _quantized(facts: Mapping[str, Any]) -> str:
 
 
 def _gate(gate: Mapping[str, Any] | None) -> str:
-    """One line with the verdict on the compressed file; empty for reports that have none."""
+    """Whether the compressed file passes, in one line, or two where balanced accuracy counts; empty without a gate."""
     if not gate:
         return ""
-    loss, bound, power = (_UNKNOWN if gate[key] is None else gate[key] for key in ("loss", "upper_bound", "power"))
-    shown = [value if isinstance(value, str) else f"{value:.4f}" for value in (loss, bound)]
-    verdict = "holds" if gate["holds"] else "BROKEN"
-    chance = power if isinstance(power, str) else f"{power:.0%}"
-    what = "AUROC"
-    if gate.get("balanced_accuracy"):
+    other = gate.get("balanced_accuracy")
+    if not other:
+        text = f"Gate {_holds(gate['holds'])}: AUROC {_kept(gate)}; {_power(gate)}.\n"
+    else:
         # The first word is of both; which of them broke it has to be said.
-        alone = gate.get("small_loss") and gate.get("non_inferior")
-        what = f"mean one-vs-rest AUROC {'holds' if alone else 'BROKEN'},"
-    return (
-        f"Gate {verdict}: {what} lost {shown[0]} (at most {gate['max_loss']:g}), upper bound {shown[1]} (below "
-        f"{gate['margin']:g}); of models that are truly equal, {chance} pass on a test set like this.\n"
-        f"{_other_gate(gate.get('balanced_accuracy'))}"
-        f"{'  ' + gate['reason'] + chr(10) if gate.get('reason') else ''}"
-    )
+        alone = bool(gate.get("small_loss") and gate.get("non_inferior"))
+        text = (
+            f"Gate {_holds(gate['holds'])}: mean one-vs-rest AUROC {_holds(alone)}, {_kept(gate)}; {_power(gate)}.\n"
+            f"  Both must hold; balanced accuracy {_holds(other['holds'])}: {_kept(other)}; {_power(other)}.\n"
+        )
+    return f"{text}  {gate['reason']}\n" if gate.get("reason") else text
 
 
-def _other_gate(gate: Mapping[str, Any] | None) -> str:
-    """The same of the balanced accuracy, which counts beside the AUROC where classes exclude one another."""
-    if not gate:
-        return ""
+def _holds(holds: bool) -> str:
+    return "holds" if holds else "BROKEN"
+
+
+def _kept(gate: Mapping[str, Any]) -> str:
+    """What was lost beside what may be."""
     # + 0.0: what is lost of nothing is 0, not -0.
     loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key] + 0.0:.4f}" for key in ("loss", "upper_bound"))
+    return f"lost {loss} (at most {gate['max_loss']:g}), upper bound {bound} (below {gate['margin']:g})"
+
+
+def _power(gate: Mapping[str, Any]) -> str:
     chance = _UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
-    return (
-        f"  Both must hold; balanced accuracy {'holds' if gate['holds'] else 'BROKEN'}: lost {loss} (at most "
-        f"{gate['max_loss']:g}), upper bound {bound} (below {gate['margin']:g}); of equal models {chance} pass.\n"
-    )
+    return f"of models that are truly equal, {chance} pass on a test set like this"
 
 
 def _budgets(budgets: Mapping[str, Mapping[str, Any]]) -> str:

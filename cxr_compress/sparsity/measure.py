@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.models.keras_graph import traits_of
-from cxr_compress.models.zeros import head_names, kernel_of, named_layers, prunable_layers, variable_name
+from cxr_compress.models.keras_graph import layers_by_path, traits_of
+from cxr_compress.models.zeros import head_names, kernel_of, prunable_layers, variable_name
 from cxr_compress.sparsity.allocate import Allocation
 
 _HEAD_REASON = "makes the model's output: few weights, and every finding hangs on each"
@@ -80,7 +80,7 @@ def measure_sparsity(model: Any) -> SparsityReport:
     ]
     excluded = {}
     heads = head_names(model)
-    for name, layer in named_layers(model):
+    for name, layer in layers_by_path(model).items():
         if layer.weights and name not in prunable:
             excluded[name] = _reason(layer, name in heads)
         elif name in prunable:

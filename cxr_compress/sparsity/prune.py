@@ -16,7 +16,8 @@ import numpy as np
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras, tfmot
-from cxr_compress.models.zeros import kernel_of, named_layers, prunable_layers
+from cxr_compress.models.keras_graph import layers_by_path
+from cxr_compress.models.zeros import kernel_of, prunable_layers
 from cxr_compress.sparsity.allocate import Allocation, LayerTarget, allocate
 from cxr_compress.sparsity.masks import exact_mask
 from cxr_compress.sparsity.measure import measure_sparsity
@@ -136,7 +137,7 @@ def wrap_model(model: Any, allocation: Allocation, steps: PruningSteps) -> Any:
         return copy if share is None else _wrapped(copy, share, allocation.target, steps)
 
     wrapped = keras.models.clone_model(model, clone_function=wrap)
-    _copy_weights(dict(named_layers(model)), _layers_by_original_name(wrapped))  # clone_model makes new random weights
+    _copy_weights(layers_by_path(model), _layers_by_original_name(wrapped))  # clone_model makes new random weights
     return wrapped
 
 
@@ -150,7 +151,7 @@ def strip_model(wrapped: Any, original: Any, allocation: Allocation) -> Any:
         CompressionError: a mask does not hold exactly the zeros that were asked for.
     """
     plain = keras.models.clone_model(original)
-    layers = dict(named_layers(plain))
+    layers = layers_by_path(plain)
     _copy_weights(_layers_by_original_name(wrapped), layers)
     found = wrappers(wrapped)
     for name, share in allocation.pruned.items():
@@ -202,7 +203,7 @@ def wrappers(model: Any) -> dict[str, Any]:
     """Original name -> wrapper of each wrapped layer."""
     return {
         f"{name.removesuffix(layer.name)}{layer.layer.name}": layer
-        for name, layer in named_layers(model)
+        for name, layer in layers_by_path(model).items()
         if _is_wrapper(layer)
     }
 
@@ -239,7 +240,7 @@ def _is_wrapper(layer: Any) -> bool:
 
 def _layers_by_original_name(wrapped: Any) -> dict[str, Any]:
     """Every layer, wrapped ones under the name of what they wrap; a wrapper's weights are those of what it wraps."""
-    others = {name: layer for name, layer in named_layers(wrapped) if not _is_wrapper(layer)}
+    others = {name: layer for name, layer in layers_by_path(wrapped).items() if not _is_wrapper(layer)}
     return {**others, **wrappers(wrapped)}
 
 

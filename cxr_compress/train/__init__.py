@@ -10,10 +10,10 @@ from cxr_compress.train.distill import FeatureMatch, last_feature_map
 from cxr_compress.train.fit import fit
 from cxr_compress.train.losses import (
     CategoricalCrossEntropy,
+    WeightedBce,
     balanced_weights,
     class_weights,
     pos_weights,
-    weighted_bce,
 )
 from cxr_compress.train.step import predict_logits
 
@@ -24,11 +24,11 @@ __all__ = [
     "FeatureMatch",
     "FitConfig",
     "FitResult",
+    "WeightedBce",
     "balanced_weights",
     "class_weights",
     "fit",
     "last_feature_map",
     "pos_weights",
     "predict_logits",
-    "weighted_bce",
 ]

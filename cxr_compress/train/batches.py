@@ -1,4 +1,7 @@
-"""Batches of images for training: the cached uint8 images, changed a little, through the one preprocessing."""
+"""Batches of images for training: the cached uint8 images, changed a little, through the one preprocessing.
+
+The changes are those that another position of the patient or another exposure would make.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.recipe import AugmentRanges
-from cxr_compress.train.augment import DEFAULT_RANGES, augment
 
 _BATCHES_AHEAD = 3
 _MIXUP_STREAM = 1  # parts the random numbers of blending from those of the changes to an image
+
+
+DEFAULT_RANGES = AugmentRanges()
 
 
 class Batches(keras.utils.Sequence):
@@ -28,7 +33,7 @@ class Batches(keras.utils.Sequence):
     change from epoch to epoch, and batch normalization never sees a batch of one. Unshuffled batches cover every image.
 
     Attributes:
-        epoch: Which epoch's order and changes ``__getitem__`` gives; set it, or let ``on_epoch_end`` count it up.
+        epoch: which epoch's order and changes `__getitem__` gives; set it, or let `on_epoch_end` count it up.
     """
 
     def __init__(
@@ -48,21 +53,21 @@ class Batches(keras.utils.Sequence):
         """Check the images and fix the order of the first epoch.
 
         Args:
-            images: uint8 (images, height, width) or (images, height, width, 3), as ``data.decode_split`` gives them.
+            images: uint8 (images, height, width) or (images, height, width, 3), as `data.decode_split` gives them.
             labels: (images, findings), 0 to 1, or NaN for unknown.
-            spec: How the model wants its images.
-            batch_size: Images per batch; a set with fewer images gives one smaller batch.
-            seed: Of order and changes.
-            shuffle: Draw a new order each epoch and leave out what does not fill a batch.
-            augment: Change each image a little; off for scoring.
-            ranges: How far.
-            mixup: Parameter of the Beta distribution of the shares in which each image and its labels are blended with
+            spec: how the model wants its images.
+            batch_size: images per batch; a set with fewer images gives one smaller batch.
+            seed: of order and changes.
+            shuffle: draw a new order each epoch and leave out what does not fill a batch.
+            augment: change each image a little; off for scoring.
+            ranges: how far.
+            mixup: parameter of the Beta distribution of the shares in which each image and its labels are blended with
                 another image; 0 blends none.
             share: (i, n): give part i of n of the images of each batch, as one of n workers trains on; n must divide
                 the batch. Which images are in a batch does not depend on it.
 
         Raises:
-            DataError: Images and labels do not belong together, or hold something else than images and 0/1 labels.
+            DataError: images and labels do not belong together, or hold something else than images and 0/1 labels.
         """
         super().__init__()
         self.images, self.labels = checked_images(images, labels, spec)
@@ -152,7 +157,7 @@ def checked_images(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec)
     """Return images and float32 labels if they belong together.
 
     Raises:
-        DataError: Wrong dtype or shape, no image, another count of labels, or labels outside [0, 1] that are not NaN.
+        DataError: wrong dtype or shape, no image, another count of labels, or labels outside [0, 1] that are not NaN.
     """
     labels = np.asarray(labels, dtype=np.float32)
     wanted = (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
@@ -166,3 +171,47 @@ def checked_images(images: np.ndarray, labels: np.ndarray, spec: PreprocessSpec)
     if not np.all(((labels >= 0) & (labels <= 1)) | np.isnan(labels)):
         raise DataError("labels must be 0, 1, a soft label in between, or NaN for unknown: map others before training")
     return images, labels
+
+
+def augment(image: np.ndarray, generator: np.random.Generator, ranges: AugmentRanges = DEFAULT_RANGES) -> np.ndarray:
+    """Return a moved, turned, scaled and re-exposed copy of one image; the argument is left as it is.
+
+    Eight numbers are drawn from `generator` whatever the ranges are, so the same generator state always gives the
+    same image. What comes in from outside repeats the border pixel.
+
+    Args:
+        image: uint8 (height, width) or (height, width, 3).
+        generator: of the random amounts.
+        ranges: how far the image may be changed.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    amounts = generator.uniform(-1.0, 1.0, size=8)
+    moved = _move(image, amounts[:4], ranges)
+    if ranges.mirror and amounts[7] > 0:
+        moved = np.ascontiguousarray(moved[:, ::-1])
+    contrast = 1.0 + ranges.contrast * amounts[4]
+    table = _exposure_table(float(moved.mean()), contrast, ranges.brightness * amounts[5])
+    return cv2.LUT(moved, _bent(table, ranges.gamma * float(amounts[6])))
+
+
+def _move(image: np.ndarray, amounts: np.ndarray, ranges: AugmentRanges) -> np.ndarray:
+    height, width = image.shape[:2]
+    center = ((width - 1) / 2.0, (height - 1) / 2.0)
+    matrix = cv2.getRotationMatrix2D(center, ranges.rotation * amounts[0], 1.0 + ranges.scale * amounts[1])
+    matrix[:, 2] += (ranges.shift * width * amounts[2], ranges.shift * height * amounts[3])
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _exposure_table(mean: float, contrast: float, brightness: float) -> np.ndarray:
+    """The 256 new gray values: a table is the fastest exact way to map a uint8 image."""
+    levels = (np.arange(256) - mean) * contrast + mean + brightness
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _bent(table: np.ndarray, log_exponent: float) -> np.ndarray:
+    """The table followed by a gamma curve; 0 leaves it as it is."""
+    if not log_exponent:
+        return table
+    return np.rint(255.0 * (table / 255.0) ** np.exp(log_exponent)).astype(np.uint8)

@@ -1,8 +1,8 @@
 """The folder of one training run: what it was started with, its log, and a state from which it goes on.
 
-``run.json`` (what decides the result), ``last.npz`` (weights, optimizer and history after the last finished epoch) and
-``best_epoch_N.npz`` (weights alone); the log for people is in ``logs``. Every file appears at once or not at all, and
-``last.npz``, written last, names the best file that belongs to it: the run may be killed at any moment.
+`run.json` (what decides the result), `last.npz` (weights, optimizer and history after the last finished epoch) and
+`best_epoch_N.npz` (weights alone); the log for people is in `logs`. Every file appears at once or not at all, and
+`last.npz`, written last, names the best file that belongs to it: the run may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        history: One entry per finished epoch.
+        history: one entry per finished epoch.
         best_epoch: 1 for the first epoch; 0 before there is a best one.
     """
 
@@ -43,12 +43,12 @@ class RunFolder:
         """Open the folder, or begin it if it holds no run.
 
         Args:
-            path: Is created where it is missing.
-            facts: What decides the result, JSON-ready; a folder begun with other facts is refused.
+            path: is created where it is missing.
+            facts: what decides the result, JSON-ready; a folder begun with other facts is refused.
 
         Raises:
-            CompressionError: The folder holds a run that was begun with other facts, or cannot be written.
-            ModelFileError: Its ``run.json`` is damaged.
+            CompressionError: the folder holds a run that was begun with other facts, or cannot be written.
+            ModelFileError: its `run.json` is damaged.
         """
         self.path = path
         facts = json.loads(json.dumps(facts))  # as it will be read back: tuples become lists
@@ -63,12 +63,12 @@ class RunFolder:
         """Write the state after an epoch: the best weights first, if they are this epoch's, then all the rest.
 
         Args:
-            progress: The epochs so far, this one included.
-            state: Everything needed to go on, by kind: "weights", "optimizer" and what else there is.
-            scored: The weights that this epoch was scored with, where those are not ``state["weights"]``.
+            progress: the epochs so far, this one included.
+            state: everything needed to go on, by kind: "weights", "optimizer" and what else there is.
+            scored: the weights that this epoch was scored with, where those are not `state["weights"]`.
 
         Raises:
-            CompressionError: The disk is full or the folder cannot be written.
+            CompressionError: the disk is full or the folder cannot be written.
         """
         if progress.best_epoch == len(progress.history):
             best = state["weights"] if scored is None else scored
@@ -83,10 +83,10 @@ class RunFolder:
         """Set variables to the state after the last finished epoch; a folder without one leaves them as they are.
 
         Args:
-            state: The variables by kind, as ``save`` was given them.
+            state: the variables by kind, as `save` was given them.
 
         Raises:
-            ModelFileError: The checkpoint is damaged or belongs to another model.
+            ModelFileError: the checkpoint is damaged or belongs to another model.
         """
         file = self.path / "last.npz"
         if not file.exists():
@@ -101,7 +101,7 @@ class RunFolder:
         """Set variables to the weights of the best epoch.
 
         Raises:
-            ModelFileError: The file is missing, damaged or belongs to another model.
+            ModelFileError: the file is missing, damaged or belongs to another model.
         """
         _assign(weights, _unpack(self._best_file(progress.best_epoch)), "weights")
 

@@ -17,6 +17,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.files import write_text
 from cxr_compress.metrics import auroc_per_finding, class_log_odds, mean_auroc
 from cxr_compress.train.losses import distillation_loss
+from cxr_compress.train.step import Objective
 
 
 @dataclass(frozen=True)
@@ -25,33 +26,29 @@ class DevScore:
 
     Attributes:
         labels: (images, findings) of 0 to 1, NaN for unknown.
-        findings: Their names.
-        loss: From (labels, logits) to a number, as in training.
-        their_logits: The teacher's, for the same images; None where none teaches.
-        distill_weight: Share of the loss that follows them.
-        activation: "sigmoid", or "softmax" for classes that exclude one another: then the AUROC is that of each class
-            against the others by its probability, and ``dev_accuracy`` says how often the likeliest class was right.
+        findings: their names.
+        objective: as in training. With "softmax" the AUROC is that of each class against the others by its probability,
+            and `dev_accuracy` says how often the likeliest class was right.
+        their_logits: the teacher's, for the same images; None where its probabilities are not followed.
     """
 
     labels: np.ndarray
     findings: tuple[str, ...]
-    loss: Any
+    objective: Objective
     their_logits: np.ndarray | None = None
-    distill_weight: float = 0.0
-    activation: str = "sigmoid"
 
     def of(self, logits: np.ndarray) -> dict[str, Any]:
         """The figures of one epoch, JSON-ready: loss, AUROC of the hard labels, and with a teacher the objective.
 
-        ``dev_objective`` is what training minimizes, on dev and without the term of the maps:
-        ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``. Where the loss is no number, there is
+        `dev_objective` is what training minimizes, on dev and without the term of the maps:
+        `(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)`. Where the loss is no number, there is
         nothing else to say.
         """
-        loss = float(self.loss(self.labels, logits))
+        loss = float(self.objective.loss(self.labels, logits))
         if not math.isfinite(loss):
             return {"dev_loss": loss}
         hard = np.where((self.labels == 0) | (self.labels == 1), self.labels, np.nan)
-        exclusive = self.activation == "softmax"
+        exclusive = self.objective.activation == "softmax"
         ranked = class_log_odds(logits) if exclusive else logits
         per_finding = auroc_per_finding(hard, ranked)
         found = {
@@ -66,12 +63,13 @@ class DevScore:
         if self.their_logits is None:
             return found
         theirs, ours = self.their_logits.astype(np.float64), logits.astype(np.float64)
-        pull = float(distillation_loss(theirs, ours, self.activation))
-        return {**found, "dev_objective": (1.0 - self.distill_weight) * loss + self.distill_weight * pull}
+        pull = float(distillation_loss(theirs, ours, self.objective.activation))
+        weight = self.objective.distill_weight
+        return {**found, "dev_objective": (1.0 - weight) * loss + weight * pull}
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
-    """The best of the epochs from ``first`` on, counted from 1; 0 if none counts yet.
+    """The best of the epochs from `first` on, counted from 1; 0 if none counts yet.
 
     With a teacher it is the one with the lowest objective: a few hundred dev images, of which a good network orders all
     but a handful of pairs rightly, hardly tell epochs apart by AUROC, while their distance to the teacher does.
@@ -99,7 +97,7 @@ _EVENTS = "events.out.tfevents."
 
 
 class EpochLog:
-    """Writes ``log.jsonl`` and TensorBoard event files (``tensorboard --logdir``) into a run's folder.
+    """Writes `log.jsonl` and TensorBoard event files (`tensorboard --logdir`) into a run's folder.
 
     After a resume TensorBoard's file starts anew with all epochs so far, so that the curves have no gap and no fork.
     Nothing of TensorBoard need be installed to write it.
@@ -115,7 +113,7 @@ class EpochLog:
         """Write the epochs so far; those that were written before are not written again.
 
         Raises:
-            CompressionError: The disk is full or the folder cannot be written.
+            CompressionError: the disk is full or the folder cannot be written.
         """
         write_text(self._folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
         try:

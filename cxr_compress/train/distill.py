@@ -27,9 +27,9 @@ class FeatureMatch:
     """Which map of the student is to look like which map of the teacher.
 
     Attributes:
-        student: Layer of the student whose output is matched, by its name.
-        teacher: Layer of the teacher.
-        keep: Integer (channels of the student,): the teacher's channels that the student still has, in the student's
+        student: layer of the student whose output is matched, by its name.
+        teacher: layer of the teacher.
+        keep: integer (channels of the student,): the teacher's channels that the student still has, in the student's
             order; None where both have the same channels.
     """
 
@@ -45,18 +45,18 @@ class FeatureMatch:
 
 @dataclass(frozen=True)
 class FeatureTerm:
-    """The term of the loss that a ``FeatureMatch`` makes.
+    """The term of the loss that a `FeatureMatch` makes.
 
     Attributes:
-        match: The maps.
-        weight: Factor of the term; 1 makes a student without any map (all zeros) cost 1.
+        match: the maps.
+        weight: factor of the term; 1 makes a student without any map (all zeros) cost 1.
     """
 
     match: FeatureMatch
     weight: float
 
     def of(self, student_map: Any, teacher_map: Any) -> Any:
-        """``weight * mean((s - t)^2) / mean(t^2)`` over all images, places and channels of the batch.
+        """`weight * mean((s - t)^2) / mean(t^2)` over all images, places and channels of the batch.
 
         Dividing by the teacher's own mean square makes the term free of the scale of its activations, which differs
         between networks by orders of magnitude, so one weight serves all of them. The divisor is that of the whole
@@ -80,11 +80,11 @@ def with_map(model: Any, layer: str) -> Any:
     """A view of a model that gives (logits, map of a layer) from one pass; layers and weights are the model's own.
 
     Args:
-        model: Functional or Sequential, built.
-        layer: Name of a layer of the model itself; a model within it counts as one layer.
+        model: functional or Sequential, built.
+        layer: name of a layer of the model itself; a model within it counts as one layer.
 
     Raises:
-        UnsupportedLayerError: The model is subclassed, has no such layer, or calls it more than once.
+        UnsupportedLayerError: the model is subclassed, has no such layer, or calls it more than once.
     """
     found = [node for node in _nodes(model) if node.layer.name == layer]
     if len(found) != 1 or isinstance(found[0].outputs, list | tuple | dict):
@@ -99,10 +99,10 @@ def last_feature_map(model: Any) -> str:
     """Name the layer whose map feeds the head: the input of the last global pooling, else the last map of all.
 
     Args:
-        model: Functional or Sequential, built, with one output.
+        model: functional or Sequential, built, with one output.
 
     Raises:
-        UnsupportedLayerError: The model is subclassed, or its last map is inside of a model within it, or it has none.
+        UnsupportedLayerError: the model is subclassed, or its last map is inside of a model within it, or it has none.
     """
     _require_graph(model)
     if len(model.outputs) != 1:
@@ -121,14 +121,14 @@ def check_match(match: FeatureMatch, model: Any, teacher: Any, input_shape: tupl
     """Refuse maps that cannot be compared, before anything slow begins.
 
     Args:
-        match: The maps.
-        model: The student.
-        teacher: The teacher.
+        match: the maps.
+        model: the student.
+        teacher: the teacher.
         input_shape: (height, width, channels) of the images that both get.
 
     Raises:
-        CompressionError: Rows and columns differ, or `keep` does not lead from one's channels to the other's.
-        UnsupportedLayerError: As ``with_map``.
+        CompressionError: rows and columns differ, or `keep` does not lead from one's channels to the other's.
+        UnsupportedLayerError: as `with_map`.
     """
     ours = _map_shape(with_map(model, match.student), input_shape)
     theirs = _map_shape(with_map(teacher, match.teacher), input_shape)

@@ -6,8 +6,8 @@ of them, or with one process and no strategy at all.
 
 Only the chief reads and writes the run. What it restores, and everything that is decided from (scores, when to stop),
 it tells the others, so several machines need no shared disk, and no worker ever decides alone: one that went on while
-another stopped would wait for ever. The run's ``last.npz`` is to this loop what Keras's BackupAndRestore is to
-``model.fit``, which that callback needs: after a worker died, the restarted workers go on from the last finished epoch.
+another stopped would wait for ever. The run's `last.npz` is to this loop what Keras's BackupAndRestore is to
+`model.fit`, which that callback needs: after a worker died, the restarted workers go on from the last finished epoch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Cluster:
 
     Attributes:
         addresses: host:port of every worker; the first one is the chief, who alone reads and writes the run.
-        index: Which of them this process is.
+        index: which of them this process is.
     """
 
     addresses: tuple[str, ...]
@@ -60,12 +60,12 @@ class Cluster:
 
 
 def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
-    """Read ``TF_CONFIG``: a list of "worker" addresses, which may have one "chief" before it, and the own place in it.
+    """Read `TF_CONFIG`: a list of "worker" addresses, which may have one "chief" before it, and the own place in it.
 
     TensorFlow reads the variable too, but takes many mistakes for a cluster of one, or waits for ever.
 
     Raises:
-        CompressionError: It is missing or malformed; the line shows how it should look.
+        CompressionError: it is missing or malformed; the line shows how it should look.
     """
     text = environment.get("TF_CONFIG", "")
     if not text.strip():
@@ -130,14 +130,14 @@ def start_distribution(kind: str, log: Callable[[str], None] | None = None) -> D
 
     Args:
         kind: "none"; "mirrored", all GPUs of this machine (without GPUs: its processor); or "multi_worker", the
-            machines that ``TF_CONFIG`` names, each with all its GPUs.
-        log: Takes one line before this waits for the others, which it does for as long as it takes.
+            machines that `TF_CONFIG` names, each with all its GPUs.
+        log: takes one line before this waits for the others, which it does for as long as it takes.
 
     Returns:
-        What ``fit`` and ``run_training`` take; None for "none".
+        What `fit` and `run_training` take; None for "none".
 
     Raises:
-        CompressionError: Another word, ``TF_CONFIG`` is missing or malformed, or the others cannot be joined.
+        CompressionError: another word, `TF_CONFIG` is missing or malformed, or the others cannot be joined.
     """
     if kind not in DISTRIBUTIONS:
         raise CompressionError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {kind!r}")
@@ -166,9 +166,9 @@ class Distribution:
 
     Attributes:
         strategy: TensorFlow's.
-        cluster: The workers; None where there is this process alone.
-        is_chief: Whether this process is the one that reads, writes and decides.
-        replicas: Copies of the model, over all workers.
+        cluster: the workers; None where there is this process alone.
+        is_chief: whether this process is the one that reads, writes and decides.
+        replicas: copies of the model, over all workers.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster | None = None) -> None:
@@ -187,7 +187,7 @@ class Distribution:
         """Which part of each batch this worker takes: (i, n), part i of n.
 
         Raises:
-            CompressionError: The replicas cannot share a batch evenly.
+            CompressionError: the replicas cannot share a batch evenly.
         """
         if batch_size % self.replicas:
             raise CompressionError(
@@ -204,7 +204,7 @@ class Distribution:
         """Do something on the chief alone, after which all go on together; the others get None.
 
         Raises:
-            CompressionError: The chief raised one; all workers raise it, so that none is left waiting.
+            CompressionError: the chief raised one; all workers raise it, so that none is left waiting.
         """
         value, failure = None, None
         if self.is_chief:
@@ -223,7 +223,7 @@ class Distribution:
         """Refuse to train where a worker has other settings or images than the chief.
 
         Raises:
-            CompressionError: On every worker; on one that differs the line says in what.
+            CompressionError: on every worker; on one that differs the line says in what.
         """
         mine = json.loads(json.dumps(facts))
         chief = self.agree(mine)
@@ -244,8 +244,8 @@ class Distribution:
         """The folder of a run, which only the chief reads and writes.
 
         Raises:
-            CompressionError: As ``RunFolder``, or the workers were not started alike.
-            ModelFileError: As ``RunFolder``.
+            CompressionError: as `RunFolder`, or the workers were not started alike.
+            ModelFileError: as `RunFolder`.
         """
         return SharedFolder(path, facts, self)
 
@@ -254,7 +254,7 @@ class Distribution:
         return [self.strategy.experimental_local_results(variable)[0] for variable in variables]
 
     def assign(self, variable: Any, value: np.ndarray) -> None:
-        """Set a variable on this worker's replicas; its own ``assign`` may also read it, which asks all workers."""
+        """Set a variable on this worker's replicas; its own `assign` may also read it, which asks all workers."""
         for part in self.strategy.experimental_local_results(variable):
             part.assign(value)
 
@@ -315,7 +315,7 @@ class Distribution:
 
 
 class SharedFolder(RunFolder):
-    """The folder of a run of several workers: on the chief a ``RunFolder``, on the others nothing but its answers."""
+    """The folder of a run of several workers: on the chief a `RunFolder`, on the others nothing but its answers."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], distribution: Distribution) -> None:
         """Open or begin the run on the chief, and see that all workers are to train the same."""
@@ -325,13 +325,13 @@ class SharedFolder(RunFolder):
         distribution.on_chief(lambda: RunFolder.__init__(self, path, facts))
 
     def save(self, progress: Progress, state: Mapping[str, Sequence[Any]], scored: Sequence[Any] | None = None) -> None:
-        """As ``RunFolder.save``, on the chief."""
+        """As `RunFolder.save`, on the chief."""
         parts = {kind: self._together.own_parts(variables) for kind, variables in state.items()}
         best = None if scored is None else self._together.own_parts(scored)
         self._together.on_chief(lambda: RunFolder.save(self, progress, parts, best))
 
     def restore(self, state: Mapping[str, Sequence[Any]]) -> Progress:
-        """As ``RunFolder.restore``; the chief reads, and all go on from what it has."""
+        """As `RunFolder.restore`; the chief reads, and all go on from what it has."""
         parts = {kind: self._together.own_parts(variables) for kind, variables in state.items()}
         found = self._together.on_chief(lambda: RunFolder.restore(self, parts))
         for variables in state.values():
@@ -339,13 +339,13 @@ class SharedFolder(RunFolder):
         return Progress(**self._together.agree(None if found is None else dataclasses.asdict(found)))
 
     def restore_best(self, progress: Progress, weights: Sequence[Any]) -> None:
-        """As ``RunFolder.restore_best``; the chief reads, and all get what it has."""
+        """As `RunFolder.restore_best`; the chief reads, and all get what it has."""
         parts = self._together.own_parts(weights)
         self._together.on_chief(lambda: RunFolder.restore_best(self, progress, parts))
         self._together.spread_chiefs(weights)
 
     def keep_bad_batch(self, epoch: int, batch: int, image_ids: Sequence[str]) -> None:
-        """As ``RunFolder.keep_bad_batch``, on the chief."""
+        """As `RunFolder.keep_bad_batch`, on the chief."""
         self._together.on_chief(lambda: RunFolder.keep_bad_batch(self, epoch, batch, image_ids))
 
 

@@ -16,20 +16,31 @@ _LARGEST_WEIGHT = 50.0  # a finding with a handful of positives must not drown t
 
 
 class WeightedBce(keras.losses.Loss):
-    """Mean over images and known labels of ``pos_weight * y * softplus(-z) + (1 - y) * softplus(z)`` for logits ``z``.
+    """Mean over images and known labels of `pos_weight * y * softplus(-z) + (1 - y) * softplus(z)` for logits `z`.
 
-    Weighting positives by ``p`` adds ``log(p)`` to the logits that the network learns, so a probability has to
-    subtract it again: ``sigmoid(z - log(p))``. With ``focal_gamma`` g the first term is multiplied by ``(1 - q)^g``
-    and the second by ``q^g``, where ``q = sigmoid(z)``: images that are easy count less.
+    Weighting positives by `p` adds `log(p)` to the logits that the network learns, so a probability has to
+    subtract it again: `sigmoid(z - log(p))`. With `focal_gamma` g the first term is multiplied by `(1 - q)^g`
+    and the second by `q^g`, where `q = sigmoid(z)`: images that are easy count less.
 
     Source: Rajpurkar et al., "CheXNet" (arXiv 1711.05225), section 2.1, with its two class weights divided by the
-    negative one; softplus form as in ``tf.nn.weighted_cross_entropy_with_logits``; Lin et al., "Focal Loss for Dense
+    negative one; softplus form as in `tf.nn.weighted_cross_entropy_with_logits`; Lin et al., "Focal Loss for Dense
     Object Detection" (arXiv 1708.02002), equation 5.
     """
 
     def __init__(
         self, pos_weight: np.ndarray, *, masked: bool = False, focal_gamma: float = 0.0, label_smoothing: float = 0.0
     ) -> None:
+        """Check the weights.
+
+        Args:
+            pos_weight: (findings,), positive and finite; ones give the plain cross-entropy.
+            masked: labels may be NaN, which means unknown: they do not count, and the others of the batch count more.
+            focal_gamma: 0 for the cross-entropy; 2 is usual for a focal loss.
+            label_smoothing: share by which labels move towards 0.5.
+
+        Raises:
+            CompressionError: a weight is not a positive number.
+        """
         super().__init__(name="weighted_bce")
         self.pos_weight = _checked(pos_weight)
         self.masked = masked
@@ -64,25 +75,16 @@ class WeightedBce(keras.losses.Loss):
         """Which labels count, bool (batch, findings)."""
         return tf.math.is_finite(labels)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what the constructor needs, JSON-ready."""
-        return {
-            "pos_weight": [float(weight) for weight in self.pos_weight],
-            "masked": self.masked,
-            "focal_gamma": self.focal_gamma,
-            "label_smoothing": self.label_smoothing,
-        }
-
 
 class CategoricalCrossEntropy(keras.losses.Loss):
-    """Mean over images of known class of ``-sum(class_weight * y * log(softmax(z)))`` for logits ``z``.
+    """Mean over images of known class of `-sum(class_weight * y * log(softmax(z)))` for logits `z`.
 
-    The classes exclude one another: labels ``y`` of an image add up to 1, whether they are 0 and 1 or soft shares. An
-    image with an unknown label is left out as a whole. Weighting class i by ``w_i`` adds ``log(w_i)`` to the logits
-    that the network learns, so a probability has to subtract it again: ``softmax(z - log(w))``. Label smoothing moves
+    The classes exclude one another: labels `y` of an image add up to 1, whether they are 0 and 1 or soft shares. An
+    image with an unknown label is left out as a whole. Weighting class i by `w_i` adds `log(w_i)` to the logits
+    that the network learns, so a probability has to subtract it again: `softmax(z - log(w))`. Label smoothing moves
     labels towards equal shares of all classes.
 
-    Source: softmax form as in ``tf.nn.softmax_cross_entropy_with_logits``; Szegedy et al., "Rethinking the Inception
+    Source: softmax form as in `tf.nn.softmax_cross_entropy_with_logits`; Szegedy et al., "Rethinking the Inception
     Architecture" (arXiv 1512.00567), section 7, for the smoothing.
     """
 
@@ -113,33 +115,8 @@ class CategoricalCrossEntropy(keras.losses.Loss):
             labels = labels * (1.0 - self.label_smoothing) + self.label_smoothing / classes
         return -tf.reduce_sum(tf.constant(self.class_weight) * labels * tf.nn.log_softmax(logits), axis=-1)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what the constructor needs, JSON-ready."""
-        return {
-            "class_weight": [float(weight) for weight in self.class_weight],
-            "masked": self.masked,
-            "label_smoothing": self.label_smoothing,
-        }
-
 
 TrainingLoss = WeightedBce | CategoricalCrossEntropy
-
-
-def weighted_bce(
-    pos_weight: np.ndarray, *, masked: bool = False, focal_gamma: float = 0.0, label_smoothing: float = 0.0
-) -> WeightedBce:
-    """Make the loss that weights the positives of finding ``i`` by ``pos_weight[i]``.
-
-    Args:
-        pos_weight: (findings,), positive and finite; ones give the plain cross-entropy.
-        masked: Labels may be NaN, which means unknown: they do not count, and the others of the batch count more.
-        focal_gamma: 0 for the cross-entropy; 2 is usual for a focal loss.
-        label_smoothing: Share by which labels move towards 0.5.
-
-    Raises:
-        CompressionError: A weight is not a positive number.
-    """
-    return WeightedBce(pos_weight, masked=masked, focal_gamma=focal_gamma, label_smoothing=label_smoothing)
 
 
 def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid") -> Any:
@@ -147,7 +124,7 @@ def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid
 
     Args:
         their_logits: (images, findings) of the teacher.
-        logits: Of the student, of the same type.
+        logits: of the student, of the same type.
         activation: "sigmoid", per finding, or "softmax", over classes that exclude one another.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, at
@@ -164,23 +141,23 @@ def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) ->
     """The loss that a training asks for; unknown labels are looked for only where there are some.
 
     Args:
-        config: Kind of loss, its exponent, smoothing.
-        pos_weight: As ``weighted_bce``, or the weight of each class where they exclude one another.
-        labels: Every table of labels that it will see.
+        config: kind of loss, its exponent, smoothing.
+        pos_weight: as `WeightedBce`, or the weight of each class where they exclude one another.
+        labels: every table of labels that it will see.
     """
+    masked = any(np.isnan(table).any() for table in labels)
     if config.activation == "softmax":
-        masked = any(np.isnan(table).any() for table in labels)
         return CategoricalCrossEntropy(pos_weight, masked=masked, label_smoothing=config.label_smoothing)
-    return weighted_bce(
+    return WeightedBce(
         pos_weight,
-        masked=any(np.isnan(table).any() for table in labels),
+        masked=masked,
         focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
         label_smoothing=config.label_smoothing,
     )
 
 
 def pos_weights(labels: np.ndarray) -> np.ndarray:
-    """Return negatives per positive for each finding, clipped to [1/50, 50]: the usual choice of ``pos_weight``.
+    """Return negatives per positive for each finding, clipped to [1/50, 50]: the usual choice of `pos_weight`.
 
     Args:
         labels: (images, findings), 0 to 1 (above 0.5 is a positive), or NaN for unknown, which is not counted.
@@ -189,7 +166,7 @@ def pos_weights(labels: np.ndarray) -> np.ndarray:
         float32 (findings,).
 
     Raises:
-        DataError: ``labels`` is not a table, or a finding has no positive or no negative image.
+        DataError: `labels` is not a table, or a finding has no positive or no negative image.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or not len(labels):  # noqa: PLR2004 - images x findings
@@ -219,7 +196,7 @@ def class_weights(labels: np.ndarray) -> np.ndarray:
         float32 (classes,).
 
     Raises:
-        DataError: An image has no class or several, or a class has no image.
+        DataError: an image has no class or several, or a class has no image.
     """
     labels = np.asarray(labels)
     known = check_exclusive(labels, where="training")
@@ -234,10 +211,10 @@ def class_weights(labels: np.ndarray) -> np.ndarray:
 
 
 def balanced_weights(labels: np.ndarray, activation: str) -> np.ndarray:
-    """``class_weights`` of classes that exclude one another ("softmax"), ``pos_weights`` of findings ("sigmoid").
+    """`class_weights` of classes that exclude one another ("softmax"), `pos_weights` of findings ("sigmoid").
 
     Raises:
-        DataError: As those two.
+        DataError: as those two.
     """
     return class_weights(labels) if activation == "softmax" else pos_weights(labels)
 

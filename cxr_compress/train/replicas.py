@@ -1,12 +1,13 @@
 """How one process trains, and how the replicas of a distribution do: the same few verbs for both.
 
-``fit`` asks one of the two for everything that differs, and has no other branch for it.
+`fit` asks one of the two for everything that differs, and has no other branch for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.errors import UnsupportedLayerError
+from cxr_compress.models.keras_graph import rebuilt
 from cxr_compress.train.checkpoints import RunFolder
-from cxr_compress.train.distill import FeatureTerm
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.step import (
     Forward,
+    Objective,
     Step,
     WeightAverage,
     make_forward,
@@ -70,22 +72,12 @@ class Alone:
         """Do it."""
         return act()
 
-    def make_step(  # noqa: PLR0917 - a step is made of these eight
-        self,
-        model: Any,
-        loss: Any,
-        optimizer: Any,
-        teacher: Any | None,
-        distill_weight: float,
-        average: WeightAverage | None,
-        features: FeatureTerm | None = None,
-        activation: str = "sigmoid",
-    ) -> Step:
-        """As ``make_train_step``."""
-        return make_train_step(model, loss, optimizer, teacher, distill_weight, average, features, activation)
+    def make_step(self, model: Any, objective: Objective, optimizer: Any, average: WeightAverage | None) -> Step:
+        """As `make_train_step`."""
+        return make_train_step(model, objective, optimizer, average)
 
     def make_forward(self, model: Any) -> Forward:
-        """As ``step.make_forward``."""
+        """As `step.make_forward`."""
         return make_forward(model)
 
 
@@ -108,10 +100,10 @@ class Replicated:
         return self._strategy.scope()
 
     def adopt(self, model: Any) -> Any:
-        """A replicated copy of a model whose batch normalizations see the whole batch; ``model`` stays as it is.
+        """A replicated copy of a model whose batch normalizations see the whole batch; `model` stays as it is.
 
         Raises:
-            UnsupportedLayerError: The model cannot be rebuilt from its configuration.
+            UnsupportedLayerError: the model cannot be rebuilt from its configuration.
         """
         return self._copy(model, synchronized=True)
 
@@ -120,26 +112,17 @@ class Replicated:
         return None if teacher is None else self._copy(teacher, synchronized=False)
 
     def give_back(self, trained: Any, model: Any) -> None:
-        """Put the weights of ``adopt``'s copy back into the model, whose batch normalizations are plain ones."""
+        """Put the weights of `adopt`'s copy back into the model, whose batch normalizations are plain ones."""
         for ours, theirs in zip(self._together.own_parts(trained.weights), model.weights, strict=True):
             theirs.assign(ours.numpy())
 
-    def make_step(  # noqa: PLR0917 - a step is made of these eight
-        self,
-        model: Any,
-        loss: Any,
-        optimizer: Any,
-        teacher: Any | None,
-        distill_weight: float,
-        average: WeightAverage | None,
-        features: FeatureTerm | None = None,
-        activation: str = "sigmoid",
-    ) -> Step:
+    def make_step(self, model: Any, objective: Objective, optimizer: Any, average: WeightAverage | None) -> Step:
         """Compile one step: this worker's images in, the loss of the whole batch out, the same on all workers."""
         strategy, replicas = self._strategy, self._together.replicas
         # Not the loss itself: Keras refuses to take means within a strategy, since it cannot know of what.
+        loss = objective.loss
         mean_loss = lambda *of: tf.reduce_mean(loss.call(*of))  # noqa: E731
-        terms = make_terms(model, mean_loss, teacher, distill_weight, features, activation)
+        terms = make_terms(model, replace(objective, loss=mean_loss))
 
         def share_of_loss(images: Any, labels: Any) -> Any:
             value, others = terms(images, labels)
@@ -173,7 +156,7 @@ class Replicated:
         return forward
 
     def _spread(self, rows: np.ndarray, parts: int) -> Any:
-        """Give each local replica its part: of this worker's rows, or of all rows if ``parts`` counts all replicas."""
+        """Give each local replica its part: of this worker's rows, or of all rows if `parts` counts all replicas."""
         size = len(rows) // parts
 
         def part(context: Any) -> Any:
@@ -184,10 +167,8 @@ class Replicated:
 
     def _copy(self, model: Any, *, synchronized: bool) -> Any:
         try:
-            config = model.get_config()
-            _edit(config, synchronized=synchronized)
             with self._strategy.scope():
-                copy = type(model).from_config(config)
+                copy = rebuilt(model, lambda config: _synchronize_norms(config, synchronized=synchronized))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise UnsupportedLayerError(
                 f"expected a Functional or Sequential model to replicate, but {model.name} cannot be rebuilt from its "
@@ -202,7 +183,7 @@ Engine = Alone | Replicated
 
 
 def make_engine(distribution: Distribution | None) -> Engine:
-    """What ``fit`` trains with."""
+    """What `fit` trains with."""
     return Alone() if distribution is None else Replicated(distribution)
 
 
@@ -213,12 +194,11 @@ def _share_of_labels(counting: Any) -> Any:
     return known / tf.maximum(context.all_reduce(tf.distribute.ReduceOp.SUM, known), 1.0)
 
 
-def _edit(config: dict[str, Any], *, synchronized: bool) -> None:
+def _synchronize_norms(config: dict[str, Any], *, synchronized: bool) -> None:
     """Make the batch normalizations of a model, and of the models within it, see the batches of all replicas."""
-    config.pop("build_input_shape", None)  # of a Sequential model: its first layer decides
     for layer in config.get("layers", ()):
         inner = layer.get("config", {})
         if layer.get("class_name") == "BatchNormalization":
             inner["synchronized"] = synchronized
         elif isinstance(inner, dict) and "layers" in inner:
-            _edit(inner, synchronized=synchronized)
+            _synchronize_norms(inner, synchronized=synchronized)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,23 @@ from cxr_compress.train.losses import distillation_loss
 class WeightAverage:
     """The exponential moving average of all weights of a model, batch-norm statistics included.
 
-    It costs a copy of the weights and one multiply-add each per step. The decay of step ``t`` is
-    ``min(decay, (1 + t) / (10 + t))``, so that the random start is forgotten within the first epoch.
+    It costs a copy of the weights and one multiply-add each per step. The decay of step `t` is
+    `min(decay, (1 + t) / (10 + t))`, so that the random start is forgotten within the first epoch.
 
     Source: Tarvainen and Valpola, "Mean teachers are better role models" (arXiv 1703.01780), section 2; the warm-up is
-    that of ``tf.train.ExponentialMovingAverage``.
+    that of `tf.train.ExponentialMovingAverage`.
 
     Attributes:
-        weights: The averages, in the order of the model's weights.
-        variables: What has to be saved to go on: the averages and the number of updates.
+        weights: the averages, in the order of the model's weights.
+        variables: what has to be saved to go on: the averages and the number of updates.
     """
 
     def __init__(self, weights: Sequence[Any], decay: float) -> None:
         """Start from the weights as they are.
 
         Args:
-            weights: ``model.weights``.
-            decay: In (0, 1); about 1 / (1 - decay) steps are averaged over.
+            weights: `model.weights`.
+            decay: in (0, 1); about 1 / (1 - decay) steps are averaged over.
         """
         self._live = list(weights)
         self._decay = decay
@@ -49,7 +50,7 @@ class WeightAverage:
         return [*self.weights, self._updates]
 
     def update(self) -> None:
-        """Take in the weights as they are now; may be called inside a ``tf.function``."""
+        """Take in the weights as they are now; may be called inside a `tf.function`."""
         self._updates.assign_add(1.0)
         decay = tf.minimum(self._decay, (1.0 + self._updates) / (10.0 + self._updates))
         for average, weight in zip(self.weights, self._live, strict=True):
@@ -87,16 +88,25 @@ _LossScaleOptimizer = keras.mixed_precision.LossScaleOptimizer
 
 
 def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -> Any:
-    """Adam with a linear warm-up and a half cosine down to 0 over ``steps`` steps, or with the end of a longer one.
+    """Adam with a linear warm-up and a half cosine down to 0 over `steps` steps, or with the end of a longer one.
 
     The rate follows the optimizer's own step counter, so restoring the optimizer's variables resumes it exactly.
 
     Args:
-        config: Rate, warm-up and decay.
-        steps: Of the whole training.
-        scale_loss: Multiply the loss by a factor that adapts, as training in float16 needs.
+        config: rate, warm-up and decay.
+        steps: of the whole training.
+        scale_loss: multiply the loss by a factor that adapts, as training in float16 needs.
     """
-    rate = _rewound(config, steps) if config.schedule_epochs else _whole_schedule(config, steps)
+    if config.schedule_epochs:
+        rate: Any = CosineTail(config.learning_rate, config.schedule_epochs * (steps // config.epochs), steps)
+    else:
+        warmup = round(config.warmup_fraction * steps)
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else config.learning_rate,
+            decay_steps=max(1, steps - warmup),
+            warmup_target=config.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
     optimizer = keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None)
     if config.weight_decay:
         # Decay towards 0 makes sense for kernels only: it would shrink what batch normalization scales by.
@@ -104,23 +114,8 @@ def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -
     return _LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
-def _whole_schedule(config: FitConfig, steps: int) -> Any:
-    warmup = round(config.warmup_fraction * steps)
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else config.learning_rate,
-        decay_steps=max(1, steps - warmup),
-        warmup_target=config.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-
-
-def _rewound(config: FitConfig, steps: int) -> CosineTail:
-    steps_per_epoch = steps // config.epochs
-    return CosineTail(config.learning_rate, config.schedule_epochs * steps_per_epoch, steps)
-
-
 class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
-    """The last ``steps`` steps of a half cosine from ``peak`` down to 0 over ``planned_steps``: a rewound rate.
+    """The last `steps` steps of a half cosine from `peak` down to 0 over `planned_steps`: a rewound rate.
 
     Source: Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning" (arXiv
     2003.02389), section 2: retrain the pruned network with the rates that its last epochs were first trained with.
@@ -144,22 +139,31 @@ class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "planned_steps": self.planned_steps, "steps": self.steps}
 
 
-def make_train_step(  # noqa: PLR0917 - a step is made of these eight
-    model: Any,
-    loss: Any,
-    optimizer: Any,
-    teacher: Any | None,
-    distill_weight: float,
-    average: WeightAverage | None = None,
-    features: FeatureTerm | None = None,
-    activation: str = "sigmoid",
-) -> Step:
-    """Compile one step: batch in, weights updated, loss out.
+@dataclass(frozen=True)
+class Objective:
+    """What a training minimizes.
 
-    With a teacher the loss is ``(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)``, plus the term
-    of the maps where ``features`` gives one, the teacher seeing the very same changed images, once.
+    With a teacher it is `(1 - w) * loss(labels) + w * cross-entropy(teacher's probabilities)`, plus the term of the
+    maps where `features` gives one. The teacher sees the very same changed images, once for both terms.
+
+    Attributes:
+        loss: from (labels, logits) to a number.
+        activation: what the logits are of, see `distillation_loss`.
+        teacher: the model that is learnt from; None for the labels alone.
+        distill_weight: w, the share of the teacher's probabilities.
+        features: the term of the maps, which needs a teacher.
     """
-    terms = make_terms(model, loss, teacher, distill_weight, features, activation)
+
+    loss: Any
+    activation: str = "sigmoid"
+    teacher: Any | None = None
+    distill_weight: float = 0.0
+    features: FeatureTerm | None = None
+
+
+def make_train_step(model: Any, objective: Objective, optimizer: Any, average: WeightAverage | None = None) -> Step:
+    """Compile one step: batch in, weights updated, loss out."""
+    terms = make_terms(model, objective)
 
     def whole_loss(images: Any, labels: Any) -> Any:
         value, others = terms(images, labels)
@@ -171,39 +175,25 @@ def make_train_step(  # noqa: PLR0917 - a step is made of these eight
     return lambda images, labels: step(tf.constant(images), tf.constant(labels))
 
 
-def make_terms(  # noqa: PLR0917 - what the terms are made of
-    model: Any,
-    loss: Any,
-    teacher: Any | None,
-    distill_weight: float,
-    features: FeatureTerm | None = None,
-    activation: str = "sigmoid",
-) -> Terms:
+def make_terms(model: Any, objective: Objective) -> Terms:
     """The terms of a batch's loss: a mean over its known labels, then means over its images and what is no mean.
-
-    Args:
-        model: What is trained.
-        loss: From (labels, logits) to a number.
-        teacher: As ``make_train_step``.
-        distill_weight: Share of the teacher's term.
-        features: The term of the maps, which needs a teacher.
-        activation: What the logits are of, see ``distillation_loss``.
 
     Returns:
         A function from (images, labels) to (loss of the labels, list of the other terms).
     """
+    teacher, features, weight = objective.teacher, objective.features, objective.distill_weight
     ours = _viewed(model, features.match.student if features else None)
     theirs = None if teacher is None else _viewed(teacher, features.match.teacher if features else None)
 
     def terms(images: Any, labels: Any) -> tuple[Any, list[Any]]:
         raw, our_map = ours(images, training=True)
         logits = tf.cast(raw, tf.float32)
-        value, others = loss(labels, logits), []
+        value, others = objective.loss(labels, logits), []
         if theirs is not None:
             their_logits, their_map = theirs(images, training=False)
-            if distill_weight:
-                value = (1.0 - distill_weight) * value
-                others.append(distill_weight * distillation_loss(their_logits, logits, activation))
+            if weight:
+                value = (1.0 - weight) * value
+                others.append(weight * distillation_loss(their_logits, logits, objective.activation))
             if features is not None:
                 others.append(features.of(our_map, their_map))
         return value, [*others, tf.add_n(model.losses)] if model.losses else others
@@ -222,29 +212,23 @@ def training_step(
     model: Any, whole_loss: Callable[[Any, Any], Any], optimizer: Any, average: WeightAverage | None = None
 ) -> Callable[[Any, Any], Any]:
     """One step, not yet compiled: batch in, weights updated, loss out."""
+    # In float16 small gradients would underflow: the loss is multiplied before it is differentiated, and divided after.
+    scales_loss = isinstance(optimizer, _LossScaleOptimizer)
+    variables = model.trainable_variables
 
     def step(images: Any, labels: Any) -> Any:
         with tf.GradientTape() as tape:
             value = whole_loss(images, labels)
-            scaled = scaled_loss(optimizer, value)
-        update_weights(optimizer, tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
+            scaled = optimizer.get_scaled_loss(value) if scales_loss else value
+        gradients = tape.gradient(scaled, variables)
+        if scales_loss:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
         if average is not None:
             average.update()
         return value
 
     return step
-
-
-def scaled_loss(optimizer: Any, value: Any) -> Any:
-    """The loss to differentiate: times the loss scale where 16-bit floats would underflow without it."""
-    return optimizer.get_scaled_loss(value) if isinstance(optimizer, _LossScaleOptimizer) else value
-
-
-def update_weights(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-    """Apply the gradients of a ``scaled_loss``."""
-    if isinstance(optimizer, _LossScaleOptimizer):
-        gradients = optimizer.get_unscaled_gradients(gradients)
-    optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
 def make_forward(model: Any) -> Forward:
@@ -259,11 +243,11 @@ def predict_logits(
     """Return the logits of cached uint8 images through the one preprocessing.
 
     Args:
-        model: From preprocessed images to logits.
+        model: from preprocessed images to logits.
         images: uint8 (images, height, width) or (images, height, width, 3).
-        spec: How the model wants its images.
-        batch_size: Images per forward pass.
-        forward: What ``make_forward(model)`` gave, to compile once for many calls.
+        spec: how the model wants its images.
+        batch_size: images per forward pass.
+        forward: what `make_forward(model)` gave, to compile once for many calls.
 
     Returns:
         float32 (images, findings).

@@ -27,12 +27,12 @@ from cxr_compress.metrics import check_exclusive
 from cxr_compress.models import ModelAbout, build, read_about, save_model
 from cxr_compress.models.meaning import ask_for_preset
 from cxr_compress.models.original import Original, read_original
-from cxr_compress.train.config import FitConfig, FitResult
+from cxr_compress.models.variants import at_size, in_precision, with_head
+from cxr_compress.train.config import AUTO, FitResult, TrainingPlan
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
 from cxr_compress.train.losses import balanced_weights
 from cxr_compress.train.replicas import make_engine
-from cxr_compress.train.transfer import AUTO, TrainingPlan, at_size, in_precision, with_head
 
 Decoding = Callable[[str, int, int], None]
 
@@ -42,12 +42,12 @@ class TrainingFiles:
     """Where a training reads and writes.
 
     Attributes:
-        data_dir: The data set; only read.
-        output_dir: The run: a folder per stage, ``model.keras`` and ``training.json``.
-        keras_model_file: Start from this model instead of a random one; its head is replaced where it has another
+        data_dir: the data set; only read.
+        output_dir: the run: a folder per stage, `model.keras` and `training.json`.
+        keras_model_file: start from this model instead of a random one; its head is replaced where it has another
             number of outputs.
-        teacher_file: Model to distil from.
-        cache_dir: Keep decoded images here.
+        teacher_file: model to distil from.
+        cache_dir: keep decoded images here.
     """
 
     data_dir: Path
@@ -62,9 +62,9 @@ class Listeners:
     """Who hears how far it is; none decides anything.
 
     Attributes:
-        log: One line each.
+        log: one line each.
         decoding: (split name, images done, images in all).
-        on_step: As ``fit``.
+        on_step: as `fit`.
     """
 
     log: Callable[[str], None] | None = None
@@ -77,135 +77,138 @@ def run_training(
     files: TrainingFiles,
     listeners: Listeners = Listeners(),
     distribution: Distribution | None = None,
+    *,
+    dataset: Dataset | None = None,
+    start: Original | None = None,
 ) -> dict[str, Any] | None:
     """Train as planned; the same call goes on where it was stopped and refuses a folder with another plan.
 
-    Only train and dev are looked at. What the model is worth on test is for ``cxr_evaluate`` to say, once.
+    Only train and dev are looked at. What the model is worth on test is for `cxr_evaluate` to say, once.
 
     Args:
-        plan: What decides the result.
-        files: Where to read and write.
-        listeners: Of the progress, on the chief.
-        distribution: Several GPUs or machines; each machine makes the same call and needs the data set and the model
-            files for itself, the chief's ``output_dir`` is written to.
+        plan: what decides the result.
+        files: where to read and write.
+        listeners: of the progress, on the chief.
+        distribution: several GPUs or machines; each machine makes the same call and needs the data set and the model
+            files for itself, the chief's `output_dir` is written to.
+        dataset: what `read_training_set` gave, where it is read already.
+        start: what `read_start` gave for `files.keras_model_file`, likewise.
 
     Returns:
-        What ``training.json`` holds: plan, data, history of every stage, hash of the model, versions, seconds. None
-        on a worker that is not the chief.
+        What `training.json` holds: plan, data, history of every stage, hash of the model, versions, seconds. None on a
+        worker that is not the chief.
 
     Raises:
-        DataError: The data set cannot be used, or the loss stopped being a number.
-        CompressionError: ``output_dir`` holds another training, the disk is full, or a worker is gone.
-        ModelFileError: The model to start from, or a checkpoint, is missing or damaged.
-        UnsupportedLayerError: The model cannot change its size or its head.
+        DataError: the data set cannot be used, or the loss stopped being a number.
+        CompressionError: `output_dir` holds another training, the disk is full, or a worker is gone.
+        ModelFileError: the model to start from, or a checkpoint, is missing or damaged.
+        UnsupportedLayerError: the model cannot change its size or its head.
     """
     started = time.perf_counter()
     engine = make_engine(distribution)
     listeners = listeners if engine.is_chief else Listeners()
+    log = listeners.log or (lambda line: None)
+    # First of all: a folder that cannot be gone on with is refused before anything slow.
     engine.open_folder(files.output_dir, {**plan.to_dict(), **_file_facts(files)})
-    dataset = load_dataset(
-        plan.dataset,
-        files.data_dir,
-        dev_fraction=plan.dev_fraction,
-        seed=plan.seed,
-        allow_missing=plan.allow_missing,
-        options=plan.options,
-    )
-    if (log := listeners.log) is not None:
-        for note in dataset.notes:
-            log(f"note: {note}")
-    original = _read_logits(files.keras_model_file, plan) if files.keras_model_file else None
-    if log is not None and original is not None:
-        for note in original.notes():
-            log(f"note: {note}")
-        if original.pixels.doubt:  # which cxr_train holds against dev before it comes here
-            log(f"warning: {original.pixels.doubt.partition(': leave it out')[0]}")
-    spec = _base_spec(plan, original)
-    model, activation = _start(plan, original, spec, dataset, log)
+    dataset = dataset or read_training_set(plan, files.data_dir)
+    if start is None and files.keras_model_file:
+        start = read_start(files.keras_model_file, plan)
+    for note in (*dataset.notes, *(start.notes() if start else ())):
+        log(f"note: {note}")
+    if start is not None and start.pixels.doubt:  # which cxr_train holds against dev before it comes here
+        log(f"warning: {start.pixels.doubt.partition(': leave it out')[0]}")
+    spec = _base_spec(plan, start)
+    model, activation = _start_model(plan, start, spec, dataset, log)
     teacher = _teacher(plan, files, activation, spec, dataset)
     if activation == "softmax":
         for split in (dataset.train, dataset.dev):  # before the images are read, which may take long
             check_exclusive(split.labels, where=split.name, names=dataset.findings)
-        if listeners.log:
-            listeners.log(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
+        log(f"{len(dataset.findings)} classes that exclude one another: {', '.join(dataset.findings)}")
     results: list[FitResult] = []
-    for stage in range(len(plan.sizes)):
-        spec = dataclasses.replace(spec, height=plan.sizes[stage], width=plan.sizes[stage])
+    for stage, size in enumerate(plan.sizes):
+        log(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
+        spec = dataclasses.replace(spec, height=size, width=size)
         config = plan.config(stage, activation)
-        model, result, images = _train_stage(
-            stage, plan, config, files, model, teacher, spec, dataset, listeners, distribution
+        model = in_precision(at_size(model, size, size), plan.precision)
+        images = _decode(dataset.train, spec, files, listeners)
+        result = fit(
+            model,
+            (images, dataset.train.labels),
+            (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
+            spec,
+            config,
+            files.output_dir / f"stage_{stage + 1}_{size}px",
+            findings=dataset.findings,
+            pos_weight=_loss_weights(plan.pos_weight, dataset.train.labels, config.activation),
+            teacher=None if teacher is None else at_size(teacher, size, size),
+            progress=listeners.log,
+            on_step=listeners.on_step,
+            distribution=distribution,
         )
+        model = in_precision(model, "float32")
         results.append(result)
+        statistics = ImageStatistics.of(images)
+        del images  # before those of the next size are read: either may fill the memory
     about = ModelAbout(
         findings=dataset.findings,
         preprocess=spec,
         dataset=dataset.name,
         attribution=dataset.attribution,
         pos_weight=tuple(float(weight) for weight in results[-1].pos_weight),
-        images=images,
+        images=statistics,
         activation=activation,
     )
-    return engine.on_chief(lambda: _deliver(model, about, plan, files, dataset, results, started))
+
+    def deliver() -> dict[str, Any]:
+        path = files.output_dir / "model.keras"
+        save_model(model, path, about=about)
+        report = _report(plan, dataset, results, path, time.perf_counter() - started)
+        write_text(files.output_dir / "training.json", json.dumps(report, indent=2) + "\n")
+        return report
+
+    return engine.on_chief(deliver)
 
 
-def _deliver(  # noqa: PLR0917 - what is delivered, and all that is said of it
-    model: Any,
-    about: ModelAbout,
-    plan: TrainingPlan,
-    files: TrainingFiles,
-    dataset: Dataset,
-    results: list[FitResult],
-    started: float,
-) -> dict[str, Any]:
-    """Write the model and its report."""
-    path = files.output_dir / "model.keras"
-    save_model(model, path, about=about)
-    report = _report(plan, dataset, results, path, time.perf_counter() - started)
-    write_text(files.output_dir / "training.json", json.dumps(report, indent=2) + "\n")
-    return report
+def read_training_set(plan: TrainingPlan, data_dir: Path) -> Dataset:
+    """The data set of a plan, its images not yet read.
 
-
-def _train_stage(  # noqa: PLR0917 - a stage is made of these ten
-    stage: int,
-    plan: TrainingPlan,
-    config: FitConfig,
-    files: TrainingFiles,
-    model: Any,
-    teacher: Any | None,
-    spec: PreprocessSpec,
-    dataset: Dataset,
-    listeners: Listeners,
-    distribution: Distribution | None,
-) -> tuple[Any, FitResult, ImageStatistics]:
-    """Train at one size; give the model of the best epoch, in float32, and how its training images look."""
-    size = plan.sizes[stage]
-    if listeners.log:
-        listeners.log(f"stage {stage + 1} of {len(plan.sizes)}: {size} px, {plan.epochs[stage]} epochs")
-    sized = in_precision(at_size(model, size), plan.precision)
-    images = _decode(dataset.train, spec, files, listeners)
-    result = fit(
-        sized,
-        (images, dataset.train.labels),
-        (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
-        spec,
-        config,
-        files.output_dir / f"stage_{stage + 1}_{size}px",
-        findings=dataset.findings,
-        pos_weight=_loss_weights(plan.pos_weight, dataset.train.labels, config.activation),
-        teacher=None if teacher is None else at_size(teacher, size),
-        progress=listeners.log,
-        on_step=listeners.on_step,
-        distribution=distribution,
+    Raises:
+        DataError: it cannot be used.
+    """
+    return load_dataset(
+        plan.dataset,
+        data_dir,
+        dev_fraction=plan.dev_fraction,
+        seed=plan.seed,
+        allow_missing=plan.allow_missing,
+        options=plan.options,
     )
-    return in_precision(sized, "float32"), result, ImageStatistics.of(images)
 
 
-def _start(
+def read_start(path: Path, plan: TrainingPlan) -> Original:
+    """The model to start from, and what it means by its file and by the plan.
+
+    Raises:
+        ModelFileError: it is missing or damaged.
+        UnsupportedLayerError: no logits can be had of it.
+    """
+    original = read_original(
+        path,
+        labels=plan.labels,
+        positive=plan.positive,
+        preset=plan.preset or None,
+        color=plan.color or None,
+        input_size=plan.sizes[0],
+    )
+    return _require_logits(original)
+
+
+def _start_model(
     plan: TrainingPlan,
     original: Original | None,
     spec: PreprocessSpec,
     dataset: Dataset,
-    log: Callable[[str], None] | None,
+    log: Callable[[str], None],
 ) -> tuple[Any, str]:
     """The model before the first step, and what its logits are: findings of their own, or exclusive classes."""
     keras.utils.set_random_seed(plan.seed)
@@ -216,7 +219,7 @@ def _start(
         return model, "sigmoid" if asked == AUTO else asked
     columns = _columns(original, findings, plan)
     new = [name for name, column in zip(findings, columns, strict=True) if column is None]
-    if log and new:
+    if new:
         log(f"note: the head is new for {', '.join(new)}, which the model to start from does not answer")
     # Outputs that are all new say nothing of what the old ones meant.
     known = original.change.activation or original.about is not None
@@ -249,7 +252,17 @@ def _teacher(
     """
     if files.teacher_file is None:
         return None
-    teacher = _read_logits(files.teacher_file, plan, theirs=True)
+    # What flags say of a model is of the one to start from; of a teacher only how images are prepared, where its own
+    # file does not say it.
+    unsaid = read_about(files.teacher_file) is None
+    teacher = _require_logits(
+        read_original(
+            files.teacher_file,
+            preset=plan.preset or None if unsaid else None,
+            color=plan.color or None if unsaid else None,
+            input_size=plan.sizes[0],
+        )
+    )
     known = teacher.change.activation or teacher.about is not None
     if known and teacher.activation != activation:
         kinds = {"softmax": "classes that exclude one another", "sigmoid": "findings of their own"}
@@ -279,29 +292,10 @@ def _require_same_images(teacher: Original, spec: PreprocessSpec) -> None:
         )
 
 
-def _read_logits(path: Path, plan: TrainingPlan, *, theirs: bool = False) -> Original:
-    """A model brought to logits, and what it means; what flags say of it is of the model to start from.
-
-    Args:
-        path: of the file.
-        plan: what flags say.
-        theirs: it is the teacher, of which they say only how images are prepared, where its file does not.
-
-    Raises:
-        UnsupportedLayerError: no logits can be had of it.
-    """
-    about = read_about(path)
-    original = read_original(
-        path,
-        labels=() if theirs else plan.labels,
-        positive="" if theirs else plan.positive,
-        preset=None if theirs and about is not None else plan.preset or None,
-        color=None if theirs and about is not None else plan.color or None,
-        input_size=plan.sizes[0],
-    )
+def _require_logits(original: Original) -> Original:
     if original.change.gives != "logits":
         raise UnsupportedLayerError(
-            f"expected a model of which logits can be had, which training needs, but of {path.name} "
+            f"expected a model of which logits can be had, which training needs, but of {original.path.name} "
             f"{original.change.note}: give it a Dense layer of logits as its head"
         )
     return original

@@ -49,7 +49,7 @@ def test_data_check_sound_set_ends_with_zero_and_counts(tmp_path: Path, capsys: 
         "positives": 6,
         "unknown": 0,
     }
-    assert "looked at: 30 of 30 images" in err
+    assert "looking at files: 30 images" in err
     assert "secret" not in err
 
 

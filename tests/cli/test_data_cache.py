@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.cli.data import main
-from cxr_compress.cli.progress import Meter
+from cxr_compress.cli.progress import Progress
 from cxr_compress.data import decode_split, load_kermany
 from cxr_compress.device.preprocess import PreprocessSpec
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
@@ -60,7 +60,7 @@ def test_cache_table_and_csv_have_a_row_per_cache_and_progress_names_no_image(tm
     assert main(arguments(kermany, tmp_path / "cache", "--size=16")) == 0
     shown = capsys.readouterr()
     assert all(word in shown.out for word in ("images per second", "sha256", "train", "dev", "test"))
-    assert "cached train at 16x16" in shown.err
+    assert "caching train at 16x16" in shown.err
     assert "person" not in shown.err
     assert "IM-" not in shown.err
     assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--format=csv")) == 0
@@ -72,7 +72,7 @@ def test_cache_verify_passes_on_a_whole_cache_and_ends_with_2_on_a_flipped_bit(t
     assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--format=json")) == 0
     path = Path(rows(capsys)[2]["path"])
     assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--verify")) == 0
-    assert "verified test at 16x16" in capsys.readouterr().err
+    assert "verifying test at 16x16" in capsys.readouterr().err
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -133,7 +133,7 @@ def test_cache_interrupted_says_that_nothing_is_lost_and_goes_on(tmp_path, kerma
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Meter, "counter", lambda *_: interrupt)
+        patched.setattr(Progress, "counter", lambda *_: interrupt)
         assert main(arguments(kermany, tmp_path / "cache")) == 130
     assert "interrupted; what is done is kept; the same command goes on from there" in capsys.readouterr().err
     assert main(arguments(kermany, tmp_path / "cache")) == 0

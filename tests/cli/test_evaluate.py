@@ -110,7 +110,7 @@ def test_evaluate_table_has_findings_means_groups_and_the_sentence(table, capsys
     assert any(line.startswith("by source") and line.endswith("within source") for line in lines)
     assert "- (" in out  # some group is too small
     assert lines[-1] == INTENDED_USE
-    assert "ran the model on 90 images" in err
+    assert "running the model: 90 images" in err
 
 
 def test_evaluate_csv_has_a_row_per_finding_and_group(table, capsys) -> None:
@@ -281,4 +281,4 @@ def test_evaluate_keras_at_another_size_keeps_the_weights(table, keras_files, tm
 def test_evaluate_keras_with_a_flatten_has_one_size(table, keras_files, capsys) -> None:
     code, _, err = call(capsys, table, "--input_size=48", model=keras_files / "flat.keras")
     assert code == 2
-    assert "flat.keras is made for images of 32 x 32 px and its layers do not fit 48 x 48: score it at its own" in err
+    assert "is made for images of 32 x 32 px and its layers do not fit 48 x 48: use it at its own size" in err

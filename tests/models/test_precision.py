@@ -11,7 +11,7 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.models.precision import in_float32
+from cxr_compress.models.variants import in_float32
 from tests import nets
 
 layers = keras.layers

@@ -10,7 +10,7 @@ import pytest
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import save_model
-from cxr_compress.models.reinitialize import reinitialize
+from cxr_compress.models.variants import reinitialize
 from tests import nets, nets_families
 
 layers = keras.layers

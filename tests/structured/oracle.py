@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import layers_by_path
-from cxr_compress.models.precision import own_layers
+from cxr_compress.models.keras_graph import layers_by_path, own_layers
 from cxr_compress.structured import ChannelAnalysis, ChannelPlan, analyze_channels, remove_channels
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.keras2 import keras
-from cxr_compress.models.precision import own_layers
+from cxr_compress.models.keras_graph import own_layers
 from cxr_compress.structured import (
     Budget,
     analyze_channels,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_compress.recipe import AugmentRanges
-from cxr_compress.train.augment import DEFAULT_RANGES, augment
+from cxr_compress.train.batches import DEFAULT_RANGES, augment
 
 NONE = AugmentRanges(shift=0, rotation=0, scale=0, contrast=0, brightness=0)
 

@@ -14,10 +14,11 @@ from cxr_compress.keras2 import keras
 from cxr_compress.metrics import softmax
 from cxr_compress.models import ModelAbout, load_model, read_about, save_model
 from cxr_compress.train import CategoricalCrossEntropy, FitConfig, class_weights, fit, predict_logits
+from cxr_compress.train.config import TrainingPlan
 from cxr_compress.train.dev_score import DevScore
 from cxr_compress.train.losses import distillation_loss, make_loss
+from cxr_compress.train.step import Objective
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
-from cxr_compress.train.transfer import TrainingPlan
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 NAN = float("nan")
@@ -106,11 +107,11 @@ def test_dev_score_ranks_by_shares_and_counts_right_classes():
     labels = np.eye(3)[[0, 1, 2, 0]]
     logits = np.array([[2.0, 1, 0], [0, 2, 1], [3, 0, 1], [9, 8, 8]], np.float32)
     loss = make_loss(CONFIG, np.ones(3), labels)
-    found = DevScore(labels, ("a", "b", "c"), loss, logits, 0.5, "softmax").of(logits)
+    found = DevScore(labels, ("a", "b", "c"), Objective(loss, "softmax", distill_weight=0.5), logits).of(logits)
     assert found["dev_accuracy"] == 0.75
     assert found["dev_loss"] == pytest.approx(written_out(labels, logits, np.ones(3)), rel=1e-5)
     assert found["auroc"]["b"] == 1.0, "8 of a row with a 9 is no more of b than 2 of a row with a 1"
-    assert "dev_accuracy" not in DevScore(labels, ("a", "b", "c"), loss).of(logits)
+    assert "dev_accuracy" not in DevScore(labels, ("a", "b", "c"), Objective(loss)).of(logits)
 
 
 def test_fit_of_classes_learns_resumes_and_refuses_what_does_not_fit(tmp_path):

@@ -8,22 +8,25 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.train import FitConfig, fit, predict_logits, weighted_bce
+from cxr_compress.train import FitConfig, WeightedBce, fit, predict_logits
 from cxr_compress.train.dev_score import DevScore, best_epoch
+from cxr_compress.train.step import Objective
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 LABELS = np.array([[1, 0], [0, np.nan], [1, 0.5], [0, 1]], np.float32)
-LOSS = weighted_bce(np.array([2.0, 0.5], np.float32), masked=True)
+LOSS = WeightedBce(np.array([2.0, 0.5], np.float32), masked=True)
 
 
 def test_dev_score_without_a_teacher_has_no_objective():
-    found = DevScore(LABELS, FINDINGS, LOSS).of(np.array([[1, 0], [-1, 0], [2, 1], [0, 3]], np.float32))
+    found = DevScore(LABELS, FINDINGS, Objective(LOSS)).of(np.array([[1, 0], [-1, 0], [2, 1], [0, 3]], np.float32))
     assert sorted(found) == ["auroc", "dev_auroc", "dev_loss"]
     assert found["auroc"] == {"left spot": 1.0, "right spot": 1.0}, "labels between 0 and 1 and unknown ones rank none"
 
 
 def test_dev_score_logits_that_are_no_numbers_give_the_loss_alone():
-    found = DevScore(LABELS, FINDINGS, LOSS, np.zeros((4, 2)), 0.5).of(np.full((4, 2), np.nan, np.float32))
+    found = DevScore(LABELS, FINDINGS, Objective(LOSS, distill_weight=0.5), np.zeros((4, 2))).of(
+        np.full((4, 2), np.nan, np.float32)
+    )
     assert list(found) == ["dev_loss"]
     assert np.isnan(found["dev_loss"])
 
@@ -33,7 +36,7 @@ def test_dev_score_objective_is_the_loss_that_a_step_minimizes(weight, seed, sca
     rng = np.random.default_rng(seed)
     logits = (scale * rng.normal(size=(4, 2))).astype(np.float32)
     soft = rng.uniform(0.001, 0.999, (4, 2))
-    found = DevScore(LABELS, FINDINGS, LOSS, np.log(soft / (1.0 - soft)), weight).of(logits)
+    found = DevScore(LABELS, FINDINGS, Objective(LOSS, distill_weight=weight), np.log(soft / (1.0 - soft))).of(logits)
     pull = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits.astype(np.float64)))
     # The loss of the labels is a float32 mean, at most 24 bits exact.
     assert found["dev_objective"] == pytest.approx((1 - weight) * float(LOSS(LABELS, logits)) + weight * float(pull))
@@ -67,9 +70,9 @@ def test_fit_with_a_teacher_keeps_the_epoch_with_the_lowest_objective(tmp_path):
     objectives = [entry["dev_objective"] for entry in result.history]
     assert result.best_epoch == 1 + int(np.argmin(objectives))
     theirs = predict_logits(teacher, dev[0], SPEC)
-    loss = weighted_bce(result.pos_weight)
-    again = DevScore(dev[1], FINDINGS, loss, theirs, 0.9).of(predict_logits(model, dev[0], SPEC))
+    objective = Objective(WeightedBce(result.pos_weight), distill_weight=0.9)
+    again = DevScore(dev[1], FINDINGS, objective, theirs).of(predict_logits(model, dev[0], SPEC))
     # Other batches of the same images: float32 sums in another order.
     assert again["dev_objective"] == pytest.approx(min(objectives), rel=1e-5)
-    other = DevScore(dev[1], FINDINGS, loss, -theirs, 0.9).of(predict_logits(model, dev[0], SPEC))
+    other = DevScore(dev[1], FINDINGS, objective, -theirs).of(predict_logits(model, dev[0], SPEC))
     assert abs(other["dev_objective"] - min(objectives)) > 1e-3, "the control: it is this teacher that is followed"

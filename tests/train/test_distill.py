@@ -13,8 +13,8 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet
 from cxr_compress.train import Batches, FeatureMatch, FitConfig, fit, last_feature_map
 from cxr_compress.train.distill import FeatureTerm, check_match, with_map
-from cxr_compress.train.losses import weighted_bce
-from cxr_compress.train.step import make_optimizer, make_terms, make_train_step
+from cxr_compress.train.losses import WeightedBce
+from cxr_compress.train.step import Objective, make_optimizer, make_terms, make_train_step
 from tests import nets
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
@@ -90,7 +90,7 @@ def test_feature_term_silent_teacher_keeps_value_and_gradient_finite():
 def test_terms_teacher_gets_no_gradient_and_the_student_gets_one_from_the_map_alone():
     teacher, student = small_net(7), small_net(3)
     term = FeatureTerm(FeatureMatch("conv2", "conv2"), 2.0)
-    terms = make_terms(student, weighted_bce(np.ones(2)), teacher, 0.5, term)
+    terms = make_terms(student, Objective(WeightedBce(np.ones(2)), teacher=teacher, distill_weight=0.5, features=term))
     x, y = images()
     with tf.GradientTape(persistent=True) as tape:
         _, (soft, of_map) = terms(x, y)
@@ -125,7 +125,9 @@ def test_step_both_terms_take_one_pass_of_the_teacher_each_step():
     optimizer = make_optimizer(FitConfig(epochs=1), 10)
     optimizer.build(student.trainable_variables)
     term = FeatureTerm(FeatureMatch("map", "map"), 1.0)
-    step = make_train_step(student, weighted_bce(np.ones(2)), optimizer, teacher, 0.5, None, term)
+    step = make_train_step(
+        student, Objective(WeightedBce(np.ones(2)), teacher=teacher, distill_weight=0.5, features=term), optimizer
+    )
     before = [weight.copy() for weight in teacher.get_weights()]
     for _ in range(3):
         step(*images())

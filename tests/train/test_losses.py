@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.train.config import FitConfig
-from cxr_compress.train.losses import make_loss, pos_weights, weighted_bce
+from cxr_compress.train.losses import WeightedBce, make_loss, pos_weights
 
 
 def written_out(labels, logits, weights):
@@ -29,24 +29,24 @@ def test_weighted_bce_is_the_mean_of_the_formula_over_images_and_findings():
     logits = rng.normal(0, 3, (7, 3)).astype(np.float32)
     weights = np.array([0.35, 1.0, 20.0])
     # A mean of 21 float32 terms up to 60: a few roundings of 6e-8 relative.
-    assert float(weighted_bce(weights)(labels, logits)) == pytest.approx(written_out(labels, logits, weights), rel=1e-5)
-    assert float(weighted_bce(weights[::-1])(labels, logits)) != pytest.approx(
+    assert float(WeightedBce(weights)(labels, logits)) == pytest.approx(written_out(labels, logits, weights), rel=1e-5)
+    assert float(WeightedBce(weights[::-1])(labels, logits)) != pytest.approx(
         written_out(labels, logits, weights), rel=1e-2
     )
 
 
 def test_weighted_bce_huge_logits_stay_finite():
     labels, logits = np.array([[1.0], [0.0]], np.float32), np.array([[-1e4], [1e4]], np.float32)
-    assert float(weighted_bce(np.array([2.0]))(labels, logits)) == pytest.approx((2e4 + 1e4) / 2)
+    assert float(WeightedBce(np.array([2.0]))(labels, logits)) == pytest.approx((2e4 + 1e4) / 2)
 
 
 def test_weighted_bce_best_constant_logit_is_the_log_odds_plus_the_log_weight():
     # What device.modelinfo's logit_offset undoes: 20 % positives, weighted 4 to 1, are learned as even odds.
     labels = np.array([[1.0]] + [[0.0]] * 4, np.float32)
-    loss = weighted_bce(np.array([4.0]))
+    loss = WeightedBce(np.array([4.0]))
     at = {z: float(loss(labels, np.full((5, 1), z, np.float32))) for z in (-0.2, 0.0, 0.2)}
     assert min(at, key=at.get) == 0.0
-    unweighted = weighted_bce(np.array([1.0]))
+    unweighted = WeightedBce(np.array([1.0]))
     assert float(unweighted(labels, np.full((5, 1), np.log(0.25), np.float32))) < float(
         unweighted(labels, np.zeros((5, 1), np.float32))
     )
@@ -64,24 +64,24 @@ def test_weighted_bce_unknown_labels_do_not_count_in_value_or_gradient():
     ]
     variable = tf.Variable(logits)
     with tf.GradientTape() as tape:
-        value = weighted_bce(weights, masked=True)(labels, variable)
+        value = WeightedBce(weights, masked=True)(labels, variable)
     # A mean of nine float32 terms: a few roundings of 6e-8 relative.
     assert float(value) == pytest.approx(np.mean(single), rel=1e-5)
     gradient = tape.gradient(value, variable).numpy()
     assert np.all(gradient[~known] == 0)
     assert np.all(gradient[known] != 0)
     # The control: unmasked, one unknown label makes the whole loss none.
-    assert np.isnan(float(weighted_bce(weights)(labels, logits)))
+    assert np.isnan(float(WeightedBce(weights)(labels, logits)))
 
 
 def test_weighted_bce_batch_without_known_label_is_zero():
     labels = np.full((2, 3), np.nan, np.float32)
-    assert float(weighted_bce(np.ones(3), masked=True)(labels, np.ones((2, 3), np.float32))) == 0.0
+    assert float(WeightedBce(np.ones(3), masked=True)(labels, np.ones((2, 3), np.float32))) == 0.0
 
 
 def test_weighted_bce_masked_without_unknown_label_is_the_plain_loss():
     labels, logits = np.eye(3, dtype=np.float32), np.linspace(-2, 2, 9, dtype=np.float32).reshape(3, 3)
-    plain, masked = weighted_bce(np.ones(3)), weighted_bce(np.ones(3), masked=True)
+    plain, masked = WeightedBce(np.ones(3)), WeightedBce(np.ones(3), masked=True)
     assert float(masked(labels, logits)) == pytest.approx(float(plain(labels, logits)), rel=1e-6)
 
 
@@ -91,21 +91,21 @@ def test_weighted_bce_focal_is_the_formula_of_lin_and_plays_down_easy_images():
     q = 1 / (1 + np.exp(-logits.astype(np.float64)))
     truth = np.where(labels == 1, q, 1 - q)
     expected = np.mean(-((1 - truth) ** 2) * np.log(truth) * np.where(labels == 1, 5.0, 1.0))
-    assert float(weighted_bce(np.array([5.0]), focal_gamma=2.0)(labels, logits)) == pytest.approx(expected, rel=1e-5)
-    assert float(weighted_bce(np.array([5.0]))(labels, logits)) > 1.5 * expected
+    assert float(WeightedBce(np.array([5.0]), focal_gamma=2.0)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(WeightedBce(np.array([5.0]))(labels, logits)) > 1.5 * expected
 
 
 @pytest.mark.parametrize("logit", [-1e4, 1e4])
 def test_weighted_bce_focal_huge_logits_keep_value_and_gradient_finite(logit):
     variable = tf.Variable([[logit]], dtype=tf.float32)
     with tf.GradientTape() as tape:
-        value = weighted_bce(np.ones(1), focal_gamma=2.0)(np.ones((1, 1), np.float32), variable)
+        value = WeightedBce(np.ones(1), focal_gamma=2.0)(np.ones((1, 1), np.float32), variable)
     assert np.isfinite(float(value))
     assert np.isfinite(float(tape.gradient(value, variable)[0, 0]))
 
 
 def test_weighted_bce_label_smoothing_moves_the_best_logit_from_infinity():
-    loss = weighted_bce(np.ones(1), label_smoothing=0.1)
+    loss = WeightedBce(np.ones(1), label_smoothing=0.1)
     at = {z: float(loss(np.ones((1, 1), np.float32), np.full((1, 1), z, np.float32))) for z in (2.0, 2.944, 8.0)}
     assert min(at, key=at.get) == 2.944  # log(0.95 / 0.05)
 
@@ -126,7 +126,7 @@ def test_pos_weights_count_only_known_labels_and_soft_ones_by_what_is_likelier()
 @pytest.mark.parametrize("weight", [[0.0], [-1.0], [np.nan], [np.inf], [[1.0]]])
 def test_weighted_bce_impossible_weight_is_an_error(weight):
     with pytest.raises(CompressionError, match="pos_weight must be one positive number per finding, got"):
-        weighted_bce(np.array(weight))
+        WeightedBce(np.array(weight))
 
 
 def test_pos_weights_are_negatives_per_positive_clipped_at_fifty():

@@ -14,8 +14,8 @@ from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import ModelAbout, load_model, save_model
+from cxr_compress.train.config import TrainingPlan
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
-from cxr_compress.train.transfer import TrainingPlan
 
 layers = keras.layers
 PLAN = TrainingPlan(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.train.transfer import TrainingPlan
+from cxr_compress.train.config import TrainingPlan
 
 
 def test_plan_one_value_counts_for_every_size():

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError
-from cxr_compress.train import Batches, FitConfig, fit, predict_logits, weighted_bce
+from cxr_compress.train import Batches, FitConfig, WeightedBce, fit, predict_logits
 from cxr_compress.train.step import make_optimizer
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
@@ -73,7 +73,7 @@ def test_fit_without_younger_options_is_the_plain_loop_to_the_bit_and_writes_non
     assert not {"feature_weight", "schedule_epochs", "feature_match", "masks"} & set(
         json.loads((tmp_path / "run.json").read_text())
     )
-    optimizer, loss = make_optimizer(config, 8), weighted_bce(np.ones(2))
+    optimizer, loss = make_optimizer(config, 8), WeightedBce(np.ones(2))
     optimizer.build(plain.trainable_variables)
 
     @tf.function

@@ -14,9 +14,9 @@ from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model, read_about
+from cxr_compress.train.config import TrainingPlan
 from cxr_compress.train.step import predict_logits
 from cxr_compress.train.training import Listeners, TrainingFiles, run_training
-from cxr_compress.train.transfer import TrainingPlan
 
 PLAN = TrainingPlan("tiny_chexnet", "phantom", sizes=(32, 48), epochs=(2, 1), batch_sizes=(16,), ema_decay=0.9)
 

@@ -18,11 +18,10 @@ import numpy as np
 from cxr_compress.errors import CompressionError
 from cxr_compress.models.zeros import zero_masks
 from cxr_compress.train import FeatureMatch, replicas
-from cxr_compress.train.config import FitConfig
+from cxr_compress.train.config import FitConfig, TrainingPlan
 from cxr_compress.train.distribute import start_distribution
 from cxr_compress.train.fit import fit
 from cxr_compress.train.training import TrainingFiles, run_training
-from cxr_compress.train.transfer import TrainingPlan
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 # Fixed order, no augmentation; decay and average as well, since each needs variables on every replica.
@@ -79,7 +78,7 @@ def train(job, folder, distribution=None):
 def break_it(job):
     """Leave out what the job is named after: the controls."""
     if job == "unsynchronized":
-        replicas._edit = lambda config, synchronized: config.pop("build_input_shape", None)
+        replicas._synchronize_norms = lambda config, synchronized: None
     if job == "undivided":
         replicas.make_terms = undivided
     if job == "local_mask":
@@ -105,7 +104,7 @@ def run_job(job, folder, distribution):
     if job == "damaged" and distribution.is_chief:
         (folder / "run").mkdir()
         (folder / "run" / "run.json").write_text("{")
-    whole = {name: getattr(replicas, name) for name in ("_edit", "make_terms", "_share_of_labels")}
+    whole = {name: getattr(replicas, name) for name in ("_synchronize_norms", "make_terms", "_share_of_labels")}
     break_it(job)
     try:
         losses, model, result = train(job, folder / "run", distribution)

@@ -47,9 +47,9 @@ class Imported:
     """A model with foreign weights.
 
     Attributes:
-        model: The `keras.Model`; its output are logits.
-        about: What to store with it.
-        report: What matched.
+        model: the `keras.Model`; its output are logits.
+        about: what to store with it.
+        report: what matched.
     """
 
     model: Any

@@ -14,7 +14,7 @@ from cxr_compress.device.cost_table import CostTable
 from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.models.reinitialize import reinitialize
+from cxr_compress.models.variants import reinitialize
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.data import RunData
 from cxr_compress.pipeline.stage import Pace, Stage, State

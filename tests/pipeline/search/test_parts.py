@@ -227,11 +227,11 @@ def test_logit_distance_is_in_spreads_of_the_original_model():
 def test_training_loss_equals_that_of_training(images):
     import tensorflow as tf
 
-    from cxr_compress.train import weighted_bce
+    from cxr_compress.train import WeightedBce
 
     labels, _, logits, _ = images
     weights = np.array([3.0, 0.5], np.float32)
-    expected = float(tf.reduce_mean(weighted_bce(weights)(labels, logits)))
+    expected = float(tf.reduce_mean(WeightedBce(weights)(labels, logits)))
     # Float32 sums of 400 terms of about 1 against float64.
     assert training_loss(labels.astype(np.float64), logits, weights) == pytest.approx(expected, rel=1e-5)
     assert training_loss(labels.astype(np.float64), logits) != pytest.approx(expected, rel=1e-2)

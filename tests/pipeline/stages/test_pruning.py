@@ -30,7 +30,7 @@ from cxr_compress.structured import (
 )
 from cxr_compress.structured.criteria.base import CRITERIA
 from cxr_compress.structured.sensitivity import CurveCache
-from cxr_compress.train import weighted_bce
+from cxr_compress.train import WeightedBce
 from tests.nets import conv_bn, enliven
 
 RECIPE = make_recipe(
@@ -112,7 +112,7 @@ def test_pruned_by_every_criterion_keeps_the_filters_that_it_scores_highest(crit
         analyze_channels(model),
         criterion=criterion,
         batches=[(next(data.batches(images)), labels)],
-        loss=weighted_bce(np.ones(len(PHANTOM_FINDINGS))),  # its file names no weights, so it is taken to have had none
+        loss=WeightedBce(np.ones(len(PHANTOM_FINDINGS))),  # its file names no weights, so it is taken to have had none
         seed=RECIPE.run.seed,
     )
     assert len(plan.kept) == 4

@@ -8,7 +8,7 @@ import pytest
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
-from cxr_compress.train.transfer import at_size, in_precision, with_head
+from cxr_compress.models.variants import at_size, in_precision, with_head
 from tests.train.images import small_net
 
 
@@ -23,7 +23,7 @@ def images(size: int) -> np.ndarray:
 
 
 def test_at_size_computes_what_the_network_computes_without_a_fixed_size(model):
-    larger = at_size(model, 64)
+    larger = at_size(model, 64, 64)
     assert larger.input_shape == (None, 64, 64, 3)
     free = tiny_chexnet(num_classes=2, input_shape=(None, None, 3))
     free.set_weights(model.get_weights())
@@ -33,15 +33,18 @@ def test_at_size_computes_what_the_network_computes_without_a_fixed_size(model):
 
 
 def test_at_size_own_size_is_the_model_itself(model):
-    assert at_size(model, 32) is model
+    assert at_size(model, 32, 32) is model
 
 
 def test_at_size_sequential_model_works_and_a_flatten_says_why_not():
     layers = keras.layers
     pooled = keras.Sequential([layers.Conv2D(3, 3, input_shape=(32, 32, 3)), layers.GlobalAveragePooling2D()])
-    assert at_size(pooled, 40).input_shape == (None, 40, 40, 3)
-    with pytest.raises(UnsupportedLayerError, match=r"small_net cannot be rebuilt for 40x40: train it at .* 32x32"):
-        at_size(small_net(), 40)
+    assert at_size(pooled, 40, 48).input_shape == (None, 40, 48, 3)
+    with pytest.raises(
+        UnsupportedLayerError,
+        match="small_net is made for images of 32 x 32 px and its layers do not fit 40 x 40",
+    ):
+        at_size(small_net(), 40, 40)
 
 
 def test_with_head_keeps_every_other_weight_and_the_model_it_was_given(model):

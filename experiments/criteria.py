@@ -54,6 +54,7 @@ from cxr_compress.structured import (
     score_channels,
     select_channels,
 )
+from cxr_compress.structured.criteria.base import CRITERIA
 from cxr_compress.train import WeightedBce, pos_weights
 
 RANDOM_SEEDS = range(5)
@@ -63,9 +64,7 @@ _SMOKE = flags.DEFINE_boolean("smoke", False, "A small random network on phantom
 _MODEL = flags.DEFINE_string("keras_model_file", None, "The trained model, logits out.")
 _DATASET = flags.DEFINE_string("dataset", "kermany", "The images: kermany or nih.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where they lie.")
-_CRITERIA = flags.DEFINE_list(
-    "criteria", ["random", "l1", "l2", "geometric_median", "bn_scale", "taylor", "apoz", "lasso"], "What to compare."
-)
+_CRITERIA = flags.DEFINE_list("criteria", list(CRITERIA), "What to compare.")
 _TARGETS = flags.DEFINE_list("target_macs", ["0.75", "0.5", "0.25"], "Shares of the MACs that stay.")
 _SCOPE = flags.DEFINE_string("scope", "local", "local: the same share of every group; global: ranked together.")
 _IMAGES = flags.DEFINE_integer("images", 512, "Training images for scores, reconstruction and batch norms.")

@@ -376,3 +376,13 @@ def test_sensitivity_json_shows_one_group_a_line():
     assert '  "g1": {"channels": 4, "fractions": [0.5], "errors": [0.25]}' in text
     assert Sensitivity.from_json(text) == found
     assert list(json.loads(text)["groups"]) == list(DENSE.groups)
+
+
+def test_curve_rises_is_linear_between_points_and_steep_behind_the_last():
+    curve = Curve(8, (0.25, 0.5, 0.75), (0.2, 0.1, 0.4))
+    np.testing.assert_allclose(curve.error_at([0, 0.125, 0.25, 0.5, 0.625, 0.75]), [0, 0.1, 0.2, 0.2, 0.3, 0.4])
+    # The last slope is 0.2 in a quarter, the mean one 0.4 in three quarters.
+    np.testing.assert_allclose(curve.error_at([1.0]), [0.6])
+    flat = Curve(8, (0.25, 0.5), (1.0, 1.0))
+    np.testing.assert_allclose(flat.error_at([1.0]), [2.0], err_msg="a destroyed output does not make the rest free")
+    assert Curve(1, (), ()).error_at([0.0]).tolist() == [0.0]

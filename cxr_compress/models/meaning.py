@@ -18,6 +18,7 @@ from cxr_compress.device.spec import PRESETS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.keras_graph import traits_of
 
 _layers = keras.layers
 _PAIR = 2
@@ -25,10 +26,7 @@ _PAIR = 2
 _LEAST_SPAN, _LARGEST_SPAN = 0.5, 12.0
 _DARK, _AT_BLACK = 0.25, 0.05  # shares of that span
 _BLACK_LEVEL = 20.0  # an offset beyond it is one of pixels of 0 to 255
-_PASSING = (
-    *("InputLayer", "ZeroPadding2D", "Dropout", "SpatialDropout2D", "GaussianNoise", "Resizing", "Reshape"),
-    *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness"),
-)
+_PASSING = ("input", "resampling", "noise", "augmentation", "view")  # kinds of layers that leave black and white alone
 _ARITHMETIC = {
     "math.truediv": lambda x, number: (x[0] / number, x[1] / number),
     "math.multiply": lambda x, number: (x[0] * number, x[1] * number),
@@ -85,7 +83,9 @@ def normalizes_inside(model: Any) -> Inside | None:
             if layer.get_config()["function"] in _UNCHANGED:
                 continue
             scale, offset = changed
-        elif kind in _PASSING or (kind == "SlicingOpLambda" and node.outputs.shape == node.keras_inputs[0].shape):
+        elif traits_of(layer).kind in _PASSING or (
+            kind == "SlicingOpLambda" and node.outputs.shape == node.keras_inputs[0].shape
+        ):
             continue  # a slice of the whole shape reverses the channels, as Keras' caffe preprocessing does
         else:
             break

@@ -67,8 +67,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     define_model_list_flag(values)
     flags.DEFINE_integer("runs", 50, "Timed runs of each model.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("warmup", 5, "Untimed runs before them.", lower_bound=0, flag_values=values)
-    text = "Height and width of the drawn PNG, pixels."
+    flags.DEFINE_integer("warmup", 5, "Untimed runs of each model before those.", lower_bound=0, flag_values=values)
+    text = "Height and width in pixels of the PNG that is drawn to be decoded."
     flags.DEFINE_integer("image_size", 1024, text, lower_bound=8, upper_bound=8192, flag_values=values)
     flags.DEFINE_string(
         "layers", None, "Probe pack (.zip) whose layers are timed in place of models.", flag_values=values

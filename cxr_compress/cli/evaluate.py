@@ -73,24 +73,26 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     text, number, choice = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
     text("model", None, "The .tflite, .keras or .h5 file.", flag_values=values)
-    text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
+    text("dataset", None, f"Kind of the data set: {', '.join(DATASETS)}.", flag_values=values)
     text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
-    choice("split", "test", _SPLITS, "Which images; all is train, dev and test.", flag_values=values)
+    choice("split", "test", _SPLITS, "Which images to score; all is train, dev and test.", flag_values=values)
     help_text = "Size of the images in pixels, where a Keras model is to be scored at another than its own."
     number("input_size", None, help_text, lower_bound=1, flag_values=values)
     define_meaning_flags(values)
     help_text = f"Report by {', '.join(GROUPINGS)}; {_AUTO}: by all that the set knows; empty: by none."
     flags.DEFINE_list("by", [_AUTO], help_text, flag_values=values)
-    number("bootstrap_samples", 1000, "Resampled sets behind an interval.", lower_bound=1, flag_values=values)
+    number(
+        "bootstrap_samples", 1000, "Resampled sets of patients behind an interval.", lower_bound=1, flag_values=values
+    )
     text("output_file", None, "Write the results as JSON.", flag_values=values)
     help_text = "Write labels and logits of every image as CSV: images by number, patients hashed, no names."
     text("predictions_file", None, help_text, flag_values=values)
-    help_text = "Threads; default: one for a .tflite, as on the device, and all cores for the rest."
+    help_text = "Threads that compute; unless given one for a .tflite, as on the device, and all cores for the rest."
     number("num_threads", None, help_text, lower_bound=1, flag_values=values)
     define_delegate_flag(values)
-    flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
+    flags.DEFINE_list("options", [], "Options of the data set's reader, as name=value.", flag_values=values)
     flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
-    number("seed", 0, "Of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
+    number("seed", 0, "Seed of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
     help_text = "Go on with a part of the images that the set's own list names."
     flags.DEFINE_boolean("allow_missing", False, help_text, flag_values=values)
     text("cache_dir", None, "Keep decoded images here, for sets larger than the memory.", flag_values=values)

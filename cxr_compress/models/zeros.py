@@ -72,9 +72,9 @@ def check_zeros(model: Any, masks: Mapping[str, np.ndarray]) -> None:
     kernels = {name: kernel_of(layer).numpy() for name, layer in prunable_layers(model).items()}
     for name, mask in masks.items():
         if name not in kernels or kernels[name].shape != mask.shape:
-            found = f"shape {kernels[name].shape}" if name in kernels else "no such layer"
+            instead = f"shape {kernels[name].shape}" if name in kernels else "no such layer"
             raise CompressionError(
-                f"zeros of shape {mask.shape} were kept for {name}, {model.name} has {found}: take the masks again "
+                f"zeros of shape {mask.shape} were kept for {name}, {model.name} has {instead}: take the masks again "
                 "after every rebuild"
             )
     lost = {name: int(np.count_nonzero(kernels[name][mask == 0])) for name, mask in masks.items()}
@@ -137,10 +137,10 @@ def _heads_above(tensors: Sequence[Any], prefix: str, seen: set[int]) -> set[str
         seen.add(id(tensor))
         node = tensor.node
         if isinstance(node.layer, keras.Model):
-            found = _heads_above(node.layer.outputs, f"{prefix}{node.layer.name}/", seen)
+            above = _heads_above(node.layer.outputs, f"{prefix}{node.layer.name}/", seen)
         else:
-            found = {f"{prefix}{node.layer.name}"} if _has_kernel(node.layer) else set()
-        names |= found or _heads_above([] if node.is_input else node.keras_inputs, prefix, seen)
+            above = {f"{prefix}{node.layer.name}"} if _has_kernel(node.layer) else set()
+        names |= above or _heads_above([] if node.is_input else node.keras_inputs, prefix, seen)
     return names
 
 

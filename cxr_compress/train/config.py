@@ -146,21 +146,11 @@ class TrainingPlan:
         options: of the reader of the set.
         pos_weight: weight of positives in the loss: "balanced" (negatives per positive, at most 50), its root "sqrt",
             which disturbs probabilities less, or "none"; of classes that exclude one another, the weight of each.
-        loss: as in `FitConfig`, with all that follow.
-        focal_gamma: exponent of the focal loss.
-        label_smoothing: share by which labels move towards 0.5.
-        mixup: of the blending of images.
-        weight_decay: decoupled decay.
-        warmup_fraction: share of the steps of a stage.
-        ema_decay: of the running average of the weights.
-        patience: epochs without a better one on dev that end a stage.
-        augment: change each image a little.
-        ranges: how far.
         precision: as `models.variants.in_precision`.
-        distill_weight: share of the loss that follows a teacher.
-        seed: of everything that draws.
-        activation: as in `FitConfig`, or "auto": "softmax" where the set's labels are classes that exclude one
-            another, or the model to start from gives such classes, else "sigmoid".
+        activation: as in `FitConfig`, or "auto": "softmax" where the set's labels are classes that exclude one another,
+            or the model to start from gives such classes, else "sigmoid".
+
+    The other fields are those of `FitConfig`, for every stage.
     """
 
     model: str

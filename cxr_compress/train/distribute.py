@@ -71,18 +71,18 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
     if not text.strip():
         raise _wrong("is not set")
     try:
-        given = json.loads(text)
+        config = json.loads(text)
     except ValueError:
         raise _wrong("is no JSON") from None
-    if not isinstance(given, dict) or not all(isinstance(given.get(name), dict) for name in ("cluster", "task")):
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("cluster", "task")):
         raise _wrong('needs the objects "cluster" and "task"')
-    lists = _lists(given["cluster"])
+    lists = _lists(config["cluster"])
     addresses = tuple(address for kind in _KINDS for address in lists.get(kind, ()))
     for address in addresses:
         _check_address(address)
     if len(set(addresses)) < len(addresses):
         raise _wrong("names an address twice")
-    return Cluster(addresses, _place(given["task"], lists))
+    return Cluster(addresses, _place(config["task"], lists))
 
 
 def _lists(cluster: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -212,11 +212,11 @@ class Distribution:
                 value = act()
             except CompressionError as error:
                 failure = error
-        told = self.agree(None if failure is None else [type(failure).__name__, str(failure)])
+        chiefs_failure = self.agree(None if failure is None else [type(failure).__name__, str(failure)])
         if failure is not None:
             raise failure
-        if told is not None:
-            raise _ERRORS.get(told[0], CompressionError)(told[1])
+        if chiefs_failure is not None:
+            raise _ERRORS.get(chiefs_failure[0], CompressionError)(chiefs_failure[1])
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
@@ -333,10 +333,10 @@ class SharedFolder(RunFolder):
     def restore(self, state: Mapping[str, Sequence[Any]]) -> Progress:
         """As `RunFolder.restore`; the chief reads, and all go on from what it has."""
         parts = {kind: self._together.own_parts(variables) for kind, variables in state.items()}
-        found = self._together.on_chief(lambda: RunFolder.restore(self, parts))
+        progress = self._together.on_chief(lambda: RunFolder.restore(self, parts))
         for variables in state.values():
             self._together.spread_chiefs(variables)
-        return Progress(**self._together.agree(None if found is None else dataclasses.asdict(found)))
+        return Progress(**self._together.agree(None if progress is None else dataclasses.asdict(progress)))
 
     def restore_best(self, progress: Progress, weights: Sequence[Any]) -> None:
         """As `RunFolder.restore_best`; the chief reads, and all get what it has."""

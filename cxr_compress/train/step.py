@@ -130,9 +130,9 @@ class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step of the run, counted from 0; 0 from the end on."""
-        left = tf.maximum(float(self.steps) - tf.cast(step, tf.float32), 0.0) / float(self.planned_steps)
+        share_to_go = tf.maximum(float(self.steps) - tf.cast(step, tf.float32), 0.0) / float(self.planned_steps)
         # (1 + cos(pi * (1 - left))) / 2, which in float32 would lose the digits of the small rates of a short tail.
-        return self.peak * tf.square(tf.sin(0.5 * math.pi * left))
+        return self.peak * tf.square(tf.sin(0.5 * math.pi * share_to_go))
 
     def get_config(self) -> dict[str, Any]:
         """Return what the constructor needs, JSON-ready."""

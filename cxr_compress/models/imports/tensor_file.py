@@ -1,4 +1,4 @@
-"""One door to every kind of tensor file, told apart by content; whatever is wrong becomes one clear line."""
+"""Read any kind of tensor file: the content decides which kind it is, and an error is one clear line."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ def _extras(value: Any) -> dict[str, Any]:
     """Give attributes that hold a text, a number, or a list of either."""
     state = value.state if isinstance(value, Placeholder) else value
     plain = (str, int, float, bool)
-    found = {}
+    extras = {}
     for name, item in state.items():
         flat = isinstance(item, list | tuple) and all(isinstance(part, plain) for part in item)
         if isinstance(name, str) and not name.startswith("_") and (flat or isinstance(item, plain)):
-            found[name] = item
-    return found
+            extras[name] = item
+    return extras
 
 
 _SAFETENSORS_TYPES = {

@@ -160,7 +160,7 @@ def _ours(module: str) -> str | None:
 
 
 def _architecture(arrays: LayerArrays) -> _Architecture:
-    numbers = [(int(found[1]), int(found[2])) for found in map(_BLOCK.match, arrays) if found]
+    numbers = [(int(match[1]), int(match[2])) for match in map(_BLOCK.match, arrays) if match]
     stages = sorted({stage for stage, _ in numbers})
     if not stages or stages != list(range(2, 2 + len(stages))):
         raise ModelFileError("it has no dense blocks, or one of them is missing: it holds no DenseNet")

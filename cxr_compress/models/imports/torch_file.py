@@ -48,8 +48,8 @@ _CALLABLE_ROOTS = frozenset(("torch", "torchvision", "torchxrayvision", "numpy")
 def admit(name: GlobalName) -> None:
     """Let pass what checkpoints mention, and refuse every other part of Python's standard library.
 
-    Nothing would run even if it passed; but a file that names `os.system` is an attack and not a network, and whoever
-    holds it should hear so.
+    Nothing would run even if it passed; but a file that names `os.system` is an attack and not a network, and its owner
+    should learn that.
 
     Raises:
         ModelFileError: the name has no place in a file of weights.
@@ -178,15 +178,15 @@ def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     """Python 3 fills an empty one afterwards; Python 2 passes a list of [key, value]."""
     if not arguments:
         return {}
-    pairs, made = arguments[0], {}
+    pairs, mapping = arguments[0], {}
     if not isinstance(pairs, list):
         raise ModelFileError("a dict of the pickle is made of no list: the file is damaged")
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):  # noqa: PLR2004
             raise ModelFileError("a dict of the pickle has other keys than names: the file is damaged")
-        made[pair[0]] = pair[1]
+        mapping[pair[0]] = pair[1]
     pairs.clear()  # a pickle that made a million dicts of one list would otherwise fill the memory
-    return made
+    return mapping
 
 
 def _items(arguments: tuple[Any, ...]) -> Any:

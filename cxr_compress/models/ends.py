@@ -298,11 +298,6 @@ def probe_images(input_shape: tuple[int, int, int]) -> Iterator[npt.NDArray[np.f
 _FLAT_RANK = 2
 
 
-def has_cam(model: Any) -> bool:
-    """True for a model as `with_cam` makes it: logits first, then the map."""
-    return list(getattr(model, "output_names", None) or [])[1:] == [CAM_NAME]
-
-
 def with_cam(model: Any) -> Any:
     """A plain model with the outputs logits (batch, k) and "cam" (batch, h, w, k); `model` computes what it did.
 

@@ -135,7 +135,7 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
         if of_keras3:
             model = load_keras3(path, config, progress)
         else:
-            with keras.utils.custom_object_scope(application_layers()):
+            with keras.utils.custom_object_scope(_application_layers()):
                 model = keras.models.load_model(path, compile=False, safe_mode=True)
         if getattr(model, "_is_graph_network", False):
             model, note = in_float32(model)
@@ -178,7 +178,7 @@ def require_model(model: Any) -> None:
         )
 
 
-def application_layers() -> dict[str, Any]:
+def _application_layers() -> dict[str, Any]:
     """Layers of models in `keras.applications` that Keras itself does not find when it loads them."""
     applications = keras.src.applications
     return {

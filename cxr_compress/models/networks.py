@@ -21,10 +21,10 @@ from cxr_compress.models.architectures import (
 )
 
 # As CheXNet was trained (PyTorch's 0.1): Keras's own 0.99 takes 500 steps to forget its start, all of a short training.
-BN_MOMENTUM = 0.9
+_BN_MOMENTUM = 0.9
 _CHANNEL_MULTIPLE = 4
 _LITE_STEM_FILTERS, _LITE_HEAD_FILTERS = 32, 1280
-SMALLEST_SIDE = 32  # five halvings leave one pixel: every network here halves the image five times
+_SMALLEST_SIDE = 32  # five halvings leave one pixel: every network here halves the image five times
 
 
 class _Widths(NamedTuple):
@@ -107,10 +107,10 @@ def _image_input(num_classes: int, input_shape: Sequence[int | None]) -> Any:
     shape = tuple(input_shape)
     if len(shape) != 3 or shape[2] is None or shape[2] < 1:  # noqa: PLR2004 - height, width, channels
         raise CompressionError(f"input_shape must be (height, width, channels) such as (224, 224, 3), got {shape}")
-    if any(side is not None and side < SMALLEST_SIDE for side in shape[:2]):
+    if any(side is not None and side < _SMALLEST_SIDE for side in shape[:2]):
         raise CompressionError(
             f"input_shape {shape} is too small: the network halves the image five times and needs at least "
-            f"{SMALLEST_SIDE}x{SMALLEST_SIDE} pixels"
+            f"{_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels"
         )
     return keras.Input(shape=shape, name="image")
 
@@ -121,7 +121,7 @@ def _scaled(base: int, width: float) -> int:
 
 
 def _norm_relu(x: Any, norm_name: str, relu_name: str) -> Any:
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=DENSENET_EPSILON, name=norm_name)(x)
+    x = keras.layers.BatchNormalization(momentum=_BN_MOMENTUM, epsilon=DENSENET_EPSILON, name=norm_name)(x)
     return keras.layers.Activation("relu", name=relu_name)(x)
 
 
@@ -171,7 +171,7 @@ def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] 
 
 
 def _norm(x: Any, name: str, *, relu: bool) -> Any:
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=EFFICIENTNET_EPSILON, name=f"{name}_bn")(x)
+    x = keras.layers.BatchNormalization(momentum=_BN_MOMENTUM, epsilon=EFFICIENTNET_EPSILON, name=f"{name}_bn")(x)
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
 
 
@@ -228,6 +228,6 @@ def _with_head(application: Any, num_classes: int, input_shape: Sequence[int | N
     body = application(include_top=False, weights=None, input_tensor=inputs)
     for layer in body.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = BN_MOMENTUM
+            layer.momentum = _BN_MOMENTUM
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(body.output)
     return keras.Model(inputs, keras.layers.Dense(num_classes, name=HEAD_NAME)(x), name=name)

@@ -50,7 +50,7 @@ def hold_zeros(pairs: Iterable[tuple[Any, np.ndarray]]) -> None:
                 f"the mask of {variable.name} has shape {np.shape(mask)}, the variable {tuple(variable.shape)}: take "
                 "the masks from a model with the same widths"
             )
-        held = constrained_variable(variable)
+        held = _constrained_variable(variable)
         before = held.constraint.inner if isinstance(held.constraint, _Hold) else held.constraint
         held._constraint = _Hold(mask, before)
         # Only where something is left to do: in a replicated model an assignment asks every worker.
@@ -103,7 +103,7 @@ def head_names(model: Any) -> set[str]:
     return _heads_above(model.outputs, "", set())
 
 
-def constrained_variable(variable: Any) -> Any:
+def _constrained_variable(variable: Any) -> Any:
     """Return what stores a constraint: the variable inside a mixed-precision one, the first of a mirrored one."""
     variable = getattr(variable, "_variable", variable)
     return getattr(variable, "_primary", variable)
@@ -158,7 +158,7 @@ def zeros_held(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
     """
     layers = prunable_layers(model) if masks else {}
     kernels = {name: kernel_of(layers[name]) for name in masks}
-    stores = [constrained_variable(kernel) for kernel in kernels.values()]
+    stores = [_constrained_variable(kernel) for kernel in kernels.values()]
     before = [store.constraint for store in stores]
     hold_zeros((kernels[name], mask) for name, mask in masks.items())
     try:

@@ -14,9 +14,9 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.models.variants import PRECISIONS
 from cxr_compress.train.batches import DEFAULT_RANGES, AugmentRanges
 
-POS_WEIGHTS = ("balanced", "sqrt", "none")
+_POS_WEIGHTS = ("balanced", "sqrt", "none")
 AUTO = "auto"
-LOSSES = ("bce", "focal")
+_LOSSES = ("bce", "focal")
 ACTIVATIONS = ("sigmoid", "softmax")
 _YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0, "activation": "sigmoid"}
 
@@ -85,7 +85,7 @@ class FitConfig:
         self._require(0 <= self.warmup_fraction < 1, "warmup_fraction", "in [0, 1)")
         self._require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or a positive number")
         self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
-        self._require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        self._require(self.loss in _LOSSES, "loss", f"one of {', '.join(_LOSSES)}")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
         rule = "bce for classes that exclude one another (activation softmax): the focal loss is for single findings"
         self._require(self.activation == "sigmoid" or self.loss == "bce", "loss", rule)
@@ -199,7 +199,7 @@ class TrainingPlan:
                 )
             object.__setattr__(self, name, values * len(self.sizes) if len(values) == 1 else values)
         activations = (AUTO, *ACTIVATIONS)
-        for name, choices in (("pos_weight", POS_WEIGHTS), ("precision", PRECISIONS), ("activation", activations)):
+        for name, choices in (("pos_weight", _POS_WEIGHTS), ("precision", PRECISIONS), ("activation", activations)):
             if getattr(self, name) not in choices:
                 raise CompressionError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for stage in range(len(self.sizes)):

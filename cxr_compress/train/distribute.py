@@ -118,7 +118,7 @@ def _wrong(problem: str) -> CompressionError:
     )
 
 
-DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
+_DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 _T = TypeVar("_T")
 _ERRORS: dict[str, type[CompressionError]] = {kind.__name__: kind for kind in CompressionError.__subclasses__()}
 _WORDS_AT_ONCE = 1 << 24  # 64 MB a message
@@ -139,8 +139,8 @@ def start_distribution(kind: str, log: Callable[[str], None] | None = None) -> D
     Raises:
         CompressionError: another word, `TF_CONFIG` is missing or malformed, or the others cannot be joined.
     """
-    if kind not in DISTRIBUTIONS:
-        raise CompressionError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {kind!r}")
+    if kind not in _DISTRIBUTIONS:
+        raise CompressionError(f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {kind!r}")
     if kind == "none":
         return None
     if kind == "mirrored":
@@ -247,7 +247,7 @@ class Distribution:
             CompressionError: as `RunFolder`, or the workers were not started alike.
             ModelFileError: as `RunFolder`.
         """
-        return SharedFolder(path, facts, self)
+        return _SharedFolder(path, facts, self)
 
     def own_parts(self, variables: Sequence[Any]) -> list[Any]:
         """The first replica's variable of each: reading it asks no other worker, and all replicas hold the same."""
@@ -314,7 +314,7 @@ class Distribution:
         return b"".join(part.astype(np.uint16).tobytes() for part in sums)[:count]
 
 
-class SharedFolder(RunFolder):
+class _SharedFolder(RunFolder):
     """The folder of a run of several workers: on the chief a `RunFolder`, on the others nothing but its answers."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], distribution: Distribution) -> None:

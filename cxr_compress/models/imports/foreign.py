@@ -38,8 +38,8 @@ register_source(
     findings=NIH_FINDINGS,
 )(read_densenet)
 
-DEFAULT_SIZE = 224
-IMAGENET_CLASSES = 1000  # an output of this size is ImageNet's
+_DEFAULT_SIZE = 224
+_IMAGENET_CLASSES = 1000  # an output of this size is ImageNet's
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Wish(NamedTuple):
     @property
     def size(self) -> int:
         """The size to build for where the file has none."""
-        return self.input_size or DEFAULT_SIZE
+        return self.input_size or _DEFAULT_SIZE
 
 
 def _import_npz(path: Path, source: WeightSource, wish: _Wish) -> Imported:
@@ -119,7 +119,7 @@ def _import_npz(path: Path, source: WeightSource, wish: _Wish) -> Imported:
     stored = read_npz_about(path)
     network, about = stored if stored is not None else ("chexnet", None)
     count = wish.num_classes or (_last_bias(path) if about is None else len(about.findings))
-    size = wish.input_size or (DEFAULT_SIZE if about is None else about.preprocess.height)
+    size = wish.input_size or (_DEFAULT_SIZE if about is None else about.preprocess.height)
     channels = 3 if about is None else about.preprocess.channels
     model = build(network, count, (size, size, channels))
     report = load_npz_weights(model, path)
@@ -153,7 +153,7 @@ def _import_read(read: ForeignWeights, source: WeightSource, wish: _Wish) -> Imp
     count = outputs if wish.num_classes is None else wish.num_classes
     if count > outputs:
         raise ModelFileError(f"it has {outputs} outputs, {count} were asked for: set num_classes to {outputs} at most")
-    fresh = frozenset((HEAD_NAME,) if outputs == IMAGENET_CLASSES != count else ())
+    fresh = frozenset((HEAD_NAME,) if outputs == _IMAGENET_CLASSES != count else ())
     model = read.build(count, (wish.size, wish.size, read.channels))
     renamed = fill(model, _cut(read.arrays, count), fresh=fresh)
     if fresh:
@@ -197,7 +197,7 @@ def _names(known: tuple[str, ...], count: int) -> tuple[str, ...]:
     """Give the usual names where there are as many, else numbered ones."""
     if len(known) == count:
         return known
-    return tuple(f"class_{index}" if count == IMAGENET_CLASSES else f"finding_{index + 1}" for index in range(count))
+    return tuple(f"class_{index}" if count == _IMAGENET_CLASSES else f"finding_{index + 1}" for index in range(count))
 
 
 def _outputs(arrays: LayerArrays) -> int:

@@ -26,7 +26,7 @@ from cxr_compress.models.imports.base import (
 )
 from cxr_compress.models.imports.tensor_file import TensorFile, read_tensors
 
-TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
+_TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
 # Source: torchxrayvision, datasets.default_pathologies: the order of its networks' 18 outputs.
 XRV_FINDINGS = (
     "Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema", "Fibrosis", "Effusion",
@@ -109,7 +109,7 @@ def _are_names(values: Any) -> bool:
 def _densenet(path: Path, file: TensorFile) -> ForeignWeights:
     with naming(path):
         layers, ignored = densenet_layers(file.tensors)
-        return densenet_weights(from_torch(layers, TORCH_EPSILON, DENSENET_EPSILON), file.kind, ignored)
+        return densenet_weights(from_torch(layers, _TORCH_EPSILON, DENSENET_EPSILON), file.kind, ignored)
 
 
 def densenet_weights(arrays: LayerArrays, file_kind: str, ignored: tuple[str, ...] = ()) -> ForeignWeights:

@@ -96,7 +96,7 @@ def construct(name: GlobalName, arguments: tuple[Any, ...], new: bool) -> Any:
     raise _refused(name)
 
 
-def storage_of(reference: Any) -> Any:
+def _storage_of(reference: Any) -> Any:
     """Give the Storage that a persistent id of torch's zip and legacy formats describes.
 
     Raises:
@@ -250,7 +250,7 @@ def read_torch_zip(content: bytes) -> tuple[Any, dict[str, memoryview]]:
         storages: dict[str, Storage] = {}
 
         def persistent(reference: Any) -> Any:
-            value = storage_of(reference)
+            value = _storage_of(reference)
             if isinstance(value, Storage):
                 storages[value.key] = value
             return value
@@ -286,14 +286,14 @@ def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 # How the number of the first pickle begins in every protocol that torch.save takes: PROTO, LONG1, ten bytes.
-STARTS = tuple(bytes((0x80, protocol, 0x8A, 10)) + MAGIC.to_bytes(10, "little") for protocol in (2, 3))
-FRAMED = tuple(bytes((0x80, protocol)) for protocol in (4, 5))
+_STARTS = tuple(bytes((0x80, protocol, 0x8A, 10)) + MAGIC.to_bytes(10, "little") for protocol in (2, 3))
+_FRAMED = tuple(bytes((0x80, protocol)) for protocol in (4, 5))
 _COUNT = struct.Struct("<q")
 
 
 def is_torch_legacy(content: bytes) -> bool:
     """Tell whether a file begins as this format does."""
-    return content.startswith(STARTS) or (content.startswith(FRAMED) and MAGIC.to_bytes(10, "little") in content[:40])
+    return content.startswith(_STARTS) or (content.startswith(_FRAMED) and MAGIC.to_bytes(10, "little") in content[:40])
 
 
 def read_torch_legacy(content: bytes) -> tuple[Any, dict[str, memoryview]]:
@@ -311,7 +311,7 @@ def read_torch_legacy(content: bytes) -> tuple[Any, dict[str, memoryview]]:
     storages: dict[str, Storage] = {}
 
     def persistent(reference: Any) -> Any:
-        value = storage_of(reference)
+        value = _storage_of(reference)
         if isinstance(value, Storage):
             known = storages.setdefault(value.key, value)
             if (known.dtype, known.count) != (value.dtype, value.count):

@@ -39,8 +39,8 @@ import numpy as np
 from absl import app, flags
 
 from cxr_compress.data.cache import decode_split
-from cxr_compress.data.dataset import Split
 from cxr_compress.data.readers.phantom import render_image
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, normalize
 from cxr_compress.files import write_bytes, write_text
 

@@ -30,6 +30,7 @@ from cxr_compress.cli.device_flags import (
     runtime_options,
 )
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.cli.progress import show_progress
 from cxr_compress.device.benchmark import (
     Latency,
     describe_machine,
@@ -66,8 +67,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     define_model_list_flag(values)
     flags.DEFINE_integer("runs", 50, "Timed runs of each model.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("warmup", 5, "Untimed runs before them.", lower_bound=0, flag_values=values)
-    text = "Height and width of the drawn PNG, pixels."
+    flags.DEFINE_integer("warmup", 5, "Untimed runs of each model before those.", lower_bound=0, flag_values=values)
+    text = "Height and width in pixels of the PNG that is drawn to be decoded."
     flags.DEFINE_integer("image_size", 1024, text, lower_bound=8, upper_bound=8192, flag_values=values)
     flags.DEFINE_string(
         "layers", None, "Probe pack (.zip) whose layers are timed in place of models.", flag_values=values
@@ -87,8 +88,11 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     # Numbers as names, so that one file may be given twice, which shows how far ratios can be trusted.
     models = {str(number): read_model(path) for number, path in enumerate(values.model)}
     options = {"runs": values.runs, "warmup": values.warmup, **runtime_options(values)}
-    alone = measure_together({name: model.content for name, model in models.items()}, **options)
-    whole = measure_end_to_end(models, image_size=values.image_size, **options)
+    contents = {name: model.content for name, model in models.items()}
+    with show_progress(NAME) as progress:
+        alone = measure_together(contents, progress=progress.counter("timing the model", "turns"), **options)
+        count = progress.counter("timing from PNG to findings", "turns")
+        whole = measure_end_to_end(models, image_size=values.image_size, progress=count, **options)
     entries = [_entry(models[name], alone[name], whole[name], alone["0"]) for name in models]
     _print(values.format, entries, options, alone["0"].runtime, values.image_size)
     return EXIT_OK
@@ -143,7 +147,8 @@ def _run_layers(values: flags.FlagValues, arguments: list[str]) -> int:
     check_outputs(NAME, [output], inputs=[values.layers], overwrite=values.overwrite)
     options = {"runs": values.runs, "warmup": values.warmup, **runtime_options(values)}
     del options["delegate"]
-    report = time_layers(values.layers, progress=lambda line: print_error(NAME, line), **options)
+    with show_progress(NAME) as progress:
+        report = time_layers(values.layers, progress=progress.log, **options)
     write_text(values.output_file, report.table.to_json())
     _print_layers(values, report, options)
     return EXIT_OK

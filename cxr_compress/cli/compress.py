@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, UsageError, quiet_native_stderr, run_command
+from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, UsageError, run_command
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag
+from cxr_compress.cli.progress import Progress, show_progress
 from cxr_compress.cli.recipe_flags import common_flags, define_recipe_flags, make_recipe_of
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 NAME = "cxr_compress"
 SEARCHED = "search.json"
-_SECONDS_BETWEEN_LINES = 10
 _GO_ON = "finished epochs and stages are kept; the same command goes on from there"
 
 _FILES = {
@@ -92,9 +91,9 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UsageError(f"expected flags only, got {arguments[0]!r}")
     recipe = make_recipe_of(values)
     _check_files(values, recipe)
-    with quiet_native_stderr(NAME, enabled=not values.debug) as say:
+    with show_progress(NAME, hold_native=not values.debug) as progress:
         try:
-            return _start(values, recipe, say)
+            return _start(values, recipe, progress)
         except KeyboardInterrupt as error:  # or one of its kind, which stays what it is
             error.args = (_GO_ON,)
             raise
@@ -143,41 +142,40 @@ def _pack_before(path: Path) -> str:
     return "an earlier probe pack"
 
 
-def _start(values: flags.FlagValues, recipe: Recipe, say: Callable[[str], None]) -> int:
+def _start(values: flags.FlagValues, recipe: Recipe, progress: Progress) -> int:
     """Do what the flags ask for: probes for a device, a forecast, or the run."""
     # Here and not above: TensorFlow takes seconds to load, and a wrong flag or --help should not wait for it.
     from cxr_compress.pipeline import forecast_run, read_latency_table, run_recipe, search_recipe, write_probe_pack
 
-    progress = _Progress(say)
     recipe = _at_model_size(values, recipe)
     shared: dict[str, Any] = {
         "data_dir": Path(values.data_dir),
         "output_dir": Path(values.output_dir),
         "keras_model_file": Path(values.keras_model_file) if values.keras_model_file else None,
-        "log": progress.tell,
+        "log": progress.log,
         "decoding": progress.decoding,
         "overwrite": values.overwrite,
     }
     if values.probe_pack:
         pack = Path(values.probe_pack)
         write_probe_pack(recipe, pack, **shared)
-        say(_AFTER_PROBES.format(pack=pack, name=pack.name))
+        progress.log(_AFTER_PROBES.format(pack=pack, name=pack.name))
         return EXIT_OK
     shared["latency_table"] = read_latency_table(values.latency_table) if values.latency_table else None
     if values.dry_run:
-        say(f"dry run: nothing is written to {values.output_dir}")
+        progress.log(f"dry run: nothing is written to {values.output_dir}")
         _print_forecast(values.format, forecast_run(recipe, **shared).to_dict())
         return EXIT_OK
     if values.search:
         found = search_recipe(recipe, _search_spec(values, recipe), **shared)
-        say(f"found {found.name}; {SEARCHED} holds every point that was tried")
+        progress.log(f"found {found.name}; {SEARCHED} holds every point that was tried")
         report = found.report
     else:
         report = run_recipe(recipe, **shared)
     _print(values.format, report)
     gate = report["facts"]["gate"]
     if gate["reason"] and not recipe.run.force:
-        say(f"nothing was shown: {gate['reason']}; --force accepts that")
+        progress.log(f"nothing was shown: {gate['reason']}; --force accepts that")
         return EXIT_GATE
     return EXIT_GATE if values.max_auroc_drop is not None and not gate["holds"] else EXIT_OK
 
@@ -222,24 +220,6 @@ def _share(text: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f"expected --search_macs as shares such as 0.5,0.25; got {text!r}") from None
-
-
-class _Progress:
-    """Lines with the seconds since the start."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._started = self._told = time.monotonic()
-
-    def tell(self, line: str) -> None:
-        """Write one line now."""
-        self._told = time.monotonic()
-        self._say(f"[{self._told - self._started:4.0f} s] {line}")
-
-    def decoding(self, split: str, done: int, total: int) -> None:
-        """Write a line when a split is read, and every few seconds before."""
-        if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self.tell(f"read {done} of {total} {split} images")
 
 
 def _print(form: str, report: dict[str, Any]) -> None:

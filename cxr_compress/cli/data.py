@@ -47,11 +47,11 @@ from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag
 from cxr_compress.cli.progress import Progress, show_progress
 from cxr_compress.data.cache import build_cache, verify_cache
 from cxr_compress.data.checks import count_images, examine, is_serious
-from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, Split, check_dataset
+from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
 from cxr_compress.data.fetch import ATTRIBUTION, FETCHABLE, SIZES, fetch, medmnist_archive
 from cxr_compress.data.readers.base import COMMON_OPTIONS, DATASETS, Missing, load_dataset, read_dataset
 from cxr_compress.data.readers.csv_table import table_bytes
-from cxr_compress.data.splits import divide, join_splits
+from cxr_compress.data.splits import Split, divide, join_splits
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.files import check_writable, write_bytes, write_text
 

@@ -24,7 +24,7 @@ from cxr_compress.device.signature import (
 
 def define_runtime_flags(values: flags.FlagValues) -> None:
     """Define what a file is run with: --num_threads, --runtime and --delegate."""
-    flags.DEFINE_integer("num_threads", 1, "Threads of the model.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("num_threads", 1, "Threads that run the model.", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("runtime", "auto", RUNTIMES, "Which TFLite runtime to use.", flag_values=values)
     define_delegate_flag(values)
 

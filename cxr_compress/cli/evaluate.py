@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -33,7 +32,7 @@ from cxr_compress.cli.app import EXIT_OK, Say, UsageError, reader_options, run_c
 from cxr_compress.cli.device_flags import define_delegate_flag
 from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
-from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results, write_text
 from cxr_compress.cli.progress import show_progress
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.splits import join_splits
@@ -58,9 +57,6 @@ from cxr_compress.evaluate import (
 from cxr_compress.files import check_keras_file, write_bytes
 from cxr_compress.metrics import count_comparable_images, count_images
 
-if TYPE_CHECKING:
-    from cxr_compress.models.original import Original
-
 NAME = "cxr_evaluate"
 _SPLITS = ("test", "dev", "train", "all")
 _AUTO = "auto"
@@ -77,24 +73,26 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags."""
     text, number, choice = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum
     text("model", None, "The .tflite, .keras or .h5 file.", flag_values=values)
-    text("dataset", None, f"One of {', '.join(DATASETS)}.", flag_values=values)
+    text("dataset", None, f"Kind of the data set: {', '.join(DATASETS)}.", flag_values=values)
     text("data_dir", None, "Where the data set lies; it is only read.", flag_values=values)
-    choice("split", "test", _SPLITS, "Which images; all is train, dev and test.", flag_values=values)
+    choice("split", "test", _SPLITS, "Which images to score; all is train, dev and test.", flag_values=values)
     help_text = "Size of the images in pixels, where a Keras model is to be scored at another than its own."
     number("input_size", None, help_text, lower_bound=1, flag_values=values)
     define_meaning_flags(values)
     help_text = f"Report by {', '.join(GROUPINGS)}; {_AUTO}: by all that the set knows; empty: by none."
     flags.DEFINE_list("by", [_AUTO], help_text, flag_values=values)
-    number("bootstrap_samples", 1000, "Resampled sets behind an interval.", lower_bound=1, flag_values=values)
+    number(
+        "bootstrap_samples", 1000, "Resampled sets of patients behind an interval.", lower_bound=1, flag_values=values
+    )
     text("output_file", None, "Write the results as JSON.", flag_values=values)
     help_text = "Write labels and logits of every image as CSV: images by number, patients hashed, no names."
     text("predictions_file", None, help_text, flag_values=values)
-    help_text = "Threads; default: one for a .tflite, as on the device, and all cores for the rest."
+    help_text = "Threads that compute; unless given one for a .tflite, as on the device, and all cores for the rest."
     number("num_threads", None, help_text, lower_bound=1, flag_values=values)
     define_delegate_flag(values)
-    flags.DEFINE_list("options", [], "Of the data set's reader, as name=value.", flag_values=values)
+    flags.DEFINE_list("options", [], "Options of the data set's reader, as name=value.", flag_values=values)
     flags.DEFINE_float("dev_fraction", 0.1, "Share of the training patients that is dev.", flag_values=values)
-    number("seed", 0, "Of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
+    number("seed", 0, "Seed of the choice of dev and of the resampling.", lower_bound=0, flag_values=values)
     help_text = "Go on with a part of the images that the set's own list names."
     flags.DEFINE_boolean("allow_missing", False, help_text, flag_values=values)
     text("cache_dir", None, "Keep decoded images here, for sets larger than the memory.", flag_values=values)
@@ -106,13 +104,19 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     _check(values, arguments)
     path, started = Path(values.model), time.monotonic()
     with show_progress(NAME, hold_native=not values.debug) as progress:
-        dataset = _load_dataset(values)
+        dataset = load_dataset(
+            values.dataset,
+            values.data_dir,
+            dev_fraction=values.dev_fraction,
+            seed=values.seed,
+            allow_missing=values.allow_missing,
+            options=reader_options(values.options),
+        )
         split = join_splits(dataset.splits, "all") if values.split == "all" else getattr(dataset, values.split)
         count_images(split.labels)  # refuses soft labels before anything slow
         groups = _groups(values.by, split, dataset.name)
         opened = _open(path, values, dataset, progress.log)
-        by_position = values.match == "position"
-        match = match_findings(opened.model.findings, dataset.findings, logits=opened.logits, by_position=by_position)
+        match = _match(values, dataset, opened.model.findings, opened.logits)
         _say_what_to_know(progress.log, dataset, split, match)
         images = decode_split(
             split,
@@ -135,11 +139,24 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         _warn_of_chance(progress.log, scored)
         progress.log("dividing by " + ", ".join(groups) if groups else "scored")
         groupings = score_groups(scored, groups)
-    document = _document(
-        values, dataset=dataset, split=split, opened=opened, match=match, scored=scored, groupings=groupings
-    )
-    document["seconds"] = round(time.monotonic() - started, 1)
-    _write(values, document, scored)
+    document = {
+        "model": opened.facts,
+        "dataset": _describe(values, dataset, split),
+        "matching": {
+            "by_position": match.by_position,
+            "only_in_model": list(match.only_model),
+            "only_in_dataset": list(match.only_dataset),
+        },
+        "evaluation": scored.to_dict(),
+        "groups": {grouping.by: grouping.to_dict() for grouping in groupings},
+        "versions": _versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if values.output_file:
+        text = json.dumps({"intended_use": INTENDED_USE, **document}, indent=2, allow_nan=False) + "\n"
+        write_bytes(values.output_file, text.encode())
+    if values.predictions_file:
+        write_bytes(values.predictions_file, predictions_csv(scored).encode())
     _print(values.format, document, scored, groupings)
     return EXIT_OK
 
@@ -153,30 +170,13 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"expected --{name}, got none")
     if values.dataset not in DATASETS:
         raise UsageError(f"expected a --dataset of {', '.join(DATASETS)}; got {values.dataset!r}")
-    _check_model(values)
+    _check_model(values, Path(values.model))
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
     unknown = sorted(set(values.by) - {_AUTO, *GROUPINGS})
     if unknown:
         raise UsageError(f"expected --by as some of {', '.join(GROUPINGS)}, or {_AUTO}; got {unknown[0]!r}")
-    _check_outputs(values)
-
-
-def _check_model(values: flags.FlagValues) -> None:
-    path = Path(values.model)
-    if path.suffix.lower() not in MODEL_SUFFIXES:
-        raise UsageError(f"expected --model as a file that ends in {', '.join(MODEL_SUFFIXES)}; got {values.model!r}")
-    if not path.is_file():
-        raise UsageError(f"expected --model to be a file, got {values.model!r}")
-    if path.suffix.lower() == ".tflite":
-        return
-    if values.delegate:
-        raise UsageError(f"--delegate runs .tflite files, got {path.name}")
-    check_keras_file(values.model)
-
-
-def _check_outputs(values: flags.FlagValues) -> None:
-    """Results that took an hour must not fail at the last step."""
+    # Results that took an hour must not fail at the last step.
     outputs = [
         Output(name, Path(values[name].value), suffix, made_before)
         for name, suffix, made_before in (
@@ -189,8 +189,22 @@ def _check_outputs(values: flags.FlagValues) -> None:
     check_outputs(NAME, outputs, inputs=inputs, overwrite=values.overwrite)
 
 
+def _check_model(values: flags.FlagValues, path: Path) -> None:
+    """The file, and the flags that are not for one of its kind."""
+    if path.suffix.lower() not in MODEL_SUFFIXES:
+        raise UsageError(f"expected --model as a file that ends in {', '.join(MODEL_SUFFIXES)}; got {values.model!r}")
+    if not path.is_file():
+        raise UsageError(f"expected --model to be a file, got {values.model!r}")
+    if path.suffix.lower() != ".tflite":
+        if values.delegate:
+            raise UsageError(f"--delegate runs .tflite files, got {path.name}")
+        check_keras_file(values.model)
+    elif of_keras := [name for name in ("labels", "positive", "preset", "color") if values[name].present]:
+        raise UsageError(f"a .tflite says itself what it means: leave --{of_keras[0]} out")
+
+
 def _results_before(path: Path) -> str:
-    """Of which model an earlier call wrote its results; "" of a file that is none of them."""
+    """Of which model an earlier call wrote its results there; "" of any other file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return f"the results of {document['model']['file']}" if {"evaluation", "matching"} <= set(document) else ""
@@ -204,24 +218,17 @@ def _predictions_before(path: Path) -> str:
         return "the outputs of an earlier evaluation" if file.readline().startswith(PREDICTIONS_START) else ""
 
 
-def _load_dataset(values: flags.FlagValues) -> Dataset:
-    return load_dataset(
-        values.dataset,
-        values.data_dir,
-        dev_fraction=values.dev_fraction,
-        seed=values.seed,
-        allow_missing=values.allow_missing,
-        options=reader_options(values.options),
-    )
-
-
 def _groups(asked: Sequence[str], split: Split, dataset: str) -> dict[str, tuple[str, ...]]:
     """The ways to divide the images: those asked for, or all that divide them."""
     known = groups_of(split)
     if _AUTO in asked:
         # Groups that never hold an image with a finding beside one without it (subtypes of the disease, say) cannot be
         # scored, alone or within.
-        return {by: names for by, names in known.items() if len(set(names)) > 1 and _comparable(split, names)}
+        return {
+            by: names
+            for by, names in known.items()
+            if len(set(names)) > 1 and np.any(count_comparable_images(split.labels, names))
+        }
     lacking = [by for by in asked if by not in known]
     if lacking:
         raise CompressionError(
@@ -231,61 +238,27 @@ def _groups(asked: Sequence[str], split: Split, dataset: str) -> dict[str, tuple
     return {by: known[by] for by in asked}
 
 
-def _comparable(split: Split, names: Sequence[str]) -> bool:
-    """Whether any group has images with and without any one finding."""
-    return bool(np.any(count_comparable_images(split.labels, names)))
-
-
-def _open(path: Path, values: flags.FlagValues, dataset: Dataset, say: Say) -> OpenedModel:
+def _open(path: Path, values: flags.FlagValues, dataset: Dataset, log: Say) -> OpenedModel:
     """The model, by the kind of its file."""
     if path.suffix.lower() == ".tflite":
-        given = [name for name in ("labels", "positive", "preset", "color") if values[name].present]
-        if given:
-            raise UsageError(f"a .tflite says itself what it means: leave --{given[0]} out")
-        size, delegate = values.input_size, values.delegate
-        return open_tflite(path, say, num_threads=values.num_threads or 1, input_size=size, delegate=delegate)
+        options: dict[str, Any] = {"input_size": values.input_size, "delegate": values.delegate}
+        return open_tflite(path, log, num_threads=values.num_threads or 1, **options)
 
     def dev(spec: PreprocessSpec) -> Dev:
         images = decode_split(dataset.dev, spec, workers=values.num_threads, cache_dir=values.cache_dir)
-        return images, dataset.dev.labels, dataset.dev.patients, _columns(values, dataset)
+        return (
+            images,
+            dataset.dev.labels,
+            dataset.dev.patients,
+            lambda original: _match(values, dataset, original.names.findings, original.change.outputs),
+        )
 
-    return open_keras(path, values, dev, say)
+    return open_keras(path, values, dev, log)
 
 
-def _columns(values: flags.FlagValues, dataset: Dataset) -> Callable[[Original], Match]:
+def _match(values: flags.FlagValues, dataset: Dataset, findings: tuple[str, ...] | None, outputs: int) -> Match:
     """Which output of a model belongs to which finding of the set."""
-
-    def match(original: Original) -> Match:
-        count = original.change.outputs
-        by_position = values.match == "position"
-        return match_findings(original.names.findings, dataset.findings, logits=count, by_position=by_position)
-
-    return match
-
-
-def _document(
-    values: flags.FlagValues,
-    *,
-    dataset: Dataset,
-    split: Split,
-    opened: OpenedModel,
-    match: Match,
-    scored: Evaluation,
-    groupings: Sequence[Grouping],
-) -> dict[str, Any]:
-    """All results, JSON-ready."""
-    return {
-        "model": opened.facts,
-        "dataset": _describe(values, dataset, split),
-        "matching": {
-            "by_position": match.by_position,
-            "only_in_model": list(match.only_model),
-            "only_in_dataset": list(match.only_dataset),
-        },
-        "evaluation": scored.to_dict(),
-        "groups": {grouping.by: grouping.to_dict() for grouping in groupings},
-        "versions": _versions(),
-    }
+    return match_findings(findings, dataset.findings, logits=outputs, by_position=values.match == "position")
 
 
 def _describe(values: flags.FlagValues, dataset: Dataset, split: Split) -> dict[str, Any]:
@@ -306,26 +279,26 @@ def _describe(values: flags.FlagValues, dataset: Dataset, split: Split) -> dict[
     }
 
 
-def _say_what_to_know(say: Say, dataset: Dataset, split: Split, match: Match) -> None:
+def _say_what_to_know(log: Say, dataset: Dataset, split: Split, match: Match) -> None:
     """What a reader of the numbers has to know, before they come."""
     if split.name in ("train", "all"):
-        say(f"note: --split={split.name} holds images that a model trained on {dataset.name} has seen")
+        log(f"note: --split={split.name} holds images that a model trained on {dataset.name} has seen")
     if match.by_position:
-        say("note: findings are matched by position, not by name")
+        log("note: findings are matched by position, not by name")
     for whose, names in (("the model", match.only_model), ("the data set", match.only_dataset)):
         if names:
-            say(f"note: not scored, only {whose} has {', '.join(names)}")
+            log(f"note: not scored, only {whose} has {', '.join(names)}")
     for note in dataset.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     if dataset.synthetic:
-        say("warning: drawn images; the numbers say nothing about patients")
+        log("warning: drawn images; the numbers say nothing about patients")
 
 
-def _warn_of_chance(say: Say, scored: Evaluation) -> None:
+def _warn_of_chance(log: Say, scored: Evaluation) -> None:
     """Name the findings that are ranked below chance by more than chance: something is the wrong way round."""
     for score in scored.scores:
         if score.enough_data and score.auroc.high < _CHANCE:
-            say(
+            log(
                 f"warning: {score.finding} ranks below chance (AUROC {score.auroc.value:.3f} "
                 f"[{score.auroc.low:.3f}, {score.auroc.high:.3f}]): most likely its outputs stand in another order "
                 "(--labels), it is the other of two classes (--positive), or images were prepared in another way "
@@ -335,22 +308,13 @@ def _warn_of_chance(say: Say, scored: Evaluation) -> None:
 
 def _versions() -> dict[str, str]:
     """What was installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
-
-
-def _write(values: flags.FlagValues, document: dict[str, Any], scored: Evaluation) -> None:
-    """The files that were asked for."""
-    if values.output_file:
-        text = json.dumps({"intended_use": INTENDED_USE, **document}, indent=2, allow_nan=False) + "\n"
-        write_bytes(values.output_file, text.encode())
-    if values.predictions_file:
-        write_bytes(values.predictions_file, predictions_csv(scored).encode())
+    return installed
 
 
 def _print(form: str, document: dict[str, Any], scored: Evaluation, groupings: Sequence[Grouping]) -> None:
@@ -364,4 +328,4 @@ def _print(form: str, document: dict[str, Any], scored: Evaluation, groupings: S
         f"{model['file']} on {images['name']} {images['split']}: {images['images']:,} images of {images['patients']:,} "
         f"patients, {size['height']} x {size['width']} px, intervals from {scored.samples:,} resamplings of patients"
     )
-    sys.stdout.write(f"{heading}\n\n{render_evaluation(scored, groupings)}\n\n{INTENDED_USE}\n")
+    write_text(f"{heading}\n\n{render_evaluation(scored, groupings)}")

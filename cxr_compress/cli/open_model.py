@@ -208,7 +208,7 @@ def _limit_threads(tf: Any, threads: int, log: Say) -> None:
 
 
 def _facts(path: Path, model: ScorableModel) -> dict[str, Any]:
-    """What the results say about any model."""
+    """The facts about a model that go into the results."""
     content = path.read_bytes()
     return {
         "file": path.name,

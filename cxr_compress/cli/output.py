@@ -55,8 +55,13 @@ def write_results(
         table = tabulate(
             [[_cell(cell) for cell in row] for row in rows], titles, disable_numparse=True, colalign=_aligned(rows)
         )
-        lines = [printable(line) for line in heading.splitlines()]
-        sys.stdout.write("\n".join([*lines, *([""] if lines else []), table, "", intended_use]) + "\n")
+        write_text(f"{heading}\n\n{table}" if heading else table, intended_use=intended_use)
+
+
+def write_text(text: str, *, intended_use: str = INTENDED_USE) -> None:
+    """Print lines for people, control characters as escapes, and the sentence below them."""
+    lines = [printable(line) for line in text.split("\n")]
+    sys.stdout.write("\n".join([*lines, "", intended_use]) + "\n")
 
 
 def write_csv_rows(rows: Sequence[Sequence[Any]], intended_use: str | None = None) -> None:

@@ -242,10 +242,10 @@ def _plan(values: flags.FlagValues) -> TrainingPlan:
 def _settled(
     values: flags.FlagValues, plan: TrainingPlan, log: Callable[[str], None]
 ) -> tuple[TrainingPlan, Dataset, Original]:
-    """Plan, data set and model to start from, with the preset that dev shows where nobody says how images are prepared.
+    """Plan, data set and model to start from; dev shows the preset where neither file nor flags give one.
 
     Raises:
-        DataError: dev shows that what is said is wrong, or nothing is said and dev cannot tell.
+        DataError: dev contradicts the flags or the file, or neither they nor dev show how images are prepared.
     """
     from cxr_compress.cli.open_model import Dev, settle_pixels
     from cxr_compress.models.meaning import Pixels

@@ -38,8 +38,8 @@ from cxr_compress.data.cache_file import (
     plan_cache,
     same_contents,
 )
-from cxr_compress.data.dataset import Split
 from cxr_compress.data.decoding import Progress, decode_chunks, image_shape, source_digests
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.files import exclusive, make_folder, write_text

@@ -21,8 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cxr_compress.data.dataset import Split
 from cxr_compress.data.decoding import DIGEST_BYTES, Pixels, image_shape, own_pixels, source_digests
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.files import write_text

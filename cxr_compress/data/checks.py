@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, Split, find_problems, join_splits
+from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, find_problems
+from cxr_compress.data.splits import Split, join_splits
 from cxr_compress.device.preprocess import PreprocessSpec, load_uint8
 from cxr_compress.errors import DataError
 

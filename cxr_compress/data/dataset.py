@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from cxr_compress.data.splits import Split, join_splits
+from cxr_compress.data.splits import Split
 from cxr_compress.errors import DataError
-
-__all__ = ["Dataset", "Problem", "ProblemKind", "Split", "check_dataset", "find_problems", "join_splits"]
 
 
 @dataclass(frozen=True, eq=False)

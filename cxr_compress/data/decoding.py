@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.dataset import Split
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import DataError
 

@@ -54,22 +54,15 @@ class FirstLook:
     @property
     def problem(self) -> str:
         """Why nothing should be built on it, with the likely cause; "" where nothing speaks against it."""
-        constant = [
-            name
-            for name, one in zip(self.findings, self.auroc, strict=True)
-            if one.value == one.low == one.high == _CHANCE
-        ]
+        scored = dict(zip(self.findings, self.auroc, strict=True))
+        constant = [name for name, auroc in scored.items() if auroc.value == auroc.low == auroc.high == _CHANCE]
         if constant:
             return (
                 "the original model is no better than chance: it gives every dev image the same answer for "
                 f"{', '.join(constant)}: most likely it was hardly trained, or its images were prepared in another way "
                 "(--preset)"
             )
-        below = [
-            f"{name} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
-            for name, one in zip(self.findings, self.auroc, strict=True)
-            if one.high < _CHANCE
-        ]
+        below = [f"{name} {_text(auroc)}" for name, auroc in scored.items() if auroc.high < _CHANCE]
         if below:
             return (
                 f"the original model ranks below chance on dev: AUROC of {', '.join(below)}; most likely its outputs "
@@ -163,20 +156,59 @@ def take_first_look(
         seed: of the choice of images and of the resampling.
         unsaid: the scores are of logits of which neither an activation nor the file says what they are.
     """
-    chosen = pick_images(labels, seed)
-    hard = _hard(labels[chosen])
-    scores = _answers(answer, images[chosen], spec, columns)
-    scores = np.where(np.isfinite(scores), scores, 0.0)
-    people = [patients[row] for row in chosen]
-    kept = _scorable(hard)
-    values = auroc_per_finding(hard[:, kept], scores[:, kept]) if kept else np.empty(0)
-    drawn = auroc_samples(hard[:, kept], scores[:, kept], people, samples=_SAMPLES, seed=seed) if kept else None
-    if drawn is None:
-        return FirstLook((), (), Interval(np.nan, np.nan, np.nan), len(chosen), assumed)
-    each = tuple(interval(float(values[place]), drawn[:, place]) for place in range(len(kept)))
-    names = tuple(findings[column] for column in kept)
-    one_each = unsaid and len(names) == hard.shape[1] > 1 and bool((hard.sum(axis=1) == 1).all())
-    return FirstLook(names, each, bootstrap_mean(values, drawn), len(chosen), assumed, one_each)
+    sample = _Sample.draw(images, labels, patients, seed)
+    if not sample.columns:
+        return FirstLook((), (), Interval(np.nan, np.nan, np.nan), len(sample.images), assumed)
+    values, drawn = sample.score(answer, spec, columns)
+    each = tuple(interval(float(values[place]), drawn[:, place]) for place in range(len(values)))
+    names = tuple(findings[column] for column in sample.columns)
+    one_each = unsaid and len(names) == labels.shape[1] > 1 and bool((sample.labels.sum(axis=1) == 1).all())
+    return FirstLook(names, each, bootstrap_mean(values, drawn), len(sample.images), assumed, one_each)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Dev images to look at, and the findings that can be scored on them.
+
+    Attributes:
+        images: uint8 (n, h, w[, 3]).
+        labels: (n, k) 0, 1 or nan of those findings.
+        columns: (k,) which of all findings they are.
+        patients: (n,).
+        seed: of the resampling.
+    """
+
+    images: Images
+    labels: NDArray[np.float64]
+    columns: list[int]
+    patients: list[str]
+    seed: int
+
+    @classmethod
+    def draw(
+        cls, images: Images, labels: Floats, patients: Sequence[str], seed: int, most: int = MOST_IMAGES
+    ) -> _Sample:
+        """At most `most` images, of the findings with a few images of either class."""
+        rows = pick_images(labels, seed, most)
+        hard = _hard(labels[rows])
+        columns = [
+            column
+            for column in range(hard.shape[1])
+            if min(np.count_nonzero(hard[:, column] == value) for value in (0.0, 1.0)) >= _FEWEST
+        ]
+        return cls(images[rows], hard[:, columns], columns, [patients[row] for row in rows], seed)
+
+    def score(
+        self, answer: Answer, spec: PreprocessSpec, columns: Sequence[int] | None, size: int = 32
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The AUROC of each finding (k,), and on resampled patients (samples, k)."""
+        starts = range(0, len(self.images), size)
+        answers = [answer(normalize(self.images[start : start + size], spec)) for start in starts]
+        scores = np.concatenate([np.asarray(part, np.float64) for part in answers])
+        scores = (scores if columns is None else scores[:, list(columns)])[:, self.columns]
+        scores = np.where(np.isfinite(scores), scores, 0.0)
+        drawn = auroc_samples(self.labels, scores, self.patients, samples=_SAMPLES, seed=self.seed)
+        return auroc_per_finding(self.labels, scores), drawn
 
 
 @dataclass(frozen=True)
@@ -196,7 +228,7 @@ class PresetTrial:
     @property
     def clear(self) -> bool:
         """Whether the best is better than every other by more than chance."""
-        return all(one.low > 0 for one in self.behind.values())
+        return all(margin.low > 0 for margin in self.behind.values())
 
     def refuted(self, preset: str) -> bool:
         """Whether a preset is worse than the best by more than chance, and not merely taken the wrong way round.
@@ -242,19 +274,13 @@ def try_presets(
         columns: (k,) the output of each finding; the first k by default.
         seed: of the choice of images and of the resampling.
     """
-    chosen = pick_images(labels, seed, MOST_IMAGES // 2)
-    hard = _hard(labels[chosen])
-    kept = _scorable(hard)
-    if not kept or len(specs) < 2:  # noqa: PLR2004 - a comparison takes two
+    sample = _Sample.draw(images, labels, patients, seed, MOST_IMAGES // 2)
+    if not sample.columns or len(specs) < 2:  # noqa: PLR2004 - a comparison takes two
         return None
-    hard, people = hard[:, kept], [patients[row] for row in chosen]
     values, drawn = {}, {}
     for name, spec in specs.items():
-        scores = _answers(answer, images[chosen], spec, columns)[:, kept]
-        scores = np.where(np.isfinite(scores), scores, 0.0)
-        values[name] = auroc_per_finding(hard, scores)
-        drawn[name] = auroc_samples(hard, scores, people, samples=_SAMPLES, seed=seed)
-    auroc = {name: float(np.nanmean(one)) for name, one in values.items()}
+        values[name], drawn[name] = sample.score(answer, spec, columns)
+    auroc = {name: float(np.nanmean(each)) for name, each in values.items()}
     best = max(auroc, key=lambda name: auroc[name])
     behind = {
         name: bootstrap_mean(values[best] - values[name], drawn[best] - drawn[name], level=_LEVEL)
@@ -352,31 +378,14 @@ def settle_preset(
     return specs[trial.best], ""
 
 
-def _answers(
-    answer: Answer, images: Images, spec: PreprocessSpec, columns: Sequence[int] | None, size: int = 32
-) -> NDArray[np.float64]:
-    parts = [answer(normalize(images[start : start + size], spec)) for start in range(0, len(images), size)]
-    scores = np.concatenate([np.asarray(part, np.float64) for part in parts])
-    return scores if columns is None else scores[:, list(columns)]
-
-
 def _hard(labels: Floats) -> NDArray[np.float64]:
     values = np.asarray(labels, np.float64)
     return np.where((values == 0) | (values == 1), values, np.nan)
 
 
-def _scorable(hard: NDArray[np.float64]) -> list[int]:
-    """The findings with a few images of either class."""
-    return [
-        column
-        for column in range(hard.shape[1])
-        if min(np.count_nonzero(hard[:, column] == value) for value in (0.0, 1.0)) >= _FEWEST
-    ]
+def _text(auroc: Interval) -> str:
+    return f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]"
 
 
-def _text(one: Interval) -> str:
-    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
-
-
-def _bounds(one: Interval) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in (one.value, one.low, one.high)]
+def _bounds(auroc: Interval) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in (auroc.value, auroc.low, auroc.high)]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cxr_compress.device.runner import CAM_NAME
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import traits_of
 
 _layers = keras.layers
 # TensorFlow's own operations in a graph, by the names that their layers keep.
@@ -24,9 +25,8 @@ _OPERATIONS = {
 }
 _SQUASHING = frozenset(("sigmoid", "softmax", "hard_sigmoid"))
 _MOVES = frozenset(("reshape", "squeeze", "identity", "cast"))
-_OTHER_ACTIVATIONS = (_layers.ReLU, _layers.LeakyReLU, _layers.PReLU, _layers.ELU, _layers.ThresholdedReLU)
+_PASSING = ("view", "noise")  # kinds of layers that hand their numbers on as they are when a model is only run
 MEANS = (_layers.GlobalAveragePooling2D, _layers.AveragePooling2D)  # a difference of channels goes through them
-_POOLS = (*MEANS, _layers.GlobalMaxPooling2D, _layers.MaxPooling2D)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def find_ends(models: tuple[Any, ...], tensor: Any) -> list[End]:
                 f"expected a model that ends in logits, sigmoid or softmax, {place.path!r} ends it with {activation}: "
                 "give it a Dense layer of logits as its head"
             )
-        if isinstance(place.layer, _POOLS):
+        if traits_of(place.layer, subclasses=True).kind == "pool":
             pooled = place.path
         elif changes_no_number(place.layer):
             behind.append(place)
@@ -188,7 +188,7 @@ def activation_of(place: Place) -> str:
     operation = operation_of(layer)
     if operation:
         return _OPERATIONS.get(operation, f"TensorFlow's {operation}")
-    if isinstance(layer, _OTHER_ACTIVATIONS):
+    if traits_of(layer, subclasses=True).kind == "activation" and not hasattr(layer, "activation"):
         return type(layer).__name__
     function = getattr(layer, "activation", keras.activations.linear)
     return "" if function is keras.activations.linear else str(getattr(function, "__name__", function))
@@ -201,7 +201,7 @@ def operation_of(layer: Any) -> str:
 
 def changes_no_number(layer: Any) -> bool:
     """Whether a layer hands its numbers on, at inference; an activation other than linear is looked at before."""
-    passing = isinstance(layer, _layers.Flatten | _layers.Reshape | _layers.Dropout | _layers.Activation)
+    passing = traits_of(layer, subclasses=True).kind in _PASSING or isinstance(layer, _layers.Activation)
     return passing or operation_of(layer) in _MOVES
 
 
@@ -295,14 +295,7 @@ def probe_images(input_shape: tuple[int, int, int]) -> Iterator[npt.NDArray[np.f
         yield np.stack(batch).astype(np.float32)
 
 
-# Layers that hand (batch, channels) on as it is when a model is only run.
-_PASSING = (_layers.Dropout, _layers.SpatialDropout2D, _layers.Flatten, _layers.Reshape)
 _FLAT_RANK = 2
-
-
-def has_cam(model: Any) -> bool:
-    """True for a model as `with_cam` makes it: logits first, then the map."""
-    return list(getattr(model, "output_names", None) or [])[1:] == [CAM_NAME]
 
 
 def with_cam(model: Any) -> Any:
@@ -343,7 +336,7 @@ def _head(output: Any) -> tuple[Any, Any]:
         layer, source = _maker(tensor)
         if isinstance(layer, _layers.GlobalAveragePooling2D):
             break
-        if not isinstance(layer, _PASSING):
+        if traits_of(layer, subclasses=True).kind not in _PASSING:
             _refuse(f"{type(layer).__name__} {layer.name!r} before {dense.name!r}")
         tensor = source
     if layer.data_format != "channels_last":

@@ -65,7 +65,7 @@ def save_model(model: Any, path: str | Path, *, about: ModelAbout | None = None)
 
 
 def read_about(path: str | Path) -> ModelAbout | None:
-    """Read what `save_model` was told about a model; nothing else in the file is looked at.
+    """Read what `save_model` stored about a model; nothing else in the file is looked at.
 
     Args:
         path: a model file of any kind that `load_model` reads.
@@ -102,7 +102,7 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
     Args:
         path: a `.keras` or `.h5` file that Keras 2 (tf_keras) wrote, or a `.keras` file of Keras 3 whose layers
             tf_keras also has.
-        progress: is told in one line of what is taken otherwise than the file has it.
+        progress: takes one line about each thing that is loaded differently from how the file has it.
 
     Returns:
         The `keras.Model`, of tf_keras whichever Keras wrote the file, in float32 whatever precision it was trained
@@ -118,8 +118,8 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
         raise CompressionError(f"expected the path of a model file, got the model {path.name} itself: use it as it is")
     path = Path(path)
     config, version = _read_config(path)
-    said = ((name, module.partition(".")[0]) for name, module in _classes(config) if module)
-    foreign = next((name for name, root in said if root not in _KERAS_MODULES), None)
+    named = ((name, module.partition(".")[0]) for name, module in _classes(config) if module)
+    foreign = next((name for name, root in named if root not in _KERAS_MODULES), None)
     if foreign:
         # Keras would import whatever module the file names; a model file must not choose what code runs.
         raise ModelFileError(
@@ -135,7 +135,7 @@ def load_model(path: str | Path, progress: Callable[[str], None] | None = None) 
         if of_keras3:
             model = load_keras3(path, config, progress)
         else:
-            with keras.utils.custom_object_scope(application_layers()):
+            with keras.utils.custom_object_scope(_application_layers()):
                 model = keras.models.load_model(path, compile=False, safe_mode=True)
         if getattr(model, "_is_graph_network", False):
             model, note = in_float32(model)
@@ -178,7 +178,7 @@ def require_model(model: Any) -> None:
         )
 
 
-def application_layers() -> dict[str, Any]:
+def _application_layers() -> dict[str, Any]:
     """Layers of models in `keras.applications` that Keras itself does not find when it loads them."""
     applications = keras.src.applications
     return {
@@ -295,7 +295,7 @@ def _check_findings(model: Any, about: ModelAbout) -> None:
 
 
 def _excludes(model: Any, about: ModelAbout) -> bool:
-    """Whether the outputs are classes of which each image has exactly one: the file is to say so, or they end so."""
+    """Whether the outputs are classes of which each image has exactly one, by `about` or by a softmax at the end."""
     return about.activation == "softmax" or softmax_classes(model) > 1
 
 

@@ -68,7 +68,7 @@ def load_keras3(path: Path, config: dict[str, Any], progress: Callable[[str], No
     Args:
         path: the `.keras` file, whose archive is whole.
         config: its `config.json`.
-        progress: is told of layers that are left out.
+        progress: takes one line about the layers that are left out.
 
     Raises:
         ModelFileError: it has a layer, an activation, an option or a way of calling that tf_keras does not have or
@@ -110,27 +110,27 @@ def _check_crops(model: Any) -> None:
     """Refuse a CenterCrop of an image that is smaller: each Keras resizes it in its own way."""
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.CenterCrop):
-            given = layer.input_shape[1:3]
+            sides = layer.input_shape[1:3]
             if any(
-                side is None or side < least for side, least in zip(given, (layer.height, layer.width), strict=True)
+                size is None or size < least for size, least in zip(sides, (layer.height, layer.width), strict=True)
             ):
                 raise ModelFileError(
-                    f"its layer {layer.name} (CenterCrop) cuts {layer.height} x {layer.width} out of {given[0]} x "
-                    f"{given[1]}, which tf_keras computes otherwise"
+                    f"its layer {layer.name} (CenterCrop) cuts {layer.height} x {layer.width} out of {sides[0]} x "
+                    f"{sides[1]}, which tf_keras computes otherwise"
                 )
 
 
 def _model(config: dict[str, Any]) -> dict[str, Any]:
     """Translate the configuration of a model."""
     nested = {entry["config"].get("name") for entry in config["layers"] if entry["class_name"] in _MODELS}
-    made = {"name": config["name"], "trainable": config.get("trainable", True)}
-    made["layers"] = [_entry(entry, nested) for entry in config["layers"]]
+    translated = {"name": config["name"], "trainable": config.get("trainable", True)}
+    translated["layers"] = [_entry(entry, nested) for entry in config["layers"]]
     for ends in ("input_layers", "output_layers"):
         if ends in config:
-            made[ends] = [_source(source, nested) for source in _ends(config[ends])]
+            translated[ends] = [_source(source, nested) for source in _ends(config[ends])]
     if "input_layers" not in config:
-        made.pop("trainable")  # of a Sequential model, which has none of its own
-    return made
+        translated.pop("trainable")  # of a Sequential model, which has none of its own
+    return translated
 
 
 def _ends(value: Any) -> list[Any]:
@@ -150,20 +150,20 @@ def _entry(entry: dict[str, Any], nested: set[Any]) -> dict[str, Any]:
     """Translate a layer."""
     kind, name = entry["class_name"], entry["config"].get("name", "")
     if kind in _MODELS:
-        made = {"module": _MODELS[kind], "class_name": kind, "config": _model(entry["config"])}
+        translated = {"module": _MODELS[kind], "class_name": kind, "config": _model(entry["config"])}
     elif _only_augments(entry):
-        made = {"module": "keras.layers", "class_name": "Identity", "config": {"name": name}}
+        translated = {"module": "keras.layers", "class_name": "Identity", "config": {"name": name}}
     elif kind in LAYERS and entry.get("module") == "keras.layers":
-        made = {"module": "keras.layers", "class_name": kind, "config": _layer(kind, name, entry["config"])}
+        translated = {"module": "keras.layers", "class_name": kind, "config": _layer(kind, name, entry["config"])}
     else:
         what = "the layer" if entry.get("module") == "keras.layers" else "the operation"
         raise ModelFileError(f"it has {what} {kind} ({name}), which tf_keras does not have or computes otherwise")
-    made |= {"registered_name": None, "name": name}
+    translated |= {"registered_name": None, "name": name}
     if "inbound_nodes" in entry:
-        made["inbound_nodes"] = [_call(call, name, nested) for call in entry["inbound_nodes"]]
-        for call in made["inbound_nodes"] if made["class_name"] == "Identity" else ():
+        translated["inbound_nodes"] = [_call(call, name, nested) for call in entry["inbound_nodes"]]
+        for call in translated["inbound_nodes"] if translated["class_name"] == "Identity" else ():
             call[0][3].clear()  # it is called with an image alone
-    return made
+    return translated
 
 
 def _layer(kind: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -185,10 +185,10 @@ def _layer(kind: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
         raise ModelFileError(
             f"its layer {name} (Resizing) crops or interpolates in a way that tf_keras computes otherwise"
         )
-    made = {key: _part(value) for key, value in renamed.items() if key in known}
-    if "dtype" in made:
-        made["dtype"] = _precision(name, config["dtype"])
-    return made
+    translated = {key: _part(value) for key, value in renamed.items() if key in known}
+    if "dtype" in translated:
+        translated["dtype"] = _precision(name, config["dtype"])
+    return translated
 
 
 def _options(kind: type) -> frozenset[str]:
@@ -215,13 +215,13 @@ def _precision(name: str, value: Any) -> Any:
 
 def _call(call: Any, name: str, nested: set[Any]) -> list[Any]:
     """Translate a call of a layer: one tensor or a list of them, and options that are plain numbers."""
-    given = call["args"]
-    tensors = given[0] if len(given) == 1 and isinstance(given[0], list) else given
+    arguments = call["args"]
+    tensors = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else arguments
     # Keras 3 writes its default, training=True, and goes by how the whole model is called; tf_keras would obey it.
     options = {key: value for key, value in call["kwargs"].items() if value is not None and (key, value) != _TRAINING}
     plain = all(isinstance(value, bool | int | float | str) for value in options.values())
     known = all(isinstance(tensor, dict) and tensor.get("class_name") == "__keras_tensor__" for tensor in tensors)
-    if len(given) != 1 or not plain or not known:
+    if len(arguments) != 1 or not plain or not known:
         raise ModelFileError(f"its layer {name} is called with more than one tensor or list of tensors")
     return [[*_source(tensor["config"]["keras_history"], nested), options] for tensor in tensors]
 

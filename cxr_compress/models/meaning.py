@@ -1,7 +1,7 @@
 """What a model from elsewhere means: which output is which finding, and how an image becomes its input.
 
-Nothing of that can be read off weights. So it comes from what the file says of itself (`ModelAbout`), from the user, or
-from layers inside the model that leave no doubt; all else is asked for. What was taken from where is said in one line.
+Neither can be read off the weights. They come from the model file (`ModelAbout`), from the user's flags, or from layers
+inside the model that leave no doubt; what is still missing is asked for, and a note names the source of each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cxr_compress.device.spec import PRESETS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.about import ModelAbout
+from cxr_compress.models.keras_graph import traits_of
 
 _layers = keras.layers
 _PAIR = 2
@@ -25,10 +26,7 @@ _PAIR = 2
 _LEAST_SPAN, _LARGEST_SPAN = 0.5, 12.0
 _DARK, _AT_BLACK = 0.25, 0.05  # shares of that span
 _BLACK_LEVEL = 20.0  # an offset beyond it is one of pixels of 0 to 255
-_PASSING = (
-    *("InputLayer", "ZeroPadding2D", "Dropout", "SpatialDropout2D", "GaussianNoise", "Resizing", "Reshape"),
-    *("RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast", "RandomBrightness"),
-)
+_PASSING = ("input", "resampling", "noise", "augmentation", "view")  # kinds of layers that leave black and white alone
 _ARITHMETIC = {
     "math.truediv": lambda x, number: (x[0] / number, x[1] / number),
     "math.multiply": lambda x, number: (x[0] * number, x[1] * number),
@@ -55,7 +53,7 @@ class Inside:
 
     @property
     def name(self) -> str:
-        """Them in words."""
+        """Their names, for a message."""
         return f"{'layer' if len(self.layers) == 1 else 'layers'} {', '.join(map(repr, self.layers))}"
 
 
@@ -85,7 +83,9 @@ def normalizes_inside(model: Any) -> Inside | None:
             if layer.get_config()["function"] in _UNCHANGED:
                 continue
             scale, offset = changed
-        elif kind in _PASSING or (kind == "SlicingOpLambda" and node.outputs.shape == node.keras_inputs[0].shape):
+        elif traits_of(layer).kind in _PASSING or (
+            kind == "SlicingOpLambda" and node.outputs.shape == node.keras_inputs[0].shape
+        ):
             continue  # a slice of the whole shape reverses the channels, as Keras' caffe preprocessing does
         else:
             break
@@ -135,8 +135,8 @@ def name_outputs(
         CompressionError: the labels are not as many as outputs or contradict the file, or of a pair the finding is not
             said.
     """
-    said = about.findings if about is not None else ()
-    names = tuple(labels) or said
+    in_file = about.findings if about is not None else ()
+    names = tuple(labels) or in_file
     source = "from --labels" if labels else "from the model file" if names else "not named"
     keys = [finding_key(name) for name in names]
     twice = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
@@ -146,8 +146,8 @@ def name_outputs(
             "give each output a name of its own"
         )
     doubt = ""
-    if said and not pair and len(names) == len(said) and keys != [finding_key(name) for name in said]:
-        doubt = f"the model file names its outputs {', '.join(said)}, --labels says {', '.join(names)}"
+    if in_file and not pair and len(names) == len(in_file) and keys != [finding_key(name) for name in in_file]:
+        doubt = f"the model file names its outputs {', '.join(in_file)}, --labels says {', '.join(names)}"
         if not force:
             raise CompressionError(f"{doubt}: leave --labels out, or add --force where the file is wrong")
         source = "from --labels, against the model file"
@@ -166,13 +166,13 @@ def name_outputs(
     return Names(names or None, None, source, doubt)
 
 
-def _name_pair(names: tuple[str, ...], positive: str, said: int | None, source: str) -> Names:
+def _name_pair(names: tuple[str, ...], positive: str, in_file: int | None, source: str) -> Names:
     if len(names) > _PAIR:
         raise CompressionError(
             f"expected two labels, NEGATIVE,POSITIVE as the model orders them, or the finding's alone, got {len(names)}"
             ": correct --labels"
         )
-    index = _index_of(positive, names) if positive else said
+    index = _index_of(positive, names) if positive else in_file
     if index is None:
         example = f"--labels={','.join(names)} --positive={names[-1]}" if len(names) == _PAIR else ""
         raise CompressionError(
@@ -318,7 +318,7 @@ def _first_calls(model: Any, tensor: Any) -> Generator[Any, None, bool]:
     """The calls behind an input, in models too, as long as each alone reads the one before; whether to the end."""
     while tensor is not model.outputs[0]:
         nodes = [node for level in model._nodes_by_depth.values() for node in level if not node.is_input]
-        readers = [node for node in nodes if any(one is tensor for one in node.keras_inputs)]
+        readers = [node for node in nodes if any(read is tensor for read in node.keras_inputs)]
         if len(readers) != 1 or len(readers[0].keras_inputs) != 1:
             return False
         layer = readers[0].layer
@@ -332,11 +332,11 @@ def _first_calls(model: Any, tensor: Any) -> Generator[Any, None, bool]:
     return True
 
 
-def _computed(node: Any, given: tuple[Any, Any]) -> tuple[Any, Any] | None:
+def _computed(node: Any, before: tuple[Any, Any]) -> tuple[Any, Any] | None:
     """Scale and offset behind one of TensorFlow's operations with a constant; None for any other."""
     name = node.layer.get_config()["function"]
     if name in _UNCHANGED:
-        return given
+        return before
     constants = [*node.call_args[1:], *(node.call_kwargs[key] for key in ("y", "x") if key in node.call_kwargs)]
     constants = [number for number in constants if not hasattr(number, "_keras_history")]
     if name not in _ARITHMETIC or len(constants) != 1:
@@ -345,7 +345,7 @@ def _computed(node: Any, given: tuple[Any, Any]) -> tuple[Any, Any] | None:
         number = np.asarray(constants[0], np.float64).reshape(-1)
     except (TypeError, ValueError):
         return None
-    scale, offset = _ARITHMETIC[name](given, number)
+    scale, offset = _ARITHMETIC[name](before, number)
     return scale, offset
 
 

@@ -21,10 +21,10 @@ from cxr_compress.models.architectures import (
 )
 
 # As CheXNet was trained (PyTorch's 0.1): Keras's own 0.99 takes 500 steps to forget its start, all of a short training.
-BN_MOMENTUM = 0.9
+_BN_MOMENTUM = 0.9
 _CHANNEL_MULTIPLE = 4
 _LITE_STEM_FILTERS, _LITE_HEAD_FILTERS = 32, 1280
-SMALLEST_SIDE = 32  # five halvings leave one pixel: every network here halves the image five times
+_SMALLEST_SIDE = 32  # five halvings leave one pixel: every network here halves the image five times
 
 
 class _Widths(NamedTuple):
@@ -84,12 +84,7 @@ def tiny_chexnet(num_classes: int = 1, input_shape: Sequence[int | None] = (64, 
     Under 300,000 parameters, so that two CPU cores train it in minutes at 64 px; it is no substitute for the full
     network where the findings are small or rare.
 
-    Args:
-        num_classes: findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None.
-
-    Raises:
-        CompressionError: as `chexnet`.
+    Arguments as `chexnet`.
     """
     return chexnet(num_classes, input_shape, width=0.5, blocks=(2, 4, 6, 4), name="tiny_chexnet")
 
@@ -112,10 +107,10 @@ def _image_input(num_classes: int, input_shape: Sequence[int | None]) -> Any:
     shape = tuple(input_shape)
     if len(shape) != 3 or shape[2] is None or shape[2] < 1:  # noqa: PLR2004 - height, width, channels
         raise CompressionError(f"input_shape must be (height, width, channels) such as (224, 224, 3), got {shape}")
-    if any(side is not None and side < SMALLEST_SIDE for side in shape[:2]):
+    if any(side is not None and side < _SMALLEST_SIDE for side in shape[:2]):
         raise CompressionError(
             f"input_shape {shape} is too small: the network halves the image five times and needs at least "
-            f"{SMALLEST_SIDE}x{SMALLEST_SIDE} pixels"
+            f"{_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels"
         )
     return keras.Input(shape=shape, name="image")
 
@@ -126,7 +121,7 @@ def _scaled(base: int, width: float) -> int:
 
 
 def _norm_relu(x: Any, norm_name: str, relu_name: str) -> Any:
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=DENSENET_EPSILON, name=norm_name)(x)
+    x = keras.layers.BatchNormalization(momentum=_BN_MOMENTUM, epsilon=DENSENET_EPSILON, name=norm_name)(x)
     return keras.layers.Activation("relu", name=relu_name)(x)
 
 
@@ -162,16 +157,8 @@ def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] 
     multiply-accumulates at 224 px: a seventh of CheXNet's, at some cost in accuracy. The drop-out and stochastic depth
     of the original training are left out: they are no part of the network that is delivered.
 
-    Args:
-        num_classes: findings, each with a logit of its own.
-        input_shape: (height, width, channels) of the float32 image; height and width may be None. Sides that are a
-            multiple of 32 px pad alike everywhere; others may differ by a pixel from ports with a fixed padding.
-
-    Returns:
-        A `keras.Model` from (batch, height, width, channels) to float32 (batch, num_classes).
-
-    Raises:
-        CompressionError: an argument is out of range, or the image is smaller than 32 px.
+    Arguments as `chexnet`. Image sides that are a multiple of 32 px pad alike everywhere; others may differ by a pixel
+    from ports with a fixed padding.
     """
     inputs = _image_input(num_classes, input_shape)
     x = keras.layers.Conv2D(_LITE_STEM_FILTERS, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(inputs)
@@ -184,13 +171,13 @@ def efficientnet_lite0(num_classes: int = 14, input_shape: Sequence[int | None] 
 
 
 def _norm(x: Any, name: str, *, relu: bool) -> Any:
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, epsilon=EFFICIENTNET_EPSILON, name=f"{name}_bn")(x)
+    x = keras.layers.BatchNormalization(momentum=_BN_MOMENTUM, epsilon=EFFICIENTNET_EPSILON, name=f"{name}_bn")(x)
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
 
 
 def _block(x: Any, stage: EfficientNetStage, stride: int, name: str) -> Any:
-    """Widen (1x1), filter each channel by itself, narrow (1x1); what came in is added where shapes allow."""
-    came_in, channels = x, x.shape[-1]
+    """Widen (1x1), filter each channel by itself, narrow (1x1); the input is added where shapes allow."""
+    shortcut, channels = x, x.shape[-1]
     if stage.expansion > 1:
         x = keras.layers.Conv2D(channels * stage.expansion, 1, use_bias=False, name=f"{name}_expand_conv")(x)
         x = _norm(x, f"{name}_expand", relu=True)
@@ -201,19 +188,14 @@ def _block(x: Any, stage: EfficientNetStage, stride: int, name: str) -> Any:
     x = keras.layers.Conv2D(stage.filters, 1, use_bias=False, name=f"{name}_project_conv")(x)
     x = _norm(x, f"{name}_project", relu=False)
     if stride == 1 and channels == stage.filters:
-        x = keras.layers.Add(name=f"{name}_add")([came_in, x])
+        x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
     return x
 
 
 def densenet169(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 224, 3)) -> Any:
     """Build DenseNet169: CheXNet with more layers in its last two blocks: 12.6 million parameters, 3.36 G MACs.
 
-    Args:
-        num_classes: findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None.
-
-    Raises:
-        CompressionError: as `chexnet`.
+    Arguments as `chexnet`.
     """
     return chexnet(num_classes, input_shape, blocks=DENSENET169_BLOCKS, name="densenet169")
 
@@ -223,12 +205,7 @@ def resnet50(num_classes: int = 14, input_shape: Sequence[int | None] = (224, 22
 
     The body is that of `tf_keras.applications` with the batch-norm momentum of CheXNet, for short trainings.
 
-    Args:
-        num_classes: findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None.
-
-    Raises:
-        CompressionError: an argument is out of range, or the image is smaller than 32 px.
+    Arguments as `chexnet`.
     """
     return _with_head(keras.applications.ResNet50, num_classes, input_shape, "resnet50")
 
@@ -239,13 +216,8 @@ def mobilenet_v2(num_classes: int = 14, input_shape: Sequence[int | None] = (224
     The body is that of `tf_keras.applications`. Its batch-norm momentum of 0.999 takes thousands of steps to forget
     its start; here it is CheXNet's 0.9, so that short trainings end with statistics of images.
 
-    Args:
-        num_classes: findings, each with a logit of its own.
-        input_shape: (height, width, channels); height and width may be None and should then be even at every halving
-            (multiples of 32), since the padding is fixed when the network is built.
-
-    Raises:
-        CompressionError: an argument is out of range, or the image is smaller than 32 px.
+    Arguments as `chexnet`; a height or width of None should be even at every halving (a multiple of 32), since the
+    padding is fixed when the network is built.
     """
     return _with_head(keras.applications.MobileNetV2, num_classes, input_shape, "mobilenet_v2")
 
@@ -256,6 +228,6 @@ def _with_head(application: Any, num_classes: int, input_shape: Sequence[int | N
     body = application(include_top=False, weights=None, input_tensor=inputs)
     for layer in body.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = BN_MOMENTUM
+            layer.momentum = _BN_MOMENTUM
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(body.output)
     return keras.Model(inputs, keras.layers.Dense(num_classes, name=HEAD_NAME)(x), name=name)

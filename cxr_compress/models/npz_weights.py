@@ -93,7 +93,7 @@ def save_npz_weights(model: Any, path: str | Path, *, about: ModelAbout | None =
     Args:
         model: its weights must be below 65,504, the largest float16.
         path: ends in `.npz`; appears at once.
-        about: stored beside the weights, with the model's name, so that an import needs to be told nothing.
+        about: stored beside the weights, with the model's name, so that an import needs no other flag.
 
     Raises:
         ModelFileError: a weight is not a number or too large for float16.

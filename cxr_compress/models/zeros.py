@@ -50,7 +50,7 @@ def hold_zeros(pairs: Iterable[tuple[Any, np.ndarray]]) -> None:
                 f"the mask of {variable.name} has shape {np.shape(mask)}, the variable {tuple(variable.shape)}: take "
                 "the masks from a model with the same widths"
             )
-        held = constrained_variable(variable)
+        held = _constrained_variable(variable)
         before = held.constraint.inner if isinstance(held.constraint, _Hold) else held.constraint
         held._constraint = _Hold(mask, before)
         # Only where something is left to do: in a replicated model an assignment asks every worker.
@@ -72,9 +72,9 @@ def check_zeros(model: Any, masks: Mapping[str, np.ndarray]) -> None:
     kernels = {name: kernel_of(layer).numpy() for name, layer in prunable_layers(model).items()}
     for name, mask in masks.items():
         if name not in kernels or kernels[name].shape != mask.shape:
-            found = f"shape {kernels[name].shape}" if name in kernels else "no such layer"
+            instead = f"shape {kernels[name].shape}" if name in kernels else "no such layer"
             raise CompressionError(
-                f"zeros of shape {mask.shape} were kept for {name}, {model.name} has {found}: take the masks again "
+                f"zeros of shape {mask.shape} were kept for {name}, {model.name} has {instead}: take the masks again "
                 "after every rebuild"
             )
     lost = {name: int(np.count_nonzero(kernels[name][mask == 0])) for name, mask in masks.items()}
@@ -103,7 +103,7 @@ def head_names(model: Any) -> set[str]:
     return _heads_above(model.outputs, "", set())
 
 
-def constrained_variable(variable: Any) -> Any:
+def _constrained_variable(variable: Any) -> Any:
     """Return what stores a constraint: the variable inside a mixed-precision one, the first of a mirrored one."""
     variable = getattr(variable, "_variable", variable)
     return getattr(variable, "_primary", variable)
@@ -137,10 +137,10 @@ def _heads_above(tensors: Sequence[Any], prefix: str, seen: set[int]) -> set[str
         seen.add(id(tensor))
         node = tensor.node
         if isinstance(node.layer, keras.Model):
-            found = _heads_above(node.layer.outputs, f"{prefix}{node.layer.name}/", seen)
+            above = _heads_above(node.layer.outputs, f"{prefix}{node.layer.name}/", seen)
         else:
-            found = {f"{prefix}{node.layer.name}"} if _has_kernel(node.layer) else set()
-        names |= found or _heads_above([] if node.is_input else node.keras_inputs, prefix, seen)
+            above = {f"{prefix}{node.layer.name}"} if _has_kernel(node.layer) else set()
+        names |= above or _heads_above([] if node.is_input else node.keras_inputs, prefix, seen)
     return names
 
 
@@ -158,7 +158,7 @@ def zeros_held(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
     """
     layers = prunable_layers(model) if masks else {}
     kernels = {name: kernel_of(layers[name]) for name in masks}
-    stores = [constrained_variable(kernel) for kernel in kernels.values()]
+    stores = [_constrained_variable(kernel) for kernel in kernels.values()]
     before = [store.constraint for store in stores]
     hold_zeros((kernels[name], mask) for name, mask in masks.items())
     try:

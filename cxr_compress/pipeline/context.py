@@ -28,6 +28,7 @@ from cxr_compress.structured import measure_cost
 from cxr_compress.train import FeatureMatch, FitConfig, balanced_weights, fit
 
 Masks = Mapping[str, np.ndarray]
+PREFLIGHT = "preflight"  # the trial before the first stage, which has a manifest as stages have
 # What no training of a run differs in: every stage that trains depends on them.
 OF_TRAINING = (
     *("batch_size", "weight_decay", "label_smoothing", "seed"),
@@ -108,7 +109,7 @@ class RunContext:
         claim(self.store.folder, self.recipe, whole, overwrite=self.overwrite)
         if self.preflight_record:
             make_folder(self.store.folder / "manifests")
-            write_text(self.store.folder / "manifests" / "preflight.json", self.preflight_record)
+            write_text(self.store.folder / "manifests" / f"{PREFLIGHT}.json", self.preflight_record)
 
     def inputs(self, flags: Sequence[str], *parents: Artifacts) -> dict[str, Any]:
         """What decides a stage: fields of the recipe by flag, the images, what the logits are, and what it reads."""

@@ -16,10 +16,9 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import PREFLIGHT, RunContext
 from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
-from cxr_compress.pipeline.preflight import PREFLIGHT
 from cxr_compress.pipeline.run import open_run, results, run_stages, take_folder
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.stages import STAGES

@@ -21,7 +21,7 @@ from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import MIN_IMAGES
 from cxr_compress.models import build, load_model
 from cxr_compress.models.logits_head import to_logits
-from cxr_compress.pipeline.context import Preflight
+from cxr_compress.pipeline.context import PREFLIGHT, Preflight
 from cxr_compress.pipeline.stages.prune_weights import sparsity_target
 from cxr_compress.pipeline.stages.train import feature_match
 from cxr_compress.pipeline.store import Log, StageStore, versions
@@ -32,7 +32,6 @@ from cxr_compress.structured import Budget, ChannelPlan, remove_iteratively, sco
 # A DenseNet121 at 224 px takes about a minute and a half on two cores, with quantization-aware training.
 _SECONDS = 1800.0
 _REFERENCE = "int8"
-PREFLIGHT = "preflight"
 _NOTHING = "nothing was trained: "
 _FIELDS = (
     *("model", "input_size", "quant_type", "qat", "auto_fallback"),

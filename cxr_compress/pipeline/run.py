@@ -16,10 +16,10 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.files import make_folder
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
-from cxr_compress.pipeline.context import Preflight, RunContext, activation_of, check_classes
+from cxr_compress.pipeline.context import PREFLIGHT, Preflight, RunContext, activation_of, check_classes
 from cxr_compress.pipeline.data import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.ownership import refuse_foreign, refuse_own_source
-from cxr_compress.pipeline.preflight import PREFLIGHT, check_network, tell
+from cxr_compress.pipeline.preflight import check_network, tell
 from cxr_compress.pipeline.stage import Stage, State
 from cxr_compress.pipeline.stages import STAGES, stages_before
 from cxr_compress.pipeline.stages.base import MakeOriginal

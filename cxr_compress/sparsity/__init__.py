@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from cxr_compress.sparsity.allocate import Allocation, LayerTarget, allocate
+from cxr_compress.sparsity.allocate import Allocation, LayerSparsity, LayerTarget, allocate
 from cxr_compress.sparsity.measure import (
     LayerOutcome,
-    LayerSparsity,
     SizeStatement,
     SparsityReport,
     layer_outcomes,

@@ -23,31 +23,61 @@ _NEARLY_EMPTY = 0.95  # a share of zeros at which a layer passes little on, when
 
 
 @dataclass(frozen=True)
-class LayerTarget:
-    """What shall become of one kernel.
+class LayerSparsity:
+    """Zeros of one kernel.
 
     Attributes:
         name: of the layer; layers of a nested model carry that model's name in front.
-        weights: in the kernel.
-        zeros: among them, at the end of the run.
-        below: magnitude below which weights go, where a threshold decides; else None.
-        kept_one: the threshold is above every weight, of which the largest stays all the same.
+        weights: in the kernel, the bias left out.
+        zeros: among them, exactly 0.
     """
 
     name: str
     weights: int
     zeros: int
-    below: float | None = None
-    kept_one: bool = False
 
     @property
     def sparsity(self) -> float:
-        """Zeros per weight, in [0, 1)."""
+        """Zeros per weight, in [0, 1]."""
         return self.zeros / self.weights
 
 
 @dataclass(frozen=True)
-class Allocation:
+class LayerTarget(LayerSparsity):
+    """What shall become of one kernel; `zeros` is their number at the end of the run.
+
+    Attributes:
+        below: magnitude below which weights go, where a threshold decides; else None.
+        kept_one: the threshold is above every weight, of which the largest stays all the same.
+    """
+
+    below: float | None = None
+    kept_one: bool = False
+
+
+class PrunableKernels:
+    """Sums over all prunable kernels of a model, in `layers`."""
+
+    layers: tuple[LayerSparsity, ...]
+
+    @property
+    def weights(self) -> int:
+        """Weights of all prunable kernels, those that stay dense included."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros of all prunable kernels."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def total(self) -> float:
+        """Zeros per prunable weight, in [0, 1]; 0 for a model without any."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Allocation(PrunableKernels):
     """The zeros of every prunable kernel.
 
     Attributes:
@@ -59,21 +89,6 @@ class Allocation:
     target: SparsityTarget
     layers: tuple[LayerTarget, ...]
     left_out: dict[str, str]
-
-    @property
-    def weights(self) -> int:
-        """Of all prunable kernels, those left out included."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def zeros(self) -> int:
-        """Of all prunable kernels."""
-        return sum(layer.zeros for layer in self.layers)
-
-    @property
-    def total(self) -> float:
-        """Zeros per prunable weight: what `measure_sparsity` counts at the end."""
-        return self.zeros / self.weights
 
     @property
     def pruned(self) -> dict[str, LayerTarget]:

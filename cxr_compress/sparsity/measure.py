@@ -11,7 +11,7 @@ import numpy as np
 from cxr_compress.errors import CompressionError
 from cxr_compress.models.keras_graph import layers_by_path, traits_of
 from cxr_compress.models.zeros import head_names, kernel_of, prunable_layers, variable_name
-from cxr_compress.sparsity.allocate import Allocation
+from cxr_compress.sparsity.allocate import Allocation, LayerSparsity, PrunableKernels
 
 _HEAD_REASON = "makes the model's output: few weights, and every finding hangs on each"
 _DEPTHWISE_REASON = "depthwise kernels hold few weights, each the only one on its channel and place"
@@ -19,27 +19,7 @@ _NORM_REASON = "batch normalization scales and shifts whole channels"
 
 
 @dataclass(frozen=True)
-class LayerSparsity:
-    """Zeros of one kernel.
-
-    Attributes:
-        name: of the layer; layers of a nested model carry that model's name in front.
-        weights: in the kernel, the bias left out.
-        zeros: among them, exactly 0.
-    """
-
-    name: str
-    weights: int
-    zeros: int
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros per weight, in [0, 1]."""
-        return self.zeros / self.weights
-
-
-@dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(PrunableKernels):
     """Zeros of a model's prunable kernels.
 
     Attributes:
@@ -49,21 +29,6 @@ class SparsityReport:
 
     layers: tuple[LayerSparsity, ...]
     excluded: dict[str, str]
-
-    @property
-    def weights(self) -> int:
-        """Of all prunable kernels."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def zeros(self) -> int:
-        """Of all prunable kernels."""
-        return sum(layer.zeros for layer in self.layers)
-
-    @property
-    def total(self) -> float:
-        """Zeros per prunable weight, in [0, 1]; 0 for a model without any."""
-        return self.zeros / self.weights if self.weights else 0.0
 
 
 def measure_sparsity(model: Any) -> SparsityReport:
@@ -171,30 +136,19 @@ def size_statement(content: bytes, *, weights: int, zeros: int, bytes_per_weight
 
 
 @dataclass(frozen=True)
-class LayerOutcome:
+class LayerOutcome(LayerSparsity):
     """One kernel after pruning.
 
     Attributes:
-        name: of the layer.
-        weights: in its kernel.
         zeros_asked: what it was allocated before training.
-        zeros: what it has.
         threshold: magnitude below which weights were to go, where a threshold decided; else None.
         still_below: weights that are not zero but below the threshold: they were above it when the run began, and
             training moved them; None without a threshold.
     """
 
-    name: str
-    weights: int
     zeros_asked: int
-    zeros: int
     threshold: float | None
     still_below: int | None
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros per weight, in [0, 1]."""
-        return self.zeros / self.weights
 
 
 def layer_outcomes(model: Any, allocation: Allocation) -> tuple[LayerOutcome, ...]:
@@ -210,5 +164,5 @@ def layer_outcomes(model: Any, allocation: Allocation) -> tuple[LayerOutcome, ..
         magnitude = np.abs(kernels[layer.name])
         zeros = int(np.count_nonzero(magnitude == 0))
         below = None if layer.below is None else int(np.count_nonzero(magnitude < layer.below)) - zeros
-        outcomes.append(LayerOutcome(layer.name, magnitude.size, layer.zeros, zeros, layer.below, below))
+        outcomes.append(LayerOutcome(layer.name, magnitude.size, zeros, layer.zeros, layer.below, below))
     return tuple(outcomes)

@@ -124,11 +124,11 @@ def _read_facts(record: Path) -> dict[str, Any]:
     return facts
 
 
-def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [name for name in sorted({*recorded, *wanted}) if recorded.get(name) != wanted.get(name)]
     if differing:
         listed = ", ".join(
-            f"{name} (there {_short(found.get(name))}, now {_short(wanted.get(name))})" for name in differing
+            f"{name} (there {_short(recorded.get(name))}, now {_short(wanted.get(name))})" for name in differing
         )
         raise CompressionError(f"the folder holds a training run begun with other settings: {listed}; {_ADVICE}")
 

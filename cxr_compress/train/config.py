@@ -15,9 +15,9 @@ from cxr_compress.models.variants import PRECISIONS
 from cxr_compress.recipe import AugmentRanges
 from cxr_compress.train.batches import DEFAULT_RANGES
 
-POS_WEIGHTS = ("balanced", "sqrt", "none")
+_POS_WEIGHTS = ("balanced", "sqrt", "none")
 AUTO = "auto"
-LOSSES = ("bce", "focal")
+_LOSSES = ("bce", "focal")
 ACTIVATIONS = ("sigmoid", "softmax")
 _YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0, "activation": "sigmoid"}
 
@@ -86,7 +86,7 @@ class FitConfig:
         self._require(0 <= self.warmup_fraction < 1, "warmup_fraction", "in [0, 1)")
         self._require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or a positive number")
         self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
-        self._require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        self._require(self.loss in _LOSSES, "loss", f"one of {', '.join(_LOSSES)}")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
         rule = "bce for classes that exclude one another (activation softmax): the focal loss is for single findings"
         self._require(self.activation == "sigmoid" or self.loss == "bce", "loss", rule)
@@ -147,21 +147,11 @@ class TrainingPlan:
         options: of the reader of the set.
         pos_weight: weight of positives in the loss: "balanced" (negatives per positive, at most 50), its root "sqrt",
             which disturbs probabilities less, or "none"; of classes that exclude one another, the weight of each.
-        loss: as in `FitConfig`, with all that follow.
-        focal_gamma: exponent of the focal loss.
-        label_smoothing: share by which labels move towards 0.5.
-        mixup: of the blending of images.
-        weight_decay: decoupled decay.
-        warmup_fraction: share of the steps of a stage.
-        ema_decay: of the running average of the weights.
-        patience: epochs without a better one on dev that end a stage.
-        augment: change each image a little.
-        ranges: how far.
         precision: as `models.variants.in_precision`.
-        distill_weight: share of the loss that follows a teacher.
-        seed: of everything that draws.
-        activation: as in `FitConfig`, or "auto": "softmax" where the set's labels are classes that exclude one
-            another, or the model to start from gives such classes, else "sigmoid".
+        activation: as in `FitConfig`, or "auto": "softmax" where the set's labels are classes that exclude one another,
+            or the model to start from gives such classes, else "sigmoid".
+
+    The other fields are those of `FitConfig`, for every stage.
     """
 
     model: str
@@ -210,7 +200,7 @@ class TrainingPlan:
                 )
             object.__setattr__(self, name, values * len(self.sizes) if len(values) == 1 else values)
         activations = (AUTO, *ACTIVATIONS)
-        for name, choices in (("pos_weight", POS_WEIGHTS), ("precision", PRECISIONS), ("activation", activations)):
+        for name, choices in (("pos_weight", _POS_WEIGHTS), ("precision", PRECISIONS), ("activation", activations)):
             if getattr(self, name) not in choices:
                 raise CompressionError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for stage in range(len(self.sizes)):

@@ -51,7 +51,7 @@ class DevScore:
         exclusive = self.objective.activation == "softmax"
         ranked = class_log_odds(logits) if exclusive else logits
         per_finding = auroc_per_finding(hard, ranked)
-        found = {
+        figures = {
             "dev_loss": loss,
             "dev_auroc": _or_none(mean_auroc(hard, ranked)),
             "auroc": {name: _or_none(value) for name, value in zip(self.findings, per_finding, strict=True)},
@@ -59,13 +59,13 @@ class DevScore:
         if exclusive:
             known = np.isfinite(hard).all(axis=1)
             right = hard[known].argmax(axis=1) == logits[known].argmax(axis=1)
-            found["dev_accuracy"] = float(right.mean()) if known.any() else None
+            figures["dev_accuracy"] = float(right.mean()) if known.any() else None
         if self.their_logits is None:
-            return found
+            return figures
         theirs, ours = self.their_logits.astype(np.float64), logits.astype(np.float64)
         pull = float(distillation_loss(theirs, ours, self.objective.activation))
         weight = self.objective.distill_weight
-        return {**found, "dev_objective": (1.0 - weight) * loss + weight * pull}
+        return {**figures, "dev_objective": (1.0 - weight) * loss + weight * pull}
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:

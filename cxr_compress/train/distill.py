@@ -86,13 +86,13 @@ def with_map(model: Any, layer: str) -> Any:
     Raises:
         UnsupportedLayerError: the model is subclassed, has no such layer, or calls it more than once.
     """
-    found = [node for node in _nodes(model) if node.layer.name == layer]
-    if len(found) != 1 or isinstance(found[0].outputs, list | tuple | dict):
+    calls = [node for node in _nodes(model) if node.layer.name == layer]
+    if len(calls) != 1 or isinstance(calls[0].outputs, list | tuple | dict):
         raise UnsupportedLayerError(
             f"expected the name of one layer of {model.name} that is called once and gives one map, got {layer!r} "
-            f"(called {len(found)} times): give a layer of the model itself, such as last_feature_map names"
+            f"(called {len(calls)} times): give a layer of the model itself, such as last_feature_map names"
         )
-    return keras.Model(model.inputs, [model.output, found[0].outputs])
+    return keras.Model(model.inputs, [model.output, calls[0].outputs])
 
 
 def last_feature_map(model: Any) -> str:
@@ -109,9 +109,9 @@ def last_feature_map(model: Any) -> str:
         raise UnsupportedLayerError(f"expected a network with one output, {model.name} has {len(model.outputs)}")
     names = sorted({node.layer.name for node in _maps_above(model.outputs[0], set())})
     if len(names) != 1:
-        found = f"reads {', '.join(names)}" if names else "reads none (maps inside of a model within it do not count)"
+        reads = f"reads {', '.join(names)}" if names else "reads none (maps inside of a model within it do not count)"
         raise UnsupportedLayerError(
-            f"expected a network whose head reads the map of one layer of its own; that of {model.name} {found}: name "
+            f"expected a network whose head reads the map of one layer of its own; that of {model.name} {reads}: name "
             "the layers to match yourself, or train without matching maps"
         )
     return str(names[0])

@@ -71,18 +71,18 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
     if not text.strip():
         raise _wrong("is not set")
     try:
-        given = json.loads(text)
+        config = json.loads(text)
     except ValueError:
         raise _wrong("is no JSON") from None
-    if not isinstance(given, dict) or not all(isinstance(given.get(name), dict) for name in ("cluster", "task")):
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("cluster", "task")):
         raise _wrong('needs the objects "cluster" and "task"')
-    lists = _lists(given["cluster"])
+    lists = _lists(config["cluster"])
     addresses = tuple(address for kind in _KINDS for address in lists.get(kind, ()))
     for address in addresses:
         _check_address(address)
     if len(set(addresses)) < len(addresses):
         raise _wrong("names an address twice")
-    return Cluster(addresses, _place(given["task"], lists))
+    return Cluster(addresses, _place(config["task"], lists))
 
 
 def _lists(cluster: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -118,7 +118,7 @@ def _wrong(problem: str) -> CompressionError:
     )
 
 
-DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
+_DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 _T = TypeVar("_T")
 _ERRORS: dict[str, type[CompressionError]] = {kind.__name__: kind for kind in CompressionError.__subclasses__()}
 _WORDS_AT_ONCE = 1 << 24  # 64 MB a message
@@ -139,8 +139,8 @@ def start_distribution(kind: str, log: Callable[[str], None] | None = None) -> D
     Raises:
         CompressionError: another word, `TF_CONFIG` is missing or malformed, or the others cannot be joined.
     """
-    if kind not in DISTRIBUTIONS:
-        raise CompressionError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {kind!r}")
+    if kind not in _DISTRIBUTIONS:
+        raise CompressionError(f"distribution must be one of {', '.join(_DISTRIBUTIONS)}, got {kind!r}")
     if kind == "none":
         return None
     if kind == "mirrored":
@@ -212,11 +212,11 @@ class Distribution:
                 value = act()
             except CompressionError as error:
                 failure = error
-        told = self.agree(None if failure is None else [type(failure).__name__, str(failure)])
+        chiefs_failure = self.agree(None if failure is None else [type(failure).__name__, str(failure)])
         if failure is not None:
             raise failure
-        if told is not None:
-            raise _ERRORS.get(told[0], CompressionError)(told[1])
+        if chiefs_failure is not None:
+            raise _ERRORS.get(chiefs_failure[0], CompressionError)(chiefs_failure[1])
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
@@ -247,7 +247,7 @@ class Distribution:
             CompressionError: as `RunFolder`, or the workers were not started alike.
             ModelFileError: as `RunFolder`.
         """
-        return SharedFolder(path, facts, self)
+        return _SharedFolder(path, facts, self)
 
     def own_parts(self, variables: Sequence[Any]) -> list[Any]:
         """The first replica's variable of each: reading it asks no other worker, and all replicas hold the same."""
@@ -314,7 +314,7 @@ class Distribution:
         return b"".join(part.astype(np.uint16).tobytes() for part in sums)[:count]
 
 
-class SharedFolder(RunFolder):
+class _SharedFolder(RunFolder):
     """The folder of a run of several workers: on the chief a `RunFolder`, on the others nothing but its answers."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], distribution: Distribution) -> None:
@@ -333,10 +333,10 @@ class SharedFolder(RunFolder):
     def restore(self, state: Mapping[str, Sequence[Any]]) -> Progress:
         """As `RunFolder.restore`; the chief reads, and all go on from what it has."""
         parts = {kind: self._together.own_parts(variables) for kind, variables in state.items()}
-        found = self._together.on_chief(lambda: RunFolder.restore(self, parts))
+        progress = self._together.on_chief(lambda: RunFolder.restore(self, parts))
         for variables in state.values():
             self._together.spread_chiefs(variables)
-        return Progress(**self._together.agree(None if found is None else dataclasses.asdict(found)))
+        return Progress(**self._together.agree(None if progress is None else dataclasses.asdict(progress)))
 
     def restore_best(self, progress: Progress, weights: Sequence[Any]) -> None:
         """As `RunFolder.restore_best`; the chief reads, and all get what it has."""

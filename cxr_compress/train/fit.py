@@ -103,8 +103,8 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
     if config.activation == "softmax":
         for part, (_, labels) in (("training", train), ("dev", dev)):
             check_exclusive(labels, where=part, names=tuple(findings))
-    given = balanced_weights(train[1], config.activation) if pos_weight is None else pos_weight
-    weights_of_loss = np.asarray(given, np.float32)
+    weights = balanced_weights(train[1], config.activation) if pos_weight is None else pos_weight
+    weights_of_loss = np.asarray(weights, np.float32)
     _check_findings(model, findings, train[1], dev[1], weights_of_loss)
     masks = masks or {}
     _check_options(config, teacher, feature_match, best_from_epoch)
@@ -313,16 +313,16 @@ def _check_options(
     config: FitConfig, teacher: Any | None, feature_match: FeatureMatch | None, best_from_epoch: int
 ) -> None:
     if (feature_match is not None) != (config.feature_weight > 0):
-        given = "no feature_match" if feature_match is None else "a feature_match"
+        got = "no feature_match" if feature_match is None else "a feature_match"
         raise CompressionError(
             "matching maps needs a teacher, a feature_match and a feature_weight above 0, got "
-            f"{given} and {config.feature_weight}"
+            f"{got} and {config.feature_weight}"
         )
     if (teacher is not None) != (config.distill_weight > 0 or config.feature_weight > 0):
-        given = "no teacher" if teacher is None else "a teacher"
+        got = "no teacher" if teacher is None else "a teacher"
         raise CompressionError(
             "distillation needs a teacher and a distill_weight or feature_weight above 0, got "
-            f"{given}, {config.distill_weight} and {config.feature_weight}"
+            f"{got}, {config.distill_weight} and {config.feature_weight}"
         )
     if not 1 <= best_from_epoch <= config.epochs:
         raise CompressionError(f"best_from_epoch must be within 1..{config.epochs} (epochs), got {best_from_epoch}")

@@ -116,7 +116,7 @@ class CategoricalCrossEntropy(keras.losses.Loss):
         return -tf.reduce_sum(tf.constant(self.class_weight) * labels * tf.nn.log_softmax(logits), axis=-1)
 
 
-TrainingLoss = WeightedBce | CategoricalCrossEntropy
+_TrainingLoss = WeightedBce | CategoricalCrossEntropy
 
 
 def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid") -> Any:
@@ -137,7 +137,7 @@ def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
 
 
-def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) -> TrainingLoss:
+def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) -> _TrainingLoss:
     """The loss that a training asks for; unknown labels are looked for only where there are some.
 
     Args:

@@ -98,7 +98,7 @@ def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -
         scale_loss: multiply the loss by a factor that adapts, as training in float16 needs.
     """
     if config.schedule_epochs:
-        rate: Any = CosineTail(config.learning_rate, config.schedule_epochs * (steps // config.epochs), steps)
+        rate: Any = _CosineTail(config.learning_rate, config.schedule_epochs * (steps // config.epochs), steps)
     else:
         warmup = round(config.warmup_fraction * steps)
         rate = keras.optimizers.schedules.CosineDecay(
@@ -114,7 +114,7 @@ def make_optimizer(config: FitConfig, steps: int, *, scale_loss: bool = False) -
     return _LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
-class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
+class _CosineTail(keras.optimizers.schedules.LearningRateSchedule):
     """The last `steps` steps of a half cosine from `peak` down to 0 over `planned_steps`: a rewound rate.
 
     Source: Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in Neural Network Pruning" (arXiv
@@ -130,9 +130,9 @@ class CosineTail(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step of the run, counted from 0; 0 from the end on."""
-        left = tf.maximum(float(self.steps) - tf.cast(step, tf.float32), 0.0) / float(self.planned_steps)
+        share_to_go = tf.maximum(float(self.steps) - tf.cast(step, tf.float32), 0.0) / float(self.planned_steps)
         # (1 + cos(pi * (1 - left))) / 2, which in float32 would lose the digits of the small rates of a short tail.
-        return self.peak * tf.square(tf.sin(0.5 * math.pi * left))
+        return self.peak * tf.square(tf.sin(0.5 * math.pi * share_to_go))
 
     def get_config(self) -> dict[str, Any]:
         """Return what the constructor needs, JSON-ready."""

@@ -59,7 +59,7 @@ class TrainingFiles:
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who hears how far it is; none decides anything.
+    """Callbacks that show the progress; none of them changes the result.
 
     Attributes:
         log: one line each.
@@ -83,7 +83,7 @@ def run_training(
 ) -> dict[str, Any] | None:
     """Train as planned; the same call goes on where it was stopped and refuses a folder with another plan.
 
-    Only train and dev are looked at. What the model is worth on test is for `cxr_evaluate` to say, once.
+    Only train and dev are looked at. `cxr_evaluate` scores the result on test, once.
 
     Args:
         plan: what decides the result.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_compress.data.dataset import Split
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec
 from tests.data.files import draw
 

@@ -13,7 +13,7 @@ import pytest
 from cxr_compress.data import cache_file
 from cxr_compress.data.cache import build_cache, decode_split, open_cache, verify_cache
 from cxr_compress.data.cache_file import PREPROCESS_VERSION, plan_cache
-from cxr_compress.data.dataset import Split
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import CompressionError, DataError
 from tests.data.cache_images import IMAGE, SPEC, images_of, names_in, split_of

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from cxr_compress.data import cache_file
 from cxr_compress.data.cache import build_cache
-from cxr_compress.data.dataset import Split
+from cxr_compress.data.splits import Split
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.errors import CompressionError
 folder, cache, images_per_chunk, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

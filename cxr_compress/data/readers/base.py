@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cxr_compress.data.dataset import Dataset, Split, check_dataset
+from cxr_compress.data.dataset import Dataset, check_dataset
+from cxr_compress.data.splits import Split
 from cxr_compress.errors import CompressionError, DataError
 
 # CheXNet's 14 outputs, in their order; ChestX-ray14 and ChestMNIST are both labeled with them.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_compress.data.dataset import Dataset, Split, finding_key
+from cxr_compress.data.dataset import Dataset, finding_key
 from cxr_compress.data.readers.base import (
     ImageRecord,
     Request,
@@ -23,7 +23,7 @@ from cxr_compress.data.readers.base import (
     parse_view,
     register_reader,
 )
-from cxr_compress.data.splits import carve_dev, divide, join_splits
+from cxr_compress.data.splits import Split, carve_dev, divide, join_splits
 from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.errors import DataError

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.dataset import Dataset
 from cxr_compress.data.readers.base import NIH_FINDINGS, Request, register_reader
+from cxr_compress.data.splits import Split
 from cxr_compress.errors import DataError
 
 ATTRIBUTION = (

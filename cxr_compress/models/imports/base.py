@@ -165,16 +165,16 @@ def from_torch(layers: TorchLayers, epsilon: float, ours: float) -> LayerArrays:
         epsilon: of the file's batch norms.
         ours: of the model's.
     """
-    made: LayerArrays = {}
+    arrays: LayerArrays = {}
     for layer, parts in layers.items():
         if layer.endswith("bn"):
-            made[layer] = _norm(parts, epsilon, ours)
+            arrays[layer] = _norm(parts, epsilon, ours)
         else:
-            made[layer] = {}
+            arrays[layer] = {}
             for part, (name, tensor) in parts.items():
                 key, array = _kernel(layer, part, tensor)
-                made[layer][key] = NamedArray(array, str(tensor.dtype), name)
-    return made
+                arrays[layer][key] = NamedArray(array, str(tensor.dtype), name)
+    return arrays
 
 
 def _kernel(layer: str, part: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
@@ -189,14 +189,14 @@ def _kernel(layer: str, part: str, tensor: np.ndarray) -> tuple[str, np.ndarray]
 
 def _norm(parts: Mapping[str, tuple[str, np.ndarray]], epsilon: float, ours: float) -> dict[str, NamedArray]:
     names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-    made = {names.get(part, part): NamedArray(array, str(array.dtype), name) for part, (name, array) in parts.items()}
-    gamma, kept = made.get("gamma"), made.get("moving_variance")
-    if gamma is None or kept is None or gamma.array.shape != kept.array.shape:
-        return made  # `fill` says what is missing
-    variance = kept.array.astype(np.float64)
+    arrays = {names.get(part, part): NamedArray(array, str(array.dtype), name) for part, (name, array) in parts.items()}
+    gamma, spread = arrays.get("gamma"), arrays.get("moving_variance")
+    if gamma is None or spread is None or gamma.array.shape != spread.array.shape:
+        return arrays  # `fill` says what is missing
+    variance = spread.array.astype(np.float64)
     if epsilon != ours and variance.min(initial=0) >= 0:
-        made["gamma"] = gamma._replace(array=gamma.array * np.sqrt((variance + ours) / (variance + epsilon)))
-    return made
+        arrays["gamma"] = gamma._replace(array=gamma.array * np.sqrt((variance + ours) / (variance + epsilon)))
+    return arrays
 
 
 def fill(model: Any, arrays: LayerArrays, *, fresh: frozenset[str] = frozenset()) -> dict[str, str]:
@@ -219,19 +219,21 @@ def fill(model: Any, arrays: LayerArrays, *, fresh: frozenset[str] = frozenset()
         if layer.name not in fresh
         for variable in layer.weights
     }
-    given = {
+    in_file = {
         (layer, part): item for layer, parts in arrays.items() if layer not in fresh for part, item in parts.items()
     }
-    over = [item.name for key, item in given.items() if key not in wanted]
-    if over:
-        raise ModelFileError(f"{len(over)} of its weights have no place in {model.name}: {shown(over)}")
-    missing = ["/".join(key) for key in wanted if key not in given]
+    without_place = [item.name for key, item in in_file.items() if key not in wanted]
+    if without_place:
+        raise ModelFileError(
+            f"{len(without_place)} of its weights have no place in {model.name}: {shown(without_place)}"
+        )
+    missing = ["/".join(key) for key in wanted if key not in in_file]
     if missing:
         raise ModelFileError(f"it lacks {len(missing)} of the weights of {model.name}: {shown(missing)}")
-    ready = {key: _checked(given[key], tuple(variable.shape)) for key, variable in wanted.items()}
+    ready = {key: _checked(in_file[key], tuple(variable.shape)) for key, variable in wanted.items()}
     for key, variable in wanted.items():
         variable.assign(ready[key])
-    return {given[key].name: variable.name for key, variable in wanted.items()}
+    return {in_file[key].name: variable.name for key, variable in wanted.items()}
 
 
 def _checked(item: NamedArray, shape: tuple[int, ...]) -> np.ndarray:

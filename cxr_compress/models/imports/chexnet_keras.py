@@ -77,14 +77,14 @@ def read_densenet_h5(path: Path) -> ForeignWeights:
 
 def _weights(root: Any) -> list[tuple[str, str, np.ndarray]]:
     """List layer, name and array of every weight."""
-    found = []
+    weights = []
     for layer in _texts(root, "layer_names"):
         group = _inside(root, layer)
         for name in _texts(group, "weight_names"):
-            found.append((layer, name, _array(_inside(group, name))))
-            if len(found) > _MOST_WEIGHTS:
+            weights.append((layer, name, _array(_inside(group, name))))
+            if len(weights) > _MOST_WEIGHTS:
                 raise ModelFileError("it lists more weights than any DenseNet has: it is refused")
-    return found
+    return weights
 
 
 def _texts(group: Any, attribute: str) -> list[str]:

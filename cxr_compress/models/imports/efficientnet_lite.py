@@ -79,9 +79,9 @@ def efficientnet_layers(tensors: Mapping[str, np.ndarray]) -> tuple[TorchLayers,
     blocks = sum(1 for _ in efficientnet_lite0_blocks())
 
     def ours(module: str) -> str | None:
-        found = _BLOCK.fullmatch(module)
-        if found and found[2] in _OURS and int(found[1]) < blocks:
-            return f"block{int(found[1]) + 1}_{_OURS[found[2]]}"
+        block = _BLOCK.fullmatch(module)
+        if block and block[2] in _OURS and int(block[1]) < blocks:
+            return f"block{int(block[1]) + 1}_{_OURS[block[2]]}"
         return _ENDS.get(module)
 
     return sort_layers(tensors, ours, "EfficientNet-Lite0")

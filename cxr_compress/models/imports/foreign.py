@@ -38,8 +38,8 @@ register_source(
     findings=NIH_FINDINGS,
 )(read_densenet)
 
-DEFAULT_SIZE = 224
-IMAGENET_CLASSES = 1000  # an output of this size is ImageNet's
+_DEFAULT_SIZE = 224
+_IMAGENET_CLASSES = 1000  # an output of this size is ImageNet's
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,16 @@ class _Wish(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The size to build for, of files that say none."""
-        return self.input_size or DEFAULT_SIZE
+        """The size to build for where the file has none."""
+        return self.input_size or _DEFAULT_SIZE
 
 
 def _import_npz(path: Path, source: WeightSource, wish: _Wish) -> Imported:
     """Import an archive of our own order, which `load_npz_weights` checks place by place."""
-    said = read_npz_about(path)
-    network, about = said if said is not None else ("chexnet", None)
+    stored = read_npz_about(path)
+    network, about = stored if stored is not None else ("chexnet", None)
     count = wish.num_classes or (_last_bias(path) if about is None else len(about.findings))
-    size = wish.input_size or (DEFAULT_SIZE if about is None else about.preprocess.height)
+    size = wish.input_size or (_DEFAULT_SIZE if about is None else about.preprocess.height)
     channels = 3 if about is None else about.preprocess.channels
     model = build(network, count, (size, size, channels))
     report = load_npz_weights(model, path)
@@ -130,7 +130,7 @@ def _import_npz(path: Path, source: WeightSource, wish: _Wish) -> Imported:
 
 
 def _last_bias(path: Path) -> int:
-    """How many logits an archive has that does not say it."""
+    """How many logits an archive has, by the bias of its head."""
     last = list(read_tensors(path).tensors.values())[-1:]
     if not last or last[0].ndim != 1 or not last[0].size:
         raise ModelFileError(f"{path.name}: its last array is no bias of a head: set num_classes")
@@ -138,7 +138,7 @@ def _last_bias(path: Path) -> int:
 
 
 def _adapted(about: ModelAbout, wish: _Wish, size: int) -> ModelAbout:
-    """What an archive says of its model, with what the caller says instead."""
+    """The facts in an archive, replaced by those of the caller where there are any."""
     return dataclasses.replace(
         about,
         findings=wish.findings or about.findings,
@@ -148,12 +148,12 @@ def _adapted(about: ModelAbout, wish: _Wish, size: int) -> ModelAbout:
 
 
 def _import_read(read: ForeignWeights, source: WeightSource, wish: _Wish) -> Imported:
-    """Build the network that was read, fill it and say what happened."""
+    """Build the network that was read, fill it, and report what matched."""
     outputs = _outputs(read.arrays)
     count = outputs if wish.num_classes is None else wish.num_classes
     if count > outputs:
         raise ModelFileError(f"it has {outputs} outputs, {count} were asked for: set num_classes to {outputs} at most")
-    fresh = frozenset((HEAD_NAME,) if outputs == IMAGENET_CLASSES != count else ())
+    fresh = frozenset((HEAD_NAME,) if outputs == _IMAGENET_CLASSES != count else ())
     model = read.build(count, (wish.size, wish.size, read.channels))
     renamed = fill(model, _cut(read.arrays, count), fresh=fresh)
     if fresh:
@@ -180,7 +180,7 @@ def _import_read(read: ForeignWeights, source: WeightSource, wish: _Wish) -> Imp
 def _about(
     source: WeightSource, wish: _Wish, names: tuple[str, ...], count: int, thresholds: Mapping[str, float]
 ) -> ModelAbout:
-    """Say what is known; `count` logits need as many names."""
+    """Everything that is known about the model; `count` logits need as many names."""
     if len(names) != count:
         raise DataError(f"{len(names)} findings are named for {count} logits: give one name per logit, in their order")
     notes = ", ".join(f"{name} {limit:.9g}" for name, limit in thresholds.items() if name in names)
@@ -197,7 +197,7 @@ def _names(known: tuple[str, ...], count: int) -> tuple[str, ...]:
     """Give the usual names where there are as many, else numbered ones."""
     if len(known) == count:
         return known
-    return tuple(f"class_{index}" if count == IMAGENET_CLASSES else f"finding_{index + 1}" for index in range(count))
+    return tuple(f"class_{index}" if count == _IMAGENET_CLASSES else f"finding_{index + 1}" for index in range(count))
 
 
 def _outputs(arrays: LayerArrays) -> int:

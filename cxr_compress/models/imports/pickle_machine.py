@@ -119,9 +119,9 @@ class PickleMachine:
 
     def _dict(self, _: Any) -> None:
         items = self._pop_mark()
-        made: dict[Any, Any] = {}
-        _put_items(made, items)
-        self._stack.append(made)
+        mapping: dict[Any, Any] = {}
+        _put_items(mapping, items)
+        self._stack.append(mapping)
 
     def _append(self, _: Any) -> None:
         item = self._pop()
@@ -168,8 +168,8 @@ class PickleMachine:
         self._stack.append(self._constructed(called, arguments, new=False))
 
     def _new(self, _: Any) -> None:
-        arguments, made = self._pop(), self._pop()
-        self._stack.append(self._constructed(made, arguments, new=True))
+        arguments, called = self._pop(), self._pop()
+        self._stack.append(self._constructed(called, arguments, new=True))
 
     def _new_with_keywords(self, _: Any) -> None:
         self._pop()

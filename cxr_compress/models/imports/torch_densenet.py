@@ -26,7 +26,7 @@ from cxr_compress.models.imports.base import (
 )
 from cxr_compress.models.imports.tensor_file import TensorFile, read_tensors
 
-TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
+_TORCH_EPSILON = 1e-5  # of torch.nn.BatchNorm2d
 # Source: torchxrayvision, datasets.default_pathologies: the order of its networks' 18 outputs.
 XRV_FINDINGS = (
     "Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema", "Emphysema", "Fibrosis", "Effusion",
@@ -109,7 +109,7 @@ def _are_names(values: Any) -> bool:
 def _densenet(path: Path, file: TensorFile) -> ForeignWeights:
     with naming(path):
         layers, ignored = densenet_layers(file.tensors)
-        return densenet_weights(from_torch(layers, TORCH_EPSILON, DENSENET_EPSILON), file.kind, ignored)
+        return densenet_weights(from_torch(layers, _TORCH_EPSILON, DENSENET_EPSILON), file.kind, ignored)
 
 
 def densenet_weights(arrays: LayerArrays, file_kind: str, ignored: tuple[str, ...] = ()) -> ForeignWeights:
@@ -160,7 +160,7 @@ def _ours(module: str) -> str | None:
 
 
 def _architecture(arrays: LayerArrays) -> _Architecture:
-    numbers = [(int(found[1]), int(found[2])) for found in map(_BLOCK.match, arrays) if found]
+    numbers = [(int(match[1]), int(match[2])) for match in map(_BLOCK.match, arrays) if match]
     stages = sorted({stage for stage, _ in numbers})
     if not stages or stages != list(range(2, 2 + len(stages))):
         raise ModelFileError("it has no dense blocks, or one of them is missing: it holds no DenseNet")

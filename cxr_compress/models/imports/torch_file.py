@@ -48,8 +48,8 @@ _CALLABLE_ROOTS = frozenset(("torch", "torchvision", "torchxrayvision", "numpy")
 def admit(name: GlobalName) -> None:
     """Let pass what checkpoints mention, and refuse every other part of Python's standard library.
 
-    Nothing would run even if it passed; but a file that names `os.system` is an attack and not a network, and whoever
-    holds it should hear so.
+    Nothing would run even if it passed; but a file that names `os.system` is an attack and not a network, and its owner
+    should learn that.
 
     Raises:
         ModelFileError: the name has no place in a file of weights.
@@ -96,7 +96,7 @@ def construct(name: GlobalName, arguments: tuple[Any, ...], new: bool) -> Any:
     raise _refused(name)
 
 
-def storage_of(reference: Any) -> Any:
+def _storage_of(reference: Any) -> Any:
     """Give the Storage that a persistent id of torch's zip and legacy formats describes.
 
     Raises:
@@ -178,15 +178,15 @@ def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     """Python 3 fills an empty one afterwards; Python 2 passes a list of [key, value]."""
     if not arguments:
         return {}
-    pairs, made = arguments[0], {}
+    pairs, mapping = arguments[0], {}
     if not isinstance(pairs, list):
         raise ModelFileError("a dict of the pickle is made of no list: the file is damaged")
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):  # noqa: PLR2004
             raise ModelFileError("a dict of the pickle has other keys than names: the file is damaged")
-        made[pair[0]] = pair[1]
+        mapping[pair[0]] = pair[1]
     pairs.clear()  # a pickle that made a million dicts of one list would otherwise fill the memory
-    return made
+    return mapping
 
 
 def _items(arguments: tuple[Any, ...]) -> Any:
@@ -250,7 +250,7 @@ def read_torch_zip(content: bytes) -> tuple[Any, dict[str, memoryview]]:
         storages: dict[str, Storage] = {}
 
         def persistent(reference: Any) -> Any:
-            value = storage_of(reference)
+            value = _storage_of(reference)
             if isinstance(value, Storage):
                 storages[value.key] = value
             return value
@@ -286,14 +286,14 @@ def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 # How the number of the first pickle begins in every protocol that torch.save takes: PROTO, LONG1, ten bytes.
-STARTS = tuple(bytes((0x80, protocol, 0x8A, 10)) + MAGIC.to_bytes(10, "little") for protocol in (2, 3))
-FRAMED = tuple(bytes((0x80, protocol)) for protocol in (4, 5))
+_STARTS = tuple(bytes((0x80, protocol, 0x8A, 10)) + MAGIC.to_bytes(10, "little") for protocol in (2, 3))
+_FRAMED = tuple(bytes((0x80, protocol)) for protocol in (4, 5))
 _COUNT = struct.Struct("<q")
 
 
 def is_torch_legacy(content: bytes) -> bool:
     """Tell whether a file begins as this format does."""
-    return content.startswith(STARTS) or (content.startswith(FRAMED) and MAGIC.to_bytes(10, "little") in content[:40])
+    return content.startswith(_STARTS) or (content.startswith(_FRAMED) and MAGIC.to_bytes(10, "little") in content[:40])
 
 
 def read_torch_legacy(content: bytes) -> tuple[Any, dict[str, memoryview]]:
@@ -311,7 +311,7 @@ def read_torch_legacy(content: bytes) -> tuple[Any, dict[str, memoryview]]:
     storages: dict[str, Storage] = {}
 
     def persistent(reference: Any) -> Any:
-        value = storage_of(reference)
+        value = _storage_of(reference)
         if isinstance(value, Storage):
             known = storages.setdefault(value.key, value)
             if (known.dtype, known.count) != (value.dtype, value.count):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_compress.data import DATASETS, load_dataset
-from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.dataset import Dataset
 from cxr_compress.data.readers.base import (
     ImageRecord,
     Missing,
@@ -23,6 +23,7 @@ from cxr_compress.data.readers.base import (
     read_dataset,
     register_reader,
 )
+from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.errors import CompressionError, DataError
 

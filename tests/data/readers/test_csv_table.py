@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_compress.data import load_dataset
-from cxr_compress.data.dataset import Dataset, Split
+from cxr_compress.data.dataset import Dataset
 from cxr_compress.data.readers.base import Missing, read_dataset
 from cxr_compress.data.readers.csv_table import table_bytes
+from cxr_compress.data.splits import Split
 from cxr_compress.errors import DataError
 from tests.data.files import draw
 

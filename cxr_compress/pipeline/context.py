@@ -96,17 +96,18 @@ class RunContext:
             return np.ones(len(self.data.dataset.findings), np.float32)
         return balanced_weights(self.data.train.split.labels, self.activation)
 
-    def claim(self, made_from: Mapping[str, Any]) -> None:
+    def claim(self, made_from: Mapping[str, Any], first_stage: str) -> None:
         """Take the folder of the run, from which nothing is written before.
 
         Args:
             made_from: the original model; what else the run starts from is added.
+            first_stage: name of the stage that makes it.
 
         Raises:
             CompressionError: it holds another run.
         """
         whole = {**made_from, "dataset": self.recipe.data.dataset, "images": self.digest}
-        claim(self.store.folder, self.recipe, whole, overwrite=self.overwrite)
+        claim(self.store.folder, self.recipe, whole, first_stage=first_stage, overwrite=self.overwrite)
         if self.preflight_record:
             make_folder(self.store.folder / "manifests")
             write_text(self.store.folder / "manifests" / f"{PREFLIGHT}.json", self.preflight_record)

@@ -63,20 +63,21 @@ def is_run(folder: Path) -> bool:
     )
 
 
-def claim(folder: Path, recipe: Recipe, made_from: Mapping[str, Any], *, overwrite: bool) -> None:
+def claim(folder: Path, recipe: Recipe, made_from: Mapping[str, Any], *, first_stage: str, overwrite: bool) -> None:
     """Begin a run in a folder, or go on with the one that it holds if that started from the same.
 
     Args:
         folder: of the run; made if it is missing.
         recipe: of this call; kept as recipe.json.
         made_from: what the run starts from, JSON-ready.
+        first_stage: name of the stage that makes the original model.
         overwrite: begin anew where another run is.
 
     Raises:
         CompressionError: it holds another run; says what differs. Nothing is written then.
     """
     now = json.loads(json.dumps(made_from))
-    known = _read(folder)
+    known = _read(folder, first_stage)
     if (differing := list(_differences(known, now))) and not overwrite:
         raise CompressionError(f"--output_dir holds another run; it differs in {', '.join(differing)}: {_ELSE}")
     make_folder(folder)
@@ -124,14 +125,14 @@ def _present(folder: Path, results: Iterable[str]) -> Iterator[Path]:
         yield from sorted(path for path in folder.glob(pattern) if path.exists())
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, first_stage: str) -> dict[str, Any]:
     """What a run in a folder was made from; of one that left no record what its manifests say."""
     if known := _load(folder / MADE_FROM):
         return known
-    inputs = _load(folder / _MANIFESTS / "base.json").get("inputs", {})
-    # The images of the stage score are those of test.
-    manifests = (path for path in sorted((folder / _MANIFESTS).glob("*.json")) if path.stem != "score")
-    images = [_load(path).get("inputs", {}).get("images") for path in manifests]
+    inputs = _load(folder / _MANIFESTS / f"{first_stage}.json").get("inputs", {})
+    others = [_load(path).get("inputs", {}) for path in sorted((folder / _MANIFESTS).glob("*.json"))]
+    # A stage without parents has looked at other images: those of test.
+    images = [one.get("images") for one in others if "parents" in one]
     known = {
         "weights": inputs.get("weights"),
         "training": inputs.get("recipe"),

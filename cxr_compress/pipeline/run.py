@@ -204,11 +204,11 @@ def take_folder(run: RunContext) -> None:
     """
     stage, inputs = next((stage, stage.inputs(run, State())) for stage in STAGES if isinstance(stage, MakeOriginal))
     if run.original is None:
-        run.claim({"source": "a training", "training": inputs["recipe"]})
+        run.claim({"source": "a training", "training": inputs["recipe"]}, stage.name)
         return
     if not run.store.stands(stage.name, inputs, stage.results):
         refuse_own_source(run.store.folder, run.original.path, results())
-    run.claim({"source": "a model file", **inputs})
+    run.claim({"source": "a model file", **inputs}, stage.name)
 
 
 def run_stages(

@@ -23,8 +23,16 @@ def older(folder: Path, made_from: dict) -> None:
     """A run as it was left before made_from.json was kept: the same facts, in its manifests."""
     (folder / MADE_FROM).unlink()
     (folder / "manifests").mkdir()
-    inputs = {"recipe": made_from["training"], "images": "i1"} if "training" in made_from else {"weights": "w1"}
-    for stage, values in {"base": inputs, "recover": {"images": "i1"}, "score": {"images": "test"}}.items():
+    inputs = (
+        {"recipe": made_from["training"], "images": "i1", "parents": []}
+        if "training" in made_from
+        else {"weights": "w1"}
+    )
+    for stage, values in {
+        "base": inputs,
+        "recover": {"images": "i1", "parents": ["base"]},
+        "score": {"images": "test"},
+    }.items():
         manifest = {"inputs": values, "files": {}}
         (folder / "manifests" / f"{stage}.json").write_text(json.dumps(manifest))
 
@@ -45,36 +53,36 @@ def test_claim_goes_on_with_the_same_and_refuses_what_started_from_another(
     tmp_path: Path, first: dict, then: dict, text: str, *, of_before: bool
 ) -> None:
     run = tmp_path / "run"
-    claim(run, RECIPE, first, overwrite=False)
+    claim(run, RECIPE, first, first_stage="base", overwrite=False)
     assert Recipe.from_json((run / "recipe.json").read_text()) == RECIPE
     if of_before:
         older(run, first)
     assert is_run(run)
     refuse_foreign(run, RECIPE, results(), overwrite=False)
-    claim(run, RECIPE, first, overwrite=False)
+    claim(run, RECIPE, first, first_stage="base", overwrite=False)
     if of_before:
         (run / MADE_FROM).unlink()
     before = {path: path.read_bytes() for path in run.rglob("*.json")}
     with pytest.raises(CompressionError) as caught:
-        claim(run, RECIPE.with_values(dataset="nih"), then, overwrite=False)
+        claim(run, RECIPE.with_values(dataset="nih"), then, first_stage="base", overwrite=False)
     assert str(caught.value).startswith("--output_dir holds another run; it ")
     assert text in str(caught.value)
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == before
-    claim(run, RECIPE, then, overwrite=True)
+    claim(run, RECIPE, then, first_stage="base", overwrite=True)
     assert json.loads((run / MADE_FROM).read_text()) == then
 
 
 def test_claim_of_a_record_that_a_kill_cut_short_goes_by_the_manifests(tmp_path: Path) -> None:
-    claim(tmp_path, RECIPE, FROM_FILE, overwrite=False)
+    claim(tmp_path, RECIPE, FROM_FILE, first_stage="base", overwrite=False)
     older(tmp_path, FROM_FILE)
     (tmp_path / MADE_FROM).write_text('{"weights": "w')
     with pytest.raises(CompressionError, match="differs in the weights"):
-        claim(tmp_path, RECIPE, {**FROM_FILE, "weights": "w2"}, overwrite=False)
+        claim(tmp_path, RECIPE, {**FROM_FILE, "weights": "w2"}, first_stage="base", overwrite=False)
 
 
 def test_copy_for_forecast_takes_what_stands_of_a_run_and_nothing_of_another_folder(tmp_path: Path) -> None:
     run, scratch = tmp_path / "run", tmp_path / "scratch"
-    claim(run, RECIPE, FROM_FILE, overwrite=False)
+    claim(run, RECIPE, FROM_FILE, first_stage="base", overwrite=False)
     (run / "manifests").mkdir()
     for stage, name in (("base", "base.keras"), ("recover", "recovered.keras"), ("select", "plan.json")):
         (run / name).write_text(stage)

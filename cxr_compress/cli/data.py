@@ -2,7 +2,7 @@ r"""Look at a data set, split it, decode it once, or download one; the first arg
 
     cxr_data check --dataset=kermany --data_dir=chest_xray
     cxr_data split --dataset=csv --data_dir=images --test_fraction=0.2 --output_file=split.csv
-    cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --size=224
+    cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --input_size=224
     cxr_data fetch --dataset=pneumoniamnist --size=64 --output_dir=medmnist
 
 check reads and decodes every image, and reports everything at once: images, patients, positive and unknown labels of
@@ -59,8 +59,8 @@ NAME = "cxr_data"
 
 CACHE_HELP = """Decode a data set once, into files that training reads like memory: cxr_data cache.
 
-    cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --size=224,112
-    cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --size=224 --verify
+    cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --input_size=224,112
+    cxr_data cache --dataset=kermany --data_dir=chest_xray --cache_dir=cache --input_size=224 --verify
 
 One file per split and size, 50 KB an image at 224 px (112,120 images: 5.6 GB). Ctrl-C, a crash or a full disk lose a
 few seconds of work: the same command goes on. Caches that are complete and whose images have not changed are left
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = _VERBS.get(name, _Verb(_help_with_datasets, _define_split_flags, _refuse))
 
     def define_flags(values: flags.FlagValues) -> None:
-        # Those of this verb alone: cache and fetch both have a --size, each of its own kind.
+        # Those of this verb alone: two verbs may have flags of one name, each of its own kind.
         _define_dataset_flags(values)
         verb.define_flags(values)
 
@@ -288,7 +288,8 @@ def _write_counts(form: str, document: dict[str, Any]) -> None:
 
 def _define_cache_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("cache_dir", None, "Where the caches go; may be shared by data sets.", flag_values=values)
-    flags.DEFINE_list("size", ["224"], "Heights and widths of the images, pixels.", flag_values=values)
+    text = "Heights and widths of the models' input in pixels; one cache each."
+    flags.DEFINE_list("input_size", ["224"], text, flag_values=values)
     text = "Keep three channels, as for skin; by default as the set is."
     flags.DEFINE_boolean("color", None, text, flag_values=values)
     flags.DEFINE_boolean("verify", False, "Also read and check all of the caches and images.", flag_values=values)
@@ -299,9 +300,9 @@ def _cache(values: flags.FlagValues) -> int:
     for name in ("dataset", "data_dir", "cache_dir"):
         if not getattr(values, name):
             raise UsageError(f"--{name} is missing")
-    sizes = [_size(text) for text in values.size]
+    sizes = [_size(text) for text in values.input_size]
     if not sizes:
-        raise UsageError("expected --size as at least one number of pixels")
+        raise UsageError("expected --input_size as at least one number of pixels")
     check_writable(values.cache_dir, to_be_made=True)
     dataset = _load(values)
     for note in dataset.notes:
@@ -351,7 +352,7 @@ def _cache_split(split: Split, spec: PreprocessSpec, values: flags.FlagValues, p
 
 def _size(text: str) -> int:
     if not text.strip().isdigit() or not int(text):
-        raise UsageError(f"expected --size as numbers of pixels such as 224,112; got {text!r}")
+        raise UsageError(f"expected --input_size as numbers of pixels such as 224,112; got {text!r}")
     return int(text)
 
 

@@ -55,7 +55,8 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Height and width of the images in pixels; the weights fit any. Left out: what the file says, or 224.",
         flag_values=values,
     )
-    flags.DEFINE_list("findings", [], "Name of each logit, in order; else the usual ones.", flag_values=values)
+    text = "Names of the logits in their order; left out: the usual ones of this kind of file."
+    flags.DEFINE_list("labels", [], text, flag_values=values)
     flags.DEFINE_string(
         "attribution", None, "Whom to name with every copy; else what is known of this kind.", flag_values=values
     )
@@ -93,7 +94,7 @@ def _import(values: flags.FlagValues) -> Imported:
         values.input_file,
         num_classes=values.num_classes,
         input_size=values.input_size,
-        findings=values.findings,
+        findings=values.labels,
         attribution=values.attribution,
     )
     save_model(imported.model, values.output_file, about=imported.about)

@@ -57,7 +57,7 @@ _PICTURE = re.compile(r"image_\d{4,}_\d{2,}_[a-z0-9_]+\.png")
 
 
 def define_heatmap_flag(values: flags.FlagValues) -> None:
-    """Define it."""
+    """Define --heatmap_dir."""
     text = (
         "Folder for one PNG an image and positive finding that shows where its score came from; not an outline of "
         "disease. Needs a model exported with --head=logits+cam."

@@ -57,7 +57,7 @@ class Arrived:
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """As a shell reports the signal."""
+    """The exit code with which a shell reports the signal."""
     return 128 + (error.number if isinstance(error, TerminatedError) else signal.SIGINT)
 
 

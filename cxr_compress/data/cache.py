@@ -287,7 +287,7 @@ def open_cache_file(path: str | Path, spec: PreprocessSpec) -> NDArray[np.uint8]
         size, color = (images.shape[1:3], manifest.preprocessing.get("color"))
         raise DataError(
             f"expected images of {spec.height} x {spec.width} ({spec.color}) for this model, {path.name} holds "
-            f"{' x '.join(map(str, size))} ({color}): build one with cxr_data cache --size={spec.height}"
+            f"{' x '.join(map(str, size))} ({color}): build one with cxr_data cache --input_size={spec.height}"
         )
     return images
 

@@ -290,7 +290,7 @@ class Gate:
 
     @property
     def holds(self) -> bool:
-        """Both."""
+        """Whether both hold."""
         return self.small_loss and self.non_inferior
 
     def to_dict(self) -> dict[str, Any]:

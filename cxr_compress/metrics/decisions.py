@@ -247,7 +247,7 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, b
 
 
 def _checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array]:
-    """As `checked`, and in [0, 1]."""
+    """Labels and probabilities as `checked` gives them, the latter in [0, 1]."""
     truth, values = checked(labels, probabilities)
     if values.min() < 0 or values.max() > 1:
         raise DataError(

@@ -13,7 +13,15 @@ import numpy as np
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import Config, copy_model, copy_weights, layers_by_path, rebuild_model, rebuilt
+from cxr_compress.models.keras_graph import (
+    Config,
+    copy_model,
+    copy_weights,
+    layers_by_path,
+    rebuild_model,
+    rebuilt,
+    require_graph,
+)
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere, the first whose tensor cores compute in bfloat16
@@ -169,11 +177,7 @@ def reinitialize(model: Any, seed: int) -> Any:
     Raises:
         UnsupportedLayerError: the model is subclassed or has a layer that cannot be rebuilt from its configuration.
     """
-    if not getattr(model, "_is_graph_network", False):
-        raise UnsupportedLayerError(
-            f"expected a functional or built Sequential model, got {type(model).__name__} "
-            f"{getattr(model, 'name', '')!r}, which cannot be rebuilt: build it with keras.Model(inputs, outputs)"
-        )
+    require_graph(model)
 
     def seed_all(config: Config) -> None:
         _seed_initializers(config, f"{seed}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import ceil, prod
@@ -56,7 +56,7 @@ def analyze_channels(
     """
     walk = Walk(allow_inexact)
     walk.run(model)
-    return replace(_Solved(walk, tuple(exclude)).analysis(), allow_inexact=allow_inexact)
+    return _Solved(walk, tuple(exclude)).analysis(allow_inexact)
 
 
 def measure_cost(model: keras.Model) -> ModelCost:
@@ -71,7 +71,7 @@ def measure_cost(model: keras.Model) -> ModelCost:
 
 
 class _Solved:
-    """Turns what a walk collected into an analysis, once ties and protects are solved."""
+    """Turns what a walk collected into an analysis, once ties and protections are solved."""
 
     def __init__(self, walk: Walk, exclude: tuple[str, ...]) -> None:
         self._walk = walk
@@ -79,7 +79,7 @@ class _Solved:
         self._partition: Partition = walk.space.solve()
         self._axes: dict[int, tuple[int, IntArray]] = {}
 
-    def analysis(self) -> ChannelAnalysis:
+    def analysis(self, allow_inexact: bool) -> ChannelAnalysis:
         """The finished analysis."""
         layers = {path: self._slices(path, layer) for path, layer in self._walk.layers.items() if _is_sliced(layer)}
         groups, protected = self._groups(layers)
@@ -90,11 +90,8 @@ class _Solved:
             self._exclude,
             self._partition.set_count,
             self._cost_model(),
-            protected_sets={
-                group.name: slice(group.start, group.stop)
-                for group in self._partition.groups
-                if group.name in protected
-            },
+            allow_inexact,
+            {group.name: slice(group.start, group.stop) for group in self._partition.groups if group.name in protected},
         )
 
     def _axis(self, layout: ChannelLayout) -> tuple[int, IntArray]:

@@ -1,4 +1,4 @@
-"""How much each group hurts: ignore its weakest channels, look at the model's output, and note the error.
+"""How much the output suffers from each group: ignore its weakest channels, run the model, and note the error.
 
 Scores rank the channels of one group well and say little about groups against each other. Here every group is damaged
 by itself, at a few depths, and the damage is seen where it counts: at the output. The model is never rebuilt for it:

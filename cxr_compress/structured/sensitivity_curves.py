@@ -49,7 +49,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much each group of a model hurts; see `measure_sensitivity`.
+    """How much the output suffers where channels of each group go; see `measure_sensitivity`.
 
     Attributes:
         key: sha256 of model, data and scores that it was measured on.

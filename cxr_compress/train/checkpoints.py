@@ -19,6 +19,7 @@ import numpy as np
 
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.files import make_folder, write_bytes, write_text
+from cxr_compress.models.zeros import variable_name
 
 _ADVICE = "give the run another folder, or delete this one to start again"
 
@@ -128,19 +129,15 @@ def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in sorted({*recorded, *wanted}) if recorded.get(name) != wanted.get(name)]
     if differing:
         listed = ", ".join(
-            f"{name} (there {_short(recorded.get(name))}, now {_short(wanted.get(name))})" for name in differing
+            f"{name} (there {short_json(recorded.get(name))}, now {short_json(wanted.get(name))})" for name in differing
         )
         raise CompressionError(f"the folder holds a training run begun with other settings: {listed}; {_ADVICE}")
 
 
-def _short(value: Any, limit: int = 24) -> str:
+def short_json(value: Any, limit: int = 24) -> str:
+    """A setting as a message shows it."""
     text = json.dumps(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _tail(name: str) -> str:
-    """The part of a variable's name that does not depend on what was built before it in the same process."""
-    return name.rsplit("/", 1)[-1].split(":", maxsplit=1)[0]
 
 
 def _keys(variables: Sequence[Any], kind: str) -> list[str]:
@@ -176,7 +173,7 @@ def _assign(variables: Sequence[Any], arrays: Mapping[str, np.ndarray], kind: st
     for key, variable in zip(keys, variables, strict=True):
         if arrays[key].shape != tuple(variable.shape):
             raise ModelFileError(
-                f"the checkpoint's {key} has shape {arrays[key].shape}, the model's {_tail(variable.name)} "
+                f"the checkpoint's {key} has shape {arrays[key].shape}, the model's {variable_name(variable.name)} "
                 f"{tuple(variable.shape)}: {_ADVICE}"
             )
     for key, variable in zip(keys, variables, strict=True):

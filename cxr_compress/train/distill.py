@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.keras_graph import calls_of, require_graph
 
 _MAP_RANK = 4  # image, row, column, channel
 _GLOBAL_POOLS = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D)
@@ -86,7 +87,8 @@ def with_map(model: Any, layer: str) -> Any:
     Raises:
         UnsupportedLayerError: the model is subclassed, has no such layer, or calls it more than once.
     """
-    calls = [node for node in _nodes(model) if node.layer.name == layer]
+    require_graph(model)
+    calls = [node for node in calls_of(model) if node.layer.name == layer]
     if len(calls) != 1 or isinstance(calls[0].outputs, list | tuple | dict):
         raise UnsupportedLayerError(
             f"expected the name of one layer of {model.name} that is called once and gives one map, got {layer!r} "
@@ -104,7 +106,7 @@ def last_feature_map(model: Any) -> str:
     Raises:
         UnsupportedLayerError: the model is subclassed, or its last map is inside of a model within it, or it has none.
     """
-    _require_graph(model)
+    require_graph(model)
     if len(model.outputs) != 1:
         raise UnsupportedLayerError(f"expected a network with one output, {model.name} has {len(model.outputs)}")
     names = sorted({node.layer.name for node in _maps_above(model.outputs[0], set())})
@@ -151,21 +153,6 @@ def _map_shape(viewed: Any, input_shape: tuple[int, int, int]) -> tuple[int, ...
     if None in shape:
         shape = tuple(viewed(np.zeros((1, *input_shape), np.float32), training=False)[-1].shape)[1:]
     return shape
-
-
-def _require_graph(model: Any) -> None:
-    if not getattr(model, "_is_graph_network", False):
-        raise UnsupportedLayerError(
-            f"maps are matched in functional and built Sequential models, got {type(model).__name__} {model.name!r}: "
-            "rebuild it with keras.Model(inputs, outputs)"
-        )
-
-
-def _nodes(model: Any) -> Iterator[Any]:
-    """The calls of a model's layers."""
-    _require_graph(model)
-    for nodes in model._nodes_by_depth.values():
-        yield from nodes
 
 
 def _maps_above(tensor: Any, seen: set[int]) -> Iterator[Any]:

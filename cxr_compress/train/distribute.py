@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.train.checkpoints import Progress, RunFolder
+from cxr_compress.train.checkpoints import Progress, RunFolder, short_json
 
 _EXAMPLE = json.dumps(
     {"cluster": {"worker": ["10.0.0.1:12345", "10.0.0.2:12345"]}, "task": {"type": "worker", "index": 0}}
@@ -231,7 +231,8 @@ class Distribution:
         others = [index for index in range(self.workers) if self._sum(self._at_own_place(len(differing) > 0))[index]]
         if differing:
             listed = ", ".join(
-                f"{name} (chief {_short(chief.get(name))}, here {_short(mine.get(name))})" for name in differing
+                f"{name} (chief {short_json(chief.get(name), _SHOWN)}, here {short_json(mine.get(name), _SHOWN)})"
+                for name in differing
             )
             raise CompressionError(f"this worker was started otherwise than the chief: {listed}; give all the same")
         if others and self.cluster is not None:
@@ -353,11 +354,6 @@ def _means_lost(error: tf.errors.OpError) -> bool:
     if isinstance(error, tf.errors.InternalError | tf.errors.CancelledError):
         return "ollective" in str(error)
     return isinstance(error, tf.errors.UnavailableError | tf.errors.DeadlineExceededError | tf.errors.AbortedError)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def test_calibration_data_folder_with_parts_takes_train_alone(folder: Path, tmp_
 
 
 def test_calibration_data_cache_gives_the_file_of_its_data_set(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    flags = ["cache", "--dataset=phantom", f"--data_dir={folder / 'phantom'}", "--size=16"]
+    flags = ["cache", "--dataset=phantom", f"--data_dir={folder / 'phantom'}", "--input_size=16"]
     assert data_main([*flags, f"--cache_dir={tmp_path / 'cache'}"]) == 0
     capsys.readouterr()
     (train,) = (tmp_path / "cache").glob("train_*.npy")

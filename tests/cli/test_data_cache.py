@@ -25,7 +25,7 @@ def kermany(tmp_path) -> Path:
 
 
 def arguments(images: Path, cache: Path, *more: str) -> list[str]:
-    return ["cache", "--dataset=kermany", f"--data_dir={images}", f"--cache_dir={cache}", "--size=16,8", *more]
+    return ["cache", "--dataset=kermany", f"--data_dir={images}", f"--cache_dir={cache}", "--input_size=16,8", *more]
 
 
 def rows(capsys) -> list[dict]:
@@ -57,33 +57,33 @@ def test_cache_color_holds_three_channels(tmp_path, kermany, capsys) -> None:
 
 
 def test_cache_table_and_csv_have_a_row_per_cache_and_progress_names_no_image(tmp_path, kermany, capsys) -> None:
-    assert main(arguments(kermany, tmp_path / "cache", "--size=16")) == 0
+    assert main(arguments(kermany, tmp_path / "cache", "--input_size=16")) == 0
     shown = capsys.readouterr()
     assert all(word in shown.out for word in ("images per second", "sha256", "train", "dev", "test"))
     assert "caching train at 16x16" in shown.err
     assert "person" not in shown.err
     assert "IM-" not in shown.err
-    assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--format=csv")) == 0
+    assert main(arguments(kermany, tmp_path / "cache", "--input_size=16", "--format=csv")) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["split"] for row in found] == ["train", "dev", "test"]
 
 
 def test_cache_verify_passes_on_a_whole_cache_and_ends_with_2_on_a_flipped_bit(tmp_path, kermany, capsys) -> None:
-    assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--format=json")) == 0
+    assert main(arguments(kermany, tmp_path / "cache", "--input_size=16", "--format=json")) == 0
     path = Path(rows(capsys)[2]["path"])
-    assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--verify")) == 0
+    assert main(arguments(kermany, tmp_path / "cache", "--input_size=16", "--verify")) == 0
     assert "verifying test at 16x16" in capsys.readouterr().err
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert main(arguments(kermany, tmp_path / "cache", "--size=16", "--verify")) == 2
+    assert main(arguments(kermany, tmp_path / "cache", "--input_size=16", "--verify")) == 2
     assert f"the cache {path} is damaged" in capsys.readouterr().err
 
 
 def test_cache_with_a_broken_image_names_it_and_ends_with_2(tmp_path, kermany, capsys) -> None:
     image = next((kermany / "test").rglob("person100_virus_200.jpeg"))
     image.write_bytes(image.read_bytes()[:-30])
-    assert main(arguments(kermany, tmp_path / "cache", "--size=16")) == 2
+    assert main(arguments(kermany, tmp_path / "cache", "--input_size=16")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("cxr_data: 1 of the 60 images in test cannot be used: ")
     assert "person100_virus_200.jpeg" in error
@@ -95,9 +95,9 @@ def test_cache_with_a_broken_image_names_it_and_ends_with_2(tmp_path, kermany, c
     [
         ("--cache_dir=", "--cache_dir is missing"),
         ("--dataset=", "--dataset is missing"),
-        ("--size=", "at least one number of pixels"),
-        ("--size=12,x", "expected --size as numbers of pixels such as 224,112; got 'x'"),
-        ("--size=0", "got '0'"),
+        ("--input_size=", "at least one number of pixels"),
+        ("--input_size=12,x", "expected --input_size as numbers of pixels such as 224,112; got 'x'"),
+        ("--input_size=0", "got '0'"),
         ("image.png", "expected flags only after cache, got 'image.png'"),
     ],
 )
@@ -122,9 +122,9 @@ def test_cache_of_a_color_set_keeps_its_color_unless_told_otherwise(tmp_path, ca
         arrays[f"{part}_labels"] = (np.arange(14) % 7)[:, None].astype(np.uint8)
     np.savez(tmp_path / "dermamnist.npz", **arrays)
     command = ["cache", "--dataset=medmnist", f"--data_dir={tmp_path}", f"--cache_dir={tmp_path / 'cache'}"]
-    assert main([*command, "--size=14", "--format=json"]) == 0
+    assert main([*command, "--input_size=14", "--format=json"]) == 0
     assert np.load(rows(capsys)[0]["path"]).shape == (14, 14, 14, 3)
-    assert main([*command, "--size=14", "--nocolor"]) == 2
+    assert main([*command, "--input_size=14", "--nocolor"]) == 2
     assert "expected a gray image" in capsys.readouterr().err
 
 

@@ -36,9 +36,8 @@ def known() -> dict[str, set[str]]:
     modules = {name: importlib.import_module(f"cxr_compress.cli.{name}") for name in names}
     found = {f"cxr_{name}": flags_of(module._define_flags) for name, module in modules.items()}
     found["cxr_compress"] = flags_of(define_compress)
-    found["cxr_data"] = set().union(
-        *(flags_of(data._define_dataset_flags, verb.define_flags) for verb in data._VERBS.values())
-    )
+    verbs = data._VERBS.values()
+    found["cxr_data"] = set().union(*(flags_of(data._define_dataset_flags, verb.define_flags) for verb in verbs))
     return found
 
 

@@ -102,7 +102,7 @@ def test_import_weights_torch_file_becomes_a_model_that_says_what_it_is_for(tmp_
 
     source, target = write_legacy(tmp_path / "lite0.pth", lite0_state()), tmp_path / "model.keras"
     flags = ["--from=efficientnet_lite0", f"--input_file={source}", f"--output_file={target}", "--num_classes=2"]
-    assert main([*flags, "--findings=Mass,Nodule", "--input_size=32", "--attribution=us", "--format=json"]) == 0
+    assert main([*flags, "--labels=Mass,Nodule", "--input_size=32", "--attribution=us", "--format=json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["network"], report["file_kind"], report["outputs_in_file"]) == (
         "efficientnet_lite0", "torch legacy", 1000

@@ -88,5 +88,5 @@ def test_reinitialize_subclassed_model_is_an_error():
     class Own(keras.Model):
         pass
 
-    with pytest.raises(UnsupportedLayerError, match="built Sequential model, got Own 'own', which cannot be rebuilt"):
+    with pytest.raises(UnsupportedLayerError, match="built Sequential Keras model, got Own 'own', whose wiring"):
         reinitialize(Own(name="own"), 0)

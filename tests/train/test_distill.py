@@ -288,5 +288,5 @@ def test_last_feature_map_that_is_none_or_hidden_is_an_error():
         last_feature_map(nets.two_outputs())
     with pytest.raises(UnsupportedLayerError, match="reads none"):
         last_feature_map(keras.Sequential([layers.Flatten(input_shape=(4, 4, 3)), layers.Dense(2)]))
-    with pytest.raises(UnsupportedLayerError, match="built Sequential models, got Own 'own': rebuild it"):
+    with pytest.raises(UnsupportedLayerError, match="built Sequential Keras model, got Own 'own', whose wiring"):
         last_feature_map(Own(name="own"))

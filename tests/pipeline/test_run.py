@@ -140,6 +140,8 @@ def test_run_folder_says_what_to_do_with_it(finished):
     for said in (compressed["file"], model.sha256, "tiny_chexnet_m50_w50_int8.md", "report.json", "Research use only"):
         assert said in text
     assert str(folder) not in text
+    assert "`report.png`" in text
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "tiny_chexnet_m50_w50_int8.md").read_text()
     assert model.sha256 in card
     assert set(report["facts"]["seconds"]) >= {"base", "select", "recover", "sparsify", "quantize"}

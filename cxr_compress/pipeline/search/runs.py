@@ -16,7 +16,7 @@ import numpy as np
 
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.modelfile import read_model
-from cxr_compress.files import write_bytes
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
@@ -32,6 +32,7 @@ from cxr_compress.pipeline.stages import STAGES, stages_before
 from cxr_compress.pipeline.stages.price import PriceLayers
 from cxr_compress.pipeline.store import Log, StageStore
 from cxr_compress.recipe import Recipe
+from cxr_compress.report.run_folder import render_search_readme
 from cxr_compress.structured import measure_cost
 
 CANDIDATES = "candidates"
@@ -155,9 +156,12 @@ def search_recipe(
     run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     runs = CandidateRuns(dataclasses.replace(run, latency_table=latency_table))
     try:
-        return search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, log=log)
+        found = search(recipe, spec, runs, folder=output_dir, fingerprint=runs.fingerprint, log=log)
     finally:
         _draw(output_dir, runs.fingerprint, spec)
+    folder, picture = f"{CANDIDATES}/{folder_name(found.recipe)}", PICTURE if (output_dir / PICTURE).is_file() else ""
+    write_text(output_dir / "README.md", render_search_readme(folder, picture=picture))
+    return found
 
 
 def _draw(folder: Path, fingerprint: str, spec: SearchSpec) -> None:

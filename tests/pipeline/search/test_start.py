@@ -63,6 +63,9 @@ def test_search_keeps_every_point_and_the_original_files_once(searched):
     assert len(list((folder / "candidates").iterdir())) == 2
     assert len(list(folder.rglob("tiny_chexnet_fp32.tflite"))) == 1
     assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "README.md").read_text()
+    assert next(folder.glob("candidates/*/README.md")).parent.name in text
+    assert "search.png" in text
 
 
 def test_search_again_trains_nothing(searched, phantom):

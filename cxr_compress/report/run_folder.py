@@ -1,0 +1,150 @@
+"""What the folder of a run says to whoever finds it: README.md with the file to deploy, and a picture of the results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cxr_compress.device.modelfile import ModelFile
+from cxr_compress.device.modelinfo import INTENDED_USE
+from cxr_compress.recipe import Recipe
+from cxr_compress.report.report import render_report
+
+_TEMPLATE = """\
+# {name}
+
+**{intended_use}**
+
+| what | where |
+|---|---|
+| the file to deploy | `{file}`, {file_bytes:,} bytes, sha256 `{sha256}` |
+| its model card | `{card}`: what it was trained and measured on, and what it is not for |
+| the results | below, and in `report.json` |
+{picture}| the choices | `recipe.json`; `cxr_compress --recipe=recipe.json` with other flags changes them |
+
+On the device:
+
+    pip install 'cxr-compress[litert]'
+    cxr_verify --model={file}
+    cxr_predict --model={file} IMAGE
+
+## What was gained, and what it cost
+
+```
+{results}
+```
+
+## What else is here
+
+`*_fp32.tflite` and `*_int8.tflite` are the original model and the compressed one's float twin, to compare with.
+`*.keras` are the models after each stage, `plan.json` is which filters stayed, `manifests/` is what decided each stage:
+the same command goes on from them, and removing them only means making them again.
+"""
+
+
+def render_readme(report: Mapping[str, Any], model: ModelFile, *, card: str, picture: str = "") -> str:
+    """The README.md of a run's folder.
+
+    Args:
+        report: what `read_report` gave.
+        model: the compressed file, the last row of the report.
+        card: name of its model card.
+        picture: name of the picture of the results; "" for none.
+    """
+    return _TEMPLATE.format(
+        name=model.info.model_name,
+        intended_use=report["intended_use"],
+        file=report["rows"][-1]["file"],
+        file_bytes=model.file_bytes,
+        sha256=model.sha256,
+        card=card,
+        picture=f"| their picture | `{picture}` |\n" if picture else "",
+        results=render_report(report),
+    )
+
+
+_SEARCH = """\
+# Search for a smaller model
+
+**{intended_use}**
+
+| what | where |
+|---|---|
+| the model that was found | `{folder}/`: its README.md names the file to deploy |
+| every point that was tried | `search.json`{picture} |
+
+The same command goes on from here; other bounds evaluate anew what is known already.
+"""
+_COLORS = ("#8a97a6", "#5b8db8", "#1f5f99")
+_INK = "#22303c"
+_DPI = 130
+
+
+def render_search_readme(folder: str, *, picture: str = "") -> str:
+    """The README.md of a search.
+
+    Args:
+        folder: of the model that was found, below that of the search.
+        picture: name of the picture of all points; "" for none.
+    """
+    shown = f", as a picture in `{picture}`" if picture else ""
+    return _SEARCH.format(intended_use=INTENDED_USE, folder=folder, picture=shown)
+
+
+def draw_report(report: Mapping[str, Any]) -> bytes:
+    """Draw bytes, time per image and AUROC of each file of a run side by side, as a PNG.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (extra `report`).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, dataset = report["rows"], report["dataset"]
+    compressed = f"compressed, {Recipe.from_dict(report['facts']['recipe']).export.quant_type}"
+    names = [*("original, float32", "original, int8")[: len(rows) - 1], compressed]
+    # A figure of its own, not pyplot's: nothing global is set up, so a notebook's settings stay as they are.
+    figure = Figure(figsize=(11, 2.6), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3, sharey=True)
+    _draw_bars(panels[0], names, [row["tflite_bytes"] / 1e3 for row in rows], "file size, kB", "{:,.0f} kB")
+    _draw_bars(panels[1], names, [row["latency"]["p50_ms"] for row in rows], "time per image, ms", "{:.2f} ms")
+    _draw_intervals(panels[2], [row["evaluation"]["mean_auroc"] for row in rows])
+    panels[0].invert_yaxis()
+    what = "SYNTHETIC images" if dataset["synthetic"] else f"{dataset['splits']['test']['images']} test images"
+    figure.suptitle(f"{rows[0]['name'].removesuffix('_fp32')} on {dataset['name']}, {what}", color=_INK, fontsize=11)
+    picture = io.BytesIO()
+    # No date: the same report gives the same bytes.
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw_bars(panel: Any, names: Sequence[str], values: Sequence[float], title: str, form: str) -> None:
+    panel.barh(range(len(values)), values, color=_COLORS[-len(values) :], height=0.62)
+    for place, value in enumerate(values):
+        panel.text(value, place, " " + form.format(value), va="center", color=_INK, fontsize=9)
+    panel.set_yticks(range(len(names)), names, color=_INK)
+    panel.set_xlim(0, max(values) * 1.3)
+    _tidy(panel, title)
+
+
+def _draw_intervals(panel: Any, intervals: Sequence[Mapping[str, float | None]]) -> None:
+    """AUROC as a point with its interval: bars that start at 0 would hide every difference."""
+    for place, (measured, color) in enumerate(zip(intervals, _COLORS[-len(intervals) :], strict=True)):
+        if measured["value"] is None:
+            continue
+        if measured["low"] is not None:
+            ends = [measured["low"], measured["high"]]
+            panel.plot(ends, [place, place], color=color, linewidth=3, solid_capstyle="round")
+        panel.plot(measured["value"], place, "o", color=color, markersize=8)
+        panel.text(measured["value"], place - 0.3, f"{measured['value']:.3f}", ha="center", color=_INK, fontsize=9)
+    _tidy(panel, "AUROC on test, 95 % interval")
+
+
+def _tidy(panel: Any, title: str) -> None:
+    panel.set_title(title, fontsize=10, color=_INK, loc="left")
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    panel.tick_params(axis="x", labelsize=8, colors=_INK)
+    panel.locator_params(axis="x", nbins=5)

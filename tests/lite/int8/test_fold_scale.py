@@ -13,8 +13,7 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit, convert, freeze
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
-from cxr_compress.lite.int8.fold import _norms, fold_like, fold_scales
-from cxr_compress.lite.int8.fold_editor import FoldEditor
+from cxr_compress.lite.int8.fold import _Editor, _norms, fold_like, fold_scales
 from cxr_compress.lite.int8.ranges import joined_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize
 from cxr_compress.models.ends import with_cam
@@ -60,65 +59,45 @@ def outputs(content: bytes) -> np.ndarray:
     return Runner(content)(nets.batch(16, seed=2))
 
 
-@pytest.mark.parametrize("bounds", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_fold_scales_gives_the_same_outputs_with_half_the_operators(kernel: int, bounds: bool) -> None:
+def test_fold_scales_gives_the_same_outputs_with_half_the_operators(kernel: int) -> None:
     content = lower(freeze(block_with(kernel)), "none")
-    folded, done = fold_scales(content, bounds=bounds)
+    folded, done = fold_scales(content)
     before, after = outputs(content), outputs(folded)
     assert np.abs(after - before).max() < TOLERANCE
     assert before.std(axis=0).min() > 1000 * TOLERANCE  # the output follows the input
     assert kinds(content)["MUL"] == kinds(content)["ADD"] == 2
-    if bounds and kernel == 1:
-        assert (len(done.scaled), len(done.bounded)) == (0, 2)
-        assert kinds(folded) - kinds(content) == Counter({"MAXIMUM": 2})
-        assert kinds(folded)["MUL"] == kinds(folded)["ADD"] == 0
-    elif bounds:  # the padded 3x3 keeps its ADD: a constant would be missing in its border
-        assert (len(done.scaled), len(done.bounded)) == (1, 1)
-    else:
-        assert (len(done.scaled), len(done.bounded)) == (2, 0)
-        assert kinds(folded) == kinds(content) - Counter({"MUL": 2})
+    assert len(done.scaled) == 2
+    assert kinds(folded) == kinds(content) - Counter({"MUL": 2})
     assert done.left == {}
 
 
 def test_fold_scales_into_the_kernels_of_other_channels_does_change_the_outputs() -> None:
     """The control: the same edit with the scales one channel further."""
     content = lower(freeze(block_with(1)), "none")
-    for edit in ("shift", "bound"):
-        model = to_object(content)
-        editor = FoldEditor(model)
-        norm = _norms(model, editor.graph)[0]
-        takers = editor.takers(norm.add.outputs[0])
-        wrong = replace(norm, scale=np.roll(norm.scale, 1))
-        getattr(editor, edit)(wrong, takers)
-        editor.finish()
-        assert np.abs(outputs(to_bytes(model)) - outputs(content)).max() > 100 * TOLERANCE
+    model = to_object(content)
+    editor = _Editor(model)
+    norm = _norms(model, editor.graph)[0]
+    takers = editor.takers(norm.add.outputs[0])
+    editor.shift(replace(norm, scale=np.roll(norm.scale, 1)), takers)
+    editor.finish()
+    assert np.abs(outputs(to_bytes(model)) - outputs(content)).max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize(("kernel", "padding"), [(1, "same"), (3, "valid")])
-def test_fold_scales_that_are_negative_or_zero_become_two_bounds(kernel: int, padding: str) -> None:
-    content = lower(freeze(block_with(kernel, padding, signs="mixed")), "none")
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_fold_scales_that_are_negative_stay_with_a_reason(kernel: int) -> None:
+    content = lower(freeze(block_with(kernel, signs="mixed")), "none")
     folded, done = fold_scales(content)
     assert np.abs(outputs(folded) - outputs(content)).max() < TOLERANCE
-    assert (len(done.scaled), len(done.bounded), done.left) == (1, 1, {})
-    assert kinds(folded) - kinds(content) == Counter({"MAXIMUM": 1, "MINIMUM": 1})
-    assert kinds(folded)["MUL"] == 0
-
-
-def test_fold_scales_that_are_negative_before_a_padding_stay_with_a_reason() -> None:
-    content = lower(freeze(block_with(3, signs="mixed")), "none")
-    folded, done = fold_scales(content)
-    assert np.abs(outputs(folded) - outputs(content)).max() < TOLERANCE
-    assert list(done.left.values()) == ["some of its scales are not positive, and what reads it pads or has no bias"]
+    assert list(done.left.values()) == ["some of its scales are not positive"]
     assert len(done.scaled) == 1  # the other
 
 
-@pytest.mark.parametrize("bounds", [False, True])
 @pytest.mark.parametrize("signs", ["positive", "mixed"])
-def test_fold_scales_in_front_of_int8_stays_int8_and_errs_no_more(signs: str, bounds: bool) -> None:
+def test_fold_scales_in_front_of_int8_stays_int8_and_errs_no_more(signs: str) -> None:
     content = lower(freeze(block_with(1, signs=signs)), "none")
     exact, errors = outputs(content), []
-    for graph in (content, fold_scales(content, bounds=bounds)[0]):
+    for graph in (content, fold_scales(content)[0]):
         ranges = joined_ranges(graph, measure_ranges(graph, nets.batch(32, seed=1)))
         made = quantize(write_ranges(graph, ranges))
         assert not audit(made).float_ops
@@ -149,19 +128,18 @@ def test_fold_like_folds_a_float_file_as_its_int8_file_is(block: Any) -> None:
     assert fold_like(made["none"].content, plain) is made["none"].content
 
 
-def test_fold_scales_needs_no_bias_to_shift_and_one_to_bound() -> None:
+def test_fold_scales_needs_no_bias() -> None:
     image = keras.Input((16, 16, 3))
     stem = layers.Conv2D(8, 3, padding="same")(image)
     x = layers.ReLU()(layers.BatchNormalization(name="norm")(layers.Concatenate()([stem, layers.ReLU()(stem)])))
     x = layers.Dense(4, use_bias=False)(layers.GlobalAveragePooling2D()(x))
     model = nets.settle(keras.Model(image, x))
-    for sign, wanted in ((1, (1, 0, 0)), (-1, (0, 0, 1))):
-        gamma, beta, *rest = model.get_layer("norm").get_weights()
-        model.get_layer("norm").set_weights([sign * np.abs(gamma), beta + 0.3, *rest])
-        content = lower(freeze(model), "none")
-        folded, done = fold_scales(content, bounds=True)
-        assert (len(done.scaled), len(done.bounded), len(done.left)) == wanted
-        assert np.abs(outputs(folded) - outputs(content)).max() < TOLERANCE
+    gamma, beta, *rest = model.get_layer("norm").get_weights()
+    model.get_layer("norm").set_weights([np.abs(gamma), beta + 0.3, *rest])
+    content = lower(freeze(model), "none")
+    folded, done = fold_scales(content)
+    assert (len(done.scaled), len(done.left)) == (1, 0)
+    assert np.abs(outputs(folded) - outputs(content)).max() < TOLERANCE
 
 
 def test_fold_scales_reaches_the_head_and_the_map_through_the_mean(block: Any) -> None:
@@ -221,7 +199,7 @@ def test_fold_scales_finds_all_that_are_left_in_densenet121(densenet121: Any) ->
     content = lower(freeze(densenet121), "none")
     folded, done = fold_scales(content)
     # In front of each of 58 bottlenecks, of three transitions and of the head.
-    assert len(done.scaled) + len(done.bounded) + len(done.left) == 62
+    assert len(done.scaled) + len(done.left) == 62
     assert kinds(folded)["MUL"] == 62 - len(done.scaled)
     images = nets.batch(2, 224, seed=1)
     before, after = Runner(content, num_threads=2)(images), Runner(folded, num_threads=2)(images)

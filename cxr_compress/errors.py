@@ -11,7 +11,16 @@ class CompressionError(Exception):
 
 
 class UnsupportedLayerError(CompressionError):
-    """A layer, or the way it is wired, is outside what an operation can do exactly."""
+    """A layer, or the way it is wired, is outside what an operation can do exactly.
+
+    Attributes:
+        reason: what is wrong, without what to do about it.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        """Say what is wrong and, as a clause of its own, what to do about it."""
+        super().__init__(f"{reason}: {advice}" if advice else reason)
+        self.reason = reason
 
 
 class BudgetError(CompressionError):

@@ -46,8 +46,7 @@ from cxr_compress.device.runner import Runner
 from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert, freeze
-from cxr_compress.lite.convert import quantize
-from cxr_compress.lite.lowering import quantize_int16
+from cxr_compress.lite.lowering import quantize, quantize_int16
 from cxr_compress.models import chexnet, load_model
 from cxr_compress.models.files import save_model
 
@@ -92,7 +91,8 @@ def main(_: list[str]) -> None:
     report = {"model": "smoke" if arguments.smoke else "DenseNet121", "input_size": size}
     report |= {"calibration_images": count, "totals": totals, "agreement": agreement}
     report["exports"] = [row for side in SIDES for row in sides[side]["rows"]]
-    write_results(Path(arguments.results_dir), report)
+    if arguments.results_dir or not arguments.smoke:
+        write_results(Path(arguments.results_dir or Path(__file__).parent / "results"), report)
     print(json.dumps(report, indent=2))
     check(agreement, totals, smoke=arguments.smoke)
     return None
@@ -353,7 +353,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("calibration_images", 128, "Images for int8.", lower_bound=16)
     flags.DEFINE_enum("side", "", ["", *SIDES], "Make the files of one side only; this script calls itself so.")
     flags.DEFINE_string("work_dir", "", "Where that side finds the model and leaves its files.")
-    flags.DEFINE_string("results_dir", str(Path(__file__).parent / "results"), "Where the CSV and JSON go.")
+    flags.DEFINE_string("results_dir", None, "Where the CSV and JSON go; by default, but for --smoke, results.")
 
 
 if __name__ == "__main__":

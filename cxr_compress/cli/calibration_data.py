@@ -25,8 +25,6 @@ from cxr_compress.device.sources import look_into
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.lite.calibration import (
-    DEFAULT_STEPS,
-    MIN_IMAGES,
     CalibrationWarning,
     ExpectedInput,
     image_batches,
@@ -49,11 +47,9 @@ def define_calibration_flags(values: flags.FlagValues) -> None:
         " or, with --dataset, the folder of that set. Of a folder with parts train and test, train alone is taken."
     )
     flags.DEFINE_string("calibration_data", None, text, flag_values=values)
-    flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on the training part of this set.", flag_values=values)
+    flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on its training part.", flag_values=values)
     flags.DEFINE_list("options", [], "Options of the data set's reader, as name=value,...", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Folder of the data set; it is only read.", flag_values=values)
-    text = "Calibration images at most, spread evenly over the set."
-    flags.DEFINE_integer("calibration_steps", DEFAULT_STEPS, text, lower_bound=MIN_IMAGES, flag_values=values)
 
 
 def check_calibration_flags(values: flags.FlagValues) -> None:

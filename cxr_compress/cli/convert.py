@@ -38,33 +38,22 @@ from cxr_compress.cli.calibration_data import (
     named_dataset,
     warnings_said,
 )
-from cxr_compress.cli.convert_source import Source, check_head_flag, define_head_flag, load_source
+from cxr_compress.cli.convert_source import Source, load_source
 from cxr_compress.cli.device_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
 from cxr_compress.cli.fit_flag import DevImages, check_fit_flag, define_fit_flag, dev_images
-from cxr_compress.cli.flags import (
-    changed_export_options,
-    changed_options,
-    check_edgetpu_flag,
-    check_export_flags,
-    check_int8_flags,
-    define_edgetpu_flag,
-    define_export_flags,
-    define_int8_flags,
-    define_meaning_flags,
-    export_options,
-    int8_options,
-)
+from cxr_compress.cli.flags import changed_options, convert_options, define_convert_flags, define_meaning_flags
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import check_keras_file, write_bytes
-from cxr_compress.lite import QUANT_TYPES, FrozenFunction, LiteModel, convert
-from cxr_compress.lite.convert import check_quant_types
-from cxr_compress.lite.describe.pack_file import pack_file
+from cxr_compress.lite import FrozenFunction, LiteModel, convert
 from cxr_compress.lite.freeze import fingerprint
+from cxr_compress.lite.head import LOGITS_AND_CAM
 from cxr_compress.lite.int8.layer_snr import COLUMNS as LAYER_COLUMNS
+from cxr_compress.lite.pack_file import pack_file
+from cxr_compress.quant_types import TYPES
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
@@ -76,7 +65,7 @@ _COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights", "a
 def print_report(
     form: str,
     targets: Mapping[str, Path],
-    made: Mapping[str, LiteModel],
+    converted: Mapping[str, LiteModel],
     packed: Mapping[str, bytes],
     *,
     layers: bool = False,
@@ -86,60 +75,68 @@ def print_report(
     Args:
         form: "table", "json" or "csv".
         targets: file by quant type.
-        made: conversion by quant type.
+        converted: conversion by quant type.
         packed: what was written, by quant type.
         layers: print those of the int8 files.
     """
-    document: dict[str, Any] = {"files": [_entry(targets[name], made[name], packed[name]) for name in targets]}
-    rows = [[name, *one.row()] for name in targets for one in made[name].layers] if layers else []
+    document: dict[str, Any] = {"files": [_entry(targets[name], converted[name], packed[name]) for name in targets]}
+    rows = [[name, *one.row()] for name in targets for one in converted[name].layers] if layers else []
     headers = ("quant_type", *LAYER_COLUMNS)
     if form == "csv" and rows:
         write_results(form, document=document, headers=headers, rows=rows)
         return
     if form == "table":
-        _print_extras(made, headers, rows)
-    write_results(form, document=document, headers=_COLUMNS, rows=[_row(targets[n], made[n], packed[n]) for n in made])
+        _print_extras(converted, headers, rows)
+    rows = [_row(targets[name], file, packed[name]) for name, file in converted.items()]
+    write_results(form, document=document, headers=_COLUMNS, rows=rows)
 
 
-def _entry(path: Path, made: LiteModel, data: bytes) -> dict[str, Any]:
+def _entry(path: Path, file: LiteModel, data: bytes) -> dict[str, Any]:
     """JSON of one file; only int8 files have layers to compare."""
-    about: dict[str, Any] = {"file": str(path), "quant_type": made.quant_type, "bytes": len(data)}
-    about |= {"sha256": hashlib.sha256(data).hexdigest(), "audit": made.audit.to_dict()}
-    about["parity"] = None if made.parity is None else made.parity.to_dict()
-    if made.layers:
-        about["layers"] = [one.to_dict() for one in made.layers]
-    if made.fallback is not None:
-        about["fallback"] = made.fallback.to_dict()
+    about: dict[str, Any] = {"file": str(path), "quant_type": file.quant_type, "bytes": len(data)}
+    about |= {"sha256": hashlib.sha256(data).hexdigest(), "audit": file.audit.to_dict()}
+    about["parity"] = None if file.parity is None else file.parity.to_dict()
+    if file.layers:
+        about["layers"] = [one.to_dict() for one in file.layers]
+    if file.fallback is not None:
+        about["fallback"] = file.fallback.to_dict()
     return about
 
 
-def _row(path: Path, made: LiteModel, data: bytes) -> list[Any]:
-    found = made.audit
-    ends = [found.inputs[0].dtype, found.outputs[0].dtype]
-    return [str(path), made.quant_type, len(data), *ends, f"{found.sparsity.fraction:.1%}", *_parity_cells(made)]
+def _row(path: Path, file: LiteModel, data: bytes) -> list[Any]:
+    audit = file.audit
+    types = [audit.inputs[0].dtype, audit.outputs[0].dtype]
+    return [
+        str(path),
+        file.quant_type,
+        len(data),
+        *types,
+        f"{audit.sparsity.fraction:.1%}",
+        *_parity_cells(file),
+    ]
 
 
-def _parity_cells(made: LiteModel) -> list[str]:
+def _parity_cells(file: LiteModel) -> list[str]:
     """Fewest answers of a finding, decibels, lowest rank correlation; then who can load the file."""
-    runtimes = " ".join(made.audit.runtimes) or "none"
-    if made.parity is None:
+    runtimes = " ".join(file.audit.runtimes) or "none"
+    if file.parity is None:
         return ["", "", "", runtimes]
-    lowest = made.parity.lowest_spearman
+    lowest = file.parity.lowest_spearman
     rank = "" if lowest is None else f"{lowest:.4f}"
-    return [str(min(made.parity.codes)), f"{made.parity.snr_db:.1f}", rank, runtimes]
+    return [str(min(file.parity.codes)), f"{file.parity.snr_db:.1f}", rank, runtimes]
 
 
-def _print_extras(made: Mapping[str, LiteModel], headers: tuple[str, ...], rows: list[list[str]]) -> None:
+def _print_extras(converted: Mapping[str, LiteModel], headers: tuple[str, ...], rows: list[list[str]]) -> None:
     """What a reader wants to see above the files."""
     from tabulate import tabulate
 
     if rows:
         numbers = ["left", "left", "left", "right", "right", "right", "left"]
         sys.stdout.write(tabulate(rows, headers, disable_numparse=True, colalign=numbers) + "\n\n")
-    for one in made.values():
-        if one.fallback is not None:
-            sys.stdout.write(f"{one.quant_type}: {one.fallback.to_text()}\n\n")
-    lines = [f"{name}: {one.parity.to_text()}\n" for name, one in made.items() if one.parity is not None]
+    for file in converted.values():
+        if file.fallback is not None:
+            sys.stdout.write(f"{file.quant_type}: {file.fallback.to_text()}\n\n")
+    lines = [f"{name}: {file.parity.to_text()}\n" for name, file in converted.items() if file.parity is not None]
     sys.stdout.write("".join([*lines, "\n"]) if lines else "")
 
 
@@ -163,17 +160,11 @@ def _define_flags(values: flags.FlagValues) -> None:
     """Define the command's own flags; those of tflite_convert keep their names."""
     _define_source_flags(values)
     flags.DEFINE_string("output_file", None, "The .tflite file to write.", flag_values=values)
-    flags.DEFINE_list(
-        "quant_type",
-        ["none"],
-        f"Number types of the files to write, one or more of {', '.join(QUANT_TYPES)}.",
-        flag_values=values,
-    )
+    meanings = "; ".join(f"{name}: {quant_type.purpose}" for name, quant_type in TYPES.items())
+    text = f"Number types of the files to write, one or more of: {meanings}."
+    flags.DEFINE_list("quant_type", ["none"], text, flag_values=values)
     define_calibration_flags(values)
-    define_int8_flags(values)
-    define_export_flags(values)
-    define_edgetpu_flag(values)
-    define_head_flag(values)
+    define_convert_flags(values)
     define_fit_flag(values)
     define_sign_flag(values)
     define_meaning_flags(values)
@@ -202,27 +193,34 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         _require_classifier(loaded.frozen.output_shape)
         dataset = named_dataset(values)
         dev = dev_images(values, dataset, loaded, say)
-        if dev is not None and dev.match.by_position and not loaded.names.findings:
-            loaded = replace(loaded, names=replace(loaded.names, findings=dev.match.findings, source="by position"))
+        if dev is not None and dev.match.by_position and not loaded.original.names.findings:
+            loaded = _named_by_position(loaded, dev.match.findings)
         spec, forced = _spec(values, source, loaded, dev, say)
         spec = replace(spec, input=values.input)
         info = _info(values, source, loaded, spec)
         if forced:
             say(f"warning: {forced}; going on (--force)")
             info = replace(info, recipe={**info.recipe, "forced": forced})
-        if loaded.change.note:
-            info = replace(info, recipe={**info.recipe, "head": loaded.change.note})
+        if loaded.original.change.note:
+            info = replace(info, recipe={**info.recipe, "head": loaded.original.change.note})
         if dev is not None:
             info = _looked_at(values, dev, loaded, info, say)
         calibration = calibration_batches(values, dataset, spec, say)
-        made = _convert(values, loaded.frozen, calibration, spec, loaded.about, say)
-        infos = {name: dev.fit(info, one, say, force=values.force) if dev else info for name, one in made.items()}
-    packed = {name: pack_file(made[name].content, _named(infos[name], name)) for name in made}
+        converted = _convert(values, loaded.frozen, calibration, spec, loaded.original.about, say)
+        infos = {
+            name: dev.fit(info, file, say, force=values.force) if dev else info for name, file in converted.items()
+        }
+    packed = {name: pack_file(converted[name].content, _named(infos[name], name)) for name in converted}
     for name, path in targets.items():
         write_bytes(path, packed[name])
     sign_written(values, targets.values())
-    print_report(values.format, targets, made, packed, layers=values.layer_report)
+    print_report(values.format, targets, converted, packed, layers=values.layer_report)
     return EXIT_OK
+
+
+def _named_by_position(source: Source, findings: tuple[str, ...]) -> Source:
+    names = replace(source.original.names, findings=findings, source="by position")
+    return replace(source, original=replace(source.original, names=names))
 
 
 def _convert(  # noqa: PLR0917 - what is converted, and what is known of it
@@ -239,15 +237,10 @@ def _convert(  # noqa: PLR0917 - what is converted, and what is known of it
             frozen,
             list(values.quant_type),
             calibration=calibration,
-            calibration_steps=values.calibration_steps,
             pixels=spec if spec.input == "uint8" else None,
             progress=say,
-            head=values.head,
-            force=values.force,
-            edgetpu=values.edgetpu,
             expected_input=expected_input(spec, about),
-            **int8_options(values),
-            **export_options(values),
+            **convert_options(values).to_dict(),
         )
 
 
@@ -255,7 +248,7 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
     """Find what is wrong before the slow part starts."""
     if arguments:
         raise UsageError(f"expected flags only, got {arguments[0]!r}")
-    _check_calibration(values)
+    _check_options(values)
     if (values.keras_model_file is None) == (values.saved_model_dir is None):
         raise UsageError("expected one of --keras_model_file and --saved_model_dir")
     if not values.output_file:
@@ -270,13 +263,12 @@ def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:
         check_keras_file(values.keras_model_file)
 
 
-def _check_calibration(values: flags.FlagValues) -> None:
+def _check_options(values: flags.FlagValues) -> None:
     check_calibration_flags(values)
-    check_quant_types(values.quant_type, calibrated=has_calibration(values))
-    check_int8_flags(values)
-    check_export_flags(values)
-    check_edgetpu_flag(values)
-    check_head_flag(values)
+    options = convert_options(values)
+    options.check_types(values.quant_type, calibrated=has_calibration(values), pixels=values.input == "uint8")
+    if options.head == LOGITS_AND_CAM and values.keras_model_file is None:
+        raise UsageError("--head=logits+cam reads the last feature map of a Keras file: give --keras_model_file")
     check_fit_flag(values)
     check_sign_flag(values)
 
@@ -315,24 +307,24 @@ def _spec(
     """
     from cxr_compress.models.meaning import ask_for_preset
 
-    spec, against = loaded.pixels.spec, loaded.pixels.doubt
+    spec, against = loaded.original.pixels.spec, loaded.original.pixels.doubt
     if dev is not None:
         spec, against = dev.choose_spec(loaded, values, say)
     if against and not values.force:
         raise CompressionError(against)
     if spec is None:
         raise CompressionError(f"{ask_for_preset(source.name)}; or give --dataset with labels, which shows it")
-    where = loaded.pixels.source if loaded.pixels.spec is not None else "the clear best on dev"
+    where = loaded.original.pixels.source if loaded.original.pixels.spec is not None else "the clear best on dev"
     say(f"note: {_assumed(loaded, spec, where)}")
     if dev is None:
         say("note: nothing of that was checked on images with labels: give --dataset, or score the file (cxr_evaluate)")
-    return spec, "; ".join(filter(None, (loaded.names.doubt, against)))
+    return spec, "; ".join(filter(None, (loaded.original.names.doubt, against)))
 
 
 def _assumed(loaded: Source, spec: PreprocessSpec, where: str) -> str:
     """What is taken for granted about the model, in one line."""
-    kind = "classes that exclude one another" if loaded.activation == "softmax" else "findings"
-    named = loaded.names.source if loaded.names.findings else "numbered, as nobody names them"
+    kind = "classes that exclude one another" if loaded.original.activation == "softmax" else "findings"
+    named = loaded.original.names.source if loaded.original.names.findings else "numbered, as nobody names them"
     return f"{kind} {', '.join(loaded.labels)} ({named}); preprocessing {preset_name(spec)} ({where})"
 
 
@@ -356,9 +348,9 @@ def _looked_at(values: flags.FlagValues, dev: DevImages, loaded: Source, info: M
 
 def _info(values: flags.FlagValues, source: Path, loaded: Source, spec: PreprocessSpec) -> ModelInfo:
     """What the files say about themselves; nothing is claimed that this command does not know."""
-    about, labels = loaded.about, loaded.labels
+    about, labels = loaded.original.about, loaded.labels
     count = len(labels)
-    said = about.weights_of(loaded.names.positive) if about is not None else None
+    said = about.weights_of(loaded.original.names.positive) if about is not None else None
     weights = said or (1.0,) * count
     return ModelInfo(
         model_name=source.resolve().stem,
@@ -373,13 +365,12 @@ def _info(values: flags.FlagValues, source: Path, loaded: Source, spec: Preproce
         parents={"source": fingerprint(source)},
         training_data=(about.dataset if about is not None else "") or "not stated",
         attribution=about.attribution if about is not None else "",
-        activation=loaded.activation,
-        outputs=loaded.change.gives,
+        activation=loaded.original.activation,
+        outputs=loaded.original.change.gives,
         recipe={
             "command": NAME,
             "calibration_set": calibration_set(values),
-            **changed_options(values),
-            **changed_export_options(values),
+            **changed_options(convert_options(values)),
         },
     )
 

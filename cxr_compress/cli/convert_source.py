@@ -9,66 +9,40 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cxr_compress.cli.app import Say, UsageError
+from cxr_compress.cli.app import Say
 from cxr_compress.device.modelinfo import logits_of
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite import FrozenFunction, freeze
 from cxr_compress.lite.freeze import load_saved_model
-from cxr_compress.lite.head import HEADS, LOGITS, LOGITS_AND_CAM, frozen_pair, headed, read_frozen_head
+from cxr_compress.lite.head import frozen_pair, headed, read_frozen_head
 
 if TYPE_CHECKING:
     from cxr_compress.models import ModelAbout
     from cxr_compress.models.logits_head import HeadChange
     from cxr_compress.models.meaning import Inside as InsideLayers
-    from cxr_compress.models.meaning import Names, Pixels
+    from cxr_compress.models.meaning import Names
+    from cxr_compress.models.original import Original
 
 _PAIR = 2
 
 
-def define_head_flag(values: flags.FlagValues) -> None:
-    """Define which outputs the files have."""
-    text = (
-        "What the files give: logits, or logits+cam with the class activation map as a second output, which shows "
-        "where in an image each logit comes from (cxr_predict --heatmap_dir); needs a Keras file."
-    )
-    flags.DEFINE_enum("head", LOGITS, HEADS, text, flag_values=values)
-
-
-def check_head_flag(values: flags.FlagValues) -> None:
-    """Find what contradicts itself before the slow part starts.
-
-    Raises:
-        UsageError: the map of a SavedModel.
-    """
-    if values.head == LOGITS_AND_CAM and values.keras_model_file is None:
-        raise UsageError("--head=logits+cam reads the last feature map of a Keras file: give --keras_model_file")
-
-
 @dataclass(frozen=True)
 class Source:
-    """A model ready to convert, and what is known of it.
+    """A model ready to convert, and what it means.
 
     Attributes:
         frozen: it, ending in logits, or in probabilities where no logits can be had.
-        change: what its end was, and what was done to it.
-        names: which output is what.
-        pixels: how an image becomes its input, as far as that is known.
-        inside: layers in front of it that normalize; None where there are none.
-        about: what its file says.
+        original: what is known of it; its `model` is the frozen function where layers do not show the end.
     """
 
     frozen: FrozenFunction
-    change: HeadChange
-    names: Names
-    pixels: Pixels
-    inside: InsideLayers | None = None
-    about: ModelAbout | None = None
+    original: Original
 
     @property
     def labels(self) -> tuple[str, ...]:
         """A name for every output, numbers where nobody named them."""
-        count = self.change.outputs
-        return self.names.findings or tuple(f"finding_{number}" for number in range(1, count + 1))
+        count = self.original.change.outputs
+        return self.original.names.findings or tuple(f"finding_{number}" for number in range(1, count + 1))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -76,16 +50,16 @@ class Source:
         _, height, width, channels = self.frozen.input_shape
         return height, width, channels
 
-    @property
-    def unsaid(self) -> bool:
-        """Whether neither its end nor its file says what its logits are of."""
-        return self.change.unsaid and self.about is None
+    def answer(self, batch: Any) -> Any:
+        """From preprocessed images (n, height, width, channels) to scores (n, k) that rise with each finding."""
+        import numpy as np
+        import tensorflow as tf
 
-    @property
-    def activation(self) -> str:
-        """What turns its logits into probabilities."""
-        exclusive = self.about is not None and self.about.activation == "softmax"
-        return "softmax" if exclusive else self.change.probabilities_by
+        from cxr_compress.models.original import rising_scores
+
+        function, activation = self.frozen.function, self.original.activation
+        rows = [tf.nest.flatten(function(tf.constant(image[np.newaxis])))[0].numpy()[0] for image in batch]
+        return rising_scores(logits_of(np.asarray(rows), self.frozen.gives, activation), activation)
 
 
 def load_source(values: flags.FlagValues, say: Say) -> Source:
@@ -100,87 +74,97 @@ def load_source(values: flags.FlagValues, say: Say) -> Source:
         key, size = values.saved_model_signature_key, values.input_size
         frozen = load_saved_model(values.saved_model_dir, signature_key=key, tags=tags, input_size=size)
         _timed("load and freeze", start, say)
-        return _of_graph(values, frozen, say)
+        return _of_graph(values, Path(values.saved_model_dir), frozen, say)
     # Here and not above: importing Keras loads TensorFlow, slow and noisy; a wrong flag should not wait for it.
     from cxr_compress.models.files import load_model, read_about
     from cxr_compress.models.logits_head import read_head, softmax_classes
     from cxr_compress.models.meaning import normalizes_inside
 
     path = Path(values.keras_model_file)
-    about, model = read_about(path), load_model(path, lambda note: say(f"note: {note}"))
+    loading: list[str] = []
+    about, model = read_about(path), load_model(path, loading.append)
     _timed("load", start, say)
-    inside = normalizes_inside(model)
-    names, change, reason = None, None, ""
+    known = _Known(about, normalizes_inside(model), tuple(loading))
+    names, change, refusal = None, None, None
     try:
         if softmax_classes(model) == _PAIR:
             names = _names(values, _PAIR, pair=True, about=about)
         plain, change = read_head(model, positive=names.positive if names else None)
-        reason = change.note
     except UnsupportedLayerError as error:
-        plain, reason = model, str(error)
+        plain, refusal = model, error
     if change is None or change.gives != "logits":
         # What layers do not show, operators may: the graph is read again, and its refusal is the last word.
         frozen = freeze(headed(model, values.head), input_size=values.input_size)
-        return _of_graph(values, frozen, say, about=about, inside=inside, reason=reason)
+        reason = refusal.reason if refusal else change.reason if change else ""
+        return _of_graph(values, path, frozen, say, known, refusal=refusal, reason=reason)
     start = time.perf_counter()
     frozen = freeze(headed(plain, values.head), input_size=values.input_size)
     _timed("freeze", start, say)
     names = names or _names(values, change.outputs, pair=False, about=about)
-    return _known(values, replace(frozen, gives="logits"), change, names, say, about, inside)
+    frozen = replace(frozen, gives="logits")
+    return _understood(values, path, frozen, plain, change, names, known, say)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a Keras file and its layers say of the model, whatever its end is.
+
+    Attributes:
+        about: what the file says; None where it says nothing.
+        inside: layers in front that normalize; None where there are none.
+        loading: what was taken otherwise than the file has it, a line each.
+    """
+
+    about: ModelAbout | None = None
+    inside: InsideLayers | None = None
+    loading: tuple[str, ...] = ()
 
 
 def _of_graph(
     values: flags.FlagValues,
+    path: Path,
     frozen: FrozenFunction,
     say: Say,
+    known: _Known | None = None,
     *,
-    about: ModelAbout | None = None,
-    inside: InsideLayers | None = None,
+    refusal: UnsupportedLayerError | None = None,
     reason: str = "",
 ) -> Source:
-    """A graph of operators, which has no layers to read."""
-    pair = frozen_pair(frozen)
-    names = _names(values, frozen.output_shape[-1], pair=pair, about=about)
+    """A graph of operators, which has no layers to read; `refusal` and `reason` say why layers did not do."""
+    known = known or _Known()
+    names = _names(values, frozen.output_shape[-1], pair=frozen_pair(frozen), about=known.about)
     try:
-        made, change = read_frozen_head(frozen, positive=names.positive)
+        frozen, change = read_frozen_head(frozen, positive=names.positive)
     except UnsupportedLayerError as error:
-        raise UnsupportedLayerError(reason or str(error)) from error
+        raise refusal or error from error
     if reason and change.gives != "logits":
-        change = replace(change, note=f"{change.note}: {_first_clause(reason)}")
-    return _known(values, made, change, names, say, about, inside)
+        change = replace(change, note=f"{change.note}: {reason}")
+    return _understood(values, path, frozen, frozen, change, names, known, say)
 
 
-def _known(  # noqa: PLR0917 - what is known of a model
+def _understood(  # noqa: PLR0917 - what is known of a model
     values: flags.FlagValues,
+    path: Path,
     frozen: FrozenFunction,
+    model: Any,
     change: HeadChange,
     names: Names,
+    known: _Known,
     say: Say,
-    about: ModelAbout | None,
-    inside: InsideLayers | None,
 ) -> Source:
     from cxr_compress.models.meaning import Inside, read_pixels
-    from cxr_compress.models.original import logits_taken
+    from cxr_compress.models.original import Original
 
     _, height, width, channels = frozen.input_shape
-    if frozen.pixel_input:
-        inside = Inside(("input",), "it takes uint8 pixels of 0 to 255", "raw")
-    for note in frozen.notes:
-        say(f"note: {note}")
+    inside = Inside(("input",), "it takes uint8 pixels of 0 to 255", "raw") if frozen.pixel_input else known.inside
     pixels = read_pixels(
-        (height, width, channels),
-        about=about,
-        inside=inside,
-        preset=values.preset,
-        color=values.color,
+        (height, width, channels), about=known.about, inside=inside, preset=values.preset, color=values.color
     )
-    if change.note:
-        say(f"note: {change.note}")
-    if change.unsaid and about is None:
-        say(f"note: {logits_taken(change.outputs)}")
-    if inside is not None:
-        say(f"note: the model normalizes inside ({inside.name}: {inside.text})")
-    return Source(frozen, change, names, pixels, inside, about)
+    loading = (*known.loading, *frozen.notes)
+    original = Original(path, model, change, names, pixels, inside, known.about, loading)
+    for note in original.notes():
+        say(f"note: {note}")
+    return Source(frozen, original)
 
 
 def _names(values: flags.FlagValues, classes: int, *, pair: bool, about: ModelAbout | None) -> Names:
@@ -192,22 +176,3 @@ def _names(values: flags.FlagValues, classes: int, *, pair: bool, about: ModelAb
 
 def _timed(stage: str, start: float, say: Say) -> None:
     say(f"{stage} {time.perf_counter() - start:.1f} s")
-
-
-def _first_clause(text: str) -> str:
-    """The finding of a message without its advice."""
-    return text.rsplit("probabilities that they are", 1)[-1].rsplit("): ", 1)[-1].partition(": give")[0]
-
-
-def answers(frozen: FrozenFunction, activation: str) -> Any:
-    """A function from preprocessed images (n, h, w, c) to scores (n, k) that rise with each finding."""
-    import numpy as np
-    import tensorflow as tf
-
-    from cxr_compress.models.original import rising_scores
-
-    def answer(batch: Any) -> Any:
-        rows = [tf.nest.flatten(frozen.function(tf.constant(image[np.newaxis])))[0].numpy()[0] for image in batch]
-        return rising_scores(logits_of(np.asarray(rows), frozen.gives, activation), activation)
-
-    return answer

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from cxr_compress.cli.app import Say, UsageError
-from cxr_compress.cli.convert_source import Source, answers
+from cxr_compress.cli.convert_source import Source
 from cxr_compress.data import Dataset, decode_split
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
@@ -73,13 +73,12 @@ class DevImages:
         """
         from cxr_compress.models.meaning import ask_for_preset, possible_presets
 
-        pixels = source.pixels
+        pixels = source.original.pixels
         if pixels.spec is not None and not pixels.preset:
             return pixels.spec, ""
         specs = possible_presets(source.image_shape, color=values.color)
-        answer, columns = answers(source.frozen, source.activation), list(self.match.logits)
         return settle_on_dev(
-            answer,
+            source.answer,
             self.images,
             self.labels,
             self.patients,
@@ -90,13 +89,13 @@ class DevImages:
             tell=say,
             doubt=pixels.doubt,
             force=values.force,
-            columns=columns,
+            columns=list(self.match.logits),
         )
 
     def look(self, source: Source, spec: PreprocessSpec, assumed: str) -> FirstLook:
         """The original model on dev."""
         return take_first_look(
-            answers(source.frozen, source.activation),
+            source.answer,
             self.images,
             self.labels,
             self.patients,
@@ -104,7 +103,7 @@ class DevImages:
             spec=spec,
             assumed=assumed,
             columns=list(self.match.logits),
-            unsaid=source.unsaid,
+            unsaid=source.original.unsaid,
         )
 
     @property
@@ -150,9 +149,9 @@ def dev_images(values: flags.FlagValues, dataset: Dataset | None, source: Source
         return None
     from cxr_compress.models.meaning import possible_presets
 
-    by_position, count = values.match == "position", source.change.outputs
+    by_position, count = values.match == "position", source.original.change.outputs
     try:
-        match = match_findings(source.names.findings, dataset.findings, logits=count, by_position=by_position)
+        match = match_findings(source.original.names.findings, dataset.findings, logits=count, by_position=by_position)
     except DataError as error:
         if by_position:
             raise
@@ -169,7 +168,7 @@ def dev_images(values: flags.FlagValues, dataset: Dataset | None, source: Source
         say("thresholds stay at 0.5: no finding of the model is both present and absent among the dev images")
     findings, logits, labels = zip(*pairs, strict=True) if pairs else ((), (), ())
     # Images are decoded alike for every preprocessing of one size.
-    spec = source.pixels.spec or next(iter(possible_presets(source.image_shape, color=values.color).values()))
+    spec = source.original.pixels.spec or next(iter(possible_presets(source.image_shape, color=values.color).values()))
     return DevImages(dataset, decode_split(dataset.dev, spec), match, Match(findings, logits, labels))
 
 

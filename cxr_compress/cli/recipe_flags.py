@@ -40,7 +40,7 @@ def define_recipe_flags(
     for entry in all_entries():
         if names is None or entry.flag in names:
             try:
-                _define(values, entry, entry.default if with_defaults else None)
+                define_field(values, entry, entry.default if with_defaults else None)
             except flags.DuplicateFlagError:
                 raise CompressionError(
                     f"{entry} of the recipe has the name of another flag of this command: give it another flag"
@@ -114,9 +114,17 @@ def _section(entry: Entry) -> str:
     return entry.path.partition(".")[0]
 
 
-def _define(values: flags.FlagValues, entry: Entry, default: Any) -> None:
+def define_field(values: flags.FlagValues, entry: Entry, default: Any, *, group: str = "") -> None:
+    """Define the flag of one field.
+
+    Args:
+        values: where.
+        entry: the field.
+        default: what the flag holds where it is not given.
+        group: its heading in the help; that of the recipe's section unless given.
+    """
     names, kind, text = entry.option.names, entry.type, help_of(entry)
-    shared: dict[str, Any] = {"flag_values": values, "module_name": heading(_section(entry))}
+    shared: dict[str, Any] = {"flag_values": values, "module_name": group or heading(_section(entry))}
     if default is None and entry.flag not in _ASKED and (usual := default_text(entry)):
         text = f"{text} (default: {usual})"
     if names and not entry.option.open_choices:

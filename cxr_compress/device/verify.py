@@ -20,16 +20,15 @@ from cxr_compress.device.preprocess import normalize
 from cxr_compress.device.runner import Runner
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import ModelFileError
+from cxr_compress.quant_types import TYPES
 
 REFERENCE_IMAGES = 4
 _GRID = 24  # the images have this many flat fields a side, whatever their size in pixels
 # TFLite's kernels may round one way or the other: measured between LiteRT 2.3 and tflite-runtime 2.14 on DenseNets.
 MAX_STEPS = 3
-MAX_FLOAT_SHARE = 1e-3
 # Kernels of yet another processor round in other places again.
 KERNEL_ROOM = 1.5
-# A dynamic file rounds activations to 8 bits while it runs, each runtime in its own way (measured: 0.003 to 0.007).
-MAX_DYNAMIC_SHARE = MAX_STEPS / 255
+_MAX_SHARE = 1e-3  # of the spread of logits, for files that do not say their quant type
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,8 @@ def compare(info: ModelInfo, logits: np.ndarray, positive: np.ndarray, runtime: 
         raise ModelFileError("the file carries no reference outputs to verify it with; convert the model again")
     expected = np.asarray(reference.logits, np.float32).astype(np.float64)
     spread = float(np.ptp(expected, axis=0).max())
-    share = MAX_DYNAMIC_SHARE if info.quant_type == "dynamic" else MAX_FLOAT_SHARE
+    quant_type = TYPES.get(info.quant_type)
+    share = quant_type.logit_tolerance if quant_type else _MAX_SHARE
     tolerance = max(MAX_STEPS * reference.step if reference.step else share * spread, KERNEL_ROOM * reference.kernels)
     # What is no number agrees with nothing. Not np.nan_to_num: after an emulated or old ARM runtime has switched tiny
     # numbers off, it warns about the processor.

@@ -1,4 +1,4 @@
-"""Reads what a .tflite really holds: operators and who can run them, dtypes, float islands, scales, zeros, ends."""
+"""Reads what a .tflite really holds: operators and who can run them, dtypes, float islands, scales and zeros."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.lite.graph.constants import KernelScales, SparsityCount, count_scales, count_zeros
 from cxr_compress.lite.graph.flatbuffer import Graph, Tensor, read_graphs
-from cxr_compress.lite.graph.op_versions import TARGETS, KernelScales, TooNew, count_scales, find_too_new, runtimes_of
-from cxr_compress.lite.graph.zeros import SparsityCount, count_zeros
-from cxr_compress.lite.inputs_outputs import INT8_ENDS, Ends
+from cxr_compress.lite.graph.op_versions import TARGETS, TooNew, find_too_new, runtimes_of
+from cxr_compress.lite.inputs_outputs import INT8, InputOutput
 
 _FENCES = ("QUANTIZE", "DEQUANTIZE")
-_INTEGER = ("int8", "uint8", "int16")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Audit:
         dtypes: number of tensors per dtype.
         inputs: what the model takes.
         outputs: what the model gives.
-        float_ops: operators that touch float values, the QUANTIZE and DEQUANTIZE at the model's ends left out.
+        float_ops: operators that touch float values, the QUANTIZE and DEQUANTIZE at its input and output left out.
         dynamic_tensors: tensors with a dimension that is known only when the model runs.
         sparsity: zeros among the kernels.
         has_integer_activations: some value between operators is int8, uint8 or int16.
@@ -151,7 +150,7 @@ def audit(content: bytes) -> Audit:
         dynamic_tensors=tuple(tensor.name for tensor in tensors if tensor.dynamic),
         sparsity=count_zeros(main),
         has_integer_activations=any(
-            tensor.dtype in _INTEGER and tensor.index not in _cast_inputs(graph)
+            tensor.is_integer and tensor.index not in _cast_inputs(graph)
             for graph in graphs
             for tensor in graph.activations()
         ),
@@ -160,33 +159,34 @@ def audit(content: bytes) -> Audit:
     )
 
 
-def require_integer(found: Audit, *, ends: Ends = INT8_ENDS, allowed: Collection[str] = ()) -> None:
+def require_integer(audited: Audit, *, input_output: InputOutput = INT8, allowed: Collection[str] = ()) -> None:
     """Check that a model computes in integers from end to end.
 
     Args:
-        found: the audit of the model.
-        ends: what it has to take and give; a QUANTIZE or DEQUANTIZE there is no arithmetic.
+        audited: the audit of the model.
+        input_output: what it has to take and give; a QUANTIZE or DEQUANTIZE there is no arithmetic.
         allowed: names of results whose operators may compute in float, with a fence around them.
 
     Raises:
-        CompressionError: another operator computes in float, or an end has the wrong dtype; it names
+        CompressionError: another operator computes in float, or input or output has the wrong dtype; it names
             operator and tensor.
     """
     # The converter fences a float operator with DEQUANTIZE and QUANTIZE; the one inside is the cause.
-    causes = [op for op in found.float_ops if op.kind not in _FENCES and op.tensor not in allowed]
+    causes = [op for op in audited.float_ops if op.kind not in _FENCES and op.tensor not in allowed]
     if not (causes or allowed):
-        causes = list(found.float_ops)
+        causes = list(audited.float_ops)
     if causes:
         first, more = causes[0], len(causes) - 1
         raise CompressionError(
-            f"expected {ends.arithmetic} operators only, but {first.kind} (operator {first.index}) computes float "
-            f"tensor {first.tensor!r}{f', and {more} more' if more else ''}: replace that layer by one with an "
-            f"{ends.arithmetic} kernel, or export fp16 or dynamic"
+            f"expected {input_output.arithmetic} operators only, but {first.kind} (operator {first.index}) computes "
+            f"float tensor {first.tensor!r}{f', and {more} more' if more else ''}: replace that layer by one with an "
+            f"{input_output.arithmetic} kernel, or export fp16 or dynamic"
         )
-    wanted_ends = ((found.inputs, ends.input), (found.outputs, ends.output))
-    for tensor, wanted in [(tensor, wanted) for tensors, wanted in wanted_ends for tensor in tensors]:
-        if tensor.dtype != wanted:
-            raise CompressionError(f"expected {wanted} at the ends of the model, got {tensor.dtype} at {tensor.name!r}")
+    wanted = [("input", tensor, input_output.input) for tensor in audited.inputs]
+    wanted += [("output", tensor, input_output.output) for tensor in audited.outputs]
+    for role, tensor, dtype in wanted:
+        if tensor.dtype != dtype:
+            raise CompressionError(f"expected an {role} of {dtype}, got {tensor.dtype} at {tensor.name!r}")
 
 
 def _counts(codes: Sequence[int]) -> str:

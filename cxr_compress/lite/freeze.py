@@ -33,10 +33,10 @@ def in_float32(graph_def: Any) -> Any:
     changed.CopyFrom(graph_def)
     for function in changed.library.function:
         for argument in (*function.signature.input_arg, *function.signature.output_arg):
-            argument.type = _widened(argument.type)
+            argument.type = _as_float32(argument.type)
     for node in _nodes(changed):
         for attr in node.attr.values():
-            _widen(attr)
+            _write_float32(attr)
     return changed
 
 
@@ -101,7 +101,7 @@ def _names() -> dict[int, str]:
     return {kind.as_datatype_enum: kind.name for kind in (tf.float16, tf.bfloat16, tf.float64)}
 
 
-def _widened(kind: int) -> int:
+def _as_float32(kind: int) -> int:
     import tensorflow as tf
 
     return tf.float32.as_datatype_enum if kind in _names() else kind
@@ -111,24 +111,24 @@ def _types(attr: Any) -> list[int]:
     return [attr.type, attr.tensor.dtype, *attr.list.type]
 
 
-def _widen(attr: Any) -> None:
+def _write_float32(attr: Any) -> None:
     import tensorflow as tf
 
     field = attr.WhichOneof("value")
     if field == "type":
-        attr.type = _widened(attr.type)
+        attr.type = _as_float32(attr.type)
     elif field == "list":
-        attr.list.type[:] = [_widened(kind) for kind in attr.list.type]
+        attr.list.type[:] = [_as_float32(kind) for kind in attr.list.type]
     elif field == "tensor" and attr.tensor.dtype in _names():
         values = np.asarray(tf.make_ndarray(attr.tensor)).astype(np.float32)
         attr.tensor.CopyFrom(tf.make_tensor_proto(values, tf.float32))
     elif field == "func":
         for inner in attr.func.attr.values():
-            _widen(inner)
+            _write_float32(inner)
 
 
 # Operators that hand values on unchanged, between the one that computes the output and the output.
-_PASS_ON = ("Identity", "Reshape", "Squeeze", "Cast", "NoOp")
+PASS_ON = ("Identity", "Reshape", "Squeeze", "Cast", "NoOp")
 _PROBABILITIES = ("Sigmoid", "Softmax", "LogSoftmax")
 _TAKEN = ("float32", "float16", "bfloat16", "float64", "uint8")
 _BRIGHTEST = 255.0
@@ -338,7 +338,7 @@ def _reason(error: Exception) -> str:
 
 
 def _last_activation(operation: Any) -> str:
-    while operation.type in _PASS_ON and operation.inputs:
+    while operation.type in PASS_ON and operation.inputs:
         operation = operation.inputs[0].op
     return operation.type if operation.type in _PROBABILITIES else ""
 

@@ -7,15 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
-from cxr_compress.lite.freeze import FrozenFunction, freeze_call
+from cxr_compress.lite.freeze import PASS_ON, FrozenFunction, freeze_call
 from cxr_compress.lite.graph.flatbuffer import CAM_NAME, read_graphs
 from cxr_compress.lite.int8.ranges import Ranges
 
 if TYPE_CHECKING:
     from cxr_compress.models.logits_head import HeadChange
 
-# Operators that hand values on unchanged, between the one that computes the output and the output.
-_PASS_ON = frozenset(("Identity", "Reshape", "Squeeze", "Cast", "NoOp"))
 _SQUASHING = frozenset(("Sigmoid", "Softmax", "LogSoftmax"))
 _OTHER_ENDS = frozenset(("Tanh", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign", "Exp"))
 # What comes out of a kernel is a number of its own, whatever goes in.
@@ -26,7 +24,7 @@ _ROOM = 0.25
 LOGITS, LOGITS_AND_CAM = HEADS = ("logits", "logits+cam")
 
 
-def widen_map(content: bytes, ranges: Ranges) -> Ranges:
+def leave_room_for_map(content: bytes, ranges: Ranges) -> Ranges:
     """The same ranges with room around that of the map, where the file has one.
 
     One strong cell of an image that is stronger than all in the calibration images would be clipped, and the mean of
@@ -41,24 +39,13 @@ def widen_map(content: bytes, ranges: Ranges) -> Ranges:
     return {**ranges, **{index: (ranges[index][0] - room, ranges[index][1] + room) for index, room in rooms.items()}}
 
 
-def check_head(head: str) -> None:
-    """Check which outputs are asked for, before the slow part starts.
-
-    Raises:
-        CompressionError: none of HEADS.
-    """
-    if head not in HEADS:
-        raise CompressionError(f"expected head to be one of {', '.join(HEADS)}; got {head!r}")
-
-
 def headed(model: Any, head: str) -> Any:
     """A Keras model, or a frozen one, with the outputs that `head` asks for; the model itself is not modified.
 
     Raises:
-        CompressionError: an unknown head, the map of a frozen function that has none, or logits alone of one with it.
+        CompressionError: the map of a frozen function that has none, or logits alone of one with it.
         UnsupportedLayerError: the model ends in another head than a map can be read from.
     """
-    check_head(head)
     frozen = isinstance(model, FrozenFunction)
     names = list(getattr(model, "output_names", None) or [])
     there = bool(model.cam_shape) if frozen else names[1:] == [CAM_NAME]
@@ -185,7 +172,7 @@ def _activation_sources(operation: Any) -> tuple[str, list[Any]]:
     Raises:
         UnsupportedLayerError: the output is that of an activation that gives neither logits nor probabilities.
     """
-    while operation.type in _PASS_ON and operation.inputs:
+    while operation.type in PASS_ON and operation.inputs:
         operation = operation.inputs[0].op
     if operation.type in _SQUASHING:
         over, classes = operation.outputs[0].shape[-1], operation.graph.outputs[0].shape[-1]

@@ -1,8 +1,7 @@
-"""What the two ends of a file store: the quant type says so, and the user within its limits."""
+"""What the input and the output of a file store: the quant type says so, and the user within its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,20 +12,13 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call
 from cxr_compress.lite.graph.flatbuffer import operator_code, read_graphs, schema, to_bytes, to_object
 from cxr_compress.lite.int8.ranges import Ranges
-from cxr_compress.quant_types import FLOAT_ENDS, INT16, QUANT_TYPES
+from cxr_compress.quant_types import TYPES
 
-END_TYPES = ("float32", "int8", "uint8", "int16")
-# The first is what a type's ends store unless something else is asked for.
-_POSSIBLE = {
-    "int8": ("int8", "uint8", "float32"),
-    FLOAT_ENDS: ("float32",),
-    INT16: ("int16", "float32"),
-}
-_FLOAT = ("float32",)
+STORED_TYPES = tuple(sorted({dtype for quant_type in TYPES.values() for dtype in quant_type.input_output}))
 
 
 @dataclass(frozen=True)
-class Ends:
+class InputOutput:
     """What a file takes and gives; the integers stand for real values by a scale and a zero point.
 
     Attributes:
@@ -42,14 +34,14 @@ class Ends:
     arithmetic: str = "int8"
 
 
-INT8_ENDS = Ends()
-INT16_ENDS = Ends("int16", "int16", arithmetic="int16")
+INT8 = InputOutput()
+INT16 = InputOutput("int16", "int16", arithmetic="int16")
 
 
-def ends_of(
+def input_output_of(
     quant_type: str, *, pixels: bool = False, input_type: str | None = None, output_type: str | None = None
-) -> Ends:
-    """The ends of a file.
+) -> InputOutput:
+    """What a file of a quant type takes and gives.
 
     Args:
         quant_type: one of QUANT_TYPES.
@@ -58,35 +50,28 @@ def ends_of(
         output_type: likewise.
 
     Raises:
-        CompressionError: the type has no such end, or pixels and another input were asked for.
+        CompressionError: the type has no such input or output, or pixels and another input were asked for.
     """
     if pixels and input_type not in (None, "uint8"):
         raise CompressionError(
             f"a file that takes pixels has a uint8 input, got inference_input_type {input_type}: leave that out, or "
             "let the device normalize (input=float32)"
         )
-    start = "uint8" if pixels else _chosen(quant_type, "inference_input_type", input_type)
-    end = _chosen(quant_type, "inference_output_type", output_type)
-    return Ends(start, end, pixels, "int16" if quant_type == INT16 else "int8")
+    stored_input = "uint8" if pixels else _stored_type(quant_type, "inference_input_type", input_type)
+    stored_output = _stored_type(quant_type, "inference_output_type", output_type)
+    activations = TYPES[quant_type].activations
+    return InputOutput(stored_input, stored_output, pixels, "int16" if activations == "int16" else "int8")
 
 
-def check_ends(
-    quant_types: Sequence[str], *, pixels: bool = False, input_type: str | None = None, output_type: str | None = None
-) -> None:
-    """Check the ends of several types before the slow part starts; arguments and errors as `ends_of`."""
-    for name in quant_types:
-        ends_of(name, pixels=pixels, input_type=input_type, output_type=output_type)
-
-
-def _chosen(quant_type: str, option: str, wanted: str | None) -> str:
-    possible = _POSSIBLE.get(quant_type, _FLOAT)
+def _stored_type(quant_type: str, option: str, wanted: str | None) -> str:
+    possible = TYPES[quant_type].input_output
     if wanted is None:
         return possible[0]
     if wanted not in possible:
-        takers = [name for name in QUANT_TYPES if wanted in _POSSIBLE.get(name, _FLOAT)]
+        takers = [name for name, other in TYPES.items() if wanted in other.input_output]
         raise CompressionError(
-            f"{quant_type} has {' or '.join(possible)} ends, got {option} {wanted}: "
-            + (f"ask for {' or '.join(takers)}" if takers else f"expected one of {', '.join(END_TYPES)}")
+            f"{quant_type} has {' or '.join(possible)} input and output, got {option} {wanted}: "
+            + (f"ask for {' or '.join(takers)}" if takers else f"expected one of {', '.join(STORED_TYPES)}")
         )
     return wanted
 
@@ -189,7 +174,7 @@ def _results(outputs: Any) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def widen_pixels(content: bytes) -> bytes:
+def pixels_to_int16(content: bytes) -> bytes:
     """The same int16 flatbuffer with uint8 pixels at its input: two QUANTIZE in front, uint8 - int8 - int16.
 
     Two, because no kernel goes from uint8 to int16. The first only subtracts 128; the second is the one rounding that
@@ -197,13 +182,13 @@ def widen_pixels(content: bytes) -> bytes:
     """
     model, fb = to_object(content), schema()
     subgraph = model.subgraphs[0]
-    wide = int(subgraph.inputs[0])
-    shape = subgraph.tensors[wide].shape
-    narrow = _add_tensor(subgraph, _codes(fb, b"pixels_less_128", fb.TensorType.INT8, -128, shape))
+    int16_input = int(subgraph.inputs[0])
+    shape = subgraph.tensors[int16_input].shape
+    int8_pixels = _add_tensor(subgraph, _codes(fb, b"pixels_less_128", fb.TensorType.INT8, -128, shape))
     pixels = _add_tensor(subgraph, _codes(fb, b"pixels", fb.TensorType.UINT8, 0, shape))
     subgraph.inputs = np.array([pixels], np.int32)
     # Version 2 of QUANTIZE brought int16.
-    steps = [_quantize(model, fb, 1, pixels, narrow), _quantize(model, fb, 2, narrow, wide)]
+    steps = [_quantize(model, fb, 1, pixels, int8_pixels), _quantize(model, fb, 2, int8_pixels, int16_input)]
     subgraph.operators[:0] = steps
     return to_bytes(model)
 

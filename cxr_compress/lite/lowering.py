@@ -12,19 +12,20 @@ from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.graph.flatbuffer import read_graphs
 from cxr_compress.lite.graph.names import layer_in, layer_of
-from cxr_compress.lite.inputs_outputs import INT8_ENDS, INT16_ENDS, Ends, widen_pixels
+from cxr_compress.lite.inputs_outputs import INT8, INT16, InputOutput, pixels_to_int16
+from cxr_compress.quant_types import TYPES
 
 _NAMED = 3  # layers in an error
 
 
-def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collection[str] = ()) -> bytes:
+def quantize(content: bytes, *, input_output: InputOutput = INT8, float_tensors: Collection[str] = ()) -> bytes:
     """Quantize a float flatbuffer whose tensors carry their ranges to int8.
 
     Weights get a scale per output channel (zero point 0, so an exact zero stays code 0), activations one per tensor.
 
     Args:
         content: float flatbuffer with ranges (`ranges.write_ranges`).
-        ends: what the file takes and gives; the range of pixels is 0 to 255.
+        input_output: what the file takes and gives; the range of pixels is 0 to 255.
         float_tensors: names of results whose operators stay in float, fenced with DEQUANTIZE and QUANTIZE.
     """
     import tensorflow as tf
@@ -33,16 +34,18 @@ def quantize(content: bytes, *, ends: Ends = INT8_ENDS, float_tensors: Collectio
     # calibrator, whose faults are named in ranges.py.
     from tensorflow.lite.python.convert import mlir_quantize
 
-    start, end = (tf.dtypes.as_dtype(name) for name in (ends.input, ends.output))
-    left = set(float_tensors) or None
+    input_type, output_type = (tf.dtypes.as_dtype(name) for name in (input_output.input, input_output.output))
+    in_float = set(float_tensors) or None
     return _guarded(
         content,
         "int8",
-        lambda part: mlir_quantize(part, input_data_type=start, output_data_type=end, denylisted_nodes=left),
+        lambda part: mlir_quantize(
+            part, input_data_type=input_type, output_data_type=output_type, denylisted_nodes=in_float
+        ),
     )
 
 
-def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
+def quantize_int16(content: bytes, *, input_output: InputOutput = INT16) -> bytes:
     """Quantize a float flatbuffer whose tensors carry their ranges to int16 activations and int8 weights.
 
     Activations are symmetric: zero is code 0, the larger end of the range is code 32767 of either sign. Weights are
@@ -51,7 +54,7 @@ def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
 
     Args:
         content: float flatbuffer with ranges (`ranges.write_ranges`).
-        ends: what the file takes and gives: int16 or float32, or pixels.
+        input_output: what the file takes and gives: int16 or float32, or pixels.
 
     Raises:
         UnsupportedLayerError: an operator has no kernel for int16.
@@ -62,18 +65,25 @@ def quantize_int16(content: bytes, *, ends: Ends = INT16_ENDS) -> bytes:
     # points, which the kernels refuse. It takes the ranges that are there where it is given no images.
     from tensorflow.lite.python.optimize.calibrator import Calibrator
 
-    start, end = (tf.float32 if name == "float32" else tf.int16 for name in (ends.input, ends.output))
+    input_type, output_type = (
+        tf.float32 if name == "float32" else tf.int16 for name in (input_output.input, input_output.output)
+    )
     try:
-        made = _guarded(
+        content_int16 = _guarded(
             content,
             "int16x8",
             lambda part: Calibrator(part).calibrate_and_quantize(
-                lambda: iter(()), start, end, allow_float=False, activations_type=tf.int16, bias_type=tf.int64
+                lambda: iter(()),
+                input_type,
+                output_type,
+                allow_float=False,
+                activations_type=tf.int16,
+                bias_type=tf.int64,
             ),
         )
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(_without_int16(content, str(error))) from error
-    return widen_pixels(made) if ends.pixels else made
+    return pixels_to_int16(content_int16) if input_output.pixels else content_int16
 
 
 def _without_int16(content: bytes, text: str) -> str:
@@ -98,11 +108,12 @@ def lower(frozen: FrozenFunction, quant_type: str) -> bytes:
     import tensorflow as tf
 
     converter = frozen_converter(frozen)
-    if quant_type != "none":
+    weights = TYPES[quant_type].weights
+    if weights != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quant_type == "fp16":
+    if weights == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quant_type == "dynamic":
+    if weights == "int8":
         # Per-channel FULLY_CONNECTED is version 12, which tflite-runtime 2.14 refuses.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     return run_converter(converter.convert, frozen.graph_def)

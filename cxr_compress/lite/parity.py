@@ -123,8 +123,8 @@ def answer(frozen: FrozenFunction, images: np.ndarray | None, *, pixels: bool = 
     chosen = images[pick_evenly(range(len(images)), MOST_IMAGES)]
     logits = []
     for image in chosen:
-        given = frozen.function(tf.constant(image[np.newaxis], tf.float32))
-        logits.append(tf.nest.flatten(given)[0].numpy()[0])
+        outputs = frozen.function(tf.constant(image[np.newaxis], tf.float32))
+        logits.append(tf.nest.flatten(outputs)[0].numpy()[0])
     return Reference(chosen, np.asarray(logits, np.float64).reshape(len(chosen), -1), source)
 
 
@@ -220,14 +220,14 @@ def require_runs(content: bytes, quant_type: str) -> None:
         pass
 
 
-def require_answers(found: Parity, reference: Reference, quant_type: str, *, force: bool = False) -> None:
+def require_answers(parity: Parity, reference: Reference, quant_type: str, *, force: bool = False) -> None:
     """Refuse a file that gives one and the same answer where the model tells the images apart, or answers unlike it.
 
     One finding without variation is no reason yet: next to others that vary widely, its own differences may be finer
     than the step they share. It is named in the text of the parity.
 
     Args:
-        found: the answers of the file beside the model's.
+        parity: the answers of the file beside the model's.
         reference: what the model said.
         quant_type: of the file.
         force: let a file pass whose answers are unlike the model's.
@@ -236,13 +236,13 @@ def require_answers(found: Parity, reference: Reference, quant_type: str, *, for
         CompressionError: not one finding varies, or the error is as large as the signal, or a finding's images rank
             in no order, or in the opposite one, of the model's.
     """
-    logits = reference.logits[pick_evenly(range(len(reference.logits)), found.images)]
+    logits = reference.logits[pick_evenly(range(len(reference.logits)), parity.images)]
     spread, largest = np.ptp(logits, axis=0), np.abs(logits).max()
     told_apart = bool((spread > _FLOAT_NOISE * largest).any())
-    problem = _below_the_floor(found) if told_apart else _constant(found)
-    if told_apart and all(codes == 1 for codes in found.codes):
+    problem = _below_the_floor(parity) if told_apart else _constant(parity)
+    if told_apart and all(codes == 1 for codes in parity.codes):
         raise CompressionError(
-            f"{quant_type} is not written: it answers the same to everything, {found.images} images on which the "
+            f"{quant_type} is not written: it answers the same to everything, {parity.images} images on which the "
             f"model's logits differ by up to {spread.max():.3g}: calibrate on images like those the model is for, or "
             "choose a finer quant type"
         )
@@ -250,31 +250,31 @@ def require_answers(found: Parity, reference: Reference, quant_type: str, *, for
         raise CompressionError(f"{quant_type} is not written: {problem}; or go on with --force")
 
 
-def _constant(found: Parity) -> str:
+def _constant(parity: Parity) -> str:
     """What is wrong with a model that does not tell images apart; "" for noise, of which it need not know anything."""
-    if found.images < _RANKED or found.source == NOISE:
+    if parity.images < _RANKED or parity.source == NOISE:
         return ""
-    return f"the model itself answers the same to all {found.images} {found.source}: check its weights and the images"
+    return f"the model itself answers the same to all {parity.images} {parity.source}: check its weights and the images"
 
 
-def _below_the_floor(found: Parity) -> str:
+def _below_the_floor(parity: Parity) -> str:
     """What is wrong with answers that no rounding explains; "" for nothing."""
-    if not found.snr_db > 0:
+    if not parity.snr_db > 0:
         return (
-            f"its logits differ from the model's by as much as they are worth ({found.snr_db:.1f} dB on {found.images} "
-            "images): choose another quant type"
+            f"its logits differ from the model's by as much as they are worth ({parity.snr_db:.1f} dB on "
+            f"{parity.images} images): choose another quant type"
         )
-    if found.images < _RANKED:
+    if parity.images < _RANKED:
         return ""
-    largest = max(found.model_variance)
+    largest = max(parity.model_variance)
     opposite = [
         f"{place + 1} ({value:.2f})"
-        for place, value in enumerate(found.spearman)
-        if value is not None and value <= 0 and found.model_variance[place] > _FLOAT_NOISE * largest
+        for place, value in enumerate(parity.spearman)
+        if value is not None and value <= 0 and parity.model_variance[place] > _FLOAT_NOISE * largest
     ]
     if opposite:
         return (
-            f"it ranks {found.images} images unlike the model does: rank correlation of output {', '.join(opposite)}, "
+            f"it ranks {parity.images} images unlike the model does: rank correlation of output {', '.join(opposite)}, "
             "0 or less: choose another quant type"
         )
     return ""

@@ -15,7 +15,7 @@ from cxr_compress.lite.freeze import freeze_call
 from cxr_compress.lite.graph.flatbuffer import read_graphs
 from cxr_compress.lite.int8.ranges import write_ranges
 from cxr_compress.lite.lowering import lower, quantize, quantize_int16
-from cxr_compress.quant_types import CALIBRATED, INT16, QUANT_TYPES
+from cxr_compress.quant_types import QUANT_TYPES, TYPES
 
 # Kernels compute in blocks of 8 channels: odd widths would tell the cost of an unfinished block.
 _BLOCK = 8
@@ -135,12 +135,12 @@ def _convert_layer(layer: Any, shape: tuple[int, ...], quant_type: str, **option
     rng = np.random.default_rng(_SEED)
     layer.set_weights([rng.uniform(0.5, 1.5, size=weight.shape).astype(np.float32) for weight in layer.weights])
     frozen = freeze_call(_grouped(layer) or (lambda image: layer(image, **options)), shape)
-    if quant_type not in CALIBRATED:
+    if not TYPES[quant_type].calibrated:
         return lower(frozen, quant_type)
     content = lower(frozen, "none")
     floats = (tensor for tensor in read_graphs(content)[0].activations() if tensor.dtype == "float32")
     ranged = write_ranges(content, {tensor.index: _RANGE for tensor in floats})
-    return quantize_int16(ranged) if quant_type == INT16 else quantize(ranged)
+    return quantize_int16(ranged) if TYPES[quant_type].activations == "int16" else quantize(ranged)
 
 
 def _grouped(layer: Any) -> Callable[[Any], Any] | None:

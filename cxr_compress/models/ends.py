@@ -137,8 +137,8 @@ def find_ends(models: tuple[Any, ...], tensor: Any) -> list[End]:
     near = _probabilities_near(place.models, place.node.outputs, set())
     if near:
         raise UnsupportedLayerError(
-            f"{place.path!r} computes something else from the probabilities that {near!r} gives: give the model a "
-            "Dense layer of logits as its head"
+            f"{place.path!r} computes something else from the probabilities that {near!r} gives",
+            "give the model a Dense layer of logits as its head",
         )
     return [End(place.models, place.node)]
 
@@ -157,8 +157,8 @@ def _joined(join: Place, behind: list[Place]) -> list[End]:
         return [End(join.models, join.node)]
     if kinds != {"sigmoid"}:
         raise UnsupportedLayerError(
-            f"{join.path!r} joins heads that end in {', '.join(sorted(kind or 'logits' for kind in kinds))}: give all "
-            "of them a sigmoid, or one softmax behind it"
+            f"{join.path!r} joins heads that end in {', '.join(sorted(kind or 'logits' for kind in kinds))}",
+            "give all of them a sigmoid, or one softmax behind it",
         )
     joined = [replace(end, behind=(*behind, join, *end.behind)) for end in ends]
     return [_checked(end) for end in joined]
@@ -231,7 +231,8 @@ def require_one_call(model: Any, layer: Any) -> None:
     calls = sum(node.layer is layer for nodes in model._nodes_by_depth.values() for node in nodes)
     if calls != 1:
         raise UnsupportedLayerError(
-            f"{layer.name!r}, which ends {model.name}, is called {calls} times in it: give the end a layer of its own"
+            f"{layer.name!r}, which ends {model.name}, is called {calls} times in it",
+            "give the end a layer of its own",
         )
 
 

@@ -7,7 +7,7 @@ logits: so everything here ends in logits, and what turns them into probabilitie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class HeadChange:
         layer: the layer that had it, those around it in front; "" likewise.
         outputs: of the result, in the order of the old outputs; 1 where a softmax over two classes became one logit.
         note: one sentence for a report; "" where nothing was done and nothing is unusual.
+        reason: why no logits can be had of it, where that is so.
         gives: "logits", or "probabilities" where the model is kept as it is because no logits can be had of it.
         exclusive: the outputs are classes that exclude one another: their probabilities sum to 1.
     """
@@ -64,6 +65,7 @@ class HeadChange:
     note: str = ""
     gives: str = LOGITS
     exclusive: bool = False
+    reason: str = ""
 
     @property
     def unsaid(self) -> bool:
@@ -133,12 +135,12 @@ def read_head(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChan
             _check_same(model, plain, change, positive)
             return plain, change
     except UnsupportedLayerError as error:
-        kept = _kept(model, str(error))
+        kept = _kept(model, str(error), error.reason)
         if kept is None:
             raise
         return model, kept
     reason = f"no sigmoid or softmax ends {model.name}, yet its outputs are probabilities"
-    return model, _kept(model, reason) or HeadChange("", "", int(model.output_shape[-1]))
+    return model, _kept(model, reason, reason) or HeadChange("", "", int(model.output_shape[-1]))
 
 
 def softmax_classes(model: Any) -> int:
@@ -210,7 +212,8 @@ def _check_same(model: Any, plain: Any, change: HeadChange, positive: int | None
     if old.shape != new.shape or (np.abs(old - new)[known] > _SAME_PROBABILITY).any():
         raise UnsupportedLayerError(
             f"the {change.activation} {change.layer!r} seems to end {model.name}, but without it the model gives other "
-            "probabilities: give it a Dense layer of logits as its head"
+            "probabilities",
+            "give it a Dense layer of logits as its head",
         )
 
 
@@ -222,7 +225,7 @@ def _probe_shape(model: Any) -> tuple[int, int, int] | None:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _kept(model: Any, reason: str) -> HeadChange | None:
+def _kept(model: Any, explanation: str, reason: str) -> HeadChange | None:
     """What to say of a model whose outputs stay in [0, 1]; None where they do not, or are always the same."""
     shape = _probe_shape(model)
     if shape is None or len(model.output_shape) != _FLAT_RANK:
@@ -232,7 +235,8 @@ def _kept(model: Any, reason: str) -> HeadChange | None:
         return None
     share = ", and each row sums to 1" if kind == SHARES else ""
     note = f"the outputs are kept as the probabilities that they are (for {PROBES} inputs they stay in [0, 1]{share}): "
-    return HeadChange("", "", int(model.output_shape[-1]), note + reason, gives=PROBABILITIES, exclusive=kind == SHARES)
+    change = HeadChange("", "", int(model.output_shape[-1]), note + explanation, gives=PROBABILITIES)
+    return replace(change, exclusive=kind == SHARES, reason=reason)
 
 
 def _producer(end: End) -> Place:
@@ -250,7 +254,8 @@ def _producer(end: End) -> Place:
             break
     raise UnsupportedLayerError(
         f"expected the two classes of the softmax {end.path!r} to come from a Dense layer or a convolution, found "
-        f"{type(place.layer).__name__} {place.path!r}: give the model a Dense layer of logits as its head"
+        f"{type(place.layer).__name__} {place.path!r}",
+        "give the model a Dense layer of logits as its head",
     )
 
 

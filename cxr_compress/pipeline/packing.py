@@ -15,6 +15,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate import NO_THRESHOLDS, file_logits, fit_info
 from cxr_compress.lite import LiteModel, audit, pack_file
 from cxr_compress.pipeline.context import RunContext
+from cxr_compress.quant_types import TYPES
 from cxr_compress.recipe import Recipe
 
 # A float file has the zeros of its Keras model; converters may drop a constant or two on the way.
@@ -101,7 +102,7 @@ def check_sparsity(lite: LiteModel, wanted: float) -> None:
     """
     found = lite.audit.sparsity.fraction
     # Rounding to int8 adds zeros, never removes one; a float file must be what was asked, not more.
-    exact = lite.quant_type in ("none", "fp16")
+    exact = TYPES[lite.quant_type].exact_zeros
     if wanted and (found < wanted - SPARSITY_TOLERANCE or (exact and found > wanted + SPARSITY_TOLERANCE)):
         raise CompressionError(
             f"the {lite.quant_type} file has {found:.2%} zeros among its kernels, {wanted:.2%} were asked for: "

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cxr_compress.device.spec import PRESETS as PIXEL_PRESETS
-from cxr_compress.quant_types import CALIBRATED, QUANT_TYPES
+from cxr_compress.quant_types import QUANT_TYPES, TYPES
 from cxr_compress.recipe.fields import Section, option, provided, register_section
 
 DEFAULT_THREADS = 2
@@ -432,19 +432,19 @@ class ExportSection(Section):
     def check(self) -> None:
         """Refuse what the quant type cannot do."""
         expected = "int8_float_io with auto_fallback, which leaves layers in float"
-        self.require(not self.auto_fallback or self.quant_type == "int8_float_io", "quant_type", expected)
+        self.require(not self.auto_fallback or TYPES[self.quant_type].mixes_float, "quant_type", expected)
         expected = "int8 or int8_float_io with qat=always"
         self.require(self.qat.when != "always" or self.quantizes, "quant_type", expected)
 
     @property
     def quantizes(self) -> bool:
         """Whether the compressed file computes in int8."""
-        return self.quant_type in ("int8", "int8_float_io")
+        return TYPES[self.quant_type].activations == "int8"
 
     @property
     def calibrates(self) -> bool:
         """Whether calibration images shape the compressed file."""
-        return self.quant_type in CALIBRATED
+        return TYPES[self.quant_type].calibrated
 
 
 @dataclass(frozen=True)

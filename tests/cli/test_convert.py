@@ -348,8 +348,11 @@ def test_convert_with_a_layer_report_prints_the_layers_above_the_files(
     [
         (["--quant_type=int8", "--auto_fallback=2"], "layers left in float need quant type int8_float_io, got int8"),
         (["--quant_type=int8_float_io", "--float_layers=nothing"], "expected layers of this network, got 'nothing'"),
-        (["--quant_type=none", "--layer_report"], "--layer_report is for int8, int8_float_io, int16x8"),
-        (["--quant_type=int8", "--percentile=0.5"], "expected a percentile above 50 and up to 100, got 0.5"),
+        (["--quant_type=none", "--layer_report"], "layer_report is for int8, int8_float_io, int16x8, got none"),
+        (
+            ["--quant_type=int8", "--percentile=0.5"],
+            "expected percentile (--percentile) to be above 50 and up to 100; got 0.5",
+        ),
         (["--quant_type=int8", "--calibration_method=entropy"], "entropy"),
     ],
 )

@@ -100,8 +100,14 @@ def test_convert_leaves_kinds_of_operators_in_float(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quant_type=fp16", "--inference_input_type=int8"], "fp16 has float32 ends, got inference_input_type int8"),
-        (["--quant_type=int8_float_io", "--inference_output_type=int8"], "int8_float_io has float32 ends, got infer"),
+        (
+            ["--quant_type=fp16", "--inference_input_type=int8"],
+            "fp16 has float32 input and output, got inference_input_type int8",
+        ),
+        (
+            ["--quant_type=int8_float_io", "--inference_output_type=int8"],
+            "int8_float_io has float32 input and output, got in",
+        ),
         (
             ["--quant_type=int8", "--input=uint8", "--inference_input_type=int8"],
             "a file that takes pixels has a uint8 input, got inference_input_type int8",

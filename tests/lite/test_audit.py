@@ -8,12 +8,12 @@ import pytest
 
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.lite import LiteModel, audit, convert, freeze, require_integer
-from cxr_compress.lite.convert import lower, quantize
-from cxr_compress.lite.inputs_outputs import Ends, ends_of
+from cxr_compress.lite.inputs_outputs import InputOutput, input_output_of
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
+from cxr_compress.lite.lowering import lower, quantize
 from tests.lite import nets
 
-FLOATS = Ends("float32", "float32")
+FLOATS = InputOutput("float32", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_require_integer_of_a_float_island_fails(island: bytes) -> None:
 def test_require_integer_of_a_whole_int8_file_passes(block_files: dict[str, LiteModel], name: str) -> None:
     found = block_files[name].audit
     assert found.float_islands == ()
-    require_integer(found, ends=ends_of(name))
+    require_integer(found, input_output=input_output_of(name))
 
 
 def test_require_integer_checks_the_ends(block_files: dict[str, LiteModel]) -> None:
-    with pytest.raises(CompressionError, match="expected int8 at the ends of the model, got float32 at 'image'"):
+    with pytest.raises(CompressionError, match="expected an input of int8, got float32 at 'image'"):
         require_integer(block_files["int8_float_io"].audit)
-    with pytest.raises(CompressionError, match="expected float32 at the ends of the model, got int8 at 'image'"):
-        require_integer(block_files["int8"].audit, ends=FLOATS)
+    with pytest.raises(CompressionError, match="expected an input of float32, got int8 at 'image'"):
+        require_integer(block_files["int8"].audit, input_output=FLOATS)
 
 
 @pytest.mark.parametrize("name", ["none", "fp16", "dynamic"])
@@ -108,7 +108,7 @@ def test_require_integer_of_a_float_file_fails(block_files: dict[str, LiteModel]
     found = block_files[name].audit
     assert found.float_islands == ()  # a float file has no islands: it is all float
     with pytest.raises(CompressionError, match="expected int8 operators only, but CONV_2D"):
-        require_integer(found, ends=FLOATS)
+        require_integer(found, input_output=FLOATS)
 
 
 def test_audit_finds_dynamic_shapes() -> None:
@@ -206,4 +206,4 @@ def test_require_integer_of_int16x8_says_int16() -> None:
     found = convert(nets.chain(), "none").audit
     message = r"expected int16 operators only, but CONV_2D .* by one with an int16 kernel"
     with pytest.raises(CompressionError, match=message):
-        require_integer(found, ends=ends_of("int16x8"))
+        require_integer(found, input_output=input_output_of("int16x8"))

@@ -11,7 +11,7 @@ from cxr_compress.device.interpreter import load_interpreter
 from cxr_compress.errors import CompressionError, DataError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import QUANT_TYPES, LiteModel, convert, freeze
-from cxr_compress.lite.convert import quantize
+from cxr_compress.lite.lowering import quantize
 from tests.lite import nets
 from tests.lite.conftest import convert_all, run
 

@@ -59,6 +59,11 @@ class Tensor:
         """True for float16, float32 and float64."""
         return self.dtype.startswith(("float", "bfloat"))
 
+    @property
+    def is_integer(self) -> bool:
+        """Its values are the codes of a quantized tensor."""
+        return self.dtype in ("int8", "uint8", "int16")
+
 
 @dataclass(frozen=True)
 class Operator:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.lite.graph.flatbuffer import Graph, Operator, Tensor
+from cxr_compress.lite.graph.flatbuffer import Graph
 from cxr_compress.lite.graph.names import layer_of
 
 LITERT, TFLITE_2_14 = "litert", "tflite-runtime-2.14"
@@ -113,16 +113,6 @@ def find_too_new(graphs: Sequence[Graph]) -> tuple[TooNew, ...]:
     return tuple(found.values())
 
 
-def check_target(target: str | None) -> None:
-    """Refuse a name that is no target before the slow part starts.
-
-    Raises:
-        CompressionError: says which there are.
-    """
-    if target is not None and target not in TARGETS:
-        raise CompressionError(f"expected target_runtime to be one of {', '.join(TARGETS)}, got {target!r}")
-
-
 def require_target(too_new: Sequence[TooNew], target: str | None) -> None:
     """Check that a runtime can load a file.
 
@@ -140,51 +130,3 @@ def require_target(too_new: Sequence[TooNew], target: str | None) -> None:
             f"not for {target}: the file has {against[0].to_text()}{more}: replace that layer, choose another quant "
             "type, or another target_runtime"
         )
-
-
-# The axis of the filters in a kernel, and its place among the inputs.
-_FILTER_AXIS = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "DEPTHWISE_CONV_2D": 3, "TRANSPOSE_CONV": 0, "CONV_3D": 4}
-_KERNEL = 1
-
-
-@dataclass(frozen=True)
-class KernelScales:
-    """The integer kernels of a file.
-
-    Attributes:
-        per_channel: kernels with a scale for each filter, or with one filter.
-        per_tensor: layers whose filters share one scale: one wild filter makes all the others coarse.
-    """
-
-    per_channel: int
-    per_tensor: tuple[str, ...]
-
-    def to_text(self) -> str:
-        """One line."""
-        shared = f", one scale for all: {', '.join(self.per_tensor)}" if self.per_tensor else ""
-        return (
-            f"{self.per_channel} of {self.per_channel + len(self.per_tensor)} kernels with a scale per filter{shared}"
-        )
-
-
-def count_scales(graphs: Sequence[Graph]) -> KernelScales:
-    """Look at the kernels that are stored as integers."""
-    fine, coarse = 0, []
-    for graph in graphs:
-        for operator in graph.operators:
-            kernel = _kernel(graph, operator)
-            if kernel is None or not kernel.scale or kernel.dtype == "float32":
-                continue
-            if len(kernel.scale) == 1 and kernel.shape[_FILTER_AXIS[operator.kind]] > 1:
-                coarse.append(layer_of(graph, operator))
-            else:
-                fine += 1
-    return KernelScales(fine, tuple(coarse))
-
-
-def _kernel(graph: Graph, operator: Operator) -> Tensor | None:
-    """The constant kernel of an operator; None where it has none."""
-    if operator.kind not in _FILTER_AXIS or len(operator.inputs) <= _KERNEL or operator.inputs[_KERNEL] < 0:
-        return None
-    tensor = graph.tensors[operator.inputs[_KERNEL]]
-    return tensor if tensor.values is not None else None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -15,14 +14,15 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.audit import audit, require_integer
-from cxr_compress.lite.convert import LiteModel
+from cxr_compress.lite.exporter import LiteModel, Stage
 from cxr_compress.lite.freeze import FrozenFunction, freeze_call, static_shape
 from cxr_compress.lite.graph.flatbuffer import FILE_IDENTIFIER, Graph, name_signature, read_graphs, to_object
-from cxr_compress.lite.inputs_outputs import PIXEL_RANGE, ends_of, normalization, require_pixels_of
+from cxr_compress.lite.inputs_outputs import PIXEL_RANGE, InputOutput, input_output_of, normalization, require_pixels_of
 from cxr_compress.lite.lowering import frozen_converter, run_converter
 from cxr_compress.lite.parity import require_runs
 from cxr_compress.lite.qat.prepare import PREFIX, QatModel
 from cxr_compress.lite.qat.quantizers import export, fake_quant, quantize_kernel
+from cxr_compress.quant_types import TYPES
 
 
 def share_vectors(content: bytes) -> bytes:
@@ -51,33 +51,10 @@ class _SharingBuilder(flatbuffers.Builder):
         return self._places[key]
 
 
-_TYPES = ("int8", "int8_float_io")
-_FLOAT_ENDS = "int8_float_io"
+_TYPES = tuple(name for name, quant_type in TYPES.items() if quant_type.activations == "int8")
 _KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 Progress = Callable[[str], None]
-
-
-@overload
-def convert_qat(
-    qat: QatModel,
-    quant_type: str = "int8",
-    *,
-    input_size: int | tuple[int, int] | None = None,
-    pixels: PreprocessSpec | None = None,
-    progress: Progress | None = None,
-) -> LiteModel: ...
-
-
-@overload
-def convert_qat(
-    qat: QatModel,
-    quant_type: list[str] | tuple[str, ...],
-    *,
-    input_size: int | tuple[int, int] | None = None,
-    pixels: PreprocessSpec | None = None,
-    progress: Progress | None = None,
-) -> dict[str, LiteModel]: ...
 
 
 def convert_qat(
@@ -87,14 +64,15 @@ def convert_qat(
     input_size: int | tuple[int, int] | None = None,
     pixels: PreprocessSpec | None = None,
     progress: Progress | None = None,
-) -> LiteModel | dict[str, LiteModel]:
+) -> Any:
     """Convert to .tflite with the kernels and ranges as they are trained; `qat` may be trained on afterwards.
 
     No calibration: every range comes from the training. The same weights give the same bytes.
 
     Args:
         qat: from `prepare_qat`.
-        quant_type: "int8" (int8 ends) or "int8_float_io" (float32 ends), or several, which share the freeze.
+        quant_type: "int8" (integers throughout) or "int8_float_io" (float32 input and output), or several, which share
+            the freeze.
         input_size: where the model leaves its height and width open.
         pixels: the preprocessing the model was trained with; its normalization becomes the first layer and the file
             takes uint8 pixels, "int8_float_io" then being float at its output only.
@@ -110,21 +88,20 @@ def convert_qat(
     """
     wanted = [quant_type] if isinstance(quant_type, str) else list(quant_type)
     _check_types(wanted)
-    report, started = progress or (lambda line: None), time.perf_counter()
-    with export():
+    report = progress or (lambda line: None)
+    with Stage("freeze", report), export():
         frozen = _freeze(qat.model, input_size, pixels)
-    report(f"freeze {time.perf_counter() - started:.1f} s")
-    made = {}
+    files = {}
     for name in wanted:
-        started = time.perf_counter()
-        content = share_vectors(name_signature(_lower(frozen, name, pixels=pixels is not None)))
-        found = audit(content)
-        require_integer(found, ends=ends_of(name, pixels=pixels is not None))
-        _require_zeros(read_graphs(content)[0], qat)
-        require_runs(content, name)
-        made[name] = LiteModel(content, name, found)
-        report(f"{name} {time.perf_counter() - started:.1f} s")
-    return made[quant_type] if isinstance(quant_type, str) else made
+        input_output = input_output_of(name, pixels=pixels is not None)
+        with Stage(name, report):
+            content = share_vectors(name_signature(_lower(frozen, input_output)))
+            audited = audit(content)
+            require_integer(audited, input_output=input_output)
+            _require_zeros(read_graphs(content)[0], qat)
+            require_runs(content, name)
+            files[name] = LiteModel(content, name, audited)
+    return files[quant_type] if isinstance(quant_type, str) else files
 
 
 def _check_types(wanted: Sequence[str]) -> None:
@@ -133,7 +110,7 @@ def _check_types(wanted: Sequence[str]) -> None:
         given = ", ".join(map(str, wanted)) or "nothing"
         raise CompressionError(
             f"expected quant types among {', '.join(_TYPES)}, each once, got {given}: other types need no "
-            "quantization-aware training; convert the stripped model"
+            "quantization-aware training: convert the model itself"
         )
 
 
@@ -154,13 +131,12 @@ def _freeze(model: Any, input_size: int | tuple[int, int] | None, pixels: Prepro
     return freeze_call(call, (*shape[:3], kernel.shape[2]))
 
 
-def _lower(frozen: FrozenFunction, quant_type: str, *, pixels: bool) -> bytes:
+def _lower(frozen: FrozenFunction, input_output: InputOutput) -> bytes:
     """Frozen function with rounding in it -> int8 flatbuffer."""
     converter = frozen_converter(frozen)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    end = tf.float32 if quant_type == _FLOAT_ENDS else tf.int8
-    converter.inference_input_type = tf.uint8 if pixels else end
-    converter.inference_output_type = end
+    converter.inference_input_type = tf.dtypes.as_dtype(input_output.input)
+    converter.inference_output_type = tf.dtypes.as_dtype(input_output.output)
     with warnings.catch_warnings():
         # There are none because the ranges are in the graph.
         warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")

@@ -35,33 +35,17 @@ _SPATIAL = "depthwise"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where the weights of a layer of the folded model come from.
-
-    Attributes:
-        layer: path of the layer in the original; "" for a batch norm that became a layer of its own, and for what has
-            no weights there.
-        norm: path of the batch norm that is in it; "" for none.
-        spatial: it is the depthwise half of a SeparableConv2D.
-    """
-
-    layer: str
-    norm: str = ""
-    spatial: bool = False
-
-
-@dataclass(frozen=True)
 class FoldedModel:
     """A model without batch norms that computes what the original does in inference.
 
     Attributes:
         model: plain, flat keras.Model; layers keep their paths as names, one with a batch norm within it that of the
             layer, one that was a batch norm that of the batch norm.
-        origins: by the name of each layer with weights.
+        kernels: the layers that hold the kernel of the original layer of the same path.
     """
 
     model: Any
-    origins: Mapping[str, Origin]
+    kernels: frozenset[str]
 
 
 def fold_batch_norms(model: Any) -> FoldedModel:
@@ -83,7 +67,7 @@ def fold_batch_norms(model: Any) -> FoldedModel:
     folded = keras.Model(tensors[0], tensors[steps.output], name=model.name)
     for name, weights in builder.weights.items():
         folded.get_layer(name).set_weights(weights)
-    return FoldedModel(folded, builder.origins)
+    return FoldedModel(folded, frozenset(builder.kernels))
 
 
 def absorbing(steps: Steps) -> dict[int, Step]:
@@ -108,23 +92,13 @@ def scale_and_shift(norm: Any) -> tuple[np.ndarray, np.ndarray]:
     return scale, shift if norm.beta is None else shift + norm.beta.numpy()
 
 
-def per_channel(layer_type: type, kernel: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values per output channel in a shape that multiplies a kernel: a depthwise one has (channel, multiplier) last."""
-    return values.reshape(kernel.shape[-2:]) if layer_type is layers.DepthwiseConv2D else values
-
-
-def times(kernel: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The product as float32, in which every zero of the kernel is the plain 0.0 and not -0.0."""
-    return np.where(kernel == 0, 0.0, kernel * factor).astype(np.float32)
-
-
 @dataclass
 class _Builder:
     """Calls the layers of the folded model one after the other, and notes the weights they get in the end."""
 
     absorbed: Mapping[int, Step]
     weights: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    origins: dict[str, Origin] = field(default_factory=dict)
+    kernels: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._gone = {id(norm) for norm in self.absorbed.values()}
@@ -152,12 +126,14 @@ class _Builder:
         if norm is not None:
             scale, shift = scale_and_shift(norm.layer)
             bias = shift if bias is None else bias * scale + shift
-            kernel = kernel * per_channel(kind, kernel, scale)
+            # A depthwise kernel has (channel, multiplier) as its last axes.
+            kernel = kernel * (scale.reshape(kernel.shape[-2:]) if kind is layers.DepthwiseConv2D else scale)
         if kind is layers.SeparableConv2D:
             tensor = self._spatial_half(step, tensor)
             kind, config = layers.Conv2D, _pointwise(config)
         config |= {"name": step.name, "use_bias": bias is not None}
-        self._note(step.name, kernel, bias, Origin(step.name, norm.name if norm else ""))
+        self.kernels.append(step.name)
+        self._note(step.name, kernel, bias)
         return kind.from_config(config)(tensor)
 
     def _spatial_half(self, step: Step, tensor: Any) -> Any:
@@ -166,7 +142,7 @@ class _Builder:
         name = f"{step.name}_{_SPATIAL}"
         shared = ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier", "trainable")
         half = layers.DepthwiseConv2D(**{key: config[key] for key in shared}, use_bias=False, name=name)
-        self._note(name, step.layer.depthwise_kernel.numpy(), None, Origin(step.name, spatial=True))
+        self._note(name, step.layer.depthwise_kernel.numpy(), None)
         return half(tensor)
 
     def _affine(self, step: Step, tensor: Any) -> Any:
@@ -176,7 +152,7 @@ class _Builder:
         if is_vector:
             tensor = layers.Reshape((1, 1, tensor.shape[-1]), name=f"{step.name}_pixel")(tensor)
         own = layers.DepthwiseConv2D(1, name=step.name, trainable=step.layer.trainable)
-        self._note(step.name, scale.reshape(1, 1, -1, 1), shift, Origin("", step.name))
+        self._note(step.name, scale.reshape(1, 1, -1, 1), shift)
         tensor = own(tensor)
         return layers.Flatten(name=f"{step.name}_vector")(tensor) if is_vector else tensor
 
@@ -187,13 +163,13 @@ class _Builder:
             np.broadcast_to(np.asarray(values, np.float64).reshape(-1), (channels,))
             for values in (step.layer.scale, step.layer.offset)
         )
-        self._note(step.name, scale.reshape(1, 1, -1, 1), shift, Origin(""))
+        self._note(step.name, scale.reshape(1, 1, -1, 1), shift)
         return layers.DepthwiseConv2D(1, name=step.name, trainable=False)(tensor)
 
-    def _note(self, name: str, kernel: np.ndarray, bias: np.ndarray | None, origin: Origin) -> None:
+    def _note(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
         biases = [] if bias is None else [bias.astype(np.float32)]
-        self.weights[name] = [times(kernel, np.ones(())), *biases]
-        self.origins[name] = origin
+        # Every zero becomes the plain 0.0, also where a negative scale made -0.0 of it.
+        self.weights[name] = [np.where(kernel == 0, 0.0, kernel).astype(np.float32), *biases]
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,14 @@ from typing import Any
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import calls_of, is_nested, require_graph, tensors_in, traits_of
+from cxr_compress.models.keras_graph import require_graph, traits_of, unroll
 from cxr_compress.models.layer_traits import LAYERS
 
 layers = keras.layers
 
-# The kernel of each layer that is trained quantized: what quantization, batch norms and masks act on.
-KERNELS: dict[type, str] = {
-    kind: LAYERS[kind.__name__].kernel
-    for kind in (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense, layers.SeparableConv2D)
-}
+_SUPPORTED = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense, layers.SeparableConv2D)
+# The kernel of each layer that has one: what quantization, batch norms and masks act on.
+KERNELS: dict[type, str] = {kind: LAYERS[kind.__name__].kernel for kind in _SUPPORTED}
 # What becomes part of the operator in front of it, where nothing else reads that operator's result.
 _RECTIFIERS = ("relu", "relu6")
 _RELU6 = 6.0
@@ -74,11 +72,20 @@ def read_steps(model: Any) -> Steps:
             f"expected one input and one output, got {len(model.inputs)} and {len(model.outputs)}: build a model of "
             "the part that takes the image and gives the logits"
         )
-    start = model.inputs[0].node.layer
-    calls = [Step(start.name, start, ())]
-    (output,) = _open(model, [0], "", calls)
+    start = model.inputs[0]._keras_history.layer
+    calls, unrolled = [Step(start.name, start, ())], unroll(model)
+    made_by = {unrolled.source: 0}  # number of a tensor -> number of the step
+    for call in unrolled.calls:
+        inputs = tuple(made_by[tensor] for tensor in call.reads)
+        step = len(calls)
+        if traits_of(call.layer).kind == "augmentation":
+            # It changes images in training alone: in an int8 file, and so in training for one, it is not there.
+            (step,) = inputs
+        else:
+            calls.append(Step(call.path, call.layer, inputs))
+        made_by.update(dict.fromkeys(call.makes, step))
     _refuse(calls)
-    return Steps(tuple(_with_own_names(calls)), output)
+    return Steps(tuple(_with_own_names(calls)), made_by[unrolled.results[0]])
 
 
 def is_rectifier(layer: Any) -> bool:
@@ -94,24 +101,6 @@ def passes_on(layer: Any) -> bool:
 def is_linear(layer: Any) -> bool:
     """Whether a layer with a kernel applies no activation of its own."""
     return _name_of(layer) == "linear"
-
-
-def _open(model: Any, inputs: Sequence[int], prefix: str, calls: list[Step]) -> list[int]:
-    """Append the calls of a model that reads the steps `inputs`; returns the steps that are its outputs."""
-    known = {id(tensor): number for tensor, number in zip(model.inputs, inputs, strict=True)}
-    for node in calls_of(model):
-        read = [known[id(tensor)] for tensor in node.keras_inputs]
-        name = prefix + node.layer.name
-        # In an int8 file, and so in training for one, layers that augment images are not there.
-        if traits_of(node.layer).kind == "augmentation":
-            made = read
-        elif is_nested(node.layer):
-            made = _open(node.layer, read, f"{name}/", calls)
-        else:
-            calls.append(Step(name, node.layer, tuple(read)))
-            made = [len(calls) - 1]
-        known.update((id(tensor), number) for tensor, number in zip(tensors_in(node.outputs), made, strict=False))
-    return [known[id(tensor)] for tensor in model.outputs]
 
 
 def _with_own_names(calls: Sequence[Step]) -> Iterator[Step]:
@@ -148,8 +137,7 @@ def _objection(step: Step) -> str:
     if getattr(step.layer, "data_format", None) == "channels_first":
         return "channels come first"
     check = _CHECKS.get(kind)
-    known = kind in (layers.InputLayer, layers.GlobalAveragePooling2D) or traits_of(step.layer).keeps_scale
-    if check is None and not known:
+    if check is None and not passes_on(step.layer) and kind not in (layers.InputLayer, layers.GlobalAveragePooling2D):
         return "no int8 rule for this type"
     return check(step) if check else ""
 

@@ -1,8 +1,7 @@
-"""A float model -> a model that trains with the rounding of its int8 file, and back."""
+"""A float model -> a model that trains with the rounding of its int8 file."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +12,9 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite.calibration import DEFAULT_STEPS, collect_images
+from cxr_compress.lite.exporter import Stage
 from cxr_compress.lite.freeze import static_shape
-from cxr_compress.lite.qat.fold import FoldedModel, Origin, fold_batch_norms
+from cxr_compress.lite.qat.fold import FoldedModel, fold_batch_norms
 from cxr_compress.lite.qat.graph import KERNELS, Step, Steps, is_linear, is_rectifier, passes_on, read_steps
 from cxr_compress.lite.qat.quantizers import ActivationQuantizer, LayerConfig, QuantizedLayer, SharedRange
 from cxr_compress.models.zeros import hold_zeros
@@ -79,22 +79,22 @@ def calibrate(model: Any, names: list[str], images: np.ndarray) -> Mapping[str, 
     watched = keras.Model(model.inputs, [model.get_layer(name).output for name in names])
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def ends(batch: Any) -> Any:
+    def extremes(batch: Any) -> Any:
         results = tf.nest.flatten(watched(batch, training=False))
         finite = [tf.reduce_all(tf.math.is_finite(result)) for result in results]  # minimum and maximum may skip NaN
         lows, highs = ([take(result) for result in results] for take in (tf.reduce_min, tf.reduce_max))
         return tf.stack([tf.where(finite, lows, np.nan), tf.where(finite, highs, np.nan)])
 
-    found = np.stack(
-        [ends(tf.constant(images[start : start + _BATCH])).numpy() for start in range(0, len(images), _BATCH)]
+    extremes_of_batches = np.stack(
+        [extremes(tf.constant(images[start : start + _BATCH])).numpy() for start in range(0, len(images), _BATCH)]
     )
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=(0, 1)))
+    bad = np.flatnonzero(~np.isfinite(extremes_of_batches).all(axis=(0, 1)))
     if bad.size:
         raise CompressionError(
             f"the result of {names[int(bad[0])]} is NaN or infinite on the calibration images: check the weights and "
             "the preprocessing"
         )
-    low, high = found[:, 0].min(axis=0), found[:, 1].max(axis=0)
+    low, high = extremes_of_batches[:, 0].min(axis=0), extremes_of_batches[:, 1].max(axis=0)
     return {name: (float(lo), float(hi)) for name, lo, hi in zip(names, low, high, strict=True)}
 
 
@@ -114,7 +114,7 @@ def wrap_steps(
     Args:
         folded: flat model without batch norms.
         steps: of this model.
-        groups: as `ranges.share_ranges`.
+        groups: as `share_ranges`.
         ranges: by layer name, of every step in a group.
 
     Returns:
@@ -172,16 +172,12 @@ class QatModel:
     Attributes:
         model: what is trained, with `train.fit` as any other: its weights hold all of its state, ranges included. It
             cannot be saved as a file; `prepare_qat` with the same arguments and its weights make it again.
-        original: the float model it was made of.
         kernels: layer of `model` without PREFIX -> its kernel variable and its bias variable or None.
-        origins: by the same names, where in `original` those weights belong.
         masks: by the same names, where kernels stay zero (0) or may train (1).
     """
 
     model: Any = field(repr=False)
-    original: Any = field(repr=False)
     kernels: Mapping[str, tuple[Any, Any]] = field(repr=False)
-    origins: Mapping[str, Origin] = field(repr=False)
     masks: Mapping[str, np.ndarray] = field(repr=False)
 
 
@@ -206,7 +202,7 @@ def prepare_qat(
             up. Layers that are frozen stay frozen.
         calibration: batches float32 (n, height, width, channels), preprocessed as the model's input: training images.
         masks: layer of `model` (nested models' names in front) -> 1 kept, 0 zero, of its kernel's shape
-            (`models.masked.zero_masks`): those weights are set to 0, and stay it through training and conversion.
+            (`models.zeros.zero_masks`): those weights are set to 0, and stay it through training and conversion.
         calibration_steps: images taken from `calibration` at most.
         input_size: of the calibration images, where the model leaves its height and width open.
         progress: is told each stage and its seconds.
@@ -216,56 +212,39 @@ def prepare_qat(
         DataError: the calibration images are not what the model takes, or too few.
         CompressionError: a mask fits no kernel, or an activation is NaN or infinite on the calibration images.
     """
-    report = _Stages(progress or (lambda line: None))
-    folded = fold_batch_norms(model)
-    by_kernel = _masks_of_kernels(folded, masks or {})
+    report = progress or (lambda line: None)
+    with Stage("batch norms folded", report):
+        folded = fold_batch_norms(model)
+        masks = dict(masks or {})
+        _check_masks(folded, masks)
     _, *shape = static_shape(tuple(model.inputs[0].shape), 1, input_size)
     images = collect_images(calibration, (shape[0], shape[1], shape[2]), calibration_steps)
-    report.done("batch norms folded")
     steps = read_steps(folded.model)
     groups = share_ranges(steps)
     names = [steps.calls[number].name for group in groups for number in group]
-    ranges = calibrate(folded.model, names, images)
-    report.done(f"ranges calibrated on {len(images)} images")
-    trained, kernels = wrap_steps(folded.model, steps, groups, ranges)
-    hold_zeros([(kernels[name][0], mask) for name, mask in by_kernel.items()])
-    report.done(f"{len(kernels)} layers wrapped")
-    return QatModel(trained, model, kernels, folded.origins, by_kernel)
+    with Stage(f"ranges calibrated on {len(images)} images", report):
+        ranges = calibrate(folded.model, names, images)
+    with Stage("layers wrapped", report):
+        trained, kernels = wrap_steps(folded.model, steps, groups, ranges)
+        hold_zeros([(kernels[name][0], mask) for name, mask in masks.items()])
+    return QatModel(trained, kernels, masks)
 
 
-class _Stages:
-    """Tells when a stage is done and how long it took."""
-
-    def __init__(self, report: Progress) -> None:
-        self._report, self._since = report, time.perf_counter()
-
-    def done(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._report(f"{stage} {now - self._since:.1f} s")
-        self._since = now
-
-
-def _masks_of_kernels(folded: FoldedModel, masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Masks by the names of the folded model's layers.
+def _check_masks(folded: FoldedModel, masks: Mapping[str, np.ndarray]) -> None:
+    """Check that every mask has a kernel to go with.
 
     Raises:
         CompressionError: a mask's layer has no kernel in the model, or a kernel of another shape.
     """
-    found = {
-        name: masks[origin.layer]
-        for name, origin in folded.origins.items()
-        if origin.layer in masks and not origin.spatial
-    }
-    unknown = sorted(set(masks) - {folded.origins[name].layer for name in found})
+    unknown = sorted(set(masks) - folded.kernels)
     if unknown:
         raise CompressionError(
             f"masks for {', '.join(unknown)}, where the model has no kernel: take the masks from this very model"
         )
-    for name, mask in found.items():
+    for name, mask in masks.items():
         shape = tuple(folded.model.get_layer(name).weights[0].shape)
         if tuple(np.shape(mask)) != shape:
             raise CompressionError(
                 f"the mask of {name} has shape {np.shape(mask)}, its kernel {shape}: take the masks from this "
                 "very model"
             )
-    return found

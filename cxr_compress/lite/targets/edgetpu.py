@@ -160,16 +160,6 @@ def edgetpu_report(content: bytes) -> EdgeTpuReport:
     )
 
 
-def check_edgetpu_types(quant_types: Sequence[str]) -> None:
-    """Check what is asked for before the slow part starts.
-
-    Raises:
-        CompressionError: another type than "int8", or others beside it.
-    """
-    if list(quant_types) != ["int8"]:
-        raise CompressionError(f"the Edge TPU runs int8 files alone, got {', '.join(quant_types)}: export int8 for it")
-
-
 def check_edgetpu_batch(input_shape: Sequence[int]) -> None:
     """Check the shape of a model before the slow part starts.
 

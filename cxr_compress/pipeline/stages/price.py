@@ -16,19 +16,18 @@ from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.files import write_bytes, write_text
 from cxr_compress.lite import convert
 from cxr_compress.lite.calibration import DEFAULT_STEPS
-from cxr_compress.lite.graph.canonical import measure_file_bytes
+from cxr_compress.lite.graph.constants import measure_file_bytes
 from cxr_compress.lite.probes import build_probe_pack
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
+from cxr_compress.quant_types import TYPES
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import KernelSurvey, analyze_channels, survey_kernels
 
 Progress = Callable[[str], None]
 
-# The types whose files are int8 inside, at the ends of which nothing of size differs.
-_INT8 = ("int8", "int8_float_io")
 # Ranges hardly change the size of a file or the time of a kernel: a few images do.
 _PRICING_IMAGES = 16
 _SECONDS_PER_PRICED_LAYER = 0.1
@@ -231,11 +230,11 @@ def _given_times(latency_table: CostTable | None, quant_type: str) -> CostTable:
 
 def _inside(quant_type: str) -> str:
     """What layers compute in; the two int8 types differ at the ends alone."""
-    return "int8" if quant_type in _INT8 else quant_type
+    return "int8" if TYPES[quant_type].activations == "int8" else quant_type
 
 
 def _int8_of(quant_type: str) -> str:
-    return quant_type if quant_type in _INT8 else "int8"
+    return quant_type if TYPES[quant_type].activations == "int8" else "int8"
 
 
 def _pack(survey: KernelSurvey, content: bytes, quant_type: str, progress: Progress | None) -> ProbePack:

@@ -17,6 +17,7 @@ from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.packing import file_facts
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
+from cxr_compress.quant_types import TYPES
 from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
 from cxr_compress.report.cards import render_delivered_card
 from cxr_compress.report.run_folder import draw_report, render_readme
@@ -156,7 +157,7 @@ def _rows(
 def _sizes(model: ModelFile) -> dict[str, str]:
     """What zeros do to the compressed file, in words."""
     counted = audit(model.content).sparsity
-    bytes_per_weight = {"none": 4, "fp16": 2}.get(model.info.quant_type, 1)
+    bytes_per_weight = TYPES[model.info.quant_type].bytes_per_weight
     size = size_statement(
         model.content, weights=counted.weights, zeros=counted.zeros, bytes_per_weight=bytes_per_weight
     )

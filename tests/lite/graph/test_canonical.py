@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cxr_compress.device.modelfile import pack_model, read_model
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import canonical_hash, pack_file
-from cxr_compress.lite.describe.metadata import with_metadata
 from cxr_compress.lite.graph.flatbuffer import name_signature, to_bytes, to_object
+from cxr_compress.lite.pack_file import with_metadata
 from tests.device.reference import FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL
 
 CONTENT = read_model(VERSION1_MODEL).content

@@ -16,7 +16,7 @@ from cxr_compress.device.modelfile import pack_model
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import convert
-from cxr_compress.lite.graph.canonical import measure_file_bytes
+from cxr_compress.lite.graph.constants import measure_file_bytes
 from cxr_compress.models import tiny_chexnet
 from cxr_compress.structured import (
     Budget,

@@ -124,7 +124,7 @@ def test_convert_for_a_target_refuses_a_file_that_it_cannot_load(monkeypatch: py
 
 
 def test_convert_for_an_unknown_target_fails_before_anything_is_frozen() -> None:
-    with pytest.raises(CompressionError, match=r"one of litert, tflite-runtime-2\.14, got 'tflite'"):
+    with pytest.raises(CompressionError, match=r"one of litert, tflite-runtime-2\.14; got 'tflite'"):
         convert(None, "none", target_runtime="tflite")
 
 

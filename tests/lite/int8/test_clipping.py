@@ -18,7 +18,6 @@ from cxr_compress.lite.graph.flatbuffer import read_graphs
 from cxr_compress.lite.int8.ranges import (
     BINS,
     Histogram,
-    check_method,
     clipped_ranges,
     count_values,
     measure_ranges,
@@ -208,13 +207,13 @@ def test_convert_with_a_clipping_method_gives_the_same_bytes_on_any_threads(chai
 @pytest.mark.parametrize(
     ("method", "percentile", "message"),
     [
-        ("entropy", 99.0, "expected calibration_method to be one of minmax, percentile, mse; got 'entropy'"),
-        ("percentile", 0.9999, r"expected a percentile above 50 and up to 100, got 0\.9999: give the share"),
-        ("percentile", 100.5, r"up to 100, got 100\.5"),
+        ("entropy", 99.0, r"expected calibration_method .* to be one of minmax, percentile, mse; got 'entropy'"),
+        ("percentile", 0.9999, r"expected percentile .* to be above 50 and up to 100; got 0\.9999"),
+        ("percentile", 100.5, r"up to 100; got 100\.5"),
     ],
 )
-def test_check_method_of_a_wrong_choice_says_what_there_is(method: str, percentile: float, message: str) -> None:
-    with pytest.raises(CompressionError, match=message):
-        check_method(method, percentile)
+def test_convert_with_a_wrong_calibration_method_says_what_there_is(
+    method: str, percentile: float, message: str
+) -> None:
     with pytest.raises(CompressionError, match=message):
         convert(None, "int8", calibration=[], calibration_method=method, percentile=percentile)

@@ -16,7 +16,7 @@ from cxr_compress.lite import LayerSnr, LiteModel, convert, layer_snr
 from cxr_compress.lite.graph.flatbuffer import Graph, read_graphs
 from cxr_compress.lite.graph.names import computing
 from cxr_compress.lite.graph.run import Observer
-from cxr_compress.lite.inputs_outputs import Ends
+from cxr_compress.lite.inputs_outputs import InputOutput
 from cxr_compress.lite.int8.layer_snr import COLUMNS, curable_share, decibels, match_operators
 from cxr_compress.lite.int8.ranges import measure_ranges, write_ranges
 from cxr_compress.lite.lowering import quantize
@@ -50,7 +50,9 @@ def by_index(found: list[LayerSnr]) -> list[LayerSnr]:
 def quantized_with(
     content: bytes, ranges: dict[int, tuple[float, float]], *, float_tensors: tuple[str, ...] = ()
 ) -> bytes:
-    return quantize(write_ranges(content, ranges), ends=Ends("float32", "float32"), float_tensors=float_tensors)
+    return quantize(
+        write_ranges(content, ranges), input_output=InputOutput("float32", "float32"), float_tensors=float_tensors
+    )
 
 
 @pytest.fixture(scope="module")

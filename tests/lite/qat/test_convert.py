@@ -25,8 +25,12 @@ TYPES = ["int8", "int8_float_io"]
 
 
 @pytest.fixture(scope="module")
-def qat():
-    model = nets.tiny_dense()
+def model():
+    return nets.tiny_dense()
+
+
+@pytest.fixture(scope="module")
+def qat(model):
     return prepare_qat(model, [nets.images(model)])
 
 
@@ -50,14 +54,13 @@ def test_convert_qat_file_equals_the_trained_model_and_other_images_do_not(build
     assert not {"MUL", "RELU", "RELU6"} & set(kinds) or build.__name__ in ("nasnet", "residual")
 
 
-def test_convert_qat_gives_the_same_bytes_again(qat):
+def test_convert_qat_gives_the_same_bytes_again(model, qat):
     assert convert_qat(qat).content == convert_qat(qat).content
-    model = qat.original
     assert convert_qat(prepare_qat(model, [nets.images(model)])).content == convert_qat(qat).content
 
 
-def test_convert_qat_leaves_the_model_trainable(qat):
-    images = nets.images(qat.original)
+def test_convert_qat_leaves_the_model_trainable(model, qat):
+    images = nets.images(model)
     before = qat.model(images, training=False).numpy()
     convert_qat(qat)
     assert np.array_equal(qat.model(images, training=False).numpy(), before)

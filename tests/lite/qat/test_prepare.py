@@ -177,5 +177,5 @@ def test_prepare_qat_tells_its_stages(float_model):
     assert [line.rsplit(" ", 2)[0] for line in lines] == [
         "batch norms folded",
         "ranges calibrated on 32 images",
-        f"{len(prepared(float_model).kernels)} layers wrapped",
+        "layers wrapped",
     ]

@@ -17,14 +17,14 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.device.verify import verify_model
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import audit, pack_file
-from cxr_compress.lite.describe.metadata import (
+from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
+from cxr_compress.lite.pack_file import (
     FILE_IDENTIFIER,
     metadata_flatbuffer,
     pixel_normalization,
     read_metadata,
     with_metadata,
 )
-from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
 from tests.device.images import draw_image
 from tests.device.reference import CAM_MODEL, FLOAT_MODEL, INT8_MODEL, VERSION1_MODEL
 

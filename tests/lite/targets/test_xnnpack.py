@@ -13,7 +13,7 @@ from cxr_compress.device.native import without_stderr_lines
 from cxr_compress.errors import ModelFileError
 from cxr_compress.lite import convert
 from cxr_compress.lite.graph.flatbuffer import read_graphs, to_bytes, to_object
-from cxr_compress.lite.targets.xnnpack_nodes import xnnpack_report
+from cxr_compress.lite.targets.xnnpack import xnnpack_report
 from tests.lite import nets
 from tests.lite.targets import target_nets
 

@@ -1,4 +1,4 @@
-"""What the ends of a file store, and which operators stay in float."""
+"""What input and output of a file store, and which operators stay in float."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, convert
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.inputs_outputs import Ends, ends_of
+from cxr_compress.lite.inputs_outputs import InputOutput, input_output_of
 from tests.lite import nets
 
 SPEC = PreprocessSpec(height=16, width=16, channels=3, input="float32", mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -72,13 +72,28 @@ def test_convert_of_pixels_has_the_output_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("quant_type", "start", "end", "message"),
     [
-        ("none", "int8", None, "none has float32 ends, got inference_input_type int8: ask for int8"),
-        ("dynamic", None, "uint8", "dynamic has float32 ends, got inference_output_type uint8: ask for int8"),
-        (["int8", "fp16"], "int8", None, "fp16 has float32 ends, got inference_input_type int8"),
-        ("int8_float_io", "int8", None, "int8_float_io has float32 ends, got inference_input_type int8: ask for int8"),
-        ("int8", "int16", None, "int8 has int8 or uint8 or float32 ends, got .* int16: ask for int16x8"),
-        ("int16x8", None, "int8", "int16x8 has int16 or float32 ends, got inference_output_type int8: ask for int8"),
-        ("int8", "int4", None, "got inference_input_type int4: expected one of float32, int8, uint8, int16"),
+        ("none", "int8", None, "none has float32 input and output, got inference_input_type int8: ask for int8"),
+        (
+            "dynamic",
+            None,
+            "uint8",
+            "dynamic has float32 input and output, got inference_output_type uint8: ask for int8",
+        ),
+        (["int8", "fp16"], "int8", None, "fp16 has float32 input and output, got inference_input_type int8"),
+        (
+            "int8_float_io",
+            "int8",
+            None,
+            "int8_float_io has float32 input and output, got inference_input_type int8: ask for int8",
+        ),
+        ("int8", "int16", None, "int8 has int8 or uint8 or float32 input and output, got .* int16: ask for int16x8"),
+        (
+            "int16x8",
+            None,
+            "int8",
+            "int16x8 has int16 or float32 input and output, got inference_output_type int8: ask for int8",
+        ),
+        ("int8", "int4", None, "to be one of float32, int16, int8, uint8; got 'int4'"),
     ],
 )
 def test_convert_to_ends_that_a_type_has_not_fails_before_anything_is_frozen(
@@ -95,10 +110,10 @@ def test_convert_of_pixels_to_another_input_fails() -> None:
 
 
 def test_ends_of_each_type_are_its_own_where_nothing_is_asked() -> None:
-    assert ends_of("int8") == Ends("int8", "int8")
-    assert ends_of("int8_float_io", pixels=True) == Ends("uint8", "float32", pixels=True)
-    assert ends_of("int16x8") == Ends("int16", "int16", arithmetic="int16")
-    assert ends_of("fp16", pixels=True) == Ends("uint8", "float32", pixels=True)
+    assert input_output_of("int8") == InputOutput("int8", "int8")
+    assert input_output_of("int8_float_io", pixels=True) == InputOutput("uint8", "float32", pixels=True)
+    assert input_output_of("int16x8") == InputOutput("int16", "int16", arithmetic="int16")
+    assert input_output_of("fp16", pixels=True) == InputOutput("uint8", "float32", pixels=True)
 
 
 def test_convert_leaves_operators_of_a_kind_in_float(block: Any, block_files: dict[str, LiteModel]) -> None:

@@ -3,7 +3,7 @@
 What it leaves runs on TensorFlow Lite's own kernels, and cuts the model into parts between which values are copied.
 
 Sources: the README of TensorFlow Lite's XNNPACK delegate (operators and their limits) and what LiteRT 2.3 itself takes,
-asked operator by operator (tests/lite/targets/test_xnnpack_nodes.py); where the two differ, the runtime is followed.
+asked operator by operator (tests/lite/targets/test_xnnpack.py); where the two differ, the runtime is followed.
 That holds for LiteRT 2.x on x86-64 and ARM64; tflite-runtime 2.14 takes fewer 8-bit operators.
 """
 

@@ -7,8 +7,8 @@ import pytest
 
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import QUANT_TYPES, SparsityCount, convert
+from cxr_compress.lite.graph.constants import BIAS, DEPTHWISE, HEAD, find_heads
 from cxr_compress.lite.graph.flatbuffer import read_graphs
-from cxr_compress.lite.graph.zeros import BIAS, DEPTHWISE, HEAD, find_heads
 from tests.lite import nets
 
 layers = keras.layers

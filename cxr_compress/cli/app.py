@@ -23,8 +23,8 @@ from typing import Any
 from absl import flags
 
 from cxr_compress import __version__
+from cxr_compress.cli.entry import Arrived, exit_code, handled, word
 from cxr_compress.cli.help import SHARED_FLAGS, Common, HelpKind, asked_help, help_text
-from cxr_compress.cli.signals import Arrived, exit_code, handled, word
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import special_kind
 

@@ -27,12 +27,16 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, Say, UsageError, quiet_native_stderr, reader_options, run_command
-from cxr_compress.cli.calibration_data import (
+from cxr_compress.cli.convert_images import (
     Batches,
+    DevImages,
     calibration_batches,
     calibration_set,
     check_calibration_flags,
+    check_fit_flag,
     define_calibration_flags,
+    define_fit_flag,
+    dev_images,
     expected_input,
     has_calibration,
     named_dataset,
@@ -40,9 +44,8 @@ from cxr_compress.cli.calibration_data import (
 )
 from cxr_compress.cli.convert_source import Source, load_source
 from cxr_compress.cli.device_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
-from cxr_compress.cli.fit_flag import DevImages, check_fit_flag, define_fit_flag, dev_images
-from cxr_compress.cli.flags import changed_options, convert_options, define_convert_flags, define_meaning_flags
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results
+from cxr_compress.cli.recipe_flags import changed_options, convert_options, define_convert_flags, define_meaning_flags
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import ModelInfo
 from cxr_compress.device.spec import INPUTS, PreprocessSpec, preset_name

@@ -11,7 +11,7 @@ from absl import flags
 from cxr_compress.cli.app import UsageError
 from cxr_compress.cli.output import Output
 from cxr_compress.device.interpreter import RUNTIMES
-from cxr_compress.device.signature import (
+from cxr_compress.device.modelfile import (
     MAKE_KEY,
     MAKE_PUBLIC_KEY,
     SIGNATURE_BYTES,

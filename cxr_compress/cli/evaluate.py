@@ -30,10 +30,10 @@ from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, Say, UsageError, reader_options, run_command
 from cxr_compress.cli.device_flags import define_delegate_flag
-from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.open_model import MODEL_SUFFIXES, Dev, OpenedModel, open_keras, open_tflite
 from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results, write_text
 from cxr_compress.cli.progress import show_progress
+from cxr_compress.cli.recipe_flags import define_meaning_flags
 from cxr_compress.data import DATASETS, Dataset, Split, decode_split, load_dataset
 from cxr_compress.data.splits import join_splits
 from cxr_compress.device.modelinfo import INTENDED_USE

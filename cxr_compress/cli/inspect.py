@@ -35,8 +35,7 @@ from cxr_compress.device.modelinfo import JSON_NAME, ModelInfo
 from cxr_compress.errors import CompressionError, ModelFileError
 from cxr_compress.files import check_keras_file, special_kind, write_bytes
 from cxr_compress.lite import audit
-from cxr_compress.lite.targets.edgetpu import EdgeTpuReport, edgetpu_report
-from cxr_compress.lite.targets.edgetpu_compiler import COMPILER, find_compiler, run_compiler
+from cxr_compress.lite.targets.edgetpu import COMPILER, EdgeTpuReport, edgetpu_report, find_compiler, run_compiler
 from cxr_compress.lite.targets.xnnpack import XnnpackReport, xnnpack_report
 from cxr_compress.report.plots import HEADERS, draw_plan, plan_rows, plan_title
 

@@ -13,9 +13,11 @@ from absl import flags
 
 from cxr_compress.cli.app import UsageError
 from cxr_compress.errors import CompressionError
+from cxr_compress.lite import ConvertOptions
+from cxr_compress.lite.inputs_outputs import STORED_TYPES
 from cxr_compress.models import architectures  # noqa: F401 - what --model may be
 from cxr_compress.recipe import Recipe, make_recipe
-from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, find_entry
+from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, entries_of, find_entry
 from cxr_compress.structured import criteria  # noqa: F401 - what --criterion may be
 
 # What a command wants to hear where no recipe file says it.
@@ -221,3 +223,51 @@ def _check_start(values: flags.FlagValues) -> None:
         )
     if values.dataset is None:
         raise UsageError(f"expected --dataset, one of {', '.join(find_entry('dataset').option.names)}; got none")
+
+
+_GROUP = "convert: How a model becomes a .tflite file"
+_STORED = ("inference_input_type", "inference_output_type")
+_ALSO = {"float": "float32"}  # as tflite_convert spells it
+_NO_FLAG = ("compare", "num_threads", "force")  # --force is a flag of the model's meaning, too
+# Decide nothing that a file should say of itself.
+_NOT_KEPT = ("calibration_steps", "edgetpu", "force")
+
+
+def define_convert_flags(values: flags.FlagValues) -> None:
+    """Define the flags of `ConvertOptions`; types may be spelled in upper case, as tflite_convert has them."""
+    for entry in _entries():
+        if entry.key in _STORED:
+            types = [*STORED_TYPES, *_ALSO]
+            shared = {"case_sensitive": False, "flag_values": values, "module_name": _GROUP}
+            flags.DEFINE_enum(entry.key, None, types, entry.option.help, **shared)
+        elif entry.key not in _NO_FLAG:
+            define_field(values, entry, entry.default, group=_GROUP)
+
+
+def convert_options(values: flags.FlagValues) -> ConvertOptions:
+    """The options that were given.
+
+    Raises:
+        CompressionError: a value that an option cannot hold.
+    """
+    given = {entry.key: values[entry.key].value for entry in _entries() if entry.key in values}
+    given |= {name: _ALSO.get(given[name], given[name]) for name in _STORED}
+    return ConvertOptions(**given | {"denylisted_ops": [kind.upper() for kind in given["denylisted_ops"]]})
+
+
+def changed_options(options: ConvertOptions) -> dict[str, Any]:
+    """Those that are not at their defaults, JSON-ready, for the recipe that a file carries."""
+    usual, chosen = ConvertOptions().to_dict(), options.to_dict()
+    return {key: value for key, value in chosen.items() if value != usual[key] and key not in _NOT_KEPT}
+
+
+def _entries() -> tuple[Entry, ...]:
+    return entries_of(ConvertOptions)
+
+
+_MEANING = ("labels", "positive", "preset", "color", "match", "force")
+
+
+def define_meaning_flags(values: flags.FlagValues, *, force: bool = True) -> None:
+    """Define what a model from elsewhere means; --force only where a command checks something that it can overrule."""
+    define_recipe_flags(values, _MEANING if force else _MEANING[:-1], with_defaults=True)

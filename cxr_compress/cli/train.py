@@ -33,10 +33,9 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, UsageError, reader_options, run_command
-from cxr_compress.cli.flags import define_meaning_flags
 from cxr_compress.cli.output import write_results
 from cxr_compress.cli.progress import show_progress
-from cxr_compress.cli.recipe_flags import define_recipe_flags
+from cxr_compress.cli.recipe_flags import define_meaning_flags, define_recipe_flags
 from cxr_compress.data import DATASETS, Dataset, decode_split
 from cxr_compress.data.dataset import match_findings
 from cxr_compress.device.spec import PreprocessSpec, preset_name

@@ -26,9 +26,9 @@ _PUBLIC = {
     "measure_together": "benchmark",
     "pack_model": "modelfile",
     "read_model": "modelfile",
-    "sign_file": "signature",
+    "sign_file": "modelfile",
     "verify_model": "verify",
-    "verify_signature": "signature",
+    "verify_signature": "modelfile",
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 - resolved by __getattr__ below

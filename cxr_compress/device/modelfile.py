@@ -5,7 +5,8 @@ runtime runs it and `unzip model.tflite` shows its members. The same input gives
 fixed order with fixed times.
 
 The archive's comment is the sha256 of every byte before it, so that no byte of the file can change unnoticed. That is
-against accidents and careless edits: who means to forge a file computes the hash again (`device.signature`).
+against accidents and careless edits: who means to forge a file computes the hash again. Against that there are
+signatures (`sign_file`, `verify_signature`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cxr_compress.device.interpreter import FLATBUFFER_IDENTIFIER
 from cxr_compress.device.modelinfo import INTENDED_USE, JSON_NAME, ModelInfo, dump_json, load_json
-from cxr_compress.errors import ModelFileError
-from cxr_compress.files import first_bytes
+from cxr_compress.errors import CompressionError, ModelFileError
+from cxr_compress.files import first_bytes, write_bytes
 
 __all__ = ["INTENDED_USE", "MAX_METADATA_BYTES", "ModelFile", "ModelInfo", "pack_model", "read_model"]
 
@@ -231,3 +234,115 @@ def _derived_texts(info: ModelInfo) -> dict[str, str]:
 def _labels_text(info: ModelInfo) -> str:
     """One finding a line, in the order of the logits."""
     return "".join(f"{label}\n" for label in info.labels)
+
+
+SIGNATURE_SUFFIX = ".sig"
+MAKE_KEY = "openssl genpkey -algorithm ed25519 -out private.pem"
+MAKE_PUBLIC_KEY = "openssl pkey -in private.pem -pubout -out public.pem"
+SIGNATURE_BYTES = 64
+
+
+def sign_file(path: str | Path, private_key_pem: str | Path) -> Path:
+    """Sign a file; the signature is put beside it, under its name with ".sig" behind. Equal files and keys sign equal.
+
+    Args:
+        path: the file.
+        private_key_pem: an Ed25519 private key as PEM, without a password.
+
+    Returns:
+        The path of the signature.
+
+    Raises:
+        CompressionError: cryptography is not installed, the key cannot be used, or a file cannot be read or written.
+    """
+    key = load_private_key(private_key_pem)
+    target = signature_path(path)
+    write_bytes(target, key.sign(_read(path, "the file to sign")))
+    return target
+
+
+def verify_signature(path: str | Path, public_key_pem: str | Path, signature: str | Path | None = None) -> None:
+    """Check that a file is what the owner of a key signed.
+
+    Args:
+        path: the file.
+        public_key_pem: an Ed25519 public key as PEM.
+        signature: of the file; None: beside it, as `sign_file` puts it.
+
+    Raises:
+        ModelFileError: the signature is missing or not of this file and key.
+        CompressionError: cryptography is not installed, the key cannot be used, or the file cannot be read.
+    """
+    key = _load(public_key_pem, "public", MAKE_PUBLIC_KEY)
+    sig_file = Path(signature) if signature is not None else signature_path(path)
+    if not sig_file.is_file():
+        raise ModelFileError(
+            f"{path}: has no signature {sig_file.name}; copy it along, or sign the file with --sign_key"
+        )
+    stored, data = _read(sig_file, "the signature"), _read(path, "the signed file")
+    if len(stored) != SIGNATURE_BYTES:
+        raise ModelFileError(
+            f"{sig_file}: expected a signature of {SIGNATURE_BYTES} bytes, got {len(stored)}; copy it again"
+        )
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(stored, data)
+    except InvalidSignature as error:
+        raise ModelFileError(
+            f"{path}: its signature is not by the key {Path(public_key_pem).name}, or the file was changed since; "
+            "get file and signature again from whom you trust"
+        ) from error
+
+
+def load_private_key(path: str | Path) -> Any:
+    """Read an Ed25519 private key from a PEM file, to find out before a long conversion that it can be used.
+
+    Raises:
+        CompressionError: cryptography is not installed, or the key cannot be used.
+    """
+    return _load(path, "private", MAKE_KEY)
+
+
+def signature_path(path: str | Path) -> Path:
+    """Where the signature of a file lies."""
+    return Path(path).with_name(Path(path).name + SIGNATURE_SUFFIX)
+
+
+def _load(path: str | Path, kind: str, command: str) -> Any:
+    """A key from a PEM file, of the right kind, or an error that says how to make one."""
+    parsers, kinds = _cryptography()
+    data = _read(path, f"the {kind} key")
+    try:
+        key = parsers[kind](data)
+    except (ValueError, TypeError) as error:  # TypeError: it has a password
+        locked = "it has a password" if isinstance(error, TypeError) else f"it is no {kind} key as PEM"
+        raise CompressionError(f"{path}: cannot be used as {kind} key, {locked}; make one with: {command}") from error
+    except Exception as error:
+        raise CompressionError(f"{path}: cannot be used as {kind} key: {error}; make one with: {command}") from error
+    if not isinstance(key, kinds[kind]):
+        name = type(key).__name__.lstrip("_")
+        raise CompressionError(f"{path}: expected an Ed25519 {kind} key, got {name}; make one with: {command}")
+    return key
+
+
+def _cryptography() -> tuple[dict[str, Callable[[bytes], Any]], dict[str, type]]:
+    """What reads keys and what they are then, by kind."""
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+    except ImportError as error:
+        raise CompressionError("signatures need cryptography: pip install 'cxr-compress[sign]'") from error
+    parsers: dict[str, Callable[[bytes], Any]] = {
+        "private": lambda data: load_pem_private_key(data, password=None),
+        "public": load_pem_public_key,
+    }
+    return parsers, {"private": ed25519.Ed25519PrivateKey, "public": ed25519.Ed25519PublicKey}
+
+
+def _read(path: str | Path, role: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CompressionError(f"could not read {role}, {path}: {reason}; check the path") from error

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.device.runner import Runner
-from cxr_compress.lite.audit import Audit, audit, require_integer
+from cxr_compress.lite.audit import Audit, audit, require_integer, require_target
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.graph.flatbuffer import OUTPUT_NAME, name_signature, read_graphs
 from cxr_compress.lite.graph.names import operators_named, operators_of_kind
-from cxr_compress.lite.graph.op_versions import require_target
 from cxr_compress.lite.head import leave_room_for_map
 from cxr_compress.lite.inputs_outputs import InputOutput, feed_uint8, input_output_of, pin_pixel_range
 from cxr_compress.lite.int8.fold import choose_folds, fold_scales

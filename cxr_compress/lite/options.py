@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr_compress.errors import CompressionError
+from cxr_compress.lite.audit import TARGETS
 from cxr_compress.lite.calibration import DEFAULT_STEPS, MIN_IMAGES
-from cxr_compress.lite.graph.op_versions import TARGETS
 from cxr_compress.lite.head import HEADS, LOGITS
 from cxr_compress.lite.inputs_outputs import STORED_TYPES, input_output_of
 from cxr_compress.quant_types import TYPES

@@ -5,7 +5,7 @@ from cxr_compress.pipeline.run import run_recipe, write_probe_pack
 from cxr_compress.pipeline.search import SearchSpec, search_recipe
 from cxr_compress.pipeline.stage import Stage, State
 from cxr_compress.pipeline.stages import STAGES, register_stage
-from cxr_compress.pipeline.stages.base import image_size
+from cxr_compress.pipeline.stages.original import image_size
 from cxr_compress.pipeline.stages.price import read_latency_table
 
 __all__ = [

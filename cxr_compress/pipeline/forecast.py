@@ -18,13 +18,12 @@ from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
 from cxr_compress.pipeline.context import PREFLIGHT, RunContext
 from cxr_compress.pipeline.data import Decoding
-from cxr_compress.pipeline.ownership import copy_for_forecast, refuse_foreign
 from cxr_compress.pipeline.run import open_run, results, run_stages, take_folder
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.stages import STAGES
-from cxr_compress.pipeline.stages.base import MakeOriginal, build_untrained
+from cxr_compress.pipeline.stages.original import MakeOriginal, build_untrained
 from cxr_compress.pipeline.stages.remove_filters import Pruning
-from cxr_compress.pipeline.store import Log, StageStore
+from cxr_compress.pipeline.store import Log, StageStore, copy_for_forecast, refuse_foreign
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan, measure_cost
 

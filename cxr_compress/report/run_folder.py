@@ -1,4 +1,4 @@
-"""What the folder of a run says to whoever finds it: README.md with the file to deploy, and a picture of the results."""
+"""What the folder of a run says to who finds it: README.md with the file to deploy, and a picture of the results."""
 
 from __future__ import annotations
 

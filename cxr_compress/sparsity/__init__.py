@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cxr_compress.sparsity.allocate import Allocation, LayerSparsity, LayerTarget, allocate
+from cxr_compress.sparsity.masks import SparsityTarget
 from cxr_compress.sparsity.measure import (
     LayerOutcome,
     SizeStatement,
@@ -12,7 +13,6 @@ from cxr_compress.sparsity.measure import (
     size_statement,
 )
 from cxr_compress.sparsity.prune import PruningSteps, check_allocation, plan_steps, prune_weights
-from cxr_compress.sparsity.target import SparsityTarget
 
 __all__ = [
     "Allocation",

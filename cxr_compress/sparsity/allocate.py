@@ -16,8 +16,7 @@ import numpy as np
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.zeros import kernel_of, prunable_layers
-from cxr_compress.sparsity.masks import block_magnitudes, why_not, zeros_of_two_of_four
-from cxr_compress.sparsity.target import SparsityTarget
+from cxr_compress.sparsity.masks import SparsityTarget, block_magnitudes, why_not, zeros_of_two_of_four
 
 _NEARLY_EMPTY = 0.95  # a share of zeros at which a layer passes little on, when others keep much more
 

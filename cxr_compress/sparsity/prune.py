@@ -19,9 +19,8 @@ from cxr_compress.keras2 import keras, tfmot
 from cxr_compress.models.keras_graph import layers_by_path
 from cxr_compress.models.zeros import kernel_of, prunable_layers
 from cxr_compress.sparsity.allocate import Allocation, LayerTarget, allocate
-from cxr_compress.sparsity.masks import exact_mask
+from cxr_compress.sparsity.masks import TWO_OF_FOUR, SparsityTarget, exact_mask
 from cxr_compress.sparsity.measure import measure_sparsity
-from cxr_compress.sparsity.target import TWO_OF_FOUR, SparsityTarget
 
 _UPDATES = 50  # mask updates on the way: each sorts all weights, and more than this changes no result
 

@@ -28,10 +28,9 @@ from cxr_compress.structured.analysis import ChannelAnalysis, ChannelGroup
 from cxr_compress.structured.cost import BoolArray
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.rebuild import remove_channels
-from cxr_compress.structured.repair.consumers import fitting_images
+from cxr_compress.structured.repair.consumers import checked, fitting_images
 from cxr_compress.structured.select import check_scores
 from cxr_compress.structured.sensitivity_curves import SENSITIVITY_FORMAT, Curve, Sensitivity
-from cxr_compress.structured.stepwise import checked
 
 Batches = Sequence[tuple[npt.NDArray[np.float32], Any]]
 Log = Callable[[str], None]

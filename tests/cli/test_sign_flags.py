@@ -8,8 +8,7 @@ import pytest
 
 from cxr_compress.cli.convert import main as convert_main
 from cxr_compress.cli.predict import main as predict_main
-from cxr_compress.device.modelfile import read_model
-from cxr_compress.device.signature import sign_file, verify_signature
+from cxr_compress.device.modelfile import read_model, sign_file, verify_signature
 from cxr_compress.device.verify import verify_model
 from cxr_compress.models.files import save_model
 from tests.device.images import draw_image, png

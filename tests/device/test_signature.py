@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr_compress.device import signature
-from cxr_compress.device.signature import sign_file, verify_signature
+from cxr_compress.device import modelfile
+from cxr_compress.device.modelfile import sign_file, verify_signature
 from cxr_compress.errors import CompressionError, ModelFileError
 from tests.device.reference import INT8_MODEL
 
@@ -121,11 +121,11 @@ def test_without_cryptography_one_line_says_what_to_install(
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
 def test_openssl_makes_the_keys_and_checks_the_signature_as_the_help_says(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"a model")
-    run(signature.MAKE_KEY, tmp_path)
-    run(signature.MAKE_PUBLIC_KEY, tmp_path)
+    run(modelfile.MAKE_KEY, tmp_path)
+    run(modelfile.MAKE_PUBLIC_KEY, tmp_path)
     sign_file(tmp_path / "model.tflite", tmp_path / "private.pem")
     verify_signature(tmp_path / "model.tflite", tmp_path / "public.pem")
-    check = next(line for line in (signature.__doc__ or "").splitlines() if "pkeyutl" in line)
+    check = next(line for line in (modelfile.__doc__ or "").splitlines() if "pkeyutl" in line)
     assert "Verified Successfully" in run(check, tmp_path).stdout
     (tmp_path / "model.tflite").write_bytes(b"another")
     assert subprocess.run(check.split(), cwd=tmp_path, capture_output=True, check=False).returncode != 0

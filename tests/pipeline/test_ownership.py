@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.pipeline.ownership import MADE_FROM, claim, copy_for_forecast, is_run, refuse_foreign
 from cxr_compress.pipeline.run import results
+from cxr_compress.pipeline.store import MADE_FROM, claim, copy_for_forecast, is_run, refuse_foreign
 from cxr_compress.recipe import Recipe, make_recipe
 
 RECIPE = make_recipe("tiny_chexnet", {"dataset": "phantom"})

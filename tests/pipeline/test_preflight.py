@@ -15,8 +15,8 @@ from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.keras2 import keras
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.pipeline.preflight import check_network
+from cxr_compress.pipeline.run import tell_threads, use_threads
 from cxr_compress.pipeline.store import StageStore
-from cxr_compress.pipeline.threads import tell_threads, use_threads
 from cxr_compress.recipe import DEFAULT_THREADS, Recipe, make_recipe
 
 layers = keras.layers

@@ -25,8 +25,8 @@ from cxr_compress.models import tiny_chexnet
 from cxr_compress.models.files import load_model, read_about, save_model
 from cxr_compress.pipeline import run_recipe
 from cxr_compress.pipeline.context import OF_TRAINING
-from cxr_compress.pipeline.ownership import MADE_FROM, refuse_foreign
 from cxr_compress.pipeline.run import results
+from cxr_compress.pipeline.store import MADE_FROM, refuse_foreign
 from cxr_compress.recipe import make_recipe
 from cxr_compress.sparsity import measure_sparsity
 from cxr_compress.structured import ChannelPlan, measure_cost

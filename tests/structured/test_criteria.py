@@ -12,7 +12,7 @@ from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import analyze_channels, score_channels
 from cxr_compress.structured.criteria.base import CRITERIA, Member, register_criterion
-from cxr_compress.structured.criteria.lasso import contribution_products, elimination_order
+from cxr_compress.structured.criteria.images import contribution_products, elimination_order
 from tests import nets
 
 layers = keras.layers
@@ -190,8 +190,8 @@ def test_elimination_order_drops_the_channel_that_others_stand_in_for():
 
 @pytest.mark.parametrize("limit", [4096, 1])
 def test_contribution_products_equal_brute_force_in_both_forms(monkeypatch, limit):
-    monkeypatch.setattr("cxr_compress.structured.criteria.lasso.MAX_GRAM_COLUMNS", limit)
-    monkeypatch.setattr("cxr_compress.structured.criteria.lasso.MAX_BLOCK", 100)
+    monkeypatch.setattr("cxr_compress.structured.criteria.images.MAX_GRAM_COLUMNS", limit)
+    monkeypatch.setattr("cxr_compress.structured.criteria.images.MAX_BLOCK", 100)
     rng = np.random.default_rng(0)
     rows, kernel = rng.normal(size=(30, 12)).astype("f4"), rng.normal(size=(12, 5)).astype("f4")
     channel = np.tile(np.arange(4, dtype=np.int32), 3)

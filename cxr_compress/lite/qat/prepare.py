@@ -14,8 +14,17 @@ from cxr_compress.keras2 import keras
 from cxr_compress.lite.calibration import DEFAULT_STEPS, collect_images
 from cxr_compress.lite.exporter import Stage
 from cxr_compress.lite.freeze import static_shape
-from cxr_compress.lite.qat.fold import FoldedModel, fold_batch_norms
-from cxr_compress.lite.qat.graph import KERNELS, Step, Steps, is_linear, is_rectifier, passes_on, read_steps
+from cxr_compress.lite.qat.fold import (
+    KERNELS,
+    FoldedModel,
+    Step,
+    Steps,
+    fold_batch_norms,
+    is_linear,
+    is_rectifier,
+    passes_on,
+    read_steps,
+)
 from cxr_compress.lite.qat.quantizers import ActivationQuantizer, LayerConfig, QuantizedLayer, SharedRange
 from cxr_compress.models.zeros import hold_zeros
 

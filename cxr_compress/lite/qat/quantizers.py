@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from cxr_compress.keras2 import keras, tfmot
-from cxr_compress.lite.qat.graph import KERNELS
+from cxr_compress.lite.qat.fold import KERNELS
 
 _api = tfmot().quantization.keras
 _Quantizer: Any = _api.quantizers.Quantizer

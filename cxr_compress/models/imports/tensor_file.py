@@ -16,7 +16,7 @@ import numpy as np
 
 from cxr_compress.errors import ModelFileError
 from cxr_compress.files import first_bytes
-from cxr_compress.models.imports.tensor_values import (
+from cxr_compress.models.imports.pickle_machine import (
     DTYPES,
     Placeholder,
     TensorRecord,

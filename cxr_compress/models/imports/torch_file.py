@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cxr_compress.errors import ModelFileError
-from cxr_compress.models.imports.pickle_machine import PickleMachine
-from cxr_compress.models.imports.tensor_values import (
+from cxr_compress.models.imports.pickle_machine import (
     DTYPES,
     GlobalName,
+    PickleMachine,
     Placeholder,
     Storage,
     TensorRecord,

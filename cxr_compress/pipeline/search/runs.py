@@ -19,9 +19,8 @@ from cxr_compress.device.modelfile import read_model
 from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.context import RunContext
+from cxr_compress.pipeline.context import RunContext, dev_logits
 from cxr_compress.pipeline.data import Decoding
-from cxr_compress.pipeline.packing import dev_logits
 from cxr_compress.pipeline.run import open_run, run_stages, take_folder
 from cxr_compress.pipeline.search.choose import SearchResult, search
 from cxr_compress.pipeline.search.record import ORIGINAL, draw_search, folder_name, shortened

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.pipeline.stage import Stage
-from cxr_compress.pipeline.stages.base import MakeOriginal
 from cxr_compress.pipeline.stages.deliver import DeliverCompressed, DeliverOriginal
-from cxr_compress.pipeline.stages.original import LookAtOriginal
+from cxr_compress.pipeline.stages.original import LookAtOriginal, MakeOriginal
 from cxr_compress.pipeline.stages.price import PriceLayers
 from cxr_compress.pipeline.stages.prune_weights import PruneWeights
 from cxr_compress.pipeline.stages.quantize import Quantize, TrainQuantized

@@ -14,8 +14,7 @@ from cxr_compress.files import write_bytes
 from cxr_compress.lite import LiteModel, audit, convert
 from cxr_compress.lite.parity import Reference, compare_answers, require_answers
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.packing import check_sparsity, dev_logits, pack, recipe_in_file
+from cxr_compress.pipeline.context import RunContext, check_sparsity, dev_logits, pack, recipe_in_file
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe

@@ -16,8 +16,7 @@ from cxr_compress.lite import convert
 from cxr_compress.lite.qat import convert_qat, prepare_qat
 from cxr_compress.models import load_model
 from cxr_compress.models.zeros import zero_masks
-from cxr_compress.pipeline.context import OF_TRAINING, RunContext
-from cxr_compress.pipeline.packing import dev_logits
+from cxr_compress.pipeline.context import OF_TRAINING, RunContext, dev_logits
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe

@@ -13,8 +13,7 @@ from cxr_compress.evaluate import Degradation, Evaluation, check_gate, compare, 
 from cxr_compress.files import write_bytes, write_text
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.context import RunContext
-from cxr_compress.pipeline.packing import file_facts
+from cxr_compress.pipeline.context import RunContext, file_facts
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.quant_types import TYPES

@@ -22,8 +22,9 @@ from cxr_compress.structured.repair.consumers import (
     PatchReader,
     find_consumers,
     fitting_images,
+    take_images,
+    walk,
 )
-from cxr_compress.structured.stepwise import take_images, walk
 
 Matrix = npt.NDArray[np.float64]
 

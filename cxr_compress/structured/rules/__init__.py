@@ -3,6 +3,6 @@
 A layer that no rule knows is protected, with the reason (`base.apply_rule`): it is never touched and never silent.
 """
 
-from cxr_compress.structured.rules import arithmetic, channel_wise, convolution
+from cxr_compress.structured.rules import arithmetic, layers
 
-__all__ = ["arithmetic", "channel_wise", "convolution"]
+__all__ = ["arithmetic", "layers"]

@@ -13,8 +13,7 @@ import pytest
 from cxr_compress.device.runner import Runner
 from cxr_compress.errors import CompressionError
 from cxr_compress.lite import LiteModel, audit, convert, exporter
-from cxr_compress.lite.graph.flatbuffer import schema, to_bytes, to_object
-from cxr_compress.lite.graph.op_versions import (
+from cxr_compress.lite.audit import (
     LITERT,
     TARGETS,
     TFLITE_2_14,
@@ -22,6 +21,7 @@ from cxr_compress.lite.graph.op_versions import (
     require_target,
     runtimes_of,
 )
+from cxr_compress.lite.graph.flatbuffer import schema, to_bytes, to_object
 from cxr_compress.lite.lowering import lower
 from tests.lite import nets
 from tests.lite.tflite_2_14 import load_all, python_2_14, run_all

@@ -6,7 +6,7 @@ import pytest
 
 from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
-from cxr_compress.lite.qat.graph import read_steps
+from cxr_compress.lite.qat.fold import read_steps
 from tests import nets as all_nets
 from tests import nets_families
 from tests.lite import nets as lite_nets

@@ -7,8 +7,7 @@ import pytest
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.keras2 import keras
-from cxr_compress.lite.qat.fold import fold_batch_norms
-from cxr_compress.lite.qat.graph import read_steps
+from cxr_compress.lite.qat.fold import fold_batch_norms, read_steps
 from cxr_compress.lite.qat.prepare import calibrate, share_ranges
 from tests.lite.qat import nets
 

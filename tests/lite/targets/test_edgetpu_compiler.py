@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cxr_compress.errors import CompressionError, RuntimeUnavailableError
-from cxr_compress.lite.targets.edgetpu_compiler import CompiledOps, find_compiler, parse_log, run_compiler
+from cxr_compress.lite.targets.edgetpu import CompiledOps, find_compiler, parse_log, run_compiler
 from tests.lite.targets.compiler_logs import LOG_FILE, NEWEST, PARTLY, recorded
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the compiler is for Linux")

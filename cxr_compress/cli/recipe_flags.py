@@ -95,12 +95,6 @@ def heading(section: str) -> str:
     return f"{section}: {first_line.rstrip('.')}"
 
 
-def help_of(entry: Entry) -> str:
-    """The help of a flag, with the usual texts where others are allowed; absl shows those of a closed choice."""
-    usual = ", ".join(entry.option.names) if entry.option.open_choices else ""
-    return f"{entry.option.help} One of {usual}." if usual else entry.option.help
-
-
 def default_text(entry: Entry) -> str:
     """The default of a field as one would type it; empty for nothing."""
     if isinstance(entry.default, tuple):
@@ -125,7 +119,7 @@ def define_field(values: flags.FlagValues, entry: Entry, default: Any, *, group:
         default: what the flag holds where it is not given.
         group: its heading in the help; that of the recipe's section unless given.
     """
-    names, kind, text = entry.option.names, entry.type, help_of(entry)
+    names, kind, text = entry.option.names, entry.type, entry.option.full_help
     shared: dict[str, Any] = {"flag_values": values, "module_name": group or heading(_section(entry))}
     if default is None and entry.flag not in _ASKED and (usual := default_text(entry)):
         text = f"{text} (default: {usual})"

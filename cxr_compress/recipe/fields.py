@@ -23,7 +23,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,10 @@ from cxr_compress.errors import CompressionError
 if TYPE_CHECKING:
     from typing import Self
 
-Choices = Sequence[str] | Callable[[], Sequence[str]]
+Choices = Sequence[str] | Callable[[], Collection[str]]
 
 _METADATA_KEY = "option"
-_PROVIDED: dict[str, Callable[[], Sequence[str]]] = {}
+_PROVIDED: dict[str, Callable[[], Collection[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class Option:
     def names(self) -> tuple[str, ...]:
         """The choices as they are now."""
         return tuple(self.choices() if callable(self.choices) else self.choices)
+
+    @property
+    def full_help(self) -> str:
+        """The help, and what a registry says of each of its names; of an open choice what is usual."""
+        choices = self.choices() if callable(self.choices) else ()
+        if isinstance(choices, Mapping):
+            return f"{self.help} " + "; ".join(f"{name}: {text}" for name, text in choices.items()) + "."
+        return f"{self.help} One of {', '.join(self.names)}." if self.open_choices and self.names else self.help
 
     @property
     def bounds(self) -> str:
@@ -112,12 +120,17 @@ def option(default: Any, help: str, **details: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def provide_choices(name: str, names: Callable[[], Sequence[str]]) -> None:
-    """Say what names a registry above the recipe knows; fields declared with `provided(name)` take them as choices."""
+def provide_choices(name: str, names: Callable[[], Collection[str]]) -> None:
+    """Say what names a registry above the recipe knows; fields declared with `provided(name)` take them as choices.
+
+    Args:
+        name: of the registry.
+        names: gives the names, or a mapping from them to a few words for the help.
+    """
     _PROVIDED[name] = names
 
 
-def provided(name: str) -> Callable[[], Sequence[str]]:
+def provided(name: str) -> Callable[[], Collection[str]]:
     """The choices that `provide_choices` brought under a name; none, and so any text, as long as nothing did."""
     return lambda: _PROVIDED[name]() if name in _PROVIDED else ()
 

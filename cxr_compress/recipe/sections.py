@@ -192,8 +192,7 @@ class RemovalSection(Section):
     budget: BudgetSection = field(default_factory=BudgetSection)
     criterion: str = option(
         "l1",
-        "How filters are scored: by their weights (l1, l2, geometric_median, bn_scale), by training images (taylor, "
-        "with labels; apoz; lasso, meant for --scope=local), or at random, the baseline.",
+        "How filters are scored; the highest stay.",
         choices=provided("criterion"),
     )
     scoring_images: int = option(512, "Training images that taylor, apoz and lasso score filters by.", at_least=1)

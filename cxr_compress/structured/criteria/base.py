@@ -103,7 +103,7 @@ class Criterion:
 
 CRITERIA: dict[str, Criterion] = {}
 """The registered criteria by name; the names are the choices of `--criterion`."""
-provide_choices("criterion", lambda: tuple(CRITERIA))
+provide_choices("criterion", lambda: {name: criterion.help for name, criterion in CRITERIA.items()})
 
 
 def register_criterion(
@@ -129,11 +129,6 @@ def register_criterion(
         return score
 
     return register
-
-
-def describe_criteria() -> str:
-    """All names, each with its few words, for the help of a flag."""
-    return "; ".join(f"{name}: {criterion.help}" for name, criterion in CRITERIA.items())
 
 
 def produced_kernels(scoring: ScoringInput) -> Iterator[tuple[IntArray, FloatVector]]:

@@ -191,7 +191,7 @@ MAX_BLOCK = 1 << 22
 
 @register_criterion(
     "lasso",
-    help="order in which LASSO drops a layer's filters from what their readers compute; for the local scope",
+    help="order in which LASSO drops a layer's filters from what their readers compute, for the local scope",
     needs_images=True,
     group_needs="a Conv2D or Dense that reads its channels",
 )

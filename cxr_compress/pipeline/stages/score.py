@@ -81,9 +81,8 @@ class Score(Stage):
         write_report(folder / _REPORT, report)
         report, model = read_report(folder / _REPORT), models[_COMPRESSED]
         write_text(folder / _card_name(state), render_delivered_card(report, model, file_name=state.delivered.name))
-        write_text(
-            folder / _README, render_readme(report, model, card=_card_name(state), picture=_draw(folder, report))
-        )
+        readme = render_readme(report, model, card=_card_name(state), picture=_draw(folder, report))
+        write_text(folder / _README, readme)
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """What the run returns."""

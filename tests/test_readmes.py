@@ -244,9 +244,11 @@ def run_step(step: Mapping[str, Any]) -> int:
         return int(main(step["argv"][1:]))
 
 
-def only_flags(run_command: Callable[..., int], name: str, doc: str, define: Any, run: Any, argv: Any = None) -> int:
+def only_flags(
+    run_command: Callable[..., int], name: str, doc: str, define: Any, run: Any, argv: Any = None, **options: Any
+) -> int:
     """Let a command parse its flags, or refuse them, and do nothing."""
-    return run_command(name, doc, define, lambda values, arguments: 0, argv)
+    return run_command(name, doc, define, lambda values, arguments: 0, argv, **options)
 
 
 def leave(path: Path, source: str | None) -> None:

@@ -23,7 +23,7 @@ from cxr_compress.lite import convert, pack_file
 from tests.device.reference import CAM_MODEL, FLOAT_MODEL, INT8_MODEL
 from tests.lite import nets
 
-READER = Path(__file__).resolve().parents[2] / "metadata_env" / "read_metadata.py"
+READER = Path(__file__).resolve().parents[1] / "metadata_env" / "read_metadata.py"
 # Flat gray of the middle: readers that convert colors and resize leave it as it is.
 LEVELS = (40, 90, 128, 200)
 

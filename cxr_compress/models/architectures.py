@@ -37,7 +37,7 @@ class Architecture:
 
 MODELS: dict[str, Architecture] = {}
 # Recipes list the names, those of plug-ins too, and know nothing of networks.
-provide_choices("architecture", lambda: {name: network.help for name, network in MODELS.items()})
+provide_choices("architecture", lambda: tuple(MODELS))
 
 
 def register_architecture(name: str, *, help: str) -> Callable[[_B], _B]:

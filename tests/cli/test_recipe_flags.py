@@ -36,7 +36,7 @@ def test_every_field_has_a_flag_of_its_section_with_help_and_default():
         assert entry.flag in by_module[heading(entry.path.partition(".")[0])]
     assert "(default: mse)" in values["calibration_method"].help
     assert "kermany|medmnist|nih" in values["dataset"].help
-    assert "chexnet: DenseNet121, " in values["model"].help
+    assert "One of chexnet, densenet169, " in values["model"].help
     assert values["sparsity_block"].help.endswith("(default: 1,4)")
 
 

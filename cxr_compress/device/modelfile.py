@@ -5,8 +5,14 @@ runtime runs it and `unzip model.tflite` shows its members. The same input gives
 fixed order with fixed times.
 
 The archive's comment is the sha256 of every byte before it, so that no byte of the file can change unnoticed. That is
-against accidents and careless edits: who means to forge a file computes the hash again. Against that there are
-signatures (`sign_file`, `verify_signature`).
+against accidents and careless edits: who means to forge a file computes the hash again. Against that a file is signed
+(`sign_file`): a detached Ed25519 signature of its bytes, 64 bytes in model.tflite.sig, as openssl makes and checks it:
+
+    openssl genpkey -algorithm ed25519 -out private.pem
+    openssl pkey -in private.pem -pubout -out public.pem
+    openssl pkeyutl -verify -pubin -inkey public.pem -rawin -in model.tflite -sigfile model.tflite.sig
+
+The public key has to reach the device by another way than the model. Needs pip install 'cxr-compress[sign]'.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ class CompiledOps:
     status: str
 
 
+# The layout of the compiler's messages is that of the examples at coral.ai/docs/edgetpu/compiler and of the logs in the
+# issues of google-coral/edgetpu, for versions 2.1 to 16.0.
 @dataclass(frozen=True)
 class CompilerLog:
     """What the compiler says of a model.

@@ -1,4 +1,9 @@
-"""The layers that sum over channels, as plain matrix products, and what arrives at them, one layer after another."""
+"""The layers that sum over channels, as plain matrix products, and what arrives at them, one layer after another.
+
+Models run one layer at a time (`walk`): a model with a second output per layer of interest would keep all those tensors
+alive. Here a tensor is dropped as soon as the last layer that reads it has run, and two models of one wiring,
+the original and the pruned one, walk side by side: one forward pass of each repairs a hundred layers front to back.
+"""
 
 from __future__ import annotations
 

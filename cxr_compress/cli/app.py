@@ -80,8 +80,8 @@ def run_command(
 ) -> int:
     """Parse the flags, run the command and turn whatever happens into an exit code; never raises but SystemExit.
 
-    A console script is two lines: ``def main(argv=None) -> int: return run_command("cxr_x", __doc__, _define, _run,
-    argv)``. Every call has flags of its own, so several commands live in one process (absl's global FLAGS stay
+    A console script is two lines: `def main(argv=None) -> int: return run_command("cxr_x", __doc__, _define, _run,
+    argv)`. Every call has flags of its own, so several commands live in one process (absl's global FLAGS stay
     untouched). The shared flags --format, --debug, --flagfile, --help and --version are added here.
 
     Args:

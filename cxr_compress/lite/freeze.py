@@ -1,6 +1,6 @@
 """Keras model or SavedModel signature -> one function of constants, with a static shape.
 
-Why not ``TFLiteConverter.from_keras_model``: it saves and reloads a SavedModel, which for DenseNet121 takes 68 to 80 s
+Why not `TFLiteConverter.from_keras_model`: it saves and reloads a SavedModel, which for DenseNet121 takes 68 to 80 s
 per file. A frozen function skips that (about 3 s), and one freeze serves every quant type.
 """
 
@@ -353,7 +353,7 @@ def load_saved_model(
     tags: tuple[str, ...] = ("serve",),
     input_size: int | tuple[int, int] | None = None,
 ) -> FrozenFunction:
-    """Load a SavedModel (of tf_keras, Keras 3's ``model.export`` or plain TensorFlow) and freeze one signature.
+    """Load a SavedModel (of tf_keras, Keras 3's `model.export` or plain TensorFlow) and freeze one signature.
 
     Raises:
         ModelFileError: missing, no SavedModel, damaged, or without that tag or signature.

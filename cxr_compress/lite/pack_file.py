@@ -188,7 +188,7 @@ _LOGITS_RANK = 2
 
 
 def with_metadata(model: Any, metadata: bytes) -> bytes:
-    """The flatbuffer of a ``ModelT``, which is changed, with a metadata flatbuffer inside instead of one it had."""
+    """The flatbuffer of a `ModelT`, which is changed, with a metadata flatbuffer inside instead of one it had."""
     buffer = schema().BufferT()
     buffer.data = np.frombuffer(metadata, np.uint8)
     entries = list(model.metadata or ())
@@ -215,7 +215,7 @@ def read_metadata(content: bytes) -> bytes | None:
 
 
 def _entry(model: Any) -> Any:
-    """The entry of the standard metadata in a ``ModelT``, or None."""
+    """The entry of the standard metadata in a `ModelT`, or None."""
     return next((entry for entry in model.metadata or () if entry.name in (FIELD_NAME, FIELD_NAME.encode())), None)
 
 

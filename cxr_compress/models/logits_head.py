@@ -79,13 +79,13 @@ class HeadChange:
 
 
 def to_logits(model: Any, *, positive: int | None = None) -> tuple[Any, HeadChange]:
-    """Give a plain model that ends in logits; ``model`` itself is left unchanged, and returned if it does so already.
+    """Give a plain model that ends in logits; `model` itself is left unchanged, and returned if it does so already.
 
-    * A sigmoid is taken off: k probabilities become k logits, and ``sigmoid(logit)`` is the old probability. Several
+    * A sigmoid is taken off: k probabilities become k logits, and `sigmoid(logit)` is the old probability. Several
       heads that a Concatenate joins are treated alike.
-    * A softmax over two classes, a finding and its absence, becomes the one logit ``z[positive] - z[other]``, whose
+    * A softmax over two classes, a finding and its absence, becomes the one logit `z[positive] - z[other]`, whose
       sigmoid is the old probability of the finding; the last layer gets the difference of its two filters.
-    * A softmax over more classes is taken off: k logits of classes that exclude one another, and ``softmax(logits)`` is
+    * A softmax over more classes is taken off: k logits of classes that exclude one another, and `softmax(logits)` is
       the old output (`HeadChange.exclusive`).
 
     Args:

@@ -74,14 +74,14 @@ def forecast_run(
     written to or made. The times come from one batch through the original model and are good to about a factor of 1.5.
 
     Args:
-        recipe: as `run_recipe`, like all that is not named here.
-        data_dir: see there.
-        output_dir: see there.
-        keras_model_file: see there.
-        latency_table: see there.
-        log: see there.
-        decoding: see there.
-        overwrite: see there.
+        recipe: the choices.
+        data_dir: where the data set lies; only read.
+        output_dir: the folder of the run.
+        keras_model_file: an original model to start from; None trains `recipe.model`.
+        latency_table: layer times that a device measured; None measures them here.
+        log: is told of stages and epochs, one line each.
+        decoding: is told (split, images done, images in all) while images are read.
+        overwrite: replace a run that started from another model or other data.
 
     Raises:
         BudgetError: the budget cannot be reached.

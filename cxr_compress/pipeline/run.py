@@ -154,14 +154,14 @@ def write_probe_pack(
     """Go as far as the original model and write what a device needs to time its layers; `run_recipe` goes on after it.
 
     Args:
-        recipe: as `run_recipe`, like all that is not named here.
+        recipe: the choices.
         path: of the ZIP; `cxr_benchmark --layers=PATH` on the device turns it into a latency table.
-        data_dir: see there.
-        output_dir: see there.
-        keras_model_file: see there.
-        log: see there.
-        decoding: see there.
-        overwrite: see there.
+        data_dir: where the data set lies; only read.
+        output_dir: the folder of the run.
+        keras_model_file: an original model to start from; None trains `recipe.model`.
+        log: is told of stages and epochs, one line each.
+        decoding: is told (split, images done, images in all) while images are read.
+        overwrite: replace a run that started from another model or other data.
 
     Raises:
         CompressionError: and its subclasses.

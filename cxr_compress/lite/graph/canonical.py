@@ -33,7 +33,7 @@ def canonical_hash(content: bytes) -> str:
 
 
 def hash_model(model: Any) -> str:
-    """As `canonical_hash`, of a ``ModelT``."""
+    """As `canonical_hash`, of a `ModelT`."""
     try:
         parts = [_Subgraph(model, subgraph) for subgraph in model.subgraphs]
         signatures = [_signature(one, parts) for one in model.signatureDefs or ()]

@@ -106,7 +106,7 @@ class Graph:
 
 
 def operator_code(model: Any, kind: str, version: int = 1) -> int:
-    """The place of an operator's kind and version among the codes of a ``ModelT``, registered where it is not."""
+    """The place of an operator's kind and version among the codes of a `ModelT`, registered where it is not."""
     number = getattr(schema().BuiltinOperator, kind)
     for place, code in enumerate(model.operatorCodes):
         if (_builtin(code), code.version) == (number, version):
@@ -140,7 +140,7 @@ def schema() -> Any:
 
 
 def to_object(content: bytes) -> Any:
-    """The flatbuffer as the schema's mutable ``ModelT``.
+    """The flatbuffer as the schema's mutable `ModelT`.
 
     Raises:
         ModelFileError: the bytes are no .tflite flatbuffer, or a damaged one.
@@ -160,7 +160,7 @@ def to_object(content: bytes) -> Any:
 
 
 def to_bytes(model: Any) -> bytes:
-    """Pack a ``ModelT``; the same object gives the same bytes."""
+    """Pack a `ModelT`; the same object gives the same bytes."""
     import flatbuffers
 
     builder = flatbuffers.Builder(1 << 20)
@@ -178,7 +178,7 @@ def read_graphs(content: bytes) -> tuple[Graph, ...]:
 
 
 def graphs_of(model: Any) -> tuple[Graph, ...]:
-    """The subgraphs of a ``ModelT`` as plain data; constants are views of its buffers."""
+    """The subgraphs of a `ModelT` as plain data; constants are views of its buffers."""
     fb = schema()
     kinds = {code: name for name, code in vars(fb.BuiltinOperator).items() if not name.startswith("_")}
     dtypes = {code: name.lower() for name, code in vars(fb.TensorType).items() if not name.startswith("_")}

@@ -177,7 +177,7 @@ def _split(graph: Graph, operator: Operator) -> tuple[int, Floats] | None:
 
 
 class _Editor:
-    """Edits a ``ModelT`` in place; what it knows of the graph is as it was before the first edit."""
+    """Edits a `ModelT` in place; what it knows of the graph is as it was before the first edit."""
 
     def __init__(self, model: Any) -> None:
         self._model, self._fb = model, schema()

@@ -138,13 +138,13 @@ def search_recipe(
     Args:
         recipe: everything but the budgets that are searched.
         spec: goal, grid and bounds.
-        data_dir: as `run_recipe`, like all below.
-        output_dir: see there.
-        keras_model_file: see there.
-        latency_table: see there.
-        log: see there.
-        decoding: see there.
-        overwrite: see there.
+        data_dir: where the data set lies; only read.
+        output_dir: the folder of the run.
+        keras_model_file: an original model to start from; None trains `recipe.model`.
+        latency_table: layer times that a device measured; None measures them here.
+        log: is told of stages and epochs, one line each.
+        decoding: is told (split, images done, images in all) while images are read.
+        overwrite: replace a run that started from another model or other data.
 
     Raises:
         BudgetError: nothing keeps what it must; the line names the nearest point.

@@ -92,12 +92,12 @@ def score_on_dev(
         logits: like labels, of the candidate.
         original_logits: like labels, of the original float model.
         patients: (images,) whose they are.
-        tflite_bytes: like all up to `latency_ms`, see `CandidateScore`.
-        macs: see there.
-        seconds: see there.
-        deflated_bytes: see there.
-        params: see there.
-        latency_ms: see there.
+        tflite_bytes: of the file, metadata included; as predicted where none was made yet.
+        macs: multiply-accumulates per image; None where they are not known.
+        seconds: what recovering and scoring took.
+        deflated_bytes: of the file after DEFLATE.
+        params: of the Keras model.
+        latency_ms: per image, where it was measured or predicted.
         pos_weight: (findings,) or one number, what training counted positives with.
         activation: "sigmoid", or "softmax" for classes that exclude one another.
         samples: resampled sets of patients.

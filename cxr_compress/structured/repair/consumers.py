@@ -7,8 +7,9 @@ the original and the pruned one, walk side by side: one forward pass of each rep
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from cxr_compress.errors import DataError
+from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
-from cxr_compress.models.keras_graph import Steps
+from cxr_compress.models.keras_graph import Step, Steps
 from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import IntArray
 
@@ -163,6 +164,33 @@ def fitting_images(memory: int, *analyses: ChannelAnalysis) -> int:
     return max(1, memory // sum(analysis.baseline.peak_activation_bytes for analysis in analyses))
 
 
+def beside(pruned: Steps, steps: Steps) -> Steps:
+    """The calls of a pruned model at the places that they have in the original one, so that the two can walk abreast.
+
+    Layers that were removed as a whole have left a place without a call: a step there reads and makes nothing. The
+    original's order suits the pruned model too: what is left of a model depends on nothing new.
+
+    Raises:
+        CompressionError: a call that the original does not have.
+    """
+    numbered = dict(zip(_numbered(pruned), pruned.calls, strict=True))
+    places = _numbered(steps)
+    if not numbered.keys() <= set(places):
+        raise CompressionError("expected the pruned model that remove_channels made of this model; the layers differ")
+    gone = (Step(step.path, step.layer, step.node, (), ()) for step in steps.calls)
+    return replace(pruned, calls=tuple(numbered.get(key, empty) for key, empty in zip(places, gone, strict=True)))
+
+
+def _numbered(steps: Steps) -> list[tuple[str, int]]:
+    """By place, the path of the layer and how often it was called before."""
+    calls: Counter[str] = Counter()
+    keys = []
+    for step in steps.calls:
+        keys.append((step.path, calls[step.path]))
+        calls[step.path] += 1
+    return keys
+
+
 Visitor = Callable[[int, list[list[list[Any]]]], None]
 
 
@@ -170,7 +198,7 @@ def walk(models: Sequence[Steps], batches: Sequence[FloatArray], stops: Iterable
     """Run models of one wiring side by side over all batches, layer by layer, up to the last stop.
 
     Args:
-        models: the original model and, where wanted, pruned ones.
+        models: the original model and, where wanted, pruned ones, as `beside` gives them.
         batches: what all of them read; everything alive at one layer is held for all batches at once.
         stops: the places of the calls before which `visit` is called with (place, inputs by model, by batch). The
             visitor may change the weights of the layers that are still to run.
@@ -199,6 +227,8 @@ def _arguments(steps: Steps, place: int, values: list[dict[int, Any]]) -> list[l
 def _advance(steps: Steps, place: int, tensors: dict[int, Any], ends: dict[int, int]) -> None:
     """Run one call of one batch and drop what nobody reads any more."""
     step = steps.calls[place]
+    if not step.makes:
+        return
     outputs = step.run([tensors[number] for number in step.reads])
     tensors.update((number, value) for number, value in zip(step.makes, outputs, strict=True) if number in ends)
     for number in set(step.reads):

@@ -20,6 +20,7 @@ from cxr_compress.structured.repair.consumers import (
     DEFAULT_MEMORY,
     Consumer,
     PatchReader,
+    beside,
     find_consumers,
     fitting_images,
     take_images,
@@ -154,9 +155,8 @@ def reconstruct_consumers(
     keep = plan.keep_vector(analysis)
     if keep.all():
         return ReconstructionReport(0)
-    steps, pruned_steps = unroll(model), unroll(pruned)
-    if [step.path for step in steps.calls] != [step.path for step in pruned_steps.calls]:
-        raise CompressionError("expected the pruned model that remove_channels made of this model; the layers differ")
+    steps = unroll(model)
+    pruned_steps = beside(unroll(pruned), steps)
     fitting = fitting_images(memory_bytes, analysis, analyze_channels(pruned))
     images = take_images(model, batches, fitting, "reconstruction")
     consumers, left = find_consumers(steps, analysis)
@@ -164,7 +164,8 @@ def reconstruct_consumers(
     left.update({path: f"is called {times} times" for path, times in calls.items() if times > 1})
     chosen: dict[int, _Refit] = {}
     for consumer in consumers:
-        if consumer.path in left or keep[consumer.sets].all():
+        removed = not pruned_steps.calls[consumer.place].makes
+        if consumer.path in left or removed or keep[consumer.sets].all():
             continue
         if consumer.reader.columns > MAX_COLUMNS:
             left[consumer.path] = f"reads {consumer.reader.columns:,} columns, more than {MAX_COLUMNS:,}"

@@ -8,6 +8,7 @@ import pytest
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import tiny_chexnet
+from cxr_compress.models.keras_graph import unroll
 from cxr_compress.structured import (
     Budget,
     analyze_channels,
@@ -16,7 +17,7 @@ from cxr_compress.structured import (
     score_channels,
     select_channels,
 )
-from cxr_compress.structured.repair.consumers import PatchReader
+from cxr_compress.structured.repair.consumers import PatchReader, beside
 from cxr_compress.structured.repair.reconstruct import NormalEquations
 from cxr_compress.structured.select import ChannelPlan
 from tests import nets
@@ -167,6 +168,19 @@ def test_reconstruct_with_nothing_removed_changes_nothing():
     pruned = remove_channels(model, plan)
     assert reconstruct_consumers(pruned, model, plan, []).errors == {}
     assert all(np.array_equal(a, b) for a, b in zip(pruned.get_weights(), model.get_weights(), strict=True))
+
+
+def test_beside_leaves_a_place_for_each_layer_that_is_gone():
+    """x(linear) -> a -> b -> a again against the same without b: the second call of `a` stays the second."""
+    image = keras.Input((4,), name="image")
+    again, between = layers.Dense(4, name="a"), layers.Dense(4, name="b")
+    whole = unroll(keras.Model(image, again(between(again(image)))))
+    less = unroll(keras.Model(image, again(again(image))))
+    abreast = beside(less, whole)
+    assert [step.path for step in abreast.calls] == ["a", "b", "a"]
+    assert [step.makes for step in abreast.calls] == [less.calls[0].makes, (), less.calls[1].makes]
+    with pytest.raises(CompressionError, match="the layers differ"):
+        beside(whole, less)
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

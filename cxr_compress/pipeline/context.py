@@ -152,8 +152,9 @@ class RunContext:
         teacher: keras.Model | None = None,
         match: FeatureMatch | None = None,
         masks: Masks | None = None,
+        best_from_epoch: int = 1,
     ) -> dict[str, Any]:
-        """Train in place; facts for the manifest."""
+        """Train in place; facts for the manifest. Epoch 0 is the start, see `fit`."""
         result = fit(
             model,
             self.data.train.pair,
@@ -166,6 +167,7 @@ class RunContext:
             teacher=teacher,
             feature_match=match,
             masks=masks,
+            best_from_epoch=best_from_epoch,
             progress=self.log,
         )
         return {"best_epoch": result.best_epoch, "dev_auroc": result.best_dev_auroc, "history": list(result.history)}

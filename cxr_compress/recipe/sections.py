@@ -289,6 +289,13 @@ class RecoverySection(Section):
         "Weight in the fine-tuning loss of the distance to the original model's last feature maps; 0 for none.",
         at_least=0,
     )
+    batch_norm: str = option(
+        "train",
+        "Batch norms in fine-tuning: train takes the statistics of each batch, hold keeps those of the repaired model, "
+        "so that the network that is trained is the one that is scored.",
+        flag="recovery_batch_norm",
+        choices=("train", "hold"),
+    )
     ema_decay: float = option(
         0.0,
         "Decay of a running average of the weights in fine-tuning, for example 0.99; 0 keeps the weights themselves.",

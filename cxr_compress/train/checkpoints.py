@@ -29,12 +29,22 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        history: one entry per finished epoch.
-        best_epoch: 1 for the first epoch; 0 before there is a best one.
+        history: one entry per finished epoch, and before them that of epoch 0, the start, where it counts.
+        best_epoch: of the entry that is the best so far; 0 for the start, and before there is a best one.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """How many are done."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The entry of the best epoch; None where none counts yet."""
+        return next((entry for entry in self.history if entry["epoch"] == self.best_epoch), None)
 
 
 class RunFolder:
@@ -71,7 +81,7 @@ class RunFolder:
         Raises:
             CompressionError: the disk is full or the folder cannot be written.
         """
-        if progress.best_epoch == len(progress.history):
+        if progress.best_epoch == progress.epochs and progress.best:
             best = state["weights"] if scored is None else scored
             write_bytes(self._best_file(progress.best_epoch), _pack({"weights": best}))
         done = json.dumps({"best_epoch": progress.best_epoch, "history": progress.history})

@@ -19,7 +19,13 @@ _POS_WEIGHTS = ("balanced", "sqrt", "none")
 AUTO = "auto"
 _LOSSES = ("bce", "focal")
 ACTIVATIONS = ("sigmoid", "softmax")
-_YOUNGER: dict[str, Any] = {"feature_weight": 0.0, "schedule_epochs": 0, "activation": "sigmoid"}
+_BATCH_NORMS = ("train", "hold")
+_YOUNGER: dict[str, Any] = {
+    "feature_weight": 0.0,
+    "schedule_epochs": 0,
+    "activation": "sigmoid",
+    "batch_norm": "train",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class FitConfig:
             epochs of the base training, the rate is rewound to where so many epochs were left.
         activation: "sigmoid": each finding by itself; "softmax": the columns are classes that exclude one another, and
             the loss is their categorical cross-entropy, which has no focal form here.
+        batch_norm: "train": batch normalizations take the statistics of each batch and keep a running mean of them;
+            "hold": they use the statistics that the model came with and leave them as they are, so that the network
+            that is trained is the one that is scored. Their scale and offset are trained either way.
     """
 
     epochs: int
@@ -73,6 +82,7 @@ class FitConfig:
     feature_weight: float = 0.0
     schedule_epochs: int = 0
     activation: str = "sigmoid"
+    batch_norm: str = "train"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with.
@@ -88,6 +98,7 @@ class FitConfig:
         self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
         self._require(self.loss in _LOSSES, "loss", f"one of {', '.join(_LOSSES)}")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+        self._require(self.batch_norm in _BATCH_NORMS, "batch_norm", f"one of {', '.join(_BATCH_NORMS)}")
         rule = "bce for classes that exclude one another (activation softmax): the focal loss is for single findings"
         self._require(self.activation == "sigmoid" or self.loss == "bce", "loss", rule)
         self._require(0 <= self.focal_gamma < math.inf, "focal_gamma", "0 or a positive number")
@@ -238,13 +249,13 @@ class FitResult:
     """What a training run reached; the model that was trained holds the weights of `best_epoch`.
 
     Attributes:
-        best_epoch: 1 for the first one; chosen by the dev AUROC, then by the dev loss, or by the dev objective where
-            there is one.
+        best_epoch: 1 for the first one, 0 for the start; chosen by the dev AUROC, then by the dev loss, or by the dev
+            objective where there is one.
         best_dev_auroc: mean over the findings; nan where no finding of the dev set has both classes.
         history: per epoch `epoch`, `loss`, `dev_loss`, `dev_auroc` (None where undefined), `auroc` per
             finding, `dev_objective` where a teacher's probabilities were followed, `dev_accuracy` of classes that
-            exclude one another, `learning_rate`,
-            `images_per_second` and `seconds`.
+            exclude one another, `learning_rate`, `images_per_second` and `seconds`; where the start counts, first an
+            entry of epoch 0 with the figures of the dev set alone.
         seconds: spent in epochs, those before a resume included.
         pos_weight: float32 (findings,), the weights in the loss; a probability is `sigmoid(z - log(pos_weight))`,
             or that softmax.

@@ -69,13 +69,13 @@ class DevScore:
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], first: int) -> int:
-    """The best of the epochs from `first` on, counted from 1; 0 if none counts yet.
+    """The best of the epochs from `first` on, of which 0 is the start; 0 too if none counts yet.
 
     With a teacher it is the one with the lowest objective: a few hundred dev images, of which a good network orders all
     but a handful of pairs rightly, hardly tell epochs apart by AUROC, while their distance to the teacher does.
     Without one it is the one with the highest AUROC, the lower loss among equals.
     """
-    counted = history[first - 1 :]
+    counted = [entry for entry in history if entry["epoch"] >= first]
     if not counted:
         return 0
     if all("dev_objective" in entry for entry in counted):

@@ -79,7 +79,9 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         masks: layer -> mask of zeros that the model has and keeps, as `models.zeros.zero_masks` gives them. They
             are held in the averaged weights too, and no longer than this call lasts.
         extra_callbacks: Keras callbacks; they may read and change weights, on batch and epoch borders.
-        best_from_epoch: earlier epochs (the first is 1) are never the best: pruning is not done yet, say.
+        best_from_epoch: earlier epochs (the first is 1) are never the best: pruning is not done yet, say. With 0 the
+            start is scored too, as epoch 0, and its weights stay where no epoch beats them: what begins with a good
+            model never ends with a worse one, by the dev images.
         facts: what else decides the result (JSON-ready); compared on resume.
         progress: takes one line per epoch, and without `on_step` one every ten seconds within; None is silent.
         on_step: takes (epoch, batch, batches, loss) after each step, both counted from 1: for a progress bar.
@@ -174,6 +176,7 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
                 engine.follow(teacher),
                 config.distill_weight,
                 None if feature_match is None else FeatureTerm(feature_match, config.feature_weight),
+                holds_norms=config.batch_norm == "hold",
             )
             # Only while training: the caller's model is as free afterwards as it was before.
             with zeros_held(trained, masks):
@@ -183,12 +186,13 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
         engine.give_back(trained, model)
     if masks:
         check_zeros(model, masks)
-    best = done.history[done.best_epoch - 1]["dev_auroc"]
+    assert done.best is not None, "best_from_epoch is an epoch of the run"
+    best = done.best["dev_auroc"]
     return FitResult(
         best_epoch=done.best_epoch,
         best_dev_auroc=math.nan if best is None else float(best),
         history=tuple(done.history),
-        seconds=sum(entry["seconds"] for entry in done.history),
+        seconds=sum(entry.get("seconds", 0.0) for entry in done.history),
         pos_weight=weights_of_loss,
     )
 
@@ -219,9 +223,9 @@ class _Run:
 
     def is_finished(self, done: Progress) -> bool:
         """Whether all epochs are done, or none has been better for as long as patience lasts."""
-        waited = len(done.history) - done.best_epoch
-        gave_up = bool(self.config.patience and done.best_epoch and waited >= self.config.patience)
-        return gave_up or len(done.history) >= self.config.epochs
+        waited = done.epochs - done.best_epoch
+        gave_up = bool(self.config.patience and done.best and waited >= self.config.patience)
+        return gave_up or done.epochs >= self.config.epochs
 
     def train(self, done: Progress, objective: Objective) -> None:
         """Run the epochs that are missing, saving after each."""
@@ -233,16 +237,23 @@ class _Run:
         score = DevScore(self.dev[1], self.findings, objective, theirs)
         epoch_log = EpochLog(self.folder.path)
         with _one_opencv_thread(), contextlib.closing(epoch_log):
+            if not self.best_from_epoch and not done.history:
+                self._keep(done, {"epoch": 0, **self._scores(forward, score, 0)}, epoch_log)
             self.callbacks.on_train_begin()
-            for epoch in range(len(done.history), self.config.epochs):
-                done.history.append(self._train_epoch(step, forward, score, epoch))
-                done.best_epoch = best_epoch(done.history, self.best_from_epoch)
-                self.engine.on_chief(lambda: epoch_log.write(done.history))
-                self.folder.save(done, self.state, scored=self.average.weights if self.average else None)
-                self.log(_epoch_line(done.history[-1], self.config.epochs, done.best_epoch))
+            for epoch in range(done.epochs, self.config.epochs):
+                self._keep(done, self._train_epoch(step, forward, score, epoch), epoch_log)
                 if self.is_finished(done):
                     break
             self.callbacks.on_train_end()
+
+    def _keep(self, done: Progress, entry: Mapping[str, Any], epoch_log: EpochLog) -> None:
+        """Write down a finished epoch, from which the run can go on."""
+        # The best epoch and an early stop follow from it: the chief's, to the last bit.
+        done.history.append(self.engine.agree(entry))
+        done.best_epoch = best_epoch(done.history, self.best_from_epoch)
+        self.engine.on_chief(lambda: epoch_log.write(done.history))
+        self.folder.save(done, self.state, scored=self.average.weights if self.average else None)
+        self.log(_epoch_line(done, self.config.epochs))
 
     def _train_epoch(self, step: Step, forward: Forward, score: DevScore, epoch: int) -> dict[str, Any]:
         """Train on every batch once, then score the dev set."""
@@ -251,22 +262,24 @@ class _Run:
         self.callbacks.on_epoch_begin(epoch)
         loss, images_per_second = self._train_batches(step, epoch)
         self.callbacks.on_epoch_end(epoch)
-        # The weights that count: their average, if there is one.
+        return {
+            "epoch": epoch + 1,
+            "loss": loss,
+            **self._scores(forward, score, epoch + 1),
+            "learning_rate": float(self.optimizer.learning_rate.numpy()),
+            "images_per_second": round(images_per_second, 1),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    def _scores(self, forward: Forward, score: DevScore, epoch: int) -> dict[str, Any]:
+        """The figures of the dev set by the weights that count: their average, if there is one."""
         with contextlib.nullcontext() if self.average is None else self.average.in_model():
             scores = score.of(self._dev_logits(self.model, forward))
         # A worker that raised alone would leave the others waiting: all go by the chief's number.
         scores["dev_loss"] = self.engine.agree(scores["dev_loss"])
         if not math.isfinite(scores["dev_loss"]):
             raise DataError(_no_number(scores["dev_loss"], "dev", epoch, self.config))
-        entry = {
-            "epoch": epoch + 1,
-            "loss": loss,
-            **scores,
-            "learning_rate": float(self.optimizer.learning_rate.numpy()),
-            "images_per_second": round(images_per_second, 1),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        return self.engine.agree(entry)  # the best epoch and an early stop follow from it: the chief's, to the last bit
+        return scores
 
     def _train_batches(self, step: Step, epoch: int) -> tuple[float, float]:
         """Return the mean loss of the epoch and the images trained per second."""
@@ -278,7 +291,7 @@ class _Run:
                 value = float(step(images, labels))
                 if not math.isfinite(value):
                     self.folder.keep_bad_batch(epoch + 1, index + 1, self.batches.image_ids(index))
-                    raise DataError(_no_number(value, "training", epoch, self.config) + _WHERE)
+                    raise DataError(_no_number(value, "training", epoch + 1, self.config) + _WHERE)
                 self.callbacks.on_train_batch_end(index)
                 total += value
                 if self.on_step is not None:
@@ -324,13 +337,15 @@ def _check_options(
             "distillation needs a teacher and a distill_weight or feature_weight above 0, got "
             f"{got}, {config.distill_weight} and {config.feature_weight}"
         )
-    if not 1 <= best_from_epoch <= config.epochs:
-        raise CompressionError(f"best_from_epoch must be within 1..{config.epochs} (epochs), got {best_from_epoch}")
+    if not 0 <= best_from_epoch <= config.epochs:
+        raise CompressionError(f"best_from_epoch must be within 0..{config.epochs} (epochs), got {best_from_epoch}")
 
 
 def _no_number(value: float, which: str, epoch: int, config: FitConfig) -> str:
+    if not epoch:
+        return f"the {which} loss is {value} before the first step: look for NaN in the model's weights"
     return (
-        f"the {which} loss became {value} in epoch {epoch + 1}: lower the learning rate (now "
+        f"the {which} loss became {value} in epoch {epoch}: lower the learning rate (now "
         f"{config.learning_rate:g}), or look for NaN in the model's weights; the epochs before are kept"
     )
 
@@ -359,11 +374,13 @@ def _one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _epoch_line(entry: Mapping[str, Any], epochs: int, best_epoch: int) -> str:
+def _epoch_line(done: Progress, epochs: int) -> str:
+    entry = done.history[-1]
     auroc = "undefined" if entry["dev_auroc"] is None else f"{entry['dev_auroc']:.4f}"
-    best = f"best epoch {best_epoch}" if best_epoch else "none counts yet"
+    best = f"best epoch {done.best_epoch}" if done.best else "none counts yet"
     accuracy = f", accuracy {entry['dev_accuracy']:.3f}" if entry.get("dev_accuracy") is not None else ""
-    return (
-        f"epoch {entry['epoch']}/{epochs}: loss {entry['loss']:.4f}, dev loss {entry['dev_loss']:.4f}, "
-        f"dev AUROC {auroc}{accuracy} ({best}), {entry['images_per_second']:.0f} images/s"
-    )
+    dev = f"dev loss {entry['dev_loss']:.4f}, dev AUROC {auroc}{accuracy}"
+    if not entry["epoch"]:
+        return f"start: {dev}"
+    rate = f"{entry['images_per_second']:.0f} images/s"
+    return f"epoch {entry['epoch']}/{epochs}: loss {entry['loss']:.4f}, {dev} ({best}), {rate}"

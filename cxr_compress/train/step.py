@@ -152,6 +152,7 @@ class Objective:
         teacher: the model that is learnt from; None for the labels alone.
         distill_weight: w, the share of the teacher's probabilities.
         features: the term of the maps, which needs a teacher.
+        holds_norms: batch normalizations use the statistics that they have, and leave them as they are.
     """
 
     loss: Any
@@ -159,6 +160,7 @@ class Objective:
     teacher: Any | None = None
     distill_weight: float = 0.0
     features: FeatureTerm | None = None
+    holds_norms: bool = False
 
 
 def make_train_step(model: Any, objective: Objective, optimizer: Any, average: WeightAverage | None = None) -> Step:
@@ -186,7 +188,8 @@ def make_terms(model: Any, objective: Objective) -> Terms:
     theirs = None if teacher is None else _viewed(teacher, features.match.teacher if features else None)
 
     def terms(images: Any, labels: Any) -> tuple[Any, list[Any]]:
-        raw, our_map = ours(images, training=True)
+        with _norms_held(model) if objective.holds_norms else contextlib.nullcontext():
+            raw, our_map = ours(images, training=True)
         logits = tf.cast(raw, tf.float32)
         value, others = objective.loss(labels, logits), []
         if theirs is not None:
@@ -199,6 +202,24 @@ def make_terms(model: Any, objective: Objective) -> Terms:
         return value, [*others, tf.add_n(model.losses)] if model.losses else others
 
     return terms
+
+
+@contextlib.contextmanager
+def _norms_held(model: Any) -> Iterator[None]:
+    """Within it batch normalizations compute as they do in inference, whatever the rest of the network does.
+
+    A layer that is not trainable does so in Keras. It matters only while a step is traced: what is trained was chosen
+    before, so scale and offset are.
+    """
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [layer.trainable for layer in norms]
+    try:
+        for layer in norms:
+            layer.trainable = False
+        yield
+    finally:
+        for layer, trainable in zip(norms, before, strict=True):
+            layer.trainable = trainable
 
 
 def _viewed(model: Any, layer: str | None) -> Callable[..., tuple[Any, Any]]:

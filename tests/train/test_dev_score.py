@@ -42,9 +42,9 @@ def test_dev_score_objective_is_the_loss_that_a_step_minimizes(weight, seed, sca
     assert found["dev_objective"] == pytest.approx((1 - weight) * float(LOSS(LABELS, logits)) + weight * float(pull))
 
 
-def entries(*figures):
+def entries(*figures, start=1):
     names = ("dev_auroc", "dev_loss", "dev_objective")
-    return [{"epoch": epoch, **dict(zip(names, values, strict=False))} for epoch, values in enumerate(figures, start=1)]
+    return [{"epoch": epoch, **dict(zip(names, values, strict=False))} for epoch, values in enumerate(figures, start)]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,9 @@ def entries(*figures):
         (entries((0.99, 0.3, 0.1), (0.98, 0.1, 0.3), (0.97, 0.2, 0.2)), 2, 3),
         (entries((0.99, 0.3), (0.98, 0.1, 0.3), (0.97, 0.2, 0.2)), 1, 1),  # begun before there was an objective
         (entries((0.99, 0.3)), 2, 0),
+        (entries((0.99, 0.3, 0.1), (0.98, 0.1, 0.3), (0.97, 0.2, 0.2), start=0), 0, 0),
+        (entries((0.99, 0.3, 0.2), (0.98, 0.1, 0.3), (0.97, 0.2, 0.1), start=0), 0, 2),
+        (entries((0.98, 0.3), (0.98, 0.3), start=0), 0, 0),  # an epoch that changed nothing is no better
     ],
 )
 def test_best_epoch_goes_by_the_objective_where_there_is_one(history, first, best):

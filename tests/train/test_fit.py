@@ -205,21 +205,86 @@ def test_fit_loss_that_is_no_number_stops_and_keeps_no_checkpoint_of_it(tmp_path
     assert not (tmp_path / "last.npz").exists()
 
 
+class Spoil(keras.callbacks.Callback):
+    """Makes the epochs from one on useless; the first is 0."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch >= self.first:
+            self.model.set_weights([np.zeros_like(weight) for weight in self.model.get_weights()])
+
+
 def test_fit_epochs_before_best_from_epoch_are_never_the_best(tmp_path):
-    class Spoil(keras.callbacks.Callback):
-        """Makes the later epochs useless."""
-
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch >= 1:
-                self.model.set_weights([np.zeros_like(weight) for weight in self.model.get_weights()])
-
     config = FitConfig(epochs=2, batch_size=16, learning_rate=5e-3)
-    _, free = run(tmp_path / "free", config=config, extra_callbacks=[Spoil()])
+    _, free = run(tmp_path / "free", config=config, extra_callbacks=[Spoil(1)])
     assert free.best_epoch == 1
-    model, result = run(tmp_path / "late", config=config, extra_callbacks=[Spoil()], best_from_epoch=2)
+    model, result = run(tmp_path / "late", config=config, extra_callbacks=[Spoil(1)], best_from_epoch=2)
     assert result.best_epoch == 2
     assert result.best_dev_auroc == 0.5
     assert all(not np.any(weight) for weight in model.get_weights())  # changes at the epoch's end are what is saved
+
+
+def test_fit_start_that_no_epoch_beats_stays(finished, tmp_path):
+    _, good, _ = finished
+    start = small_net()
+    start.set_weights(good.get_weights())
+    log = []
+    options = {"model": start, "extra_callbacks": [Spoil(0)], "best_from_epoch": 0, "progress": log.append}
+    model, result = run(tmp_path / "kept", **options)
+    assert result.best_epoch == 0
+    assert largest_difference(model, good) == 0.0
+    logits = predict_logits(good, DEV[0], SPEC)
+    assert result.best_dev_auroc == pytest.approx(np.mean([auroc(DEV[1][:, i], logits[:, i]) for i in range(2)]))
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 2, 3, 4]
+    lines = (tmp_path / "kept" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == list(result.history)
+    assert log[0] == f"start: dev loss {result.history[0]['dev_loss']:.4f}, dev AUROC {result.best_dev_auroc:.4f}"
+    start.set_weights(good.get_weights())
+    log.clear()
+    again, repeated = run(tmp_path / "kept", **options)
+    assert (log, repeated.history, largest_difference(again, good)) == ([], result.history, 0.0)
+    start.set_weights(good.get_weights())
+    model, result = run(tmp_path / "control", model=start, extra_callbacks=[Spoil(0)])
+    assert result.best_epoch == 1
+    assert not any(np.any(weight) for weight in model.get_weights())
+
+
+def test_fit_start_counts_for_patience_and_for_the_best_of_an_average(finished, tmp_path):
+    _, good, _ = finished
+    start = small_net()
+    start.set_weights(good.get_weights())
+    config = FitConfig(epochs=4, batch_size=16, learning_rate=1e-2, patience=2, ema_decay=0.5)
+    wrong = (TRAIN[0], 1 - TRAIN[1])
+    model, result = run(tmp_path, model=start, config=config, train=wrong, best_from_epoch=0)
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
+    assert result.best_epoch == 0
+    assert largest_difference(model, good) == 0.0
+
+
+def test_fit_start_that_is_scored_changes_no_later_epoch_and_resumes(finished, tmp_path):
+    folder, _, plain = finished
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, extra_callbacks=[StopAt(0, 2)], best_from_epoch=0)
+    assert (tmp_path / "best_epoch_0.npz").exists()
+    log = []
+    _, result = run(tmp_path, best_from_epoch=0, progress=log.append)
+    assert not any(line.startswith("start") for line in log)
+    assert [entry["dev_loss"] for entry in result.history[1:]] == [entry["dev_loss"] for entry in plain.history]
+    expected, found = last_weights(folder), last_weights(tmp_path)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_fit_start_that_gives_no_number_is_an_error(tmp_path):
+    broken = small_net()
+    broken.set_weights([np.full_like(weight, np.nan) for weight in broken.get_weights()])
+    with pytest.raises(DataError, match="dev loss is nan before the first step: look for NaN in the model's weights"):
+        run(tmp_path, model=broken, best_from_epoch=0)
+    with pytest.raises(CompressionError, match=r"best_from_epoch must be within 0\.\.4 \(epochs\), got -1"):
+        run(tmp_path, best_from_epoch=-1)
 
 
 def test_fit_distillation_pulls_towards_the_teacher_and_not_the_labels(tmp_path):
@@ -269,6 +334,7 @@ def test_fit_dev_set_with_one_class_has_an_undefined_auroc_and_chooses_by_loss(t
         ({"epochs": 1, "learning_rate": float("nan")}, "learning_rate must be a positive number, got nan"),
         ({"epochs": 1, "warmup_fraction": 1.0}, r"warmup_fraction must be in \[0, 1\), got 1\.0"),
         ({"epochs": 1, "weight_decay": -0.1}, "weight_decay must be 0 or a positive number, got -0.1"),
+        ({"epochs": 1, "batch_norm": "freeze"}, "batch_norm must be one of train, hold, got freeze"),
         ({"epochs": 1, "distill_weight": 1.1}, r"distill_weight must be in \[0, 1\], got 1\.1"),
     ],
 )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError
 from cxr_compress.train import Batches, FitConfig, WeightedBce, fit, predict_logits
-from cxr_compress.train.step import make_optimizer
+from cxr_compress.train.step import Objective, make_optimizer, make_terms
 from tests.train.images import FINDINGS, SPEC, drawn_images, small_net
 
 
@@ -113,3 +113,29 @@ def test_predict_logits_gives_each_images_own_logits_whatever_the_batches(count)
     np.testing.assert_allclose(logits, one_by_one, rtol=0, atol=1e-5)
     if count > 1:
         assert np.ptp(logits, axis=0).min() > 1e-3  # far above the tolerance: the images matter
+
+
+@pytest.mark.parametrize("batch_norm", ["hold", "train"])
+def test_fit_batch_norms_that_are_held_keep_their_statistics_and_learn_scale_and_offset(tmp_path, batch_norm):
+    model = small_net()
+    norm = model.get_layer("bn1")
+    before = [weight.numpy() for weight in norm.weights]
+    config = FitConfig(epochs=1, batch_size=16, batch_norm=batch_norm)
+    fit(model, drawn_images(48, seed=5), drawn_images(16, seed=6), SPEC, config, tmp_path, findings=FINDINGS)
+    gamma, beta, mean, variance = (np.abs(w.numpy() - old).max() for w, old in zip(norm.weights, before, strict=True))
+    assert min(gamma, beta) > 0
+    held = (mean, variance) == (0, 0)
+    assert held == (batch_norm == "hold")
+    assert norm.trainable, "the model is as free afterwards as it was before"
+
+
+def test_terms_of_held_batch_norms_are_those_of_the_network_that_is_scored():
+    model, (images, labels) = small_net(), Batches(*drawn_images(16, seed=5), SPEC, 16, augment=False)[0]
+    for weight in model.get_layer("bn1").weights[2:]:  # unlike those of any batch
+        weight.assign(weight * 3.0 + 0.5)
+    loss = WeightedBce(np.ones(2))
+    expected = float(loss(labels, model(images, training=False)))
+    held, _ = make_terms(model, Objective(loss, holds_norms=True))(images, labels)
+    free, _ = make_terms(model, Objective(loss))(images, labels)
+    assert float(held) == pytest.approx(expected, rel=1e-6)
+    assert abs(float(free) - expected) > 1e-3, "the control"

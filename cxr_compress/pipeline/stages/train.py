@@ -18,7 +18,7 @@ from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan
 from cxr_compress.train import FeatureMatch, FitConfig, last_feature_map
 
-_TAUGHT = ("distill_weight", "feature_weight", "ema_decay", *OF_TRAINING)
+_TAUGHT = ("distill_weight", "feature_weight", "recovery_batch_norm", "ema_decay", *OF_TRAINING)
 
 
 class Recover(Stage):
@@ -110,6 +110,7 @@ def _taught(run: RunContext, epochs: int, learning_rate: float, **changes: Any) 
         learning_rate,
         distill_weight=recovery.distill_weight,
         feature_weight=recovery.feature_weight,
+        batch_norm=recovery.batch_norm,
         ema_decay=recovery.ema_decay,
         **changes,
     )
@@ -123,6 +124,8 @@ def _train_taught(  # noqa: PLR0917 - what a training is made of
     work: Path,
     masks: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
+    """Train, and keep the start where no epoch beats it; weights that were drawn anew are none to keep."""
     teacher = run.teacher(state.original)
+    first = int(run.recipe.recovery.from_scratch and masks is None)
     match = feature_match(model, teacher, state.plan) if config.feature_weight and teacher is not None else None
-    return run.train(model, config, work, teacher=teacher, match=match, masks=masks)
+    return run.train(model, config, work, teacher=teacher, match=match, masks=masks, best_from_epoch=first)

@@ -17,8 +17,9 @@ from cxr_compress.cli.app import Say, UsageError, reader_options
 from cxr_compress.cli.convert_source import Source
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
 from cxr_compress.data.cache import open_cache_file
+from cxr_compress.data.image_rows import OTHER_NAMES
 from cxr_compress.data.readers.base import read_dataset
-from cxr_compress.data.readers.csv_table import OTHER_NAMES, RESERVED
+from cxr_compress.data.readers.csv_table import RESERVED
 from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES

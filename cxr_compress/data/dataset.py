@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
+
 from cxr_compress.data.splits import Split
 from cxr_compress.errors import DataError
 
@@ -29,6 +31,8 @@ class Dataset:
             evaluation calls it "not enough data". Small real sets need that for rare findings.
         color: "gray" or "rgb": what the images are.
         exclusive: the findings are classes that exclude one another: each image has exactly one of them.
+        labeled: False for images of which nothing is known: their labels are unknown (NaN) throughout, and what the
+            original model says of them takes their place.
     """
 
     name: str
@@ -43,6 +47,14 @@ class Dataset:
     allow_one_class: bool = False
     color: str = "gray"
     exclusive: bool = False
+    labeled: bool = True
+
+    def with_unknown(self, findings: Sequence[str]) -> Dataset:
+        """The same unlabeled images with columns of unknown labels, one for each finding of a model."""
+        train, dev, test = (
+            replace(split, labels=np.full((len(split), len(findings)), np.nan, np.float32)) for split in self.splits
+        )
+        return replace(self, findings=tuple(findings), train=train, dev=dev, test=test)
 
     def with_columns(self, columns: Sequence[int]) -> Dataset:
         """The same images with some of the findings, in the order given.
@@ -134,7 +146,7 @@ def find_problems(dataset: Dataset, *, patient_key: str | None = None) -> Iterat
     for first, second in combinations(dataset.splits, 2):
         yield from _shared_patients(dataset, first, second, patient_key or dataset.patient_key)
     for split in dataset.splits:
-        if len(split) and (split is dataset.train or not dataset.allow_one_class):
+        if dataset.labeled and len(split) and (split is dataset.train or not dataset.allow_one_class):
             yield from _one_class(dataset, split)
 
 
@@ -215,6 +227,8 @@ def match_findings(
             )
         every = tuple(range(logits))
         return Match(tuple(dataset), every, every, by_position=True)
+    if not dataset:
+        raise DataError("the images have no labels, so nothing can be scored on them: give a data set with labels")
     if model is None:
         raise DataError(
             f"the model does not name its {logits} outputs, so which of them belongs to which of the data set's "

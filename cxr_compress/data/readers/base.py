@@ -128,12 +128,14 @@ class Reader:
         help: what the set is, in a few words.
         options: options that it takes -> their help.
         lists_images: whether the set comes with a list of its images, so that some may be missing.
+        labeled: whether its images have labels; without them a model from a file can be compressed, none trained.
     """
 
     read: Callable[[Request], Dataset]
     help: str
     options: Mapping[str, str]
     lists_images: bool = False
+    labeled: bool = True
 
 
 DATASETS: dict[str, Reader] = {}
@@ -144,7 +146,12 @@ _Record = TypeVar("_Record", bound="ImageRecord")
 
 
 def register_reader(
-    name: str, *, help: str, options: Mapping[str, str] | None = None, lists_images: bool = False
+    name: str,
+    *,
+    help: str,
+    options: Mapping[str, str] | None = None,
+    lists_images: bool = False,
+    labeled: bool = True,
 ) -> Callable[[_Read], _Read]:
     """Make a function the reader of a data set; every set takes the option `allow_one_class` besides its own.
 
@@ -153,6 +160,7 @@ def register_reader(
         help: what the set is, in a few words.
         options: options that the reader takes -> one sentence of help each.
         lists_images: whether the set comes with a list of its images, so that some may be missing.
+        labeled: whether its images have labels.
 
     Raises:
         CompressionError: there is a reader of that name already.
@@ -165,7 +173,7 @@ def register_reader(
                 f"the data set {name!r} has a reader already ({first.__module__}.{first.__qualname__}): register "
                 f"{read.__module__}.{read.__qualname__} under another name"
             )
-        DATASETS[name] = Reader(read, help, {**(options or {}), **COMMON_OPTIONS}, lists_images)
+        DATASETS[name] = Reader(read, help, {**(options or {}), **COMMON_OPTIONS}, lists_images, labeled)
         return read
 
     return register
@@ -272,7 +280,7 @@ def make_split(name: str, records: Sequence[ImageRecord], findings: Sequence[str
     return Split(
         name,
         tuple(record.path for record in records),
-        np.array([record.labels for record in records], np.float32).reshape(-1, len(findings)),
+        np.array([record.labels for record in records], np.float32).reshape(len(records), len(findings)),
         tuple(record.patient for record in records),
         ages=None if ages is None else np.array(ages, np.float32),
         sexes=values("sex"),

@@ -5,46 +5,34 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cxr_compress.data.dataset import Dataset, finding_key
-from cxr_compress.data.readers.base import (
-    ImageRecord,
-    Request,
-    keep_existing,
-    make_split,
-    parse_age,
-    parse_sex,
-    parse_view,
-    register_reader,
+from cxr_compress.data.image_rows import (
+    OTHER_NAMES,
+    OWN_PATIENT,
+    PATIENT_COLUMNS,
+    RowImage,
+    find_table,
+    notes_on_rows,
+    read_image_row,
+    refuse_backslashes,
 )
+from cxr_compress.data.readers.base import Request, keep_existing, make_split, register_reader
 from cxr_compress.data.splits import Split, carve_dev, divide, join_splits
 from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
-from cxr_compress.device.decode import IMAGE_SUFFIXES
 from cxr_compress.errors import DataError
 
-RESERVED = ("patient_id", "lesion_id", "sex", "age", "view", "split", "source")
-# What other tools call these columns, as `column_key` gives it; taken only where the column itself is not there.
-OTHER_NAMES = {
-    "path": ("imagepath", "filepath"),
-    "sex": ("gender", "patientsex", "patientgender"),
-    "age": ("patientage",),
-    "view": ("viewposition",),
-}
+RESERVED = (*PATIENT_COLUMNS, "sex", "age", "view", "split", "source")
 _PARTS = {
     **dict.fromkeys(("train", "training", "train_val"), "train"),
     **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-_INTEGER_AS_FLOAT = re.compile(r"(-?\d+)\.0+")  # what pandas makes of a column of integers in which one is missing
 _NO_NAME = ("nan", "<na>", "null")  # what other programs write for an empty cell
-_OWN_PATIENT = "the table has no patient_id: every image counts as a patient, so one person may be in two splits"
 _OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
 
 
@@ -75,11 +63,10 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class _Record(ImageRecord):
-    """One row: its image, the split that it names, and its columns whose words mean nothing here."""
+class _Record(RowImage):
+    """One row, and the split that it names."""
 
     part: str = ""
-    not_understood: tuple[str, ...] = ()
 
 
 @register_reader(
@@ -111,14 +98,14 @@ def read_csv(request: Request) -> Dataset:
     Raises:
         DataError: no table, a column missing, a row that cannot be used (with file and line), images missing.
     """
-    table_path, root = _find(request)
+    table_path, root = find_table(request)
     records, layout = _read_records(table_path, root, request)
-    _refuse_backslashes(records)
+    refuse_backslashes(records, request.name)
     kept, _ = keep_existing(request, {"listed": records})
     records = kept["listed"]
-    notes = [*layout.notes, *_not_understood(records), *_not_named(records)]
+    notes = [*layout.notes, *notes_on_rows(records)]
     if not layout.patient:
-        notes.append(_OWN_PATIENT)
+        notes.append(OWN_PATIENT)
     if "split" not in layout.columns:
         notes.append(_OWN_SPLIT)
     return Dataset(
@@ -131,54 +118,6 @@ def read_csv(request: Request) -> Dataset:
         color=request.text("color", "gray", ("gray", "rgb")),
         exclusive=layout.exclusive,
     )
-
-
-def _find(request: Request) -> tuple[Path, Path]:
-    """The table, and the folder that its paths start from."""
-    where, named = request.data_dir, request.text("table")
-    if named:
-        candidates = [path for path in (Path(named), where / named) if path.is_file()]
-        if not candidates:
-            raise DataError(f"csv: expected a table, {named} does not exist")
-        return candidates[0], where
-    if where.is_file():
-        return where, where.parent
-    tables = [path for path in sorted(where.glob("*")) if path.name.lower().endswith(_TABLES)]
-    if len(tables) != 1:
-        raise DataError(f"csv: expected one .csv in {where}, found {len(tables)}; name the table itself")
-    return tables[0], where
-
-
-def _refuse_backslashes(records: list[_Record]) -> None:
-    """Paths of Windows name nothing elsewhere: that is another fault than an incomplete set."""
-    windows = [record.path for record in records if "\\" in str(record.path) and not record.path.is_file()]
-    if any(Path(str(path).replace("\\", "/")).is_file() for path in windows):
-        raise DataError(f"csv: {len(windows)} paths of the table are written with backslashes; write them with slashes")
-
-
-def _not_named(records: list[_Record]) -> Iterator[str]:
-    """A note on images beside those of the table that no row names: perhaps the table was cut short."""
-    named = {record.path for record in records}
-    folders = sorted({path.parent for path in named})
-    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    count = sum(
-        path not in named and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in beside
-    )
-    if count:
-        yield f"{count} images beside those of the table are not read: no row names them"
-
-
-def _not_understood(records: list[_Record]) -> Iterator[str]:
-    """Notes on cells whose words mean nothing; by number, for a word in the wrong column may be a patient's name."""
-    expected = {
-        "sex": "F, M, female or male",
-        "age": "years from 0 to 110",
-        "view": "PA, AP, L, LL, RL or lateral",
-    }
-    for column, words in expected.items():
-        count = sum(column in record.not_understood for record in records)
-        if count:
-            yield f"the {column} of {count} of {len(records)} images is taken as unknown; expected {words}"
 
 
 def _read_records(path: Path, root: Path, request: Request) -> tuple[list[_Record], _Layout]:
@@ -211,7 +150,7 @@ def _read_records(path: Path, root: Path, request: Request) -> tuple[list[_Recor
         raise DataError(f"csv: expected at least one column of labels beside {path_column!r} in {path.name}")
     if not rows:
         raise DataError(f"csv: {path.name} has a header and no rows; expected one for each image")
-    patient = tuple(name for name in ("patient_id", "lesion_id") if name in table.columns)
+    patient = tuple(name for name in PATIENT_COLUMNS if name in table.columns)
     layout = _Layout(path_column, patient, findings, frozenset(table.columns), table.notes, class_column)
     records: dict[Path, _Record] = {}
     for row in rows:
@@ -242,41 +181,14 @@ def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
     return tuple(sorted(row[column] for row in first.values()))
 
 
-def _patient(text: str) -> str:
-    """The patient that a cell names: 12366.0 is 12366, so that one person is not taken for two."""
-    integer = _INTEGER_AS_FLOAT.fullmatch(text)
-    return integer[1] if integer else text
-
-
 def _read_record(row: Row, layout: _Layout, root: Path) -> _Record:
     """One row, checked."""
-    path = row[layout.path]
-    if not path:
-        raise row.error(f"has nothing in the column {layout.path!r}; expected the path of an image")
-    patient = next((_patient(row[name]) for name in layout.patient if row[name]), "" if layout.patient else path)
-    if not patient:
-        raise row.error(f"has no {' and no '.join(layout.patient)}; expected one for every image, or no such column")
+    labels = _class_labels(row, layout) if layout.class_column else _labels(row, layout)
+    image = read_image_row(row, root, path_column=layout.path, columns=tuple(layout.columns), labels=labels)
     part = _PARTS.get(row.get("split").lower().replace("-", "_"))
     if part is None and "split" in layout.columns:
         raise row.error(f"has the split {row['split']!r}; expected train, dev, val or test")
-    try:
-        age = parse_age(row.get("age"))
-    except ValueError as error:
-        hint = decimal_comma(row["age"])
-        raise row.error(f"has the age {row['age']!r}; expected years{hint}") from error
-    sex, view, has = parse_sex(row.get("sex")), parse_view(row.get("view")), layout.columns.__contains__
-    unknown = {"sex": not sex, "age": math.isnan(age), "view": not view}
-    return _Record(
-        root / path,
-        patient,
-        _class_labels(row, layout) if layout.class_column else _labels(row, layout),
-        age if has("age") else None,
-        sex if has("sex") else None,
-        view if has("view") else None,
-        row["source"] if has("source") else None,
-        part=part or "",
-        not_understood=tuple(name for name, is_unknown in unknown.items() if is_unknown and row.get(name)),
-    )
+    return _Record(**vars(image), part=part or "")
 
 
 def _labels(row: Row, layout: _Layout) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Scoring what ships: the device's own classifier on a labeled set, and the degradation between two files."""
 
 from cxr_compress.data.dataset import Match, match_findings
+from cxr_compress.evaluate.agreement import Agreement, check_agreement, measure_agreement
 from cxr_compress.evaluate.calibrate import (
     NO_THRESHOLDS,
     Calibration,
@@ -15,8 +16,10 @@ from cxr_compress.evaluate.finding import ClassScore, FindingScore
 from cxr_compress.evaluate.groups import GROUPINGS, Group, GroupFinding, Grouping, age_bands, groups_of, score_groups
 from cxr_compress.evaluate.score import (
     BATCH,
+    Answers,
     Evaluation,
     ScorableModel,
+    answer_file,
     file_logits,
     from_classifier,
     run_model,
@@ -39,6 +42,8 @@ __all__ = [
     "GROUPINGS",
     "NO_THRESHOLDS",
     "PREDICTIONS_START",
+    "Agreement",
+    "Answers",
     "Calibration",
     "ClassScore",
     "Degradation",
@@ -51,6 +56,8 @@ __all__ = [
     "Match",
     "ScorableModel",
     "age_bands",
+    "answer_file",
+    "check_agreement",
     "check_gate",
     "choose_calibration",
     "choose_class_calibration",
@@ -63,6 +70,7 @@ __all__ = [
     "from_classifier",
     "groups_of",
     "match_findings",
+    "measure_agreement",
     "measure_degradation",
     "predictions_csv",
     "render_evaluation",

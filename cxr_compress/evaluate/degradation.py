@@ -229,12 +229,17 @@ def logit_distance(logits: npt.ArrayLike, reference: npt.ArrayLike, activation: 
 
     A softmax does not see what all logits of an image have in common: then it is taken off first.
     """
+    return float(np.sqrt(np.mean(squared_distances(logits, reference, activation))))
+
+
+def squared_distances(logits: npt.ArrayLike, reference: npt.ArrayLike, activation: str = "sigmoid") -> Array:
+    """(images, findings): what `logit_distance` is the root of the mean of."""
     ours, theirs = np.asarray(logits, np.float64), np.asarray(reference, np.float64)
     if activation == "softmax":
         ours, theirs = (values - values.mean(axis=1, keepdims=True) for values in (ours, theirs))
     spread = theirs.std(axis=0)
     spread[spread == 0] = 1.0  # a finding that the reference says the same of everywhere: its distance as it is
-    return float(np.sqrt(np.mean(((ours - theirs) / spread) ** 2)))
+    return np.asarray(((ours - theirs) / spread) ** 2)
 
 
 @dataclass(frozen=True)

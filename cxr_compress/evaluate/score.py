@@ -104,6 +104,47 @@ def run_model(model: ScorableModel, images: Images, progress: Progress | None = 
     return np.concatenate(parts) if parts else np.empty((0, len(model.findings or ())), np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of n images, k findings.
+
+    Attributes:
+        logits: float32 (n, k).
+        probabilities: float32 (n, k); None where the model does not say how logits become such.
+        decisions: bool (n, k): at or above the threshold, or the likeliest class; None where it decides nothing.
+        activation: "softmax" of classes that exclude one another, else "sigmoid".
+    """
+
+    logits: Floats
+    probabilities: Floats | None
+    decisions: NDArray[np.bool_] | None
+    activation: str = "sigmoid"
+
+    @property
+    def ranking(self) -> Floats:
+        """(n, k), what images are ordered by: a logit alone does not order them by a softmax's share."""
+        return self.logits if self.activation != "softmax" or self.probabilities is None else self.probabilities
+
+
+def answer(model: ScorableModel, images: Images, progress: Progress | None = None) -> Answers:
+    """Run a model on images (see `run_model`) and decide as the device does."""
+    logits = run_model(model, images, progress)
+    probabilities = None if model.probabilities is None or not len(logits) else model.probabilities(logits)
+    if model.activation == "softmax":
+        # The softmax is of all the model's classes, whichever of them are scored.
+        probabilities = softmax(logits).astype(np.float32) if probabilities is None else probabilities
+        return Answers(logits, probabilities, predicted_classes(probabilities), model.activation)
+    decisions = None
+    if probabilities is not None and model.thresholds is not None:
+        decisions = probabilities >= np.asarray(model.thresholds, np.float32)  # as Classifier.decide
+    return Answers(logits, probabilities, decisions, model.activation)
+
+
+def answer_file(model: str | Path | ModelFile, images: Images, *, num_threads: int = 1) -> Answers:
+    """What a .tflite file says of images (see `run_model`), with its own calibration and thresholds."""
+    return answer(from_classifier(Classifier(model, num_threads=num_threads)), images)
+
+
 def file_logits(
     content: bytes, info: ModelInfo, images: Images, *, num_threads: int = 1, progress: Progress | None = None
 ) -> Floats:
@@ -268,25 +309,17 @@ def score_model(
     """
     if len(images) != len(labels):
         raise DataError(f"expected one row of labels per image, got {len(images)} images and {len(labels)} rows")
-    logits = run_model(model, images, progress)
+    found = answer(model, images, progress)
     chosen = list(range(len(findings)) if columns is None else columns)
-    probabilities = None if model.probabilities is None or not len(logits) else model.probabilities(logits)
+    logits, probabilities = found.logits, found.probabilities
     options: dict[str, Any] = {}
-    if model.activation == "softmax":
-        # The softmax is of all the model's classes, whichever of them are scored.
-        probabilities = softmax(logits).astype(np.float32) if probabilities is None else probabilities
-        options = {
-            "decisions": predicted_classes(probabilities)[:, chosen],
-            "shares": probabilities[:, chosen],
-            # What another class is called says nothing of a set that does not know it.
-            "complete": sorted(chosen) == list(range(logits.shape[1])),
-        }
-    elif probabilities is not None and model.thresholds is not None:
-        thresholds = np.asarray(model.thresholds, np.float32)[chosen]
-        options = {
-            "decisions": probabilities[:, chosen] >= thresholds,  # as Classifier.decide
-            "thresholds": [model.thresholds[column] for column in chosen],
-        }
+    if found.decisions is not None:
+        options["decisions"] = found.decisions[:, chosen]
+    if found.activation == "softmax" and probabilities is not None:
+        # What another class is called says nothing of a set that does not know it.
+        options |= {"shares": probabilities[:, chosen], "complete": sorted(chosen) == list(range(logits.shape[1]))}
+    elif found.decisions is not None and model.thresholds is not None:
+        options["thresholds"] = [model.thresholds[column] for column in chosen]
     return score_logits(
         logits[:, chosen],
         labels,

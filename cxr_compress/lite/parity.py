@@ -20,6 +20,7 @@ from cxr_compress.errors import CompressionError, ModelFileError, RuntimeUnavail
 from cxr_compress.lite.calibration import pick_evenly
 from cxr_compress.lite.freeze import FrozenFunction
 from cxr_compress.lite.int8.layer_snr import decibels
+from cxr_compress.metrics import mid_ranks
 
 MOST_IMAGES = 32
 # Kernels of int16x8 take some 30 times as long as others.
@@ -286,17 +287,10 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     Source: C. Spearman, The proof and measurement of association between two things, 1904: Pearson's correlation of
     the ranks.
     """
-    ours, theirs = (_ranks(series) for series in (first, second))
+    ours, theirs = (mid_ranks(series) for series in (first, second))
     ours, theirs = ours - ours.mean(), theirs - theirs.mean()
     norm = math.sqrt(float(ours @ ours) * float(theirs @ theirs))
     return float(ours @ theirs) / norm if norm > 0 else None
-
-
-def _ranks(values: np.ndarray) -> Floats:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts).astype(np.float64)
-    middles: Floats = ends - (counts - 1) / 2
-    return middles[place.reshape(-1)]
 
 
 def _cosine(first: Floats, second: Floats) -> float:

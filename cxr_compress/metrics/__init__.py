@@ -35,7 +35,7 @@ from cxr_compress.metrics.decisions import (
     sensitivity_specificity,
     softmax,
 )
-from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc
+from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc, mid_ranks
 
 __all__ = [
     "ENOUGH_IMAGES",
@@ -61,6 +61,7 @@ __all__ = [
     "interval",
     "mean_auroc",
     "mean_samples",
+    "mid_ranks",
     "predicted_classes",
     "sensitivity_specificity",
     "softmax",

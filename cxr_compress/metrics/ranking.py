@@ -156,6 +156,13 @@ def rank(positive: Array, scores: Array, images: NDArray[np.bool_] | None = None
     return Ranked(order, starts, positive[order])
 
 
+def mid_ranks(values: ArrayLike) -> Array:
+    """The ranks of numbers (n,) from 1 to n, equal ones sharing the mean of theirs: what Spearman correlates."""
+    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    middles: Array = np.cumsum(counts).astype(np.float64) - (counts - 1) / 2
+    return middles[place.reshape(-1)]
+
+
 def weighted_auroc(ranked: Ranked, weights: Array) -> Array:
     """AUROC (sets,) of images counted `weights` (images, sets) times; nan for a set with one class only."""
     wins, pairs = weighted_pairs(ranked, weights)

@@ -141,7 +141,7 @@ def measure_agreement(
         raise DataError("a comparison needs two models that decide: give files with thresholds")
     options: dict[str, Any] = {"samples": samples, "seed": seed}
     squared = squared_distances(ours, theirs, original.activation)
-    differs = np.asarray(candidate.decisions ^ original.decisions, np.bool_)
+    differs: Any = candidate.decisions != original.decisions
     flipped = differs.any(axis=1)[:, None] if original.activation == "softmax" else differs
     cams = None if maps is None else _map_correlations(*maps)
     drawn = mean_samples(squared, patients, **options)

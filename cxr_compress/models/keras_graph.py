@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.call_removal import Config, Fates, without_calls
 from cxr_compress.models.layer_traits import LAYERS, UNKNOWN, LayerTraits
 
 
@@ -90,6 +92,19 @@ def calls_of(model: keras.Model) -> Iterator[Any]:
     # Keras keeps them by their distance from the end.
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if not node.is_input)
+
+
+def call_numbers(model: keras.Model) -> dict[int, int]:
+    """By the id of a call that `calls_of` gives: how many of the model's calls of the same layer were made before.
+
+    The config of a model lists a layer's calls in this order.
+    """
+    own = {id(node) for node in calls_of(model)}
+    return {
+        id(node): number
+        for layer in model.layers
+        for number, node in enumerate(node for node in layer._inbound_nodes if id(node) in own)
+    }
 
 
 def is_from_keras(layer: Any) -> bool:
@@ -297,7 +312,6 @@ def _unroll(model: keras.Model, prefix: str, inputs: list[int], calls: list[Step
 # Operations on Keras tensors are layers that Keras itself knows how to build, though `keras.layers` does not name them.
 _BUILT_IN = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
 
-Config = dict[str, Any]
 # (path, class name, config) of a layer; changes the config in place.
 LayerEdit = Callable[[str, str, dict[str, Any]], None]
 
@@ -329,13 +343,19 @@ def own_layers(model: Any) -> Any:
     return keras.utils.custom_object_scope({name: cls for name, cls in own.items() if name not in _BUILT_IN})
 
 
-def rebuild_model(model: keras.Model, edit: LayerEdit) -> keras.Model:
+def rebuild_model(model: keras.Model, edit: LayerEdit, fates: Fates = MappingProxyType({})) -> keras.Model:
     """A new model with new weights from the config of `model`, each layer's config edited; `model` is left untouched.
 
     Whatever Keras raises where it cannot build a layer from its config goes through.
+
+    Args:
+        model: as `rebuilt`.
+        edit: changes the config of a layer.
+        fates: calls that go or keep fewer inputs; see `without_calls`.
     """
 
     def edit_layers(config: Config) -> None:
+        without_calls(config, fates)
         for path, layer in _layer_entries(config, ""):
             edit(path, layer["class_name"], layer["config"])
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
+from cxr_compress.models.call_removal import Config
 from cxr_compress.models.keras_graph import (
-    Config,
     copy_model,
     copy_weights,
     layers_by_path,

@@ -13,6 +13,7 @@ import numpy as np
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.errors import CompressionError
 from cxr_compress.structured.cost import BoolArray, CostModel, IntArray, ModelCost
+from cxr_compress.structured.wiring import Wiring
 
 Role = Literal["produce", "consume", "follow"]
 
@@ -39,6 +40,21 @@ class ChannelGroup:
     def sets(self) -> slice:
         """The group's run in a vector over all channel sets."""
         return slice(self.start, self.start + self.channels)
+
+
+@dataclass(frozen=True)
+class RemovableBlock:
+    """Layers that may go as a whole: a dense layer with its bottleneck, the branch of a residual block.
+
+    Attributes:
+        name: the first group that takes the others with it when it keeps no channel.
+        groups: the groups that keep no channel then.
+        layers: the layers with weights that go.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +97,7 @@ class ChannelAnalysis:
         cost_model: what a keep vector costs.
         allow_inexact: whether channels were let go that a layer takes statistics over.
         protected_sets: by name of a protected group: its run in a vector over all channel sets.
+        wiring: which layers go as a whole where a group keeps no channel.
     """
 
     groups: dict[str, ChannelGroup]
@@ -91,6 +108,7 @@ class ChannelAnalysis:
     cost_model: CostModel
     allow_inexact: bool = False
     protected_sets: dict[str, slice] = field(default_factory=dict)
+    wiring: Wiring = field(default_factory=Wiring)
 
     @property
     def frozen(self) -> dict[str, str]:
@@ -109,8 +127,11 @@ class ChannelAnalysis:
     def keep_vector(self, kept: Mapping[str, Sequence[int]]) -> BoolArray:
         """(set_count,) True where a channel set stays: all but those of the named groups that are not listed as kept.
 
+        A group that keeps none takes whole layers with it, and the groups that these alone make or read.
+
         Raises:
-            CompressionError: a group that the model does not have, or a channel outside of it.
+            CompressionError: a group that the model does not have, a channel outside of it, or a group that keeps none
+                though the model cannot do without it.
         """
         keep = np.ones(self.set_count, dtype=np.bool_)
         for name, channels in kept.items():
@@ -123,7 +144,43 @@ class ChannelAnalysis:
                 )
             keep[group.sets] = False
             keep[group.start + np.asarray(channels, dtype=np.int64)] = True
+        return self.settled(keep)
+
+    def settled(self, keep: BoolArray) -> BoolArray:
+        """The channel sets that stay of these: without those that go with the groups that keep none.
+
+        Raises:
+            CompressionError: the model cannot do without such a group, named in the message.
+        """
+        empty = [group for group in self.groups.values() if not keep[group.sets].any()]
+        if not empty:
+            return keep
+        left = self.wiring.settle(keep)
+        if not left.problem:
+            return left.keep
+        alone = ((group, self.wiring.settle(self._without(group)).problem) for group in empty)
+        group, problem = next(((one, why) for one, why in alone if why), (empty[-1], left.problem))
+        raise CompressionError(
+            f"group {group.name!r} would keep none of its {group.channels} channels, but {problem}: keep at least one, "
+            "or leave the group out to keep them all"
+        )
+
+    def _without(self, group: ChannelGroup) -> BoolArray:
+        keep = np.ones(self.set_count, dtype=np.bool_)
+        keep[group.sets] = False
         return keep
+
+    @cached_property
+    def blocks(self) -> dict[str, RemovableBlock]:
+        """By name: the layers that may go as a whole, in model order."""
+        blocks: dict[frozenset[str], RemovableBlock] = {}
+        for group in self.groups.values():
+            left = self.wiring.settle(self._without(group))
+            layers = self.wiring.gone(left)
+            if not left.problem and layers not in blocks:
+                groups = tuple(name for name, other in self.groups.items() if not left.keep[other.sets].any())
+                blocks[layers] = RemovableBlock(group.name, groups, tuple(filter(layers.__contains__, self.layers)))
+        return {block.name: block for block in blocks.values()}
 
     def _group(self, name: str) -> ChannelGroup:
         if name in self.groups:

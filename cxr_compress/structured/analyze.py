@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from math import ceil, prod
@@ -34,6 +34,7 @@ from cxr_compress.structured.cost import (
 from cxr_compress.structured.layout import ChannelLayout, Partition
 from cxr_compress.structured.rules.base import KernelUse, LayerFlow, Shape
 from cxr_compress.structured.walk import CalledLayer, TracedCall, TracedLayer, Walk
+from cxr_compress.structured.wiring import WiredCall, Wiring
 
 
 def analyze_channels(
@@ -78,11 +79,13 @@ class _Solved:
         self._exclude = exclude
         self._partition: Partition = walk.space.solve()
         self._axes: dict[int, tuple[int, IntArray]] = {}
+        self._wiring = Wiring()
 
     def analysis(self, allow_inexact: bool) -> ChannelAnalysis:
         """The finished analysis."""
         layers = {path: self._slices(path, layer) for path, layer in self._walk.layers.items() if _is_sliced(layer)}
         groups, protected = self._groups(layers)
+        self._wiring = self._wired(protected)
         return ChannelAnalysis(
             groups,
             protected,
@@ -92,6 +95,26 @@ class _Solved:
             self._cost_model(),
             allow_inexact,
             {group.name: slice(group.start, group.stop) for group in self._partition.groups if group.name in protected},
+            self._wiring,
+        )
+
+    def _wired(self, protected: Mapping[str, str]) -> Wiring:
+        """The calls as plain data, and which groups are not to go with them."""
+        numbers = {id(tensor): number for number, tensor in enumerate(self._walk.tensors)}
+        calls = [
+            WiredCall(
+                (call.layer.path, call.number),
+                tuple(numbers[id(tensor)] for tensor in call.inputs),
+                tuple(numbers[id(tensor)] for tensor in call.outputs),
+                call.layer.flow.merge,
+            )
+            for call in self._walk.calls
+        ]
+        return Wiring(
+            tuple(calls),
+            tuple(self._axis(tensor.layout)[1] for tensor in self._walk.tensors),
+            tuple(numbers[id(tensor)] for tensor in self._walk.results),
+            tuple(replace(group, reason=protected.get(group.name, "")) for group in self._partition.groups),
         )
 
     def _axis(self, layout: ChannelLayout) -> tuple[int, IntArray]:
@@ -145,14 +168,18 @@ class _Solved:
 
     def _cost_model(self) -> CostModel:
         macs = []
+        alive = {path: len(self._wiring.calls) + number for number, path in enumerate(self._wiring.layers)}
         weights = {
-            path: [self._product(shape, number, layer.flow) for number, shape in enumerate(layer.weight_shapes)]
+            path: [
+                self._product(shape, number, layer.flow)._replace(alive=alive[path])
+                for number, shape in enumerate(layer.weight_shapes)
+            ]
             for path, layer in self._walk.layers.items()
         }
-        for path, layer in self._walk.layers.items():
-            for use in chain.from_iterable(flow.uses for flow in layer.calls):
-                weight = weights[path][use.weight]
-                macs.append(Product(weight.factor * use.positions, weight.axes))
+        for number, call in enumerate(self._walk.calls):
+            for use in call.layer.flow.uses:
+                weight = weights[call.layer.path][use.weight]
+                macs.append(Product(weight.factor * use.positions, weight.axes, number))
         tensors = [Product(tensor.positions, (self._axis(tensor.layout)[0],)) for tensor in self._walk.tensors]
         numbers = {key: number for key, (number, _) in self._axes.items()}
         return CostModel(
@@ -166,6 +193,7 @@ class _Solved:
             measured=partial(
                 _collect_parts, self._walk.layers, self._walk.calls, lambda layout: numbers[id(layout.ids)], weights
             ),
+            wiring=self._wiring,
         )
 
     def _product(self, shape: tuple[int, ...], number: int, flow: LayerFlow) -> Product:
@@ -204,10 +232,14 @@ def _collect_parts(
     ]
     return MeasuredParts(
         kernels=kernels,
-        filters=[_filters(layer, use, axis) for layer in layers.values() for use in layer.flow.uses],
+        filters=[
+            _filters(layer, use, axis)._replace(alive=weights[path][use.weight].alive)
+            for path, layer in layers.items()
+            for use in layer.flow.uses
+        ],
         norms=[product for layer in _norms(calls) if (product := _per_channel(layer, weights)) is not None],
-        calls=list(chain.from_iterable(_calls(layer, axis) for layer in layers.values())),
-        moved=list(chain.from_iterable(_moved(call, axis) for call in calls)),
+        calls=list(chain.from_iterable(_calls(call.layer, number, axis) for number, call in enumerate(calls))),
+        moved=[product._replace(alive=number) for number, call in enumerate(calls) for product in _moved(call, axis)],
     )
 
 
@@ -235,18 +267,18 @@ def _filters(layer: TracedLayer, use: KernelUse, axis: Callable[[ChannelLayout],
     return Product(length.factor * times, length.axes)
 
 
-def _calls(layer: TracedLayer, axis: Callable[[ChannelLayout], int]) -> Iterator[KernelCall]:
-    """Every use of a kernel that can be timed alone."""
-    for flow in layer.calls:
-        for use in flow.uses:
-            if use.kind is not None:
-                inputs, outputs = use.kind.width_axes
-                shape = layer.weight_shapes[use.weight]
-                yield KernelCall(
-                    use.kind,
-                    _length(shape, use.weight, inputs, layer.flow, axis),
-                    Product(1) if outputs is None else _length(shape, use.weight, outputs, layer.flow, axis),
-                )
+def _calls(layer: CalledLayer, number: int, axis: Callable[[ChannelLayout], int]) -> Iterator[KernelCall]:
+    """Every use of a kernel that can be timed alone, in the call with this number."""
+    for use in layer.flow.uses:
+        if use.kind is not None:
+            inputs, outputs = use.kind.width_axes
+            shape = layer.weight_shapes[use.weight]
+            made = Product(1) if outputs is None else _length(shape, use.weight, outputs, layer.flow, axis)
+            yield KernelCall(
+                use.kind,
+                _length(shape, use.weight, inputs, layer.flow, axis)._replace(alive=number),
+                made._replace(alive=number),
+            )
 
 
 def _length(shape: Shape, weight: int, place: int, flow: LayerFlow, axis: Callable[[ChannelLayout], int]) -> Product:

@@ -20,16 +20,21 @@ import numpy.typing as npt
 
 from cxr_compress.device.cost_table import CostTable, FileBytes, KernelKind, LayerTimes, LayerUse, ProbeSpec
 from cxr_compress.errors import BudgetError
+from cxr_compress.structured.wiring import Survivors, Wiring
 
 IntArray = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
 
 class Product(NamedTuple):
-    """`factor` times the number of kept channels of each axis in `axes` (at most two, by axis number)."""
+    """`factor` times the number of kept channels of each axis in `axes` (at most two, by axis number).
+
+    It counts as long as call or layer number `alive` of the wiring's liveness still runs; None for always.
+    """
 
     factor: int
     axes: tuple[int, ...] = ()
+    alive: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +44,23 @@ class Products:
     factor: Counts
     first: IntArray
     second: IntArray
+    living: IntArray
 
     @classmethod
     def of(cls, products: Sequence[Product], one: int) -> Products:
-        """Arrays of the products; `one` is the number of an axis that always has one channel."""
+        """Arrays of the products; `one` is the number of an axis that always has one channel; liveness follows it."""
         factor = np.array([product.factor for product in products], dtype=np.int64)
         padded = np.array([(*product.axes, one, one)[:2] for product in products], dtype=np.int32).reshape(-1, 2)
-        return cls(factor, padded[:, 0], padded[:, 1])
+        living = [one if product.alive is None else one + 1 + product.alive for product in products]
+        return cls(factor, padded[:, 0], padded[:, 1], np.array(living, dtype=np.int32))
 
     def values(self, counts: Counts) -> Counts:
-        """(products,) The value of each; counts: (axes + 1,), the last one is 1."""
-        return np.asarray(self.factor * counts[self.first] * counts[self.second])
+        """(products,) The value of each; counts: as `CostModel.counts`."""
+        return np.asarray(self.factor * counts[self.first] * counts[self.second] * self.lives(counts))
+
+    def lives(self, counts: Counts) -> Counts:
+        """(products,) 1 for each that counts at all, 0 for those of calls and layers that are gone."""
+        return np.asarray(counts[self.living])
 
     def total(self, counts: Counts) -> int:
         """Their sum."""
@@ -146,7 +157,7 @@ class MeasuredCosts:
         terms = np.array([table.kinds[name] for name in self._names]).reshape(-1, 4)
         inputs, block = self._inputs.values(counts), table.output_block
         outputs = -(-self._outputs.values(counts) // block) * block
-        widths = np.stack([np.ones_like(inputs), inputs, outputs, inputs * outputs], axis=1)
+        widths = np.stack([self._inputs.lives(counts), inputs, outputs, inputs * outputs], axis=1)
         moved = table.per_element * self.moved(counts)
         return round(math.fsum([*(terms * widths).ravel().tolist(), moved, table.fixed]), _MS_DIGITS)
 
@@ -224,6 +235,9 @@ class ModelCost:
 class CostModel:
     """The cost of a model as a function of the channel sets it keeps.
 
+    Layers that go as a whole with an empty group cost nothing. Where the model that is left could not be built (a group
+    that its output needs is empty), every layer is counted with the channels that it keeps, none of them included.
+
     Args:
         axes: per channel axis, (channels,) int32: the channel set of each of its channels.
         params: one product per weight.
@@ -232,6 +246,7 @@ class CostModel:
         lifetimes: per tensor, the first and the last step at which it is alive.
         measured: gives what measured costs are multiplied with; called once, when one is asked for.
         uncounted: the layers whose multiplications `macs` lacks.
+        wiring: which layers go with an empty group; its tensors are those of `tensors`, in the same order.
     """
 
     def __init__(
@@ -244,6 +259,7 @@ class CostModel:
         lifetimes: Sequence[tuple[int, int]],
         measured: Callable[[], MeasuredParts] = MeasuredParts,
         uncounted: Sequence[str] = (),
+        wiring: Wiring | None = None,
     ) -> None:
         lengths = [len(axis) for axis in axes]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -255,6 +271,7 @@ class CostModel:
         self._measured = cache(lambda: MeasuredCosts(measured(), one))
         self._table = CostTable()
         self._uncounted = tuple(uncounted)
+        self._wiring = wiring or Wiring()
         self._born = np.array([born for born, _ in lifetimes], dtype=np.int64)
         self._dies = np.array([dies for _, dies in lifetimes], dtype=np.int64)
 
@@ -275,12 +292,13 @@ class CostModel:
         Raises:
             BudgetError: the table of measured costs is that of another model.
         """
-        counts = self.counts(keep)
+        left = self._left(keep)
+        counts = self._counts(keep, left)
         sizes, times = self._table.file_bytes, self._table.layer_times
         return ModelCost(
             params=self._params.total(counts),
             macs=None if self._uncounted else self._macs.total(counts),
-            peak_activation_bytes=FLOAT_BYTES * self._peak(self._tensors.values(counts)),
+            peak_activation_bytes=FLOAT_BYTES * self._peak(self._tensors.values(counts), left),
             tflite_bytes=None if sizes is None else self.measured.tflite_bytes(counts, sizes),
             latency_ms=None if times is None else self.measured.latency_ms(counts, times),
             uncounted=self._uncounted,
@@ -291,15 +309,33 @@ class CostModel:
         return self._macs.total(self.counts(keep))
 
     def counts(self, keep: BoolArray) -> Counts:
-        """(axes + 1,) How many channels each axis keeps; the last one is 1."""
-        running = np.concatenate([[0], np.cumsum(keep[self._sets], dtype=np.int64)])
-        return np.append(np.diff(running[self._starts]), 1)
+        """(axes + 1 + calls + layers,) How many channels each axis keeps, then a 1, then what of the wiring lives."""
+        return self._counts(keep, self._left(keep))
 
-    def _peak(self, elements: Counts) -> int:
+    def _counts(self, keep: BoolArray, left: Survivors | None) -> Counts:
+        wiring = self._wiring
+        alive = np.ones(len(wiring.calls) + len(wiring.layers), np.int64) if left is None else wiring.liveness(left)
+        return np.concatenate([self._lengths(keep if left is None else left.keep), [1], alive])
+
+    def _lengths(self, keep: BoolArray) -> Counts:
+        running = np.concatenate([[0], np.cumsum(keep[self._sets], dtype=np.int64)])
+        return np.asarray(np.diff(running[self._starts]))
+
+    def _left(self, keep: BoolArray) -> Survivors | None:
+        """What is left of the model's wiring; None where all calls stay, or what is left could not be built."""
+        if self._lengths(keep).all():
+            return None
+        left = self._wiring.settle(keep)
+        return None if left.problem else left
+
+    def _peak(self, elements: Counts, left: Survivors | None) -> int:
         """The largest number of elements alive at one step: births and deaths summed along the steps."""
         if not len(elements):
             return 0
-        change = np.zeros(int(self._dies.max()) + 2, dtype=np.int64)
+        dies = self._dies
+        if left is not None:
+            elements, dies = elements * left.read, self._wiring.dies(left, self._born)
+        change = np.zeros(int(dies.max()) + 2, dtype=np.int64)
         np.add.at(change, self._born, elements)
-        np.subtract.at(change, self._dies + 1, elements)
+        np.subtract.at(change, dies + 1, elements)
         return int(np.cumsum(change).max())

@@ -86,6 +86,7 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
         CompressionError: the plan was made for another model.
     """
     keep = plan.keep_vector(analysis)
+    gone = analysis.wiring.gone(analysis.wiring.settle(keep))
     edited = plan.was_edited(analysis)
     counted = plan.with_costs(analysis) if edited else plan
     layers = _LayerTable(analysis, model)
@@ -96,7 +97,7 @@ def describe_plan(analysis: ChannelAnalysis, model: keras.Model, plan: ChannelPl
         "settings": dict(plan.settings),
         "exclude": list(plan.exclude),
         "allow_inexact": plan.allow_inexact,
-        "layers": [layers.loss(path, keep) for path in layers.paths if layers.traced[path].weight_shapes],
+        "layers": [layers.loss(path, keep, gone) for path in layers.paths if layers.traced[path].weight_shapes],
     }
 
 
@@ -158,11 +159,12 @@ class _LayerTable:
         keep = np.ones(self._analysis.set_count, dtype=np.bool_)
         return [self._row(path, keep) for path in self.paths]
 
-    def loss(self, path: str, keep: BoolArray) -> dict[str, Any]:
-        """A layer before and after; see `describe_plan`."""
+    def loss(self, path: str, keep: BoolArray, gone: frozenset[str]) -> dict[str, Any]:
+        """A layer before and after, nothing of which is left if it is gone as a whole; see `describe_plan`."""
         sets = self._output_sets(path)
-        whole = np.ones_like(keep)
-        (params, macs), (params_after, macs_after) = self._cost(path, whole), self._cost(path, keep)
+        (params, macs), (params_after, macs_after) = (self._cost(path, some) for some in (np.ones_like(keep), keep))
+        if path in gone:
+            params_after, macs_after = 0, None if macs is None else 0
         return {
             "path": path,
             "class": type(self._calls[path][0].layer).__name__,
@@ -170,7 +172,7 @@ class _LayerTable:
             "protected": all(name in self._analysis.protected for name in self._groups_of(sets)),
             "has_filters": self._has_filters(path, macs),
             "filters_before": len(sets),
-            "filters_kept": int(keep[sets].sum()),
+            "filters_kept": 0 if path in gone else int(keep[sets].sum()),
             "params_before": params,
             "params_after": params_after,
             "macs_before": macs,

@@ -30,7 +30,8 @@ class ChannelPlan:
     and `with_costs` brings `before` and `after` up to date.
 
     Attributes:
-        kept: by group, the channels that stay, ascending; groups that lose nothing are not listed.
+        kept: by group, the channels that stay, ascending; groups that lose nothing are not listed. A group that keeps
+            none takes whole layers with it: those that make or read nothing else (see `wiring`).
         channels: by the same groups, how many there were: a plan for another model is refused.
         exclude: the patterns that the analysis was made with.
         settings: how the plan was made (scope, round_to, budget), for the reader.
@@ -41,7 +42,7 @@ class ChannelPlan:
         allow_inexact: as it was given to `analyze_channels`.
 
     Raises:
-        CompressionError: a group that keeps nothing, a channel twice or one that it does not have.
+        CompressionError: a channel twice or one that a group does not have.
     """
 
     kept: dict[str, tuple[int, ...]]
@@ -60,7 +61,12 @@ class ChannelPlan:
 
     @classmethod
     def of(cls, analysis: ChannelAnalysis, keep: BoolArray, settings: Mapping[str, Any]) -> ChannelPlan:
-        """The plan that keeps these channel sets of an analyzed model; keep: (set_count,), True = kept."""
+        """The plan that keeps these channel sets of an analyzed model; keep: (set_count,), True = kept.
+
+        Raises:
+            CompressionError: a group keeps none that the model cannot do without.
+        """
+        keep = analysis.settled(keep)
         pruned = {name: group for name, group in analysis.groups.items() if not keep[group.sets].all()}
         return cls(
             kept={name: tuple(np.flatnonzero(keep[group.sets]).tolist()) for name, group in pruned.items()},
@@ -172,6 +178,31 @@ class ChannelPlan:
         after = analysis.cost_model.cost(self.keep_vector(analysis))
         return replace(self, before=analysis.baseline, after=after)
 
+    def named_as(self, analysis: ChannelAnalysis) -> ChannelPlan:
+        """The same plan with the names that groups have in the model which this one was pruned from.
+
+        A group is named after the first layer that makes its channels; where that one is gone, after the next.
+
+        Raises:
+            CompressionError: a group that is not one of that model.
+        """
+        owners = {member: group.name for group in analysis.groups.values() for member in group.members}
+        names = {name: owners.get(self.members[name][0], "") for name in self.kept}
+        unknown = next((name for name, whole in names.items() if not whole), "")
+        if unknown:
+            raise CompressionError(f"group {unknown!r} of the later plan is not one that may go: {_OTHER_MODEL}")
+        if len(set(names.values())) < len(names):
+            raise CompressionError(
+                "removed layers have let a group fall apart, whose parts the next step prunes by themselves: remove "
+                "filters in one step (--removal_steps=1)"
+            )
+        return replace(
+            self,
+            kept={names[name]: kept for name, kept in self.kept.items()},
+            channels={names[name]: channels for name, channels in self.channels.items()},
+            members={names[name]: members for name, members in self.members.items()},
+        )
+
     def then(self, later: ChannelPlan) -> ChannelPlan:
         """One plan with the effect of this one followed by `later`, which was made for the model this one leaves.
 
@@ -226,11 +257,6 @@ def _read_kept(name: str, kept: Any) -> tuple[int, ...]:
 
 def _check_kept(name: str, kept: tuple[int, ...], channels: int) -> None:
     """What a person may get wrong when editing."""
-    if not kept:
-        raise CompressionError(
-            f"group {name!r} would keep none of its {channels} channels: keep at least one, or leave the group out "
-            "to keep them all"
-        )
     wrong = next((index for index in kept if not 0 <= index < channels), None)
     if wrong is not None:
         raise CompressionError(f"group {name!r} has {channels} channels, numbered from 0: the plan keeps {wrong}")

@@ -31,6 +31,8 @@ _NOT_REBUILT = ("Lambda", "SpectralNormalization")
 def remove_channels(model: keras.Model, plan: ChannelPlan, *, allow_inexact: bool = False) -> keras.Model:
     """A new plain model without the channels that a plan drops; `model` is left untouched.
 
+    Layers that are left without channels, or that only such layers read, are not in it (see `wiring`).
+
     Layer names, trainable flags, regularizers and dtype policies stay. The result is not compiled and loads with
     `keras.models.load_model` and no custom objects but those that `model` itself needs.
 
@@ -68,12 +70,15 @@ def _pruned_architecture(model: keras.Model, analysis: ChannelAnalysis, keep: Bo
             f"{shared} are one layer in two models, which Keras rebuilds as two: call a layer within one model only"
         )
 
+    wiring = analysis.wiring
+    fates = wiring.fates(wiring.settle(keep))
+
     def shrink(path: str, class_name: str, config: dict[str, Any]) -> None:
         for size in analysis.layers[path].sizes if path in analysis.layers else ():
             _set_size(config, size, keep)
 
     try:
-        return rebuild_model(model, shrink)
+        return rebuild_model(model, shrink, fates)
     except Exception as error:  # Keras raises nearly every type here; the cause is kept, and named in the line
         raise UnsupportedLayerError(_why_not_rebuilt(model, error)) from error
 
@@ -173,8 +178,9 @@ def remove_iteratively(
         now = analyze_channels(pruned, exclude=exclude, allow_inexact=allow_inexact)
         scores = score(pruned, now)
         sensitivity = measure(pruned, now, scores, number) if measure is not None else None
-        plans.append(select_channels(now, scores, bounds, sensitivity=sensitivity, cost_table=cost_table, **selection))
-        pruned = remove_channels(pruned, plans[-1])
+        plan = select_channels(now, scores, bounds, sensitivity=sensitivity, cost_table=cost_table, **selection)
+        pruned = remove_channels(pruned, plan)
+        plans.append(plan.named_as(first))
         if between is not None:
             between(pruned, number)
     whole = plans[0]

@@ -12,6 +12,7 @@ from cxr_compress.errors import UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models.keras_graph import (
     LayerConfig,
+    call_numbers,
     calls_of,
     is_from_keras,
     is_nested,
@@ -73,13 +74,14 @@ class CalledLayer(NamedTuple):
 
 
 class TracedCall(NamedTuple):
-    """One call of one layer: what it took and what came out.
+    """One call of one layer, the how manieth of its model's calls of it, what it took and what came out.
 
     Tensors know the layer that made them, not the call: with the call they would hold one another, and only the
     garbage collector, which is slow beside TensorFlow, could free them.
     """
 
     layer: CalledLayer
+    number: int
     inputs: list[TracedTensor]
     outputs: list[TracedTensor]
 
@@ -100,6 +102,7 @@ class Walk:
         self.space = ChannelSpace()
         self.layers: dict[str, TracedLayer] = {}
         self.tensors: list[TracedTensor] = []
+        self.results: list[TracedTensor] = []
         self.calls: list[TracedCall] = []
         self.uncounted: dict[str, str] = {}
         self._allow_inexact = allow_inexact
@@ -123,7 +126,8 @@ class Walk:
             layout = self.space.allocate(name, shape[-1] if shape else 1)
             self.space.protect(layout, "is an input of the model")
             inputs.append(self._add_tensor(layout, shape))
-        for output in self._visit(model, "", inputs):
+        self.results = self._visit(model, "", inputs)
+        for output in self.results:
             self.space.protect(output.layout, "reaches the output of the model")
             output.dies = self._step
             output.uses += 1
@@ -131,14 +135,17 @@ class Walk:
     def _visit(self, model: keras.Model, prefix: str, inputs: list[TracedTensor]) -> list[TracedTensor]:
         """The output tensors of a model whose input tensors are these."""
         known = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
+        numbers = call_numbers(model)
         for node in calls_of(model):
             arguments = [known[id(tensor)] for tensor in node.keras_inputs]
             outputs = tensors_in(node.outputs)
-            values = self._call(node, prefix, arguments, outputs)
+            values = self._call(node, prefix, arguments, outputs, numbers[id(node)])
             known.update((id(tensor), value) for tensor, value in zip(outputs, values, strict=True))
         return [known[id(tensor)] for tensor in model.outputs]
 
-    def _call(self, call: Any, prefix: str, arguments: list[TracedTensor], outputs: list[Any]) -> list[TracedTensor]:
+    def _call(
+        self, call: Any, prefix: str, arguments: list[TracedTensor], outputs: list[Any], number: int
+    ) -> list[TracedTensor]:
         """Run one layer on layouts."""
         layer = call.layer
         if is_nested(layer):
@@ -167,11 +174,11 @@ class Walk:
         self._remember(path, node.weight_shapes, flow)
         if not (flow.macs_known or multiplies_nothing(node)):
             self.uncounted[path] = described(node)
-        extra = [self._protected_output(path, number, shape) for number, shape in enumerate(shapes[1:], start=1)]
+        extra = [self._protected_output(path, place, shape) for place, shape in enumerate(shapes[1:], start=1)]
         maker = _called_layer(node, flow)
         layouts = zip([flow.output, *extra], shapes, strict=True)
         tensors = [self._add_tensor(layout, shape, maker) for layout, shape in layouts]
-        self.calls.append(TracedCall(maker, arguments, tensors))
+        self.calls.append(TracedCall(maker, number, arguments, tensors))
         return tensors
 
     def _enter(self, model: keras.Model, prefix: str, arguments: list[TracedTensor]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from cxr_compress.keras2 import keras
 from cxr_compress.structured import (
     Budget,
+    ChannelPlan,
     analyze_channels,
     measure_cost,
     remove_channels,
@@ -126,6 +127,19 @@ def test_describe_model_exclude_is_said_of_every_member_of_a_group():
     assert found["exclude"] == ["b"]
     layers = {layer["path"]: layer for layer in found["layers"]}
     assert [layers[name]["why_not"] for name in ("stem", "b", "d")] == ["excluded by 'b'"] * 3
+
+
+def test_describe_plan_counts_nothing_of_layers_that_go_as_a_whole():
+    model = nets.residual()
+    analysis = analyze_channels(model)
+    plan = ChannelPlan.of(analysis, analysis.keep_vector({"a": ()}), {})
+    rows = {layer["path"]: layer for layer in describe_plan(analysis, model, plan)["layers"]}
+    # b makes channels that the shortcut makes too: they stay, b does not.
+    for path in ("a", "b"):
+        assert (rows[path]["filters_kept"], rows[path]["params_after"], rows[path]["macs_after"]) == (0, 0, 0)
+    assert sum(row["params_after"] for row in rows.values()) == plan.after.params
+    assert sum(row["macs_after"] for row in rows.values()) == plan.after.macs
+    assert rows["stem"]["filters_kept"] == rows["stem"]["filters_before"]
 
 
 def test_describe_plan_edited_plan_is_counted_anew():

@@ -44,7 +44,20 @@ def _element_wise(node: LayerNode, inputs: Sequence[ChannelLayout], space: Chann
             raise UnsupportedLayerError(
                 f"{node.path} ({node.class_name}): expected inputs of one width, got {sizes} channels"
             )
-    return LayerFlow(widest)
+    # A broadcast input does not give the shape of the output: it cannot stand alone.
+    alike = len(inputs) > 1 and all(shape == node.output_shape for shape in node.input_shapes)
+    return LayerFlow(widest, merge="sum" if alike and _adds_up(node) else "")
+
+
+def _adds_up(node: LayerNode) -> bool:
+    """Whether a call gives the plain sum of its inputs."""
+    if node.class_name != "TFOpLambda":
+        return node.class_name == "Add"
+    arguments, options = node.read_call()
+    constants = [value for value in _leaves((*arguments, *options.values())) if not isinstance(value, TensorSlot)]
+    return node.config["function"] in ("__operators__.add", "math.add") and all(
+        value is None or isinstance(value, str) for value in constants
+    )
 
 
 @keras_rule("Concatenate")
@@ -56,7 +69,7 @@ def _concatenate(node: LayerNode, inputs: Sequence[ChannelLayout], space: Channe
 def _joined(inputs: Sequence[ChannelLayout], along_channels: bool, space: ChannelSpace) -> LayerFlow:
     """The flow of a concatenation."""
     if along_channels:
-        return LayerFlow(join(inputs))
+        return LayerFlow(join(inputs), merge="parts")
     for other in inputs[1:]:
         space.tie(inputs[0], other)
     return LayerFlow(inputs[0])

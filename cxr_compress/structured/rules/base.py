@@ -33,6 +33,7 @@ from cxr_compress.models.layer_traits import (
 )
 from cxr_compress.structured.analysis import Role
 from cxr_compress.structured.layout import ChannelLayout, ChannelSpace
+from cxr_compress.structured.wiring import Merge
 
 Shape = tuple[int, ...]
 
@@ -133,6 +134,8 @@ class LayerFlow:
         sizes: the numbers of the config that count channels.
         uses: the kernels that the layer multiplies by, all of them: MACs are counted from these alone.
         macs_known: False where the layer may multiply more than `uses` says; no MACs of the model are given then.
+        merge: "sum" or "parts" where the layer does without an input that carries nothing: a sum, a concatenation
+            along the channels.
     """
 
     output: ChannelLayout
@@ -140,6 +143,7 @@ class LayerFlow:
     sizes: tuple[ConfigSize, ...] = ()
     uses: tuple[KernelUse, ...] = ()
     macs_known: bool = True
+    merge: Merge = ""
 
 
 Rule = Callable[[LayerNode, Sequence[ChannelLayout], ChannelSpace], LayerFlow]

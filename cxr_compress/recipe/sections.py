@@ -284,6 +284,12 @@ class RecoverySection(Section):
         at_least=0,
         at_most=1,
     )
+    distill_loss: str = option(
+        "probabilities",
+        "What fine-tuning follows of the original model: probabilities, by cross-entropy, which hardly asks for more "
+        "where it is sure, or logits, by squared distance.",
+        choices=("probabilities", "logits"),
+    )
     feature_weight: float = option(
         0.0,
         "Weight in the fine-tuning loss of the distance to the original model's last feature maps; 0 for none.",

@@ -19,11 +19,13 @@ _POS_WEIGHTS = ("balanced", "sqrt", "none")
 AUTO = "auto"
 _LOSSES = ("bce", "focal")
 ACTIVATIONS = ("sigmoid", "softmax")
+_DISTILL_LOSSES = ("probabilities", "logits")
 _BATCH_NORMS = ("train", "hold")
 _YOUNGER: dict[str, Any] = {
     "feature_weight": 0.0,
     "schedule_epochs": 0,
     "activation": "sigmoid",
+    "distill_loss": "probabilities",
     "batch_norm": "train",
 }
 
@@ -59,6 +61,7 @@ class FitConfig:
             epochs of the base training, the rate is rewound to where so many epochs were left.
         activation: "sigmoid": each finding by itself; "softmax": the columns are classes that exclude one another, and
             the loss is their categorical cross-entropy, which has no focal form here.
+        distill_loss: what of the teacher is followed, "probabilities" or "logits", as in `losses.distillation_loss`.
         batch_norm: "train": batch normalizations take the statistics of each batch and keep a running mean of them;
             "hold": they use the statistics that the model came with and leave them as they are, so that the network
             that is trained is the one that is scored. Their scale and offset are trained either way.
@@ -82,6 +85,7 @@ class FitConfig:
     feature_weight: float = 0.0
     schedule_epochs: int = 0
     activation: str = "sigmoid"
+    distill_loss: str = "probabilities"
     batch_norm: str = "train"
 
     def __post_init__(self) -> None:
@@ -98,6 +102,7 @@ class FitConfig:
         self._require(0 <= self.distill_weight <= 1, "distill_weight", "in [0, 1]")
         self._require(self.loss in _LOSSES, "loss", f"one of {', '.join(_LOSSES)}")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+        self._require(self.distill_loss in _DISTILL_LOSSES, "distill_loss", f"one of {', '.join(_DISTILL_LOSSES)}")
         self._require(self.batch_norm in _BATCH_NORMS, "batch_norm", f"one of {', '.join(_BATCH_NORMS)}")
         rule = "bce for classes that exclude one another (activation softmax): the focal loss is for single findings"
         self._require(self.activation == "sigmoid" or self.loss == "bce", "loss", rule)

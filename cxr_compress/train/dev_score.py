@@ -16,7 +16,6 @@ from tensorflow.core.framework import summary_pb2
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import write_text
 from cxr_compress.metrics import auroc_per_finding, class_log_odds, mean_auroc
-from cxr_compress.train.losses import distillation_loss
 from cxr_compress.train.step import Objective
 
 
@@ -63,7 +62,7 @@ class DevScore:
         if self.their_logits is None:
             return figures
         theirs, ours = self.their_logits.astype(np.float64), logits.astype(np.float64)
-        pull = float(distillation_loss(theirs, ours, self.objective.activation))
+        pull = float(self.objective.distance(theirs, ours))
         weight = self.objective.distill_weight
         return {**figures, "dev_objective": (1.0 - weight) * loss + weight * pull}
 

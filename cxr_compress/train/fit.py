@@ -176,6 +176,7 @@ def fit(  # noqa: PLR0917 - what to train, on what, how and where: no call does 
                 engine.follow(teacher),
                 config.distill_weight,
                 None if feature_match is None else FeatureTerm(feature_match, config.feature_weight),
+                distill_loss=config.distill_loss,
                 holds_norms=config.batch_norm == "hold",
             )
             # Only while training: the caller's model is as free afterwards as it was before.

@@ -119,22 +119,33 @@ class CategoricalCrossEntropy(keras.losses.Loss):
 _TrainingLoss = WeightedBce | CategoricalCrossEntropy
 
 
-def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid") -> Any:
-    """Mean cross-entropy between a teacher's probabilities and what a student's logits say; no gradient reaches it.
+def distillation_loss(their_logits: Any, logits: Any, activation: str = "sigmoid", of: str = "probabilities") -> Any:
+    """How far a student is from its teacher, by what both say of the same images; no gradient reaches the teacher.
+
+    Of "probabilities" it is the mean cross-entropy between theirs and what the student's logits say. It hardly asks
+    for more where a teacher is sure: logits of 4 and 8 are 0.98 and 1.00. Of "logits" it is their mean squared
+    difference, divided by 8 (by 2 over classes that exclude one another, whose logits count from their mean), which is
+    what the cross-entropy rises by next to a teacher that is undecided.
 
     Args:
         their_logits: (images, findings) of the teacher.
         logits: of the student, of the same type.
         activation: "sigmoid", per finding, or "softmax", over classes that exclude one another.
+        of: "probabilities" or "logits".
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2, at
-    temperature 1.
+    temperature 1 and, for logits, in the limit of high temperature (section 2.1).
     """
-    if activation == "softmax":
-        shares = tf.nn.softmax(tf.stop_gradient(their_logits))
-        return -tf.reduce_mean(tf.reduce_sum(shares * tf.nn.log_softmax(logits), axis=-1))
-    soft = tf.sigmoid(tf.stop_gradient(their_logits))
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft, logits=logits))
+    theirs = tf.stop_gradient(their_logits)
+    exclusive = activation == "softmax"
+    if of == "logits":
+        difference = logits - theirs
+        if exclusive:
+            difference -= tf.reduce_mean(difference, axis=-1, keepdims=True)
+        return tf.reduce_mean(tf.square(difference)) / (2.0 if exclusive else 8.0)
+    if exclusive:
+        return -tf.reduce_mean(tf.reduce_sum(tf.nn.softmax(theirs) * tf.nn.log_softmax(logits), axis=-1))
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.sigmoid(theirs), logits=logits))
 
 
 def make_loss(config: FitConfig, pos_weight: np.ndarray, *labels: np.ndarray) -> _TrainingLoss:

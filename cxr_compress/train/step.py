@@ -152,6 +152,7 @@ class Objective:
         teacher: the model that is learnt from; None for the labels alone.
         distill_weight: w, the share of the teacher's probabilities.
         features: the term of the maps, which needs a teacher.
+        distill_loss: of what the pull is, see `distillation_loss`.
         holds_norms: batch normalizations use the statistics that they have, and leave them as they are.
     """
 
@@ -160,7 +161,12 @@ class Objective:
     teacher: Any | None = None
     distill_weight: float = 0.0
     features: FeatureTerm | None = None
+    distill_loss: str = "probabilities"
     holds_norms: bool = False
+
+    def distance(self, their_logits: Any, logits: Any) -> Any:
+        """From the teacher, unweighted."""
+        return distillation_loss(their_logits, logits, self.activation, self.distill_loss)
 
 
 def make_train_step(model: Any, objective: Objective, optimizer: Any, average: WeightAverage | None = None) -> Step:
@@ -196,7 +202,7 @@ def make_terms(model: Any, objective: Objective) -> Terms:
             their_logits, their_map = theirs(images, training=False)
             if weight:
                 value = (1.0 - weight) * value
-                others.append(weight * distillation_loss(their_logits, logits, objective.activation))
+                others.append(weight * objective.distance(their_logits, logits))
             if features is not None:
                 others.append(features.of(our_map, their_map))
         return value, [*others, tf.add_n(model.losses)] if model.losses else others

@@ -42,6 +42,13 @@ def test_dev_score_objective_is_the_loss_that_a_step_minimizes(weight, seed, sca
     assert found["dev_objective"] == pytest.approx((1 - weight) * float(LOSS(LABELS, logits)) + weight * float(pull))
 
 
+def test_dev_score_objective_of_logits_is_their_distance():
+    theirs = np.array([[5, 0], [-5, 0], [2, 1], [0, 3]], np.float32)
+    objective = Objective(LOSS, distill_weight=1.0, distill_loss="logits")
+    found = DevScore(LABELS, FINDINGS, objective, theirs).of(theirs + 2)
+    assert found["dev_objective"] == pytest.approx(4 / 8)
+
+
 def entries(*figures, start=1):
     names = ("dev_auroc", "dev_loss", "dev_objective")
     return [{"epoch": epoch, **dict(zip(names, values, strict=False))} for epoch, values in enumerate(figures, start)]

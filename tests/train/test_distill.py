@@ -11,7 +11,7 @@ import tensorflow as tf
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.keras2 import keras
 from cxr_compress.models import chexnet
-from cxr_compress.train import Batches, FeatureMatch, FitConfig, fit, last_feature_map
+from cxr_compress.train import Batches, FeatureMatch, FitConfig, fit, last_feature_map, predict_logits
 from cxr_compress.train.distill import FeatureTerm, check_match, with_map
 from cxr_compress.train.losses import WeightedBce
 from cxr_compress.train.step import Objective, make_optimizer, make_terms, make_train_step
@@ -143,6 +143,21 @@ def test_fit_matching_maps_pulls_the_students_map_to_the_teachers(tmp_path):
     fit(far, TRAIN, DEV, SPEC, FitConfig(epochs=6, batch_size=16, learning_rate=1e-2, augment=False),
         tmp_path / "far", findings=FINDINGS)  # fmt: skip
     assert distance(near, teacher) < 0.5 * distance(far, teacher)
+
+
+def test_fit_following_logits_minimizes_their_distance_in_steps_and_on_dev(tmp_path):
+    teacher, student = small_net(7), small_net(3)
+    x, y = images()
+    objective = Objective(WeightedBce(np.ones(2)), teacher=teacher, distill_weight=0.7, distill_loss="logits")
+    _, (pull,) = make_terms(student, objective)(x, y)
+    gaps = student(x, training=True) - teacher(x, training=False)
+    assert float(pull) == pytest.approx(0.7 * float(tf.reduce_mean(gaps**2)) / 8, rel=1e-5)
+    config = FitConfig(epochs=3, batch_size=16, learning_rate=1e-2, distill_weight=1.0, distill_loss="logits")
+    result = fit(student, TRAIN, DEV, SPEC, config, tmp_path, findings=FINDINGS, teacher=teacher)
+    gaps = predict_logits(student, DEV[0], SPEC) - predict_logits(teacher, DEV[0], SPEC)
+    best = result.history[result.best_epoch - 1]["dev_objective"]
+    assert best == pytest.approx(float(np.mean(gaps**2)) / 8, rel=1e-4)
+    assert best == min(entry["dev_objective"] for entry in result.history) < result.history[0]["dev_objective"]
 
 
 def test_fit_pruned_student_is_matched_with_the_channels_it_kept(tmp_path):

@@ -334,6 +334,7 @@ def test_fit_dev_set_with_one_class_has_an_undefined_auroc_and_chooses_by_loss(t
         ({"epochs": 1, "learning_rate": float("nan")}, "learning_rate must be a positive number, got nan"),
         ({"epochs": 1, "warmup_fraction": 1.0}, r"warmup_fraction must be in \[0, 1\), got 1\.0"),
         ({"epochs": 1, "weight_decay": -0.1}, "weight_decay must be 0 or a positive number, got -0.1"),
+        ({"epochs": 1, "distill_loss": "mse"}, "distill_loss must be one of probabilities, logits, got mse"),
         ({"epochs": 1, "batch_norm": "freeze"}, "batch_norm must be one of train, hold, got freeze"),
         ({"epochs": 1, "distill_weight": 1.1}, r"distill_weight must be in \[0, 1\], got 1\.1"),
     ],

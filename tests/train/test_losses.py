@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.train.config import FitConfig
-from cxr_compress.train.losses import WeightedBce, make_loss, pos_weights
+from cxr_compress.train.losses import WeightedBce, distillation_loss, make_loss, pos_weights
 
 
 def written_out(labels, logits, weights):
@@ -150,3 +150,25 @@ def test_pos_weights_one_sided_finding_is_an_error(value):
 def test_pos_weights_something_else_than_a_table_is_an_error():
     with pytest.raises(DataError, match=r"labels must be \(images, findings\).*got shape \(3,\)"):
         pos_weights(np.zeros(3))
+
+
+@pytest.mark.parametrize(("activation", "shape"), [("sigmoid", (6, 5)), ("softmax", (6, 3)), ("softmax", (6, 2))])
+def test_distillation_of_logits_is_what_the_cross_entropy_rises_by_next_to_an_undecided_teacher(activation, shape):
+    undecided = np.zeros(shape)
+    change = np.random.default_rng(2).normal(size=shape)
+    loss = lambda logits, of: float(distillation_loss(undecided, logits, activation, of))  # noqa: E731
+    rise = loss(1e-3 * change, "probabilities") - loss(undecided, "probabilities")
+    # The next term of the series is a thousandth of this one; float64 loses 1e-16 of a loss of about 1 to 1e-7.
+    assert loss(1e-3 * change, "logits") == pytest.approx(rise, rel=2e-3)
+    assert loss(change, "logits") == pytest.approx(1e6 * loss(1e-3 * change, "logits"))
+    assert loss(undecided, "logits") == 0.0
+
+
+def test_distillation_of_logits_asks_for_them_where_a_teacher_is_sure():
+    theirs, ours = np.array([[8.0, -8.0]]), np.array([[4.0, -4.0]])
+    far = float(distillation_loss(theirs, ours, of="logits"))
+    assert far == pytest.approx(4.0**2 / 8)
+    assert float(distillation_loss(theirs, ours)) < 0.02, "the control: probabilities hardly do"
+    shifted = float(distillation_loss(theirs, theirs + 3.0, "softmax", "logits"))
+    assert shifted == pytest.approx(0.0), "what all classes share says nothing"
+    assert float(distillation_loss(theirs, theirs + 3.0, of="logits")) > 1

@@ -18,7 +18,10 @@ from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan
 from cxr_compress.train import FeatureMatch, FitConfig, last_feature_map
 
-_TAUGHT = ("distill_weight", "feature_weight", "recovery_batch_norm", "ema_decay", *OF_TRAINING)
+_TAUGHT = (
+    *("distill_weight", "distill_loss", "feature_weight", "recovery_batch_norm", "ema_decay"),
+    *OF_TRAINING,
+)
 
 
 class Recover(Stage):
@@ -109,6 +112,7 @@ def _taught(run: RunContext, epochs: int, learning_rate: float, **changes: Any) 
         epochs,
         learning_rate,
         distill_weight=recovery.distill_weight,
+        distill_loss=recovery.distill_loss,
         feature_weight=recovery.feature_weight,
         batch_norm=recovery.batch_norm,
         ema_decay=recovery.ema_decay,

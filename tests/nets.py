@@ -89,6 +89,31 @@ def _pre(x):
     return layers.ReLU()(layers.BatchNormalization()(x))
 
 
+def dense_layers() -> keras.Model:
+    """stem(6) -> [BN -> relu -> squeeze1(8) -> BN -> relu -> grow1(4) -> concat], three times -> t(5) -> GAP."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="stem")(image)
+    for number in (1, 2, 3):
+        y = layers.ReLU()(layers.BatchNormalization(name=f"norm{number}")(x))
+        y = conv_bn(y, 8, f"squeeze{number}", size=1)
+        x = layers.Concatenate()([x, layers.Conv2D(4, 3, padding="same", name=f"grow{number}")(y)])
+    x = layers.GlobalAveragePooling2D()(conv_bn(x, 5, "t"))
+    return enliven(keras.Model(image, layers.Dense(3, name="logits")(x), name="dense_layers"))
+
+
+def residual_blocks(add=None) -> keras.Model:
+    """stem(6) -> three blocks [BN -> relu -> down(4) -> BN -> relu -> up(6)+bias -> add] -> BN -> t(5) -> GAP."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="stem")(image)
+    for number in (1, 2, 3):
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        y = conv_bn(y, 4, f"down{number}")
+        y = layers.Conv2D(6, 3, padding="same", name=f"up{number}")(y)
+        x = layers.Add()([x, y]) if add is None else add(x, y)
+    x = layers.GlobalAveragePooling2D()(conv_bn(x, 5, "t"))
+    return enliven(keras.Model(image, layers.Dense(3, name="logits")(x), name="residual_blocks"))
+
+
 def depthwise() -> keras.Model:
     """stem(8) -> depthwise x2 (16) -> BN -> relu6 -> p(10) -> separable(12) -> flatten -> logits(3)."""
     image = keras.Input((8, 8, 3), name="image")

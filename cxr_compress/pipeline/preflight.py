@@ -156,6 +156,7 @@ def _prune(model: keras.Model, recipe: Recipe) -> tuple[keras.Model, ChannelPlan
         min_channels=removal.min_channels,
         max_removed_fraction=removal.max_removed_fraction,
         overrides=removal.overrides,
+        layers=removal.remove_layers,
     )
     return pruned, plan
 

@@ -208,10 +208,17 @@ class RemovalSection(Section):
         "global",
         "Where filters are removed: global ranks all filters together, local takes the same share of every layer, "
         "sensitivity measures what each layer does to the outputs (minutes) and takes first what hurts least for what "
-        "it saves.",
-        choices=("global", "local", "sensitivity"),
+        "it saves, latency does so for each millisecond, by layer times measured here or by --latency_table.",
+        choices=("global", "local", "sensitivity", "latency"),
     )
-    sensitivity_images: int = option(64, "Training images on which --scope=sensitivity measures.", at_least=2)
+    remove_layers: bool = option(
+        False,
+        "Also remove whole layers (dense layers, branches of residual blocks), those whose absence the outputs show "
+        "least: a thin layer saves hardly any time. Measures each first, about a second a layer and 64 images.",
+    )
+    sensitivity_images: int = option(
+        64, "Training images on which --scope=sensitivity, --scope=latency and --remove_layers measure.", at_least=2
+    )
     round_to: int = option(8, "Layers that lose filters keep a multiple of this many.", at_least=1)
     min_channels: int = option(1, "Fewest filters that any layer keeps.", at_least=1)
     max_removed_fraction: float = option(
@@ -246,6 +253,16 @@ class RemovalSection(Section):
     def removes_filters(self) -> bool:
         """Whether a budget asks for a pruned model."""
         return bool(self.budget.bounds)
+
+    @property
+    def measures_groups(self) -> bool:
+        """Whether it is measured what removing channels of each group does to the outputs."""
+        return self.scope in ("sensitivity", "latency")
+
+    @property
+    def measures(self) -> bool:
+        """Whether that is measured of anything, groups or whole layers."""
+        return self.measures_groups or self.remove_layers
 
 
 @dataclass(frozen=True)

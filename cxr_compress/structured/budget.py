@@ -9,7 +9,7 @@ from cxr_compress.errors import BudgetError
 from cxr_compress.structured.analysis import ChannelAnalysis
 from cxr_compress.structured.cost import BoolArray, ModelCost
 
-_NEEDED = {
+NEEDED = {
     "tflite_bytes": "measured file bytes: pass cost_table= with them (the pipeline takes one "
     "conversion of the original model; cxr_compress --target_bytes does so itself)",
     "latency_ms": "measured layer times: pass cost_table= with them (on the device, cxr_benchmark --layers=PACK.zip "
@@ -61,7 +61,7 @@ class Budget:
             if name == "macs" and baseline.macs is None:
                 raise BudgetError(_uncounted(baseline.uncounted))
             if name not in whole:
-                raise BudgetError(f"a budget on {name} needs {_NEEDED[name]}")
+                raise BudgetError(f"a budget on {name} needs {NEEDED[name]}")
         return {name: self._limit(name, value, whole[name]) for name, value in bounds.items()}
 
     def settings(self) -> dict[str, float]:

@@ -272,6 +272,7 @@ class CostModel:
         self._table = CostTable()
         self._uncounted = tuple(uncounted)
         self._wiring = wiring or Wiring()
+        self._settled: dict[bytes, Survivors] = {}
         self._born = np.array([born for born, _ in lifetimes], dtype=np.int64)
         self._dies = np.array([dies for _, dies in lifetimes], dtype=np.int64)
 
@@ -304,6 +305,10 @@ class CostModel:
             uncounted=self._uncounted,
         )
 
+    def buildable(self, keep: BoolArray) -> bool:
+        """Whether a model is left: no group that it cannot do without is empty."""
+        return self._left(keep) is not None or bool(self._lengths(keep).all())
+
     def counted_macs(self, keep: BoolArray) -> int:
         """The MACs of the layers that are counted: differences of two are exact where sums are not."""
         return self._macs.total(self.counts(keep))
@@ -315,7 +320,7 @@ class CostModel:
     def _counts(self, keep: BoolArray, left: Survivors | None) -> Counts:
         wiring = self._wiring
         alive = np.ones(len(wiring.calls) + len(wiring.layers), np.int64) if left is None else wiring.liveness(left)
-        return np.concatenate([self._lengths(keep if left is None else left.keep), [1], alive])
+        return np.concatenate([self._lengths(keep if left is None else keep & left.allowed), [1], alive])
 
     def _lengths(self, keep: BoolArray) -> Counts:
         running = np.concatenate([[0], np.cumsum(keep[self._sets], dtype=np.int64)])
@@ -323,9 +328,14 @@ class CostModel:
 
     def _left(self, keep: BoolArray) -> Survivors | None:
         """What is left of the model's wiring; None where all calls stay, or what is left could not be built."""
-        if self._lengths(keep).all():
+        empty = self._lengths(keep) == 0
+        if not empty.any():
             return None
-        left = self._wiring.settle(keep)
+        # Which axes are empty decides what is left of the wiring; a search asks for many widths of the same layers.
+        key = empty.tobytes()
+        if key not in self._settled:
+            self._settled[key] = self._wiring.settle(keep)
+        left = self._settled[key]
         return None if left.problem else left
 
     def _peak(self, elements: Counts, left: Survivors | None) -> int:

@@ -1,8 +1,9 @@
 """From scores and a budget to a plan: which channels of which group stay.
 
 Every group gives a row of steps, each of which takes its lowest-scored channels down to the next multiple of
-`round_to`. All steps stand in one fixed order, and the plan is the shortest prefix of it that meets the budget; cost
-falls with every step, so bisection finds that prefix. The budget is therefore met from below, within one step.
+`round_to`; where whole layers may go, so does each block of them. All steps stand in one fixed order, and the plan is
+the shortest prefix of it that meets the budget; cost falls with every step, so bisection finds that prefix. The budget
+is therefore met from below, within one step. Only `scope="latency"` counts anew on the way what a step saves.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil
+from math import ceil, floor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.device.cost_table import CostTable
-from cxr_compress.errors import CompressionError
+from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.structured.analysis import ChannelAnalysis, ChannelGroup, path_matcher
-from cxr_compress.structured.budget import Budget, unreachable
+from cxr_compress.structured.budget import NEEDED, Budget, unreachable
 from cxr_compress.structured.cost import BoolArray
+from cxr_compress.structured.latency import LatencyOrder, Layers, Removal, removal_ranks
 from cxr_compress.structured.plan import ChannelPlan
 from cxr_compress.structured.sensitivity_curves import Sensitivity
 
@@ -28,6 +31,8 @@ Channels = npt.NDArray[np.int64]
 
 # (group, its scores, the channels that go in each of its steps) -> the rank of each step, never falling.
 Ranker = Callable[[ChannelGroup, FloatVector, Sequence[Channels]], list[float]]
+# (group, the channels that go in each of its steps) -> what each frees.
+Saving = Callable[[ChannelGroup, Sequence[Channels]], Sequence[float]]
 
 
 def by_score(group: ChannelGroup, scores: FloatVector, steps: Sequence[Channels]) -> list[float]:
@@ -40,9 +45,7 @@ def by_share(group: ChannelGroup, scores: FloatVector, steps: Sequence[Channels]
     return (np.cumsum([len(gone) for gone in steps]) / group.channels).tolist() if steps else []
 
 
-def by_sensitivity(
-    sensitivity: Sensitivity, saving: Callable[[ChannelGroup, Sequence[Channels]], Sequence[float]]
-) -> Ranker:
+def by_sensitivity(sensitivity: Sensitivity, saving: Saving) -> Ranker:
     """The measured error that a step adds, over what it saves.
 
     Args:
@@ -51,43 +54,13 @@ def by_sensitivity(
     """
 
     def rank(group: ChannelGroup, scores: FloatVector, steps: Sequence[Channels]) -> list[float]:
-        shares = np.cumsum([0, *(len(gone) for gone in steps)]) / group.channels
-        errors = np.diff(sensitivity.curve(group.name, group.channels).error_at(shares))
+        errors = sensitivity.curve(group.name, group.channels).added(list(map(len, steps)))
         return removal_ranks(errors, saving(group, steps))
 
     return rank
 
 
-def removal_ranks(errors: Sequence[float] | FloatVector, savings: Sequence[float] | FloatVector) -> list[float]:
-    """The rank of each step of a group that is taken in steps: error per saving, never falling from step to step.
-
-    A step that looks dear but opens the way to cheap ones is ranked together with them: the ranks are the slopes of
-    the lower convex hull of error over saving. Taken in the order of their ranks, the steps of all groups then give
-    the least summed error for what they save, up to the one step that the budget cuts (the greedy solution of a
-    continuous knapsack), and a group's own steps stay in their order.
-
-    Args:
-        errors: (steps,) what each step adds to the error, 0 or more.
-        savings: (steps,) what each frees, 0 or more, in one unit for all groups.
-    """
-    pools: list[tuple[float, float, int]] = []
-    for error, saving in zip(errors, savings, strict=True):
-        pool = (float(error), float(saving), 1)
-        while pools and _slope(pools[-1]) > _slope(pool):
-            before = pools.pop()
-            pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])
-        pools.append(pool)
-    return [_slope(pool) for pool in pools for _ in range(pool[2])]
-
-
-def _slope(pool: tuple[float, float, int]) -> float:
-    error, saving, _ = pool
-    if error == 0:
-        return 0.0
-    return error / saving if saving > 0 else float("inf")
-
-
-SCOPES = ("global", "local", "sensitivity")
+SCOPES = ("global", "local", "sensitivity", "latency")
 
 
 def select_channels(
@@ -103,6 +76,7 @@ def select_channels(
     widths: Mapping[str, int] | None = None,
     sensitivity: Sensitivity | None = None,
     cost_table: CostTable | None = None,
+    layers: bool = False,
 ) -> ChannelPlan:
     """Choose the channels to keep so that the model just meets a budget.
 
@@ -115,6 +89,9 @@ def select_channels(
             scores rank inside a group only. Errors of different groups are taken to add up (Li 2016, section 3.2, sets
             the share of each layer by the same one-by-one measurement, by hand), and savings are counted with all
             other groups whole. The groups it likes best may lose almost all: keep `max_removed_fraction` below 1.
+            "latency" takes first what loses the least for each millisecond that it saves by the cost table, counted
+            anew as the model gets smaller; what is lost is the measured error where `sensitivity` is given, else the
+            sum of the scores, which must then compare between groups (`normalizer="none"`).
         round_to: groups that lose channels keep a multiple of this. Runtimes compute in blocks of 4 or 8 channels, so
             odd widths cost time without giving accuracy; smaller values meet a budget more closely.
         min_channels: no group goes below this.
@@ -122,9 +99,13 @@ def select_channels(
         overrides: other shares for some groups: regular expression -> max_removed_fraction of every group with a
             member whose whole path it matches; the last match counts.
         widths: by group, how many channels it started with, where the model was pruned before: shares are of those.
-        sensitivity: of this model, for scope="sensitivity"; see `measure_sensitivity`.
+        sensitivity: of this model, for scope="sensitivity", and "latency"; see `measure_sensitivity`.
         cost_table: measured costs of the original model, for budgets on tflite_bytes and latency_ms. Where it is given,
             the plan's costs hold the predicted bytes and milliseconds too.
+        layers: also take whole layers, where the wiring allows it (`ChannelAnalysis.blocks`): dense layers, branches of
+            residual blocks. With "local" the same share of them as of the channels; with "global" they compete by
+            their importance over that of the mean block. It is the error measured without them where `sensitivity` is
+            given, else the sum of their scores. `max_removed_fraction` holds for their number too.
 
     Raises:
         BudgetError: the budget lies below what can be reached; the message says what can be, and what is in the way.
@@ -138,16 +119,26 @@ def select_channels(
     if cost_table is not None:
         analysis = analysis.priced(cost_table)
     limits = budget.limits(analysis.baseline)
-    ranker = _ranker(analysis, scope, sensitivity, limits)
-    steps = _ordered_steps(analysis, scores, ranker, floors, widths or {})
-    constraints = {
+    constraints: dict[str, Any] = {
         "round_to": round_to,
         "min_channels": min_channels,
         "max_removed_fraction": max_removed_fraction,
         "overrides": dict(overrides or {}),
     }
-    keep = _keep_after(analysis, steps[: _shortest_prefix(analysis, steps, limits, constraints)])
-    return ChannelPlan.of(analysis, keep, {"scope": scope, **constraints, "budget": budget.settings()})
+    candidates = _Candidates(
+        analysis,
+        scores,
+        sensitivity,
+        _rows(analysis, scores, floors, widths or {}),
+        _blocks(analysis, scores, sensitivity, floors) if layers else {},
+    )
+    if scope == "latency":
+        keep = candidates.by_latency(limits, constraints)
+    else:
+        steps = candidates.steps(scope, limits, max_removed_fraction)
+        keep = _keep_after(analysis, steps[: _shortest_prefix(analysis, steps, limits, constraints)])
+    settings = {"scope": scope, **({"layers": True} if layers else {}), **constraints, "budget": budget.settings()}
+    return ChannelPlan.of(analysis, keep, settings)
 
 
 @dataclass(frozen=True)
@@ -188,62 +179,172 @@ def _floors(analysis: ChannelAnalysis, usual: _Floor, overrides: Mapping[str, fl
     return floors
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """The removal of a group's next channels; `channel sets` are theirs."""
-
-    rank: float
-    sets: npt.NDArray[np.int64]
-
-
-def _ranker(
-    analysis: ChannelAnalysis, scope: str, sensitivity: Sensitivity | None, limits: Mapping[str, float]
-) -> Ranker:
-    """How the steps of a scope are ranked."""
-    if scope != "sensitivity":
-        return by_score if scope == "global" else by_share
-    if sensitivity is None:
-        raise CompressionError('scope "sensitivity" needs sensitivity=...; measure it with measure_sensitivity')
-    whole = analysis.baseline.to_dict()
-    tightest = min(limits, key=lambda name: limits[name] / whole[name])
-
-    def saving(group: ChannelGroup, steps: Sequence[npt.NDArray[np.int64]]) -> list[float]:
-        keep = np.ones(analysis.set_count, dtype=np.bool_)
-        costs = [whole[tightest]]
-        for gone in steps:
-            keep[group.start + gone] = False
-            costs.append(analysis.cost_model.cost(keep).to_dict()[tightest])
-        return [before - after for before, after in pairwise(costs)]
-
-    return by_sensitivity(sensitivity, saving)
-
-
-def _ordered_steps(
+def _rows(
     analysis: ChannelAnalysis,
-    scores: Mapping[str, npt.NDArray[np.float64]],
-    ranker: Ranker,
+    scores: Mapping[str, FloatVector],
     floors: Mapping[str, _Floor],
     started: Mapping[str, int],
-) -> list[_Step]:
-    """The steps of all groups in the order they are taken; equal ranks go in model order."""
-    steps = [
-        step
-        for name, group in analysis.groups.items()
-        for step in _group_steps(
-            group, scores[name], ranker, floors[name].widths(group.channels, started.get(name, group.channels))
-        )
-    ]
-    return sorted(steps, key=lambda step: step.rank)
+) -> dict[str, list[Channels]]:
+    """By group, the channels that go in each of its steps, the lowest-scored first."""
+    rows = {}
+    for name, group in analysis.groups.items():
+        weakest = np.argsort(scores[name], kind="stable")
+        widths = floors[name].widths(group.channels, started.get(name, group.channels))
+        rows[name] = [weakest[group.channels - before : group.channels - after] for before, after in pairwise(widths)]
+    return rows
 
 
-def _group_steps(
-    group: ChannelGroup, scores: npt.NDArray[np.float64], ranker: Ranker, widths: Sequence[int]
-) -> list[_Step]:
-    """One group's steps. Ranks never fall from step to step, so sorting keeps their order."""
-    weakest = np.argsort(scores, kind="stable")
-    gone = [weakest[group.channels - before : group.channels - after] for before, after in pairwise(widths)]
-    ranks = ranker(group, scores, gone)
-    return [_Step(rank, group.start + part) for rank, part in zip(ranks, gone, strict=True)]
+def _blocks(
+    analysis: ChannelAnalysis,
+    scores: Mapping[str, FloatVector],
+    sensitivity: Sensitivity | None,
+    floors: Mapping[str, _Floor],
+) -> dict[str, float]:
+    """By name, the importance of each block of layers that may go: of none whose channels are to stay."""
+    blocks = {}
+    for name, block in analysis.blocks.items():
+        if all(floors[group].max_removed_fraction > 0 for group in block.groups):
+            summed = sum(float(scores[group].sum()) for group in block.groups)
+            blocks[name] = summed if sensitivity is None else sensitivity.block(name)
+    return blocks
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """The removal of a group's next channels, or of a block; `sets` are the numbers of their channel sets."""
+
+    rank: float
+    sets: Channels
+
+
+# Stands for a group where blocks are ranked; its steps name channel sets of the whole model.
+_BLOCKS = ChannelGroup("", 0, (), (), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """What may go.
+
+    Attributes:
+        analysis: of the model, priced where measured costs are bounded.
+        scores: as `select_channels`.
+        sensitivity: as `select_channels`.
+        rows: by group, the channels that go in each of its steps.
+        blocks: by name of a block of layers, its importance.
+    """
+
+    analysis: ChannelAnalysis
+    scores: Mapping[str, FloatVector]
+    sensitivity: Sensitivity | None
+    rows: Mapping[str, Sequence[Channels]]
+    blocks: Mapping[str, float]
+
+    def steps(self, scope: str, limits: Mapping[str, float], most: float) -> list[_Step]:
+        """The steps of all groups, then of all blocks, in the order they are taken; equal ranks go in model order.
+
+        Args:
+            scope: any but "latency", which has no order that is fixed beforehand.
+            limits: by cost.
+            most: the largest share of the blocks that may go.
+        """
+        groups, saving = self.analysis.groups, self._saving(limits) if scope == "sensitivity" else None
+        ranker = self._ranker(scope, saving)
+        # Ranks never fall from step to step of a group, so sorting keeps their order.
+        steps = [
+            _Step(rank, groups[name].start + part)
+            for name, row in self.rows.items()
+            for rank, part in zip(ranker(groups[name], self.scores[name], row), row, strict=True)
+        ]
+        chosen = self._possible_together()[: floor(round(len(self.blocks) * most, 9))]
+        sets = [self._sets_of(name) for name in chosen]
+        if saving is not None:
+            # A block has one step, so its rank is that of the step alone.
+            ranks = [
+                removal_ranks([self.blocks[name]], saving(_BLOCKS, [gone]))[0]
+                for name, gone in zip(chosen, sets, strict=True)
+            ]
+        else:
+            # Blocks compete as the channels of one more group do.
+            mean = float(np.mean([*self.blocks.values()])) if chosen else 1.0
+            importances = np.array([self.blocks[name] for name in chosen]) / (mean or 1.0)
+            places = [np.array([place]) for place in range(len(chosen))]
+            ranks = ranker(replace(_BLOCKS, channels=len(self.blocks)), importances, places)
+        steps += [_Step(rank, gone) for rank, gone in zip(ranks, sets, strict=True)]
+        return sorted(steps, key=lambda step: step.rank)
+
+    def by_latency(self, limits: Mapping[str, float], constraints: Mapping[str, object]) -> BoolArray:
+        """What stays when channels and layers go by what they lose for the time that they save.
+
+        Raises:
+            BudgetError: no layer times, or limits that cannot be reached.
+        """
+        analysis, model = self.analysis, self.analysis.cost_model
+        if analysis.baseline.latency_ms is None:
+            raise BudgetError(f'scope "latency" needs {NEEDED["latency_ms"]}')
+        steps = {
+            name: [
+                Removal(group.start + gone, loss)
+                for gone, loss in zip(self.rows[name], self._losses(group), strict=True)
+            ]
+            for name, group in analysis.groups.items()
+        }
+        layers = [
+            Layers(Removal(self._sets_of(name), loss), analysis.blocks[name].groups)
+            for name, loss in self.blocks.items()
+        ]
+        order = LatencyOrder(lambda keep: model.cost(keep).latency_ms or 0.0, model.buildable, steps, layers)
+        whole = np.ones(analysis.set_count, dtype=np.bool_)
+        keep = order.until(lambda keep: not _exceeded(analysis, keep, limits), whole)
+        missed = _exceeded(analysis, keep, limits)
+        if missed:
+            raise unreachable(analysis, keep, missed, constraints)
+        return keep
+
+    def _losses(self, group: ChannelGroup) -> FloatVector:
+        """(steps,) What each of a group's steps loses."""
+        row = self.rows[group.name]
+        if self.sensitivity is None:
+            return np.array([float(np.maximum(self.scores[group.name][gone], 0).sum()) for gone in row])
+        return self.sensitivity.curve(group.name, group.channels).added(list(map(len, row)))
+
+    def _ranker(self, scope: str, saving: Saving | None) -> Ranker:
+        """How the steps of a scope are ranked."""
+        if saving is None:
+            return by_score if scope == "global" else by_share
+        if self.sensitivity is None:
+            raise CompressionError('scope "sensitivity" needs sensitivity=...; measure it with measure_sensitivity')
+        return by_sensitivity(self.sensitivity, saving)
+
+    def _saving(self, limits: Mapping[str, float]) -> Saving:
+        """What a group's steps free of the cost whose limit is the tightest, all other groups whole."""
+        whole = self.analysis.baseline.to_dict()
+        tightest = min(limits, key=lambda name: limits[name] / whole[name])
+
+        def saving(group: ChannelGroup, steps: Sequence[Channels]) -> list[float]:
+            keep = np.ones(self.analysis.set_count, dtype=np.bool_)
+            costs = [whole[tightest]]
+            for gone in steps:
+                keep[group.start + gone] = False
+                costs.append(self.analysis.cost_model.cost(keep).to_dict()[tightest])
+            return [before - after for before, after in pairwise(costs)]
+
+        return saving
+
+    def _sets_of(self, block: str) -> Channels:
+        """The numbers of the channel sets that go with a block."""
+        groups = (self.analysis.groups[name] for name in self.analysis.blocks[block].groups)
+        return np.concatenate([np.arange(group.start, group.start + group.channels) for group in groups])
+
+    def _possible_together(self) -> list[str]:
+        """The blocks, the least important first, without those that no longer may go once the ones before them have."""
+        keep, possible = np.ones(self.analysis.set_count, dtype=np.bool_), []
+        for name in sorted(self.blocks, key=self.blocks.__getitem__):
+            without = keep.copy()
+            without[self._sets_of(name)] = False
+            if self.analysis.cost_model.buildable(without):
+                keep = without
+                possible.append(name)
+        return possible
 
 
 def _keep_after(analysis: ChannelAnalysis, steps: list[_Step]) -> BoolArray:
@@ -263,8 +364,7 @@ def _shortest_prefix(
     """
 
     def exceeded(count: int) -> dict[str, float]:
-        cost = analysis.cost_model.cost(_keep_after(analysis, steps[:count])).to_dict()
-        return {name: limit for name, limit in limits.items() if cost[name] > limit}
+        return _exceeded(analysis, _keep_after(analysis, steps[:count]), limits)
 
     low, high = 0, len(steps)
     missed = exceeded(high)
@@ -274,6 +374,12 @@ def _shortest_prefix(
         middle = (low + high) // 2
         low, high = (middle + 1, high) if exceeded(middle) else (low, middle)
     return low
+
+
+def _exceeded(analysis: ChannelAnalysis, keep: BoolArray, limits: Mapping[str, float]) -> dict[str, float]:
+    """The limits that what is kept still exceeds."""
+    cost = analysis.cost_model.cost(keep).to_dict()
+    return {name: limit for name, limit in limits.items() if cost[name] > limit}
 
 
 def check_scores(analysis: ChannelAnalysis, scores: Mapping[str, npt.NDArray[np.float64]]) -> None:

@@ -51,9 +51,10 @@ class CurveCache:
         self._cache, self._empty, self._log = cache, empty, log
         self._last_line = time.monotonic()
         self.curves: dict[str, Curve] = {}
+        self.blocks: dict[str, float] = {}
         known = _read(cache)
         if known is not None and known.key == empty.key:
-            self.curves = dict(known.curves)
+            self.curves, self.blocks = dict(known.curves), dict(known.blocks)
             log(f"sensitivity: {len(known.curves)} groups measured before, kept")
         elif known is not None:
             log("sensitivity: what was measured before is of another model, data or order of channels; starting anew")
@@ -61,15 +62,24 @@ class CurveCache:
     def add(self, group: str, curve: Curve, groups: int) -> None:
         """Note a group's curve, on disk too."""
         self.curves[group] = curve
+        self._noted(f"{len(self.curves)} of {groups} groups")
+
+    def add_block(self, block: str, error: float, blocks: int) -> None:
+        """Note the error without a block of layers, on disk too."""
+        self.blocks[block] = error
+        self._noted(f"{len(self.blocks)} of {blocks} blocks of layers")
+
+    def _noted(self, progress: str) -> None:
         if self._cache is not None:
-            write_text(self._cache, self.sensitivity(self.curves).to_json())
+            write_text(self._cache, self.sensitivity(self.curves, self.blocks).to_json())
         if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._log(f"sensitivity: {len(self.curves)} of {groups} groups measured")
+            self._log(f"sensitivity: {progress} measured")
 
-    def sensitivity(self, groups: Iterable[str]) -> Sensitivity:
-        """What was measured of these groups."""
-        return replace(self._empty, curves={name: self.curves[name] for name in groups})
+    def sensitivity(self, groups: Iterable[str], blocks: Iterable[str]) -> Sensitivity:
+        """What was measured of these groups and blocks of layers."""
+        curves = {name: self.curves[name] for name in groups}
+        return replace(self._empty, curves=curves, blocks={name: self.blocks[name] for name in blocks})
 
 
 def _read(cache: Path | None) -> Sensitivity | None:
@@ -124,6 +134,9 @@ _MEMORY = 1 << 28  # bytes of live tensors in one batch: larger batches are hard
 _CONSTANT = 1e-12
 
 
+SENSITIVITY_FRACTIONS = (0.25, 0.5, 0.75)
+
+
 def measure_sensitivity(
     model: keras.Model,
     analysis: ChannelAnalysis,
@@ -131,7 +144,8 @@ def measure_sensitivity(
     batches: Iterable[Any],
     *,
     loss: Callable[[Any, Any], Any] | None = None,
-    fractions: Sequence[float] = (0.25, 0.5, 0.75),
+    fractions: Sequence[float] = SENSITIVITY_FRACTIONS,
+    layers: bool = False,
     cache: Path | None = None,
     progress: Log | None = None,
 ) -> Sensitivity:
@@ -159,7 +173,10 @@ def measure_sensitivity(
         loss: (labels, outputs) -> loss; with it the error is the rise of the mean loss, below 0 where ignoring helps.
             Without, it is the variance over images of an output's change, over the output's own, averaged over the
             outputs. Outputs that no longer depend on the image have an error of 1 or more.
-        fractions: shares of a group's channels to ignore, in (0, 1); each is rounded to whole channels.
+        fractions: shares of a group's channels to ignore, in (0, 1); each is rounded to whole channels. None are
+            needed where only whole layers are asked about.
+        layers: measure every block of layers that may go too, in one pass each. Of the branch of a residual block the
+            constant stays that it gives without its inputs; it hardly shows in a variance over images.
         cache: a JSON file that is written after every group. A measurement that was interrupted goes on from there;
             one of another model, other data, or scores of another order is replaced. A `loss` is known by its
             `get_config`, or else by its name.
@@ -170,7 +187,7 @@ def measure_sensitivity(
             damaged cache.
         DataError: no batches, batches that do not fit the model, or outputs that do not depend on the images.
     """
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+    if not (fractions or layers) or not all(0 < fraction < 1 for fraction in fractions):
         raise CompressionError(f"expected fractions of channels to ignore in (0, 1); got {tuple(fractions)}")
     if len(model.inputs) != 1:
         raise CompressionError(f"expected a model with one input to run on batches, got {len(model.inputs)} inputs")
@@ -183,11 +200,15 @@ def measure_sensitivity(
     empty = Sensitivity(key, "output" if loss is None else "loss", images, {})
     measured = CurveCache(cache, empty, progress or (lambda line: None))
     missing = [group for name, group in analysis.groups.items() if name not in measured.curves]
-    if missing:
+    blocks = analysis.blocks if layers else {}
+    whole = [name for name in blocks if name not in measured.blocks]
+    if missing or whole:
         probe = _Probe(model, analysis, data, loss)
         for group in missing:
             measured.add(group.name, _curve(probe, group, orders[group.name], fractions), len(analysis.groups))
-    return measured.sensitivity(analysis.groups)
+        for name in whole:
+            measured.add_block(name, probe.error_without(blocks[name].groups), len(blocks))
+    return measured.sensitivity(analysis.groups, blocks)
 
 
 def _curve(probe: _Probe, group: ChannelGroup, order: npt.NDArray[np.int64], fractions: Sequence[float]) -> Curve:
@@ -220,11 +241,21 @@ class _Probe:
 
     def error(self, group: ChannelGroup, channels: npt.NDArray[np.int64]) -> float:
         """What ignoring these channels of a group does; see `measure_sensitivity`."""
-        if self._inexact[group.sets].any():
-            outcome = self._run(_compiled(self._rebuilt(group, channels)))
+        gone = np.zeros(self._analysis.set_count, dtype=np.bool_)
+        gone[group.start + channels] = True
+        return self._error(gone)
+
+    def error_without(self, groups: Sequence[str]) -> float:
+        """What ignoring all channels of some groups does."""
+        gone = np.zeros(self._analysis.set_count, dtype=np.bool_)
+        for name in groups:
+            gone[self._analysis.groups[name].sets] = True
+        return self._error(gone)
+
+    def _error(self, gone: BoolArray) -> float:
+        if self._inexact[gone].any():
+            outcome = self._run(_compiled(self._rebuilt(gone)))
         else:
-            gone = np.zeros(self._analysis.set_count, dtype=np.bool_)
-            gone[group.start + channels] = True
             with self._ignoring(gone):
                 outcome = self._run(self._forward)
         if self._loss is not None:
@@ -268,10 +299,8 @@ class _Probe:
             for kernel, values in reversed(before):
                 kernel.assign(values)
 
-    def _rebuilt(self, group: ChannelGroup, channels: npt.NDArray[np.int64]) -> keras.Model:
-        keep = np.ones(self._analysis.set_count, dtype=np.bool_)
-        keep[group.start + channels] = False
-        return remove_channels(self._model, ChannelPlan.of(self._analysis, keep, {}))
+    def _rebuilt(self, gone: BoolArray) -> keras.Model:
+        return remove_channels(self._model, ChannelPlan.of(self._analysis, ~gone, {}))
 
 
 def _batches(model: keras.Model, analysis: ChannelAnalysis, batches: Iterable[Any], *, labels: bool) -> Batches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class Curve:
         slope = max(errors[-1] / known[-1], (errors[-1] - errors[-2]) / (known[-1] - known[-2]))
         return np.asarray(inside + slope * np.maximum(at - known[-1], 0.0))
 
+    def added(self, counts: Sequence[int]) -> FloatVector:
+        """(steps,) the error that each step adds, when this many channels go in each."""
+        return np.diff(self.error_at(np.cumsum([0, *counts]) / self.channels))
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -56,17 +60,26 @@ class Sensitivity:
         measure: "output", the variance of the outputs' change over their own, or "loss", its rise.
         images: how many it was measured on.
         curves: by group.
+        blocks: by name of a block of layers, the error without it; empty where that was not measured.
     """
 
     key: str
     measure: str
     images: int
     curves: Mapping[str, Curve]
+    blocks: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The measurement as JSON, one group a line."""
-        head = {"format": SENSITIVITY_FORMAT, "key": self.key, "measure": self.measure, "images": self.images}
+        head: dict[str, Any] = {
+            "format": SENSITIVITY_FORMAT,
+            "key": self.key,
+            "measure": self.measure,
+            "images": self.images,
+        }
         rows = (f"  {json.dumps(name)}: {json.dumps(asdict(curve))}" for name, curve in self.curves.items())
+        if self.blocks:
+            head["blocks"] = dict(self.blocks)
         return json.dumps(head, indent=1)[:-2] + ',\n "groups": {\n' + ",\n".join(rows) + "\n }\n}\n"
 
     @classmethod
@@ -81,11 +94,24 @@ class Sensitivity:
             if values["format"] != SENSITIVITY_FORMAT:
                 raise CompressionError(f"expected sensitivity of format {SENSITIVITY_FORMAT}, got {values['format']}")
             curves = {name: _curve(entry) for name, entry in values["groups"].items()}
-            return cls(str(values["key"]), str(values["measure"]), int(values["images"]), curves)
+            blocks = {name: float(error) for name, error in values.get("blocks", {}).items()}
+            return cls(str(values["key"]), str(values["measure"]), int(values["images"]), curves, blocks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CompressionError(
                 f"expected sensitivity measured by cxr_compress; could not read it: {error!r}"
             ) from error
+
+    def block(self, name: str) -> float:
+        """The error without a block of layers, 0 or more.
+
+        Raises:
+            CompressionError: it was not measured.
+        """
+        if name not in self.blocks:
+            raise CompressionError(
+                f"expected sensitivity of the block of layers {name!r}, got none: measure it with layers=True"
+            )
+        return max(0.0, self.blocks[name])
 
     def curve(self, group: str, channels: int) -> Curve:
         """The curve of a group.

@@ -10,7 +10,7 @@ concatenation, and a residual block becomes its shortcut. What nobody reads any 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -51,6 +51,7 @@ class Survivors:
 
     Attributes:
         keep: (set_count,) what was asked for, without what goes with it.
+        allowed: (set_count,) True for all but the channel sets of groups that keep none.
         lives: (calls,) whether a call still runs.
         stands: (tensors,) the tensor that is read in place of each, itself where it lives; -1 where nothing is.
         read: (tensors,) whether a tensor is made and needed.
@@ -58,6 +59,7 @@ class Survivors:
     """
 
     keep: BoolArray
+    allowed: BoolArray
     lives: BoolArray
     stands: IntArray
     read: BoolArray
@@ -102,8 +104,11 @@ class Wiring:
         Args:
             keep: (set_count,) True where a channel set stays.
         """
-        keep = keep.copy()
+        allowed = np.ones_like(keep)
+        for group in self.groups:
+            allowed[group.start : group.stop] = keep[group.start : group.stop].any()
         while True:
+            keep = keep & allowed
             stands = self._stands(self._axis_of.kept(keep) == 0)
             lives, read = self._read(stands)
             alive = {call.key[0] for call, living in zip(self.calls, lives, strict=True) if living}
@@ -115,10 +120,10 @@ class Wiring:
                 and all(owner in called and owner not in alive for owner in group.owners)
             ]
             if not without_makers:
-                survivors = Survivors(keep, lives, stands, read, "")
-                return Survivors(keep, lives, stands, read, self._problem(survivors))
+                left = Survivors(keep, allowed, lives, stands, read, "")
+                return replace(left, problem=self._problem(left))
             for group in without_makers:
-                keep[group.start : group.stop] = False
+                allowed[group.start : group.stop] = False
 
     def _stands(self, empty: BoolArray) -> IntArray:
         """By tensor, which one is read in its place when nothing reads a tensor that carries nothing."""

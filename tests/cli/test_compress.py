@@ -44,7 +44,7 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
             ["--model=chexnet", "--dataset=nih", "--weight_sparsity=1"],
             "expected sparsity.fraction (--weight_sparsity) to be in [0, 1); got 1.0",
         ),
-        ([*NIH, "--scope=both"], "--scope=both: value should be one of <global|local|sensitivity>"),
+        ([*NIH, "--scope=both"], "--scope=both: value should be one of <global|local|sensitivity|latency>"),
         ([*NIH, "--overrides=stem"], "expected --overrides as NAME=NUMBER,..., for example stem.*=0.2; got 'stem'"),
         ([*NIH, "--overrides=stem=1.5"], "expected removal.overrides (--overrides) of 'stem' to be in [0, 1]; got 1.5"),
         ([*NIH, "--exclude=conv("], "(--exclude) to be regular expressions, which 'conv(' is not"),

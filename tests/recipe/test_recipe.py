@@ -154,7 +154,7 @@ def test_recipe_from_json_of_other_text_raises_one_line(text):
         ),
         (
             {"scope": "layer"},
-            r"expected removal.scope \(--scope\) to be one of global, local, sensitivity; got 'layer'",
+            r"expected removal.scope \(--scope\) to be one of global, local, sensitivity, latency; got 'layer'",
         ),
         ({"quant_type": "int3"}, "to be one of none, .*, int16x8; got 'int3'"),
         ({"min_channels": 0}, "to be 1 or more; got 0"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cxr_compress.errors import BudgetError, CompressionError
 from cxr_compress.structured import Budget, ChannelPlan, analyze_channels, score_channels, select_channels
-from cxr_compress.structured.select import removal_ranks
+from cxr_compress.structured.latency import removal_ranks
 from tests import nets
 
 
@@ -75,7 +75,7 @@ def test_select_bad_budget_raises(analysis, budget, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": "both"}, "expected scope to be one of global, local, sensitivity; got 'both'"),
+        ({"scope": "both"}, "expected scope to be one of global, local, sensitivity, latency; got 'both'"),
         ({"round_to": 0}, "round_to and min_channels of 1 or more; got 0"),
         ({"max_removed_fraction": 1.5}, r"max_removed_fraction in \[0, 1\]; got 1.5"),
     ],

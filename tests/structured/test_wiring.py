@@ -71,34 +71,9 @@ def distance(first, second) -> float:
     return float(np.abs(first - second).max() / second.std())
 
 
-def dense_layers() -> keras.Model:
-    """stem(6) -> [BN -> relu -> squeeze1(8) -> BN -> relu -> grow1(4) -> concat], three times -> t(5) -> GAP."""
-    image = keras.Input((8, 8, 3), name="image")
-    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="stem")(image)
-    for number in (1, 2, 3):
-        y = layers.ReLU()(layers.BatchNormalization(name=f"norm{number}")(x))
-        y = nets.conv_bn(y, 8, f"squeeze{number}", size=1)
-        x = layers.Concatenate()([x, layers.Conv2D(4, 3, padding="same", name=f"grow{number}")(y)])
-    x = layers.GlobalAveragePooling2D()(nets.conv_bn(x, 5, "t"))
-    return nets.enliven(keras.Model(image, layers.Dense(3, name="logits")(x), name="dense_layers"))
-
-
-def residual_blocks(add=None) -> keras.Model:
-    """stem(6) -> three blocks [BN -> relu -> down(4) -> BN -> relu -> up(6)+bias -> add] -> BN -> t(5) -> GAP."""
-    image = keras.Input((8, 8, 3), name="image")
-    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="stem")(image)
-    for number in (1, 2, 3):
-        y = layers.ReLU()(layers.BatchNormalization()(x))
-        y = nets.conv_bn(y, 4, f"down{number}")
-        y = layers.Conv2D(6, 3, padding="same", name=f"up{number}")(y)
-        x = layers.Add()([x, y]) if add is None else add(x, y)
-    x = layers.GlobalAveragePooling2D()(nets.conv_bn(x, 5, "t"))
-    return nets.enliven(keras.Model(image, layers.Dense(3, name="logits")(x), name="residual_blocks"))
-
-
 def in_backbone() -> keras.Model:
     """image -> backbone[stem(6), three residual blocks, t(5), GAP, Dense(3)] -> logits(3)."""
-    backbone = residual_blocks()
+    backbone = nets.residual_blocks()
     image = keras.Input((8, 8, 3), name="image")
     return nets.enliven(keras.Model(image, layers.Dense(3, name="logits")(backbone(image)), name="in_backbone"))
 
@@ -135,13 +110,13 @@ def joined_by_operations() -> keras.Model:
 
 # By net: three sets of groups, of the same sizes, each of which may go.
 SWAPS = {
-    "dense": (dense_layers, ["grow1"], ["grow2"], ["grow3"]),
-    "dense_by_bottleneck": (dense_layers, ["squeeze1"], ["squeeze2"], ["squeeze3"]),
-    "dense_two": (dense_layers, ["grow1", "grow2"], ["grow2", "grow3"], ["grow1", "grow3"]),
-    "residual": (residual_blocks, ["down1"], ["down2"], ["down3"]),
-    "residual_two": (residual_blocks, ["down1", "down3"], ["down2", "down3"], ["down1", "down2"]),
-    "operator": (lambda: residual_blocks(lambda x, y: x + y), ["down1"], ["down2"], ["down3"]),
-    "operator_reversed": (lambda: residual_blocks(lambda x, y: y + x), ["down1"], ["down2"], ["down3"]),
+    "dense": (nets.dense_layers, ["grow1"], ["grow2"], ["grow3"]),
+    "dense_by_bottleneck": (nets.dense_layers, ["squeeze1"], ["squeeze2"], ["squeeze3"]),
+    "dense_two": (nets.dense_layers, ["grow1", "grow2"], ["grow2", "grow3"], ["grow1", "grow3"]),
+    "residual": (nets.residual_blocks, ["down1"], ["down2"], ["down3"]),
+    "residual_two": (nets.residual_blocks, ["down1", "down3"], ["down2", "down3"], ["down1", "down2"]),
+    "operator": (lambda: nets.residual_blocks(lambda x, y: x + y), ["down1"], ["down2"], ["down3"]),
+    "operator_reversed": (lambda: nets.residual_blocks(lambda x, y: y + x), ["down1"], ["down2"], ["down3"]),
     "concat": (joined_by_operations, ["g1"], ["g2"], ["g3"]),
     "backbone": (in_backbone, *([f"residual_blocks/down{number}"] for number in (1, 2, 3))),
     "sequential_branch": (nested_branch, ["branch1/c"], ["branch2/c"], ["branch1/c"]),
@@ -219,7 +194,7 @@ def test_every_block_of_a_family_goes_exactly(family):
 
 
 def test_a_dense_layer_goes_with_its_bottleneck_and_its_place_in_every_concatenation():
-    model = dense_layers()
+    model = nets.dense_layers()
     pruned = remove_channels(model, without(model, "grow2"))
     assert {"squeeze2", "grow2", "norm2"} & {layer.name for layer in pruned.layers} == set()
     assert sum(isinstance(layer, layers.Concatenate) for layer in pruned.layers) == 2
@@ -230,7 +205,7 @@ def test_a_dense_layer_goes_with_its_bottleneck_and_its_place_in_every_concatena
 
 
 def test_a_residual_block_becomes_its_shortcut():
-    model = residual_blocks()
+    model = nets.residual_blocks()
     pruned = remove_channels(model, without(model, "down2"))
     assert sum(isinstance(layer, layers.Add) for layer in pruned.layers) == 2
     assert {"down2", "up2"} & {layer.name for layer in pruned.layers} == set()
@@ -238,7 +213,7 @@ def test_a_residual_block_becomes_its_shortcut():
 
 
 def test_a_model_without_layers_loads_without_this_package(tmp_path):
-    model = residual_blocks()
+    model = nets.residual_blocks()
     pruned = remove_channels(model, without(model, "down1", "down3"))
     pruned.save(tmp_path / "pruned.keras")
     again = keras.models.load_model(tmp_path / "pruned.keras", compile=False)
@@ -247,7 +222,7 @@ def test_a_model_without_layers_loads_without_this_package(tmp_path):
 
 
 def test_a_plan_without_layers_is_json_and_applies_twice():
-    model = dense_layers()
+    model = nets.dense_layers()
     plan = without(model, "grow2", also={"stem": (0, 2)})
     again = ChannelPlan.from_json(plan.to_json())
     assert again == plan
@@ -308,7 +283,7 @@ def test_each_may_go_and_not_all():
 
 
 def test_an_excluded_layer_is_not_taken_along():
-    model = dense_layers()
+    model = nets.dense_layers()
     analysis = analyze_channels(model, exclude=["squeeze2"])
     assert set(analysis.blocks) == {"squeeze1", "squeeze3"}
     with pytest.raises(
@@ -336,7 +311,7 @@ def test_a_model_called_twice_loses_a_layer_in_both_places():
     assert measure_cost(pruned) == plan.after
 
 
-@pytest.mark.parametrize("build", [dense_layers, residual_blocks, in_backbone])
+@pytest.mark.parametrize("build", [nets.dense_layers, nets.residual_blocks, in_backbone])
 def test_repairs_work_on_a_model_without_layers(build):
     model = build()
     images = nets.batch(model, images=32)
@@ -348,7 +323,7 @@ def test_repairs_work_on_a_model_without_layers(build):
     reconstruct_consumers(pruned, model, plan, [images])
     held_out = nets.batch(model, images=32, seed=9)
     assert np.isfinite(outputs(pruned, held_out)).all()
-    if build is dense_layers:
+    if build is nets.dense_layers:
         # What reads the lost part is refitted; a block that became its shortcut leaves nothing to refit.
         assert distance(outputs(pruned, images), outputs(model, images)) < before
 

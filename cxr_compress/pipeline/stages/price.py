@@ -206,7 +206,10 @@ def write_probes(run: RunContext, original: Artifacts, path: Path) -> None:
 
 def _wanted(recipe: Recipe) -> dict[str, bool]:
     """Which costs have to be known by layer."""
-    return {name: name in recipe.removal.budget.bounds for name in ("tflite_bytes", "latency_ms")}
+    bounded = {name: name in recipe.removal.budget.bounds for name in ("tflite_bytes", "latency_ms")}
+    # Without a budget there is no plan that would take first what saves most time.
+    by_latency = recipe.removal.removes_filters and recipe.removal.scope == "latency"
+    return bounded | {"latency_ms": bounded["latency_ms"] or by_latency}
 
 
 def _device_times(run: RunContext) -> CostTable | None:

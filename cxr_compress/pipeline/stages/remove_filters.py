@@ -33,6 +33,7 @@ from cxr_compress.structured import (
     score_channels,
 )
 from cxr_compress.structured.criteria.base import CRITERIA
+from cxr_compress.structured.sensitivity import SENSITIVITY_FRACTIONS
 from cxr_compress.train import FitConfig
 from cxr_compress.train.losses import make_loss
 
@@ -182,7 +183,7 @@ class Pruning:
             steps=removal.steps,
             exclude=removal.exclude,
             allow_inexact=removal.allow_inexact,
-            measure=self._measure if removal.scope == "sensitivity" else None,
+            measure=self._measure if removal.measures else None,
             between=self._between,
             cost_table=self.cost_table,
             scope=removal.scope,
@@ -190,6 +191,7 @@ class Pruning:
             min_channels=removal.min_channels,
             max_removed_fraction=removal.max_removed_fraction,
             overrides=removal.overrides,
+            layers=removal.remove_layers,
         )
         return plan, {
             "before": plan.before.to_dict(),
@@ -227,6 +229,8 @@ class Pruning:
             analysis,
             scores,
             self._images(self.recipe.removal.sensitivity_images),
+            fractions=SENSITIVITY_FRACTIONS if self.recipe.removal.measures_groups else (),
+            layers=self.recipe.removal.remove_layers,
             cache=self.folder / sensitivity_files(self.recipe)[step - 1],
             progress=self.log,
         )
@@ -268,7 +272,7 @@ def _scores_on_images(recipe: Recipe) -> bool:
 
 def sensitivity_files(recipe: Recipe) -> tuple[str, ...]:
     """The files that measured sensitivity is kept in, one per step; none where the recipe does not ask for it."""
-    if recipe.removal.scope != "sensitivity":
+    if not recipe.removal.measures:
         return ()
     later = (f"sensitivity_step{step}.json" for step in range(2, recipe.removal.steps + 1))
     return ("sensitivity.json", *later)
@@ -284,8 +288,10 @@ def choosing_fields(recipe: Recipe) -> dict[str, Any]:
         names.append("recalibration_images")
     if _scores_on_images(recipe):
         names.append("scoring_images")
-    if recipe.removal.scope == "sensitivity":
+    if recipe.removal.measures:
         names.append("sensitivity_images")
+    if recipe.removal.remove_layers:
+        names.append("remove_layers")
     # As pairs: the last match counts, and keys of a mapping are sorted before they are hashed.
     overrides = list(map(list, recipe.removal.overrides.items()))
     budget = recipe.removal.budget.bounds

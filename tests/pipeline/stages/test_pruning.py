@@ -177,6 +177,26 @@ def test_pruned_by_sensitivity_stopped_on_the_way_goes_on_and_gives_the_same_pla
     assert again[1].after.macs > plan.after.macs
 
 
+@pytest.mark.parametrize("scope", ["local", "latency"])
+def test_pruned_with_whole_layers_measures_them_and_delivers_a_model_without(scope, data, chexnet, tmp_path):
+    """tiny_chexnet has dense layers; at a quarter of its MACs some of them go, and the refit reads what is left."""
+    _, plan, pruned, _ = run(
+        tmp_path, data, chexnet, scope=scope, remove_layers=True, target_macs=0.25, reconstruct=True, round_to=4
+    )
+    measured = Sensitivity.from_json((tmp_path / "sensitivity.json").read_text())
+    blocks = analyze_channels(load_model(chexnet)).blocks
+    assert set(measured.blocks) == set(blocks)
+    # The same share of every group asks for no curve.
+    assert all(bool(curve.errors) == (scope == "latency") for curve in measured.curves.values())
+    gone = [name for name, kept in plan.kept.items() if not kept]
+    assert gone
+    assert not {block for name in gone if name in blocks for block in blocks[name].layers} & {
+        layer.name for layer in pruned.layers
+    }
+    assert measure_cost(pruned).macs == plan.after.macs <= 0.25 * plan.before.macs
+    assert (plan.after.latency_ms is not None) == (scope == "latency")
+
+
 def test_pruned_by_sensitivity_in_steps_measures_every_model(data, base_file, tmp_path):
     run(tmp_path, data, base_file, scope="sensitivity", removal_steps=2, max_removed_fraction=0.5)
     first, second = (
@@ -219,6 +239,8 @@ def test_pruned_is_done_again_exactly_when_a_field_decides_it(data, base_file, t
         {"overrides": {"a": 0.5, ".*": 0.7}},
         {"criterion": "apoz"},
         {"scope": "sensitivity"},
+        {"scope": "latency"},
+        {"remove_layers": True},
     ],
 )
 def test_choosing_fields_change_with_every_choice(changes):
@@ -236,6 +258,8 @@ def test_repair_fields_change_with_every_choice(changes):
     [
         ({"criterion": "taylor"}, "scoring_images"),
         ({"scope": "sensitivity"}, "sensitivity_images"),
+        ({"scope": "latency"}, "sensitivity_images"),
+        ({"remove_layers": True}, "sensitivity_images"),
         ({"removal_steps": 2}, "recalibration_images"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError, ModelFileError
+from cxr_compress.metrics.answers import AnswerStatistics
 
 ABOUT_ENTRY = "cxr_compress.json"  # the entry of a .keras archive; Keras reads its own entries by name and no other
 _ACTIVATIONS = ("sigmoid", "softmax")
@@ -33,6 +34,8 @@ class ModelAbout:
             one for all classes, which exclude one another.
         positive: of a model that gives two such classes, the index of the one that is the finding; None where that is
             not said, or there are other than two.
+        thresholds: on the probabilities, the class weights of the loss undone; None where none were chosen.
+        answers: what the model said of images that it was trained on; None where it was not noted.
     """
 
     findings: tuple[str, ...]
@@ -44,6 +47,8 @@ class ModelAbout:
     images: ImageStatistics | None = None
     activation: str = "sigmoid"
     positive: int | None = None
+    thresholds: tuple[float, ...] | None = None
+    answers: AnswerStatistics | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "findings", _names(self.findings))
@@ -60,6 +65,10 @@ class ModelAbout:
             raise DataError(f"ModelAbout: expected positive as 0 or 1, which of two classes, got {self.positive!r}")
         if self.pos_weight is not None:
             object.__setattr__(self, "pos_weight", _weights(self.pos_weight, len(self.findings)))
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", _thresholds(self.thresholds, len(self.findings)))
+        if self.answers is not None and len(self.answers.mean) != len(self.findings):
+            raise DataError(f"ModelAbout: expected answers of {len(self.findings)} findings, got {self.answers!r}")
 
     def weights_of(self, positive: int | None) -> tuple[float, ...] | None:
         """The weights in the loss, one per logit; None where the file names none.
@@ -78,6 +87,8 @@ class ModelAbout:
         # Left out at their usual values, so that files made before and since are equal.
         later |= {} if self.activation == "sigmoid" else {"activation": self.activation}
         later |= {} if self.positive is None else {"positive": self.positive}
+        later |= {} if self.thresholds is None else {"thresholds": list(self.thresholds)}
+        later |= {} if self.answers is None else {"answers": self.answers.to_dict()}
         return {
             "findings": list(self.findings),
             "preprocess": self.preprocess.to_dict(),
@@ -106,7 +117,8 @@ class ModelAbout:
         if not isinstance(fields["preprocess"], dict):
             raise DataError(f"ModelAbout: expected preprocess as an object, got {fields['preprocess']!r}")
         images = fields.get("images")
-        own = {"images": None if images is None else ImageStatistics.from_dict(images)}
+        own: dict[str, Any] = {"images": None if images is None else ImageStatistics.from_dict(images)}
+        own["answers"] = AnswerStatistics.from_dict(fields["answers"]) if fields.get("answers") else None
         return cls(**{**fields, **own, "preprocess": PreprocessSpec.from_dict(fields["preprocess"])})
 
     def to_bytes(self) -> bytes:
@@ -161,3 +173,14 @@ def _weights(values: Any, count: int) -> tuple[float, ...]:
     if len(weights) != count or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise DataError(f"ModelAbout: expected pos_weight as {count} finite numbers above 0, got {list(weights)}")
     return weights
+
+
+def _thresholds(values: Any, count: int) -> tuple[float, ...]:
+    """Give thresholds as `count` numbers from 0 to 1, or raise a DataError."""
+    try:
+        thresholds = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"ModelAbout: expected thresholds as {count} numbers, got {values!r}") from error
+    if len(thresholds) != count or not all(0 <= value <= 1 for value in thresholds):
+        raise DataError(f"ModelAbout: expected thresholds as {count} numbers from 0 to 1, got {list(thresholds)}")
+    return thresholds

@@ -32,6 +32,7 @@ from cxr_compress.train.config import AUTO, FitResult, TrainingPlan
 from cxr_compress.train.distribute import Distribution
 from cxr_compress.train.fit import OnStep, fit
 from cxr_compress.train.losses import balanced_weights
+from cxr_compress.train.observe import remember
 from cxr_compress.train.replicas import make_engine
 
 Decoding = Callable[[str, int, int], None]
@@ -115,6 +116,8 @@ def run_training(
         start = read_start(files.keras_model_file, plan)
     for note in (*dataset.notes, *(start.notes() if start else ())):
         log(f"note: {note}")
+    if not dataset.labeled:
+        raise DataError(f"the images of {dataset.name} have no labels, so nothing can be learnt from them: give labels")
     if start is not None and start.pixels.doubt:  # which cxr_train holds against dev before it comes here
         log(f"warning: {start.pixels.doubt.partition(': leave it out')[0]}")
     spec = _base_spec(plan, start)
@@ -130,11 +133,11 @@ def run_training(
         spec = dataclasses.replace(spec, height=size, width=size)
         config = plan.config(stage, activation)
         model = in_precision(at_size(model, size, size), plan.precision)
-        images = _decode(dataset.train, spec, files, listeners)
+        images, dev = (_decode(split, spec, files, listeners) for split in (dataset.train, dataset.dev))
         result = fit(
             model,
             (images, dataset.train.labels),
-            (_decode(dataset.dev, spec, files, listeners), dataset.dev.labels),
+            (dev, dataset.dev.labels),
             spec,
             config,
             files.output_dir / f"stage_{stage + 1}_{size}px",
@@ -148,7 +151,11 @@ def run_training(
         model = in_precision(model, "float32")
         results.append(result)
         statistics = ImageStatistics.of(images)
-        del images  # before those of the next size are read: either may fill the memory
+        remembered = {}
+        if engine.is_chief and stage + 1 == len(plan.sizes):
+            told: dict[str, Any] = {"pos_weight": result.pos_weight, "activation": config.activation, "seed": plan.seed}
+            remembered = remember(model, images, (dev, dataset.dev.labels), spec, **told)
+        del images, dev  # before those of the next size are read: either may fill the memory
     about = ModelAbout(
         findings=dataset.findings,
         preprocess=spec,
@@ -157,6 +164,7 @@ def run_training(
         pos_weight=tuple(float(weight) for weight in results[-1].pos_weight),
         images=statistics,
         activation=activation,
+        **remembered,
     )
 
     def deliver() -> dict[str, Any]:

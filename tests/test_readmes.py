@@ -51,6 +51,7 @@ HOW: tuple[tuple[str, list[str] | None], ...] = (
     (r"^cxr_(train|import_weights)", None),
     (r"^cxr_compress .*--(search|recipe|model)\b", None),
     (r"^cxr_compress .*--latency_table", ["--dry_run"]),
+    (r"^cxr_compress .*--dataset=images", ["--force"]),
     (r"^cxr_compress .*--probe_pack", ["--force"]),
     (r"^cxr_compress", ["--force", "--recovery_epochs=1", "--sparsity_epochs=2", "--qat=never"]),
     (r"^cxr_benchmark .*--layers", ["--runs=5"]),
@@ -268,6 +269,7 @@ def test_commands_and_python_of_the_readme_run_from_what_its_reader_has(tmp_path
     assert len(ours("README.md")) > 12
     assert not run_all("README.md", tmp_path, python=python)
     assert (tmp_path / "run_mine" / "report.json").is_file()
+    assert json.loads((tmp_path / "run_images" / "report.json").read_text())["facts"]["gate"]["kind"] == "agreement"
 
 
 def test_commands_of_the_shipped_files_run(tmp_path):

@@ -3,14 +3,16 @@
     cxr_compress --model=tiny_chexnet --dataset=kermany --data_dir=chest_xray --output_dir=run
     cxr_compress --keras_model_file=base.keras --dataset=nih --data_dir=nih --output_dir=run
     cxr_compress --keras_model_file=base.keras ... --search --max_auroc_drop=0.005
+    cxr_compress --keras_model_file=base.keras --dataset=images --data_dir=images --recovery_epochs=0 --output_dir=run
 
 Trains the model (or loads yours), removes filters down to the budget, refits what is left without labels, fine-tunes,
 zeroes weights, quantizes, converts, and scores the original float file, its int8 twin and the compressed file once on
 the test split, through the code that runs on the device. Budgets on MACs, parameters, bytes and milliseconds may be
 combined: all hold. --search looks for the smallest model that keeps --max_auroc_drop, or for the best one within
 --target_bytes or --target_latency_ms, judging on dev images alone. Every stage leaves its artifact in the output
-folder; the same command again goes on where it was stopped. Exit codes: 0 done, 2 wrong flag, data or model, 3 done but
-worse than --max_auroc_drop allows, 130 Ctrl-C.
+folder; the same command again goes on where it was stopped. A model from a file needs no labels (--dataset=images):
+everything follows it, and agreement with it is reported in place of AUROC. Exit codes: 0 done, 2 wrong flag, data or
+model, 3 done but worse than --max_auroc_drop (without labels --max_flips, --max_logit_distance) allows, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from cxr_compress.cli.recipe_flags import common_flags, define_recipe_flags, mak
 from cxr_compress.device.probe_pack import read_pack
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import check_keras_file, check_writable
-from cxr_compress.recipe import Recipe
+from cxr_compress.recipe import Recipe, is_labeled
 
 if TYPE_CHECKING:
     from cxr_compress.pipeline import SearchSpec
@@ -105,6 +107,7 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
             raise UsageError(f"expected --{name}=FOLDER, got none")
     if not Path(values.data_dir).exists():
         raise UsageError(f"expected --data_dir to exist, got {values.data_dir!r}")
+    _check_labels(values, recipe)
     if values.keras_model_file and not Path(values.keras_model_file).exists():
         raise UsageError(f"expected --keras_model_file to be a model file, got {values.keras_model_file!r}")
     if values.keras_model_file and not Path(values.keras_model_file).is_dir():
@@ -119,6 +122,22 @@ def _check_files(values: flags.FlagValues, recipe: Recipe) -> None:
         raise UsageError("--search wants --target_bytes as a number of bytes such as 1MB, got a fraction")
     if values.latency_table and budget.latency_ms is None:
         raise UsageError("--latency_table is for a bound on latency: give --target_latency_ms too")
+
+
+def _check_labels(values: flags.FlagValues, recipe: Recipe) -> None:
+    dataset = recipe.data.dataset
+    if is_labeled(recipe):
+        return
+    if not values.keras_model_file:
+        raise UsageError(
+            f"expected --keras_model_file with --dataset={dataset}: without labels no model can be trained, only one "
+            "that has learnt already be compressed"
+        )
+    if values.search:
+        raise UsageError(
+            f"--search judges by AUROC, for which --dataset={dataset} has no labels: give a budget such as "
+            "--target_macs=0.25"
+        )
 
 
 def _check_outputs(values: flags.FlagValues) -> None:
@@ -145,6 +164,7 @@ def _pack_before(path: Path) -> str:
 def _start(values: flags.FlagValues, recipe: Recipe, progress: Progress) -> int:
     """Do what the flags ask for: probes for a device, a forecast, or the run."""
     # Here and not above: TensorFlow takes seconds to load, and a wrong flag or --help should not wait for it.
+    from cxr_compress.evaluate.agreement import BROKEN
     from cxr_compress.pipeline import forecast_run, read_latency_table, run_recipe, search_recipe, write_probe_pack
 
     recipe = _at_model_size(values, recipe)
@@ -174,6 +194,8 @@ def _start(values: flags.FlagValues, recipe: Recipe, progress: Progress) -> int:
         report = run_recipe(recipe, **shared)
     _print(values.format, report)
     gate = report["facts"]["gate"]
+    if gate.get("verdict") == BROKEN and not recipe.run.force:
+        return EXIT_GATE
     if gate["reason"] and not recipe.run.force:
         progress.log(f"nothing was shown: {gate['reason']}; --force accepts that")
         return EXIT_GATE

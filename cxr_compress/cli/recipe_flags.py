@@ -16,7 +16,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.lite import ConvertOptions
 from cxr_compress.lite.inputs_outputs import STORED_TYPES
 from cxr_compress.models import architectures  # noqa: F401 - what --model may be
-from cxr_compress.recipe import Recipe, make_recipe
+from cxr_compress.recipe import Recipe, is_labeled, make_recipe, without_labels
 from cxr_compress.recipe.fields import SECTIONS, Entry, all_entries, entries_of, find_entry
 from cxr_compress.structured import criteria  # noqa: F401 - what --criterion may be
 
@@ -73,7 +73,9 @@ def make_recipe_of(values: flags.FlagValues) -> Recipe:
     if "weight_threshold" in changes:
         changes.setdefault("weight_sparsity", 0.0)
     if values.recipe:
-        return _read_recipe(values.recipe).with_values(**changes)
+        recipe = _read_recipe(values.recipe)
+        settled = not is_labeled(recipe) and not {"dataset", "recovery_epochs"} & set(changes)
+        return without_labels(recipe.with_values(**changes), changes, settled=settled)
     _check_start(values)
     if set(_BUDGET) & set(changes):
         changes.setdefault("target_macs", None)

@@ -9,6 +9,7 @@ from cxr_compress.evaluate.calibrate import (
     choose_class_calibration,
     fit_info,
     fittable,
+    follow_info,
     undo_class_weights,
 )
 from cxr_compress.evaluate.degradation import Degradation, Gate, check_gate, compare, measure_degradation
@@ -67,6 +68,7 @@ __all__ = [
     "fittable",
     "flat_columns",
     "flat_rows",
+    "follow_info",
     "from_classifier",
     "groups_of",
     "match_findings",

@@ -326,6 +326,58 @@ def fit_info(
     )
 
 
+_FEWEST_LIKELY = 5.0  # images with and without a finding, counted by the original's probabilities, that a slope needs
+
+
+def follow_info(
+    info: ModelInfo, logits: ArrayLike, theirs: ArrayLike, pos_weight: ArrayLike, *, images: str
+) -> ModelInfo:
+    """The same with slope and offset fitted so that probabilities follow those of the original model, without labels.
+
+    That leaves the original's thresholds, which are on its probability, as they are. Each finding's cross-entropy
+    between the two probabilities is least. Where the original sees hardly an image with, or without, a finding, a slope
+    would be fitted to noise: it stays 1, and the offset makes the mean of the logits the original's.
+
+    Args:
+        info: of the file, with the original's thresholds.
+        logits: (n, k) of this very file.
+        theirs: (n, k) of the original model's float file, for the same images.
+        pos_weight: (k,) of the loss that the original was trained with; ones for none.
+        images: what was answered, in words.
+    """
+    ours, plain = np.asarray(logits, np.float64), np.asarray(theirs, np.float64)
+    target = np.asarray(undo_class_weights(plain, pos_weight, info.activation), np.float64)
+    so = f"so that probabilities follow the original model's on {images}; whether those are right was not measured"
+    if info.exclusive:
+        chosen = choose_class_calibration(target / target.sum(axis=1, keepdims=True), ours, pos_weight)
+        how = "temperature scaling (one slope for all classes)" if all(chosen.fitted) else "class weights undone alone"
+        return replace(info, logit_slope=chosen.slope, logit_offset=chosen.offset, calibration_source=f"{how}, {so}")
+    plain = plain - np.log(np.asarray(pos_weight, np.float64))
+    pairs = [_follow(target[:, k], plain[:, k], ours[:, k]) for k in range(len(info.labels))]
+    shifted = [name for name, (slope, _) in zip(info.labels, pairs, strict=True) if slope == 1]
+    alone = f" (of {', '.join(shifted)} the offset alone, as hardly an image there is on both sides)" if shifted else ""
+    return replace(
+        info,
+        logit_slope=tuple(slope for slope, _ in pairs),
+        logit_offset=tuple(offset for _, offset in pairs),
+        calibration_source=f"slope and offset fitted{alone} {so}",
+    )
+
+
+def _follow(target: Array, theirs: Array, ours: Array) -> tuple[float, float]:
+    """Slope and offset for one finding: probabilities and calibrated logits of the original, logits of the file."""
+    center, spread = float(ours.mean()), float(ours.std())
+    if min(target.sum(), (1 - target).sum()) >= _FEWEST_LIKELY and spread > 0:
+        # In float32 a sure model gives probabilities of exactly 0 and 1.
+        slope, offset = _minimize(np.clip(target, _SURE, 1 - _SURE), (ours - center) / spread)
+        if slope > 0:
+            return slope / spread, offset - slope * center / spread
+    return 1.0, float(theirs.mean()) - center
+
+
+_SURE = 1e-7
+
+
 def _warn_of_falling(calibration: Calibration, named: Sequence[str], images: str, model: str, force: bool) -> str:
     """What the source of a calibration says of findings that become rarer as their logit rises; "" where none does.
 

@@ -16,9 +16,10 @@ import numpy as np
 from cxr_compress.data import Dataset
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.device.image_checks import ImageStatistics
-from cxr_compress.device.modelfile import ModelInfo
+from cxr_compress.device.modelfile import ModelInfo, read_model
+from cxr_compress.device.modelinfo import NOT_STATED
 from cxr_compress.errors import CompressionError
-from cxr_compress.evaluate import NO_THRESHOLDS, file_logits, fit_info
+from cxr_compress.evaluate import NO_THRESHOLDS, Answers, file_logits, fit_info, follow_info
 from cxr_compress.files import make_folder, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import LiteModel, audit, pack_file
@@ -32,6 +33,7 @@ from cxr_compress.recipe import DEFAULT_THREADS, AugmentRanges, Recipe
 from cxr_compress.recipe.fields import entries_of
 from cxr_compress.structured import measure_cost
 from cxr_compress.train import FeatureMatch, FitConfig, balanced_weights, fit
+from cxr_compress.train.observe import decide
 
 Masks = Mapping[str, np.ndarray]
 PREFLIGHT = "preflight"  # the trial before the first stage, which has a manifest as stages have
@@ -87,6 +89,19 @@ class RunContext:
     def activation(self) -> str:
         """What the logits of this run are: "softmax" of classes that exclude one another, else "sigmoid"."""
         return activation_of(None if self.data is None else self.data.dataset, self.original)
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the images have labels; without them everything follows the original model alone."""
+        return self.data.dataset.labeled
+
+    @functools.cached_property
+    def thresholds(self) -> tuple[float, ...]:
+        """(findings,) on the original model's probabilities: those that its file carries, else 0.5."""
+        count = len(self.data.dataset.findings)
+        about = self.original.about if self.original is not None else None
+        said = about.thresholds if about is not None else None
+        return said if said is not None and len(said) == count else (0.5,) * count
 
     @functools.cached_property
     def pos_weight(self) -> np.ndarray:
@@ -170,24 +185,32 @@ class RunContext:
             best_from_epoch=best_from_epoch,
             progress=self.log,
         )
-        return {"best_epoch": result.best_epoch, "dev_auroc": result.best_dev_auroc, "history": list(result.history)}
+        auroc = None if math.isnan(result.best_dev_auroc) else result.best_dev_auroc
+        return {"best_epoch": result.best_epoch, "dev_auroc": auroc, "history": list(result.history)}
 
     def teacher(self, base: Artifacts) -> keras.Model | None:
         """The original model, where the recipe lets it teach."""
         wanted = self.recipe.recovery.distill_weight or self.recipe.recovery.feature_weight
         return load_model(base.keras_file) if wanted else None
 
-    def save(self, model: keras.Model, name: str) -> dict[str, Any]:
-        """Write a model of this run; facts for the manifest."""
+    def save(self, model: keras.Model, name: str, **remembered: Any) -> dict[str, Any]:
+        """Write a model of this run; facts for the manifest.
+
+        Args:
+            model: it.
+            name: of the file.
+            remembered: of the original model, what `train.observe.remember` gives.
+        """
         dataset = self.data.dataset
         about = ModelAbout(
             findings=dataset.findings,
             preprocess=self.data.spec,
-            dataset=dataset.name,
+            dataset=dataset.name if self.labeled else trained_on(self.original),
             attribution=dataset.attribution,
             pos_weight=tuple(float(weight) for weight in self.pos_weight),
             images=ImageStatistics.of(self.data.train.images),
             activation=self.activation,
+            **remembered,
         )
         save_model(model, self.store.folder / name, about=about)
         return {"cost": measure_cost(model).to_dict()}
@@ -220,6 +243,12 @@ def check_classes(dataset: Dataset, activation: str) -> None:
             check_exclusive(split.labels, where=split.name, names=dataset.findings)
 
 
+def trained_on(original: Original | None) -> str:
+    """What a given model was trained on, as far as its file says it."""
+    about = original.about if original is not None else None
+    return about.dataset if about is not None else ""
+
+
 # A float file has the zeros of its Keras model; converters may drop a constant or two on the way.
 SPARSITY_TOLERANCE = 0.005
 
@@ -232,6 +261,7 @@ def pack(
     recipe: Mapping[str, Any],
     *,
     original: bool = False,
+    follow: np.ndarray | None = None,
 ) -> bytes:
     """The file that ships; its calibration and thresholds are chosen on dev, from this very file's logits.
 
@@ -243,13 +273,19 @@ def pack(
         recipe: the choices that made it.
         original: nothing was compressed. Of a given model of exclusive classes the probabilities are then its own, not
             fitted anew: a reader compares this file with the model that was given.
+        follow: (dev images, findings) logits of the original model's float file, whose probabilities the file's own
+            are to follow where images have no labels; None for that file itself.
     """
     plain = _info(run, lite.quant_type, name, parents, recipe)
     if original and plain.exclusive and run.original is not None:
         return pack_file(lite.content, plain)
+    if not run.labeled and follow is None:
+        return pack_file(lite.content, plain)
     dev = run.data.dev
     logits = file_logits(lite.content, plain, dev.images)
     images, force = _dev_images(run), run.recipe.run.force
+    if follow is not None:
+        return pack_file(lite.content, follow_info(plain, logits, follow, run.pos_weight, images=images))
     info = fit_info(plain, dev.split.labels, logits, run.pos_weight, images=images, force=force)
     return pack_file(lite.content, info)
 
@@ -257,6 +293,16 @@ def pack(
 def dev_logits(run: RunContext, content: bytes) -> np.ndarray:
     """(dev images, findings) of a flatbuffer, whatever its quant type, through the device's own code."""
     return file_logits(content, _info(run, "none", "unnamed", {}, {}), run.data.dev.images)
+
+
+def original_dev_logits(run: RunContext, references: Mapping[str, Path]) -> np.ndarray:
+    """(dev images, findings) of the original model's float file: what takes the place of labels where there are none.
+
+    Args:
+        run: the run.
+        references: the original's files by quant type, as in the state.
+    """
+    return dev_logits(run, read_model(references["none"]).content)
 
 
 def _dev_images(run: RunContext) -> str:
@@ -275,25 +321,53 @@ def _info(
     """What a file says before anything is fitted on dev."""
     dataset, count = run.data.dataset, len(run.data.dataset.findings)
     exclusive = run.activation == "softmax"
-    undone = exclusive and bool((run.pos_weight != 1).any())
-    said = "class weights of the training loss undone" if undone else "the model's own softmax, as it was given"
+    own = exclusive or not run.labeled  # the probabilities are the model's, nothing is fitted
+    undone = own and bool((run.pos_weight != 1).any())
+    said = (
+        "class weights of the training loss undone" if undone else f"the model's own {run.activation}, as it was given"
+    )
+    trained = dataset.name
+    if not run.labeled:
+        trained = f"{trained_on(run.original) or NOT_STATED}; made to follow that model on {len(run.data.train.split)} "
+        trained += "images without labels"
     return ModelInfo(
         model_name=name,
         labels=tuple(dataset.findings),
         preprocess=run.data.spec,
         logit_slope=(1.0,) * count,
         logit_offset=tuple(-math.log(weight) for weight in run.pos_weight) if undone else (0.0,) * count,
-        thresholds=(0.5,) * count,
-        threshold_source=NO_THRESHOLDS if exclusive else "",
-        calibration_source=said if exclusive else "",
+        thresholds=(0.5,) * count if exclusive else run.thresholds,
+        threshold_source=NO_THRESHOLDS if exclusive else "" if run.labeled else _thresholds_of_original(run),
+        calibration_source=said if own else "",
         quant_type=quant_type,
         parents=dict(parents),
-        training_data=dataset.name,
+        training_data=trained,
         attribution=dataset.attribution,
         synthetic=dataset.synthetic,
         recipe=dict(recipe),
         activation=run.activation,
     )
+
+
+def _thresholds_of_original(run: RunContext) -> str:
+    """Where the thresholds of a file without labels come from, in words."""
+    about = run.original.about if run.original is not None else None
+    carried = about is not None and about.thresholds == run.thresholds
+    where = "carried over from its file" if carried else "0.5, as its file names none"
+    return (
+        f"the original model's, on its probability: {where}; nothing was chosen on labels, choose your own before use"
+    )
+
+
+def answers_of(run: RunContext, logits: np.ndarray) -> Answers:
+    """What logits of a network that is not packed yet say, with the class weights undone and the original's thresholds.
+
+    Args:
+        run: the run.
+        logits: (images, findings).
+    """
+    probabilities, decisions = decide(logits, run.pos_weight, run.thresholds, run.activation)
+    return Answers(np.asarray(logits, np.float32), probabilities, decisions, run.activation)
 
 
 def check_sparsity(lite: LiteModel, wanted: float) -> None:

@@ -90,9 +90,11 @@ class RunData:
             split.name: {
                 "images": len(split),
                 "patients": len(set(split.patients)),
+                # Of unknown labels none is positive: that would read as if somebody had looked.
                 **{
                     f"positive {finding}": int(total)
                     for finding, total in zip(self.dataset.findings, split.positive.sum(axis=0), strict=True)
+                    if self.dataset.labeled
                 },
             }
             for split in self.dataset.splits

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cxr_compress.device.cost_table import CostTable
 from cxr_compress.keras2 import keras
 from cxr_compress.models import load_model
+from cxr_compress.pipeline.announce import expected_seconds
 from cxr_compress.pipeline.context import PREFLIGHT, RunContext
 from cxr_compress.pipeline.data import Decoding
 from cxr_compress.pipeline.run import open_run, results, run_stages, take_folder
-from cxr_compress.pipeline.stage import Pace, Stage, State
+from cxr_compress.pipeline.stage import Stage, State
 from cxr_compress.pipeline.stages import STAGES
 from cxr_compress.pipeline.stages.original import MakeOriginal, build_untrained
 from cxr_compress.pipeline.stages.remove_filters import Pruning
@@ -27,8 +25,6 @@ from cxr_compress.pipeline.store import Log, StageStore, copy_for_forecast, refu
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured import ChannelPlan, measure_cost
 
-_FIXED_SHARE = 0.12  # of the time of a layer that does not fall with its MACs
-_BATCH = 16
 _BOUNDS = {"tflite_bytes": "bytes", "latency_ms": "milliseconds"}
 _LEAST_SECONDS = 0.1  # of a stage that is still to be done: 0 says that it stands
 
@@ -112,7 +108,7 @@ def _forecast(run: RunContext, kept: StageStore) -> Forecast:
         after = {}
     # Parameters stand in where the MACs are not known: they too fall with the square of the widths.
     measure = "macs" if "macs" in before and "macs" in after else "params"
-    stages = _seconds(run, model, after[measure] / before[measure] if after else 1.0)
+    stages = expected_seconds(run, model, after[measure] / before[measure] if after else 1.0)
     # What was made just now says how long it takes; what the real folder holds from before takes no time.
     made = {name: run.store.manifest(name) for name in stages}
     stages |= {name: max(_LEAST_SECONDS, manifest["seconds"]) for name, manifest in made.items() if manifest}
@@ -163,28 +159,3 @@ def _kept(
         changed = changed or (not holds and stage not in of_original)
         if holds and (not changed or stage in of_original):
             yield stage
-
-
-def _seconds(run: RunContext, model: keras.Model, work_left: float) -> dict[str, float]:
-    """Stage -> seconds, each as if nothing stood."""
-    original, data = _seconds_per_image(model), run.data
-    pace = Pace(
-        recipe=run.recipe,
-        layers=len(list(model._flatten_layers(include_self=False))),
-        original=original,
-        pruned=original * (_FIXED_SHARE + (1 - _FIXED_SHARE) * work_left),
-        train=len(data.train.split),
-        dev=len(data.dev.split),
-        test=len(data.dataset.test),
-    )
-    expected = {stage.name: stage.seconds(pace) for stage in STAGES if stage.when(run.recipe)}
-    return {name: max(_LEAST_SECONDS, round(seconds, 1)) for name, seconds in expected.items() if seconds}
-
-
-def _seconds_per_image(model: keras.Model) -> float:
-    """Inference, from the second of two batches: the first one traces."""
-    batch = np.zeros((_BATCH, *model.input_shape[1:]), np.float32)
-    model.predict_on_batch(batch)
-    started = time.perf_counter()
-    model.predict_on_batch(batch)
-    return (time.perf_counter() - started) / _BATCH

@@ -22,6 +22,7 @@ from cxr_compress.errors import CompressionError
 from cxr_compress.files import make_folder
 from cxr_compress.keras2 import keras
 from cxr_compress.models.original import Original
+from cxr_compress.pipeline.announce import tell_time, tell_way
 from cxr_compress.pipeline.context import PREFLIGHT, Preflight, RunContext, activation_of, check_classes
 from cxr_compress.pipeline.data import Decoding, RunData, load_run_data
 from cxr_compress.pipeline.preflight import check_network, tell
@@ -32,7 +33,7 @@ from cxr_compress.pipeline.stages.original import MakeOriginal, any_preset, matc
 from cxr_compress.pipeline.stages.price import write_probes
 from cxr_compress.pipeline.stages.prune_weights import sparsity_target
 from cxr_compress.pipeline.store import Log, StageStore, refuse_foreign, refuse_own_source
-from cxr_compress.recipe import Recipe
+from cxr_compress.recipe import Recipe, is_labeled, without_labels
 
 
 def use_threads(count: int, log: Log) -> int:
@@ -137,6 +138,7 @@ def run_recipe(
     """
     run = open_run(recipe, data_dir, output_dir, keras_model_file, log, decoding, overwrite=overwrite)
     take_folder(run)
+    log(tell_time(run))
     return run_stages(dataclasses.replace(run, latency_table=latency_table), STAGES).report
 
 
@@ -193,11 +195,13 @@ def open_run(  # noqa: PLR0917 - what a run is made of
         sparsity_target(recipe)  # what contradicts itself is refused before anything slow begins
     tf.config.experimental.enable_op_determinism()
     refuse_foreign(output_dir, recipe, results(), overwrite=overwrite)
+    _check_labels(recipe, keras_model_file)
     original = open_original(recipe, keras_model_file, log) if keras_model_file is not None else None
     found, record = Preflight(), ""
 
     def check(dataset: Dataset, spec: PreprocessSpec) -> None:
         nonlocal found, record
+        log(tell_way(recipe, trains_original=keras_model_file is None))
         found, record = _preflight(recipe, output_dir, dataset, spec, keras_model_file, original, log)
         tell(found, log)
 
@@ -219,6 +223,22 @@ def open_run(  # noqa: PLR0917 - what a run is made of
         preflight=found,
         preflight_record=record,
     )
+
+
+def _check_labels(recipe: Recipe, keras_model_file: Path | None) -> None:
+    """Refuse what needs labels where the images have none.
+
+    Raises:
+        CompressionError: there is no model that has learnt, or a part of a loss is left to labels.
+    """
+    if is_labeled(recipe):
+        return
+    if keras_model_file is None:
+        raise CompressionError(
+            f"the images of {recipe.data.dataset} have no labels, so no model can be trained on them: give one that "
+            "has learnt (keras_model_file)"
+        )
+    without_labels(recipe, ("distill_weight",), settled=True)
 
 
 def _preflight(  # noqa: PLR0917 - what `open_run` was given, and has read

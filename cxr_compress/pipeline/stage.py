@@ -124,6 +124,7 @@ class Stage:
         of_original: it depends on the original model alone: a search makes it once, for all candidates.
         plans: a forecast needs it, to know the plan.
         looks_at_test: it reads test images, which a search does for its winner alone.
+        trains: it is a training by gradients.
     """
 
     name: ClassVar[str]
@@ -131,6 +132,7 @@ class Stage:
     results: ClassVar[tuple[str, ...]] = ()
     of_original: ClassVar[bool] = False
     looks_at_test: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     def when(self, recipe: Recipe) -> bool:
         """Whether the recipe asks for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,7 +210,57 @@ def make_recipe(model: str, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         CompressionError: an unknown flag, or a value that its field cannot hold.
     """
-    return Recipe().with_values(**{"model": model, **PRESETS.get(model, {}), **changes})
+    return without_labels(Recipe().with_values(**{"model": model, **PRESETS.get(model, {}), **changes}), changes)
+
+
+def is_labeled(recipe: Recipe) -> bool:
+    """Whether the images of a recipe's data set have labels, as far as a reader of that name is known."""
+    from cxr_compress.data import DATASETS  # loaded when it is asked for, as it brings OpenCV
+
+    reader = DATASETS.get(recipe.data.dataset)
+    return reader is None or reader.labeled
+
+
+# What is measured with labels, and what takes its place without them.
+_WITH_LABELS, _WITHOUT_LABELS = ("max_auroc_drop", "margin"), ("max_flips", "max_logit_distance")
+
+
+def without_labels(recipe: Recipe, given: Collection[str], *, settled: bool = False) -> Recipe:
+    """A recipe as it suits its data set: without labels all training follows the original model alone.
+
+    There `recovery_epochs=0` means no training at all: weights are zeroed, and int8 trained, only where that was given.
+
+    Args:
+        recipe: the choices.
+        given: flags that somebody chose; the others may be changed here.
+        settled: it was made for such images before, so that `given` is only checked.
+
+    Raises:
+        CompressionError: a flag was given that means nothing for the data set.
+    """
+    labeled, name = is_labeled(recipe), recipe.data.dataset
+    meaningless, instead = (_WITHOUT_LABELS, _WITH_LABELS) if labeled else (_WITH_LABELS, _WITHOUT_LABELS)
+    for flag in sorted(set(meaningless) & set(given)):
+        raise CompressionError(
+            f"--{flag} is for images {'without' if labeled else 'with'} labels, which --dataset={name} "
+            f"{'has' if labeled else 'has not'}: give {' or '.join(f'--{other}' for other in instead)}"
+        )
+    if labeled:
+        return recipe
+    if "distill_weight" in given and recipe.recovery.distill_weight != 1:
+        raise CompressionError(
+            f"--distill_weight={recipe.recovery.distill_weight:g} leaves a share of the loss to labels, which "
+            f"--dataset={name} has not: leave it out (1: the original model alone)"
+        )
+    if settled:
+        return recipe
+    changes: dict[str, Any] = {"distill_weight": 1.0}
+    if not recipe.recovery.epochs:
+        if not {"weight_sparsity", "weight_threshold", "sparsity_pattern"} & set(given):
+            changes["weight_sparsity"] = 0.0
+        if "qat" not in given:
+            changes["qat"] = "never"
+    return recipe.with_values(**changes)
 
 
 def _replaced(section: Any, changes: Mapping[str, Any]) -> Any:

@@ -72,7 +72,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """The data set, and how it is read."""
 
-    dataset: str = option("kermany", "Reader of the data set in --data_dir.", choices=_datasets, common=True)
+    dataset: str = option("kermany", "How --data_dir is read.", choices=_datasets, common=True)
     dev_fraction: float = option(
         0.1,
         "Share of the training patients set aside as dev, on which every choice is made; sets with a dev split of "
@@ -285,7 +285,13 @@ class RecoverySection(Section):
         "Draw the weights of the pruned model anew instead of keeping them: the baseline that says what the kept "
         "weights are worth (Liu et al. 2019).",
     )
-    epochs: int = option(4, "Fine-tuning epochs of the pruned model.", flag="recovery_epochs", at_least=0, common=True)
+    epochs: int = option(
+        4,
+        "Fine-tuning epochs of the pruned model; with --dataset=images 0 is the fast way, without any training.",
+        flag="recovery_epochs",
+        at_least=0,
+        common=True,
+    )
     learning_rate: float = option(
         1e-3, "Highest learning rate in fine-tuning the pruned model.", flag="recovery_learning_rate", above=0
     )
@@ -489,6 +495,20 @@ class GateSection(Section):
     )
     margin: float = option(
         0.01, "Margin of non-inferiority: the upper bound of the AUROC loss must lie below it.", at_least=0
+    )
+    max_flips: float = option(
+        # 73 patients held out, not one decision changed, can show 0.05; 0.02 would take 189.
+        0.05,
+        "Without labels: share of the decisions that may differ from the original's; a file that is beyond it for sure "
+        "ends the command with code 3.",
+        at_least=0,
+        below=1,
+    )
+    max_logit_distance: float = option(
+        0.5,
+        "Without labels: how far logits may lie from the original's, root mean square in standard deviations of the "
+        "latter; a file that is beyond it for sure ends the command with code 3.",
+        above=0,
     )
     bootstrap_samples: int = option(1000, "Resamples of patients behind each confidence interval.", at_least=1)
 

@@ -11,7 +11,9 @@ from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import DataError
-from cxr_compress.report.report import render_results
+from cxr_compress.report.agreement import says_nothing
+from cxr_compress.report.cells import inside
+from cxr_compress.report.report import is_labeled, render_results
 
 _CHANCE = 0.5
 _TEST = """\
@@ -30,12 +32,31 @@ intervals resample patients. The first row is the same network before compressio
 
 Latency is that of the machine the table was made on; compare rows, not machines. Zeroed weights make the file neither
 smaller nor faster as it lies on disk; they show in the deflated size alone."""
+_AGREEMENT = """\
+## What was measured
+
+How far the file agrees with the original model on {images:,} images of {patients:,} patients without labels, which no
+stage had seen, through the code that runs on the device; 95 % intervals resample patients. The first row is the
+original network. {nothing}
+
+```
+{table}
+```
+
+Latency is that of the machine the table was made on; compare rows, not machines. Zeroed weights make the file neither
+smaller nor faster as it lies on disk; they show in the deflated size alone."""
 _LIMITS = """\
 ## Known limits
 
 - Labels come with the data set and were not checked again; a network learns their errors too.
 - What external validation does not name (other hospitals, machines, ages, photographs of a screen) was not tested.
 - Compression was checked on average and per finding, not per age, sex or machine: the data set does not say them."""
+_LIMITS_OF_AGREEMENT = """\
+## Known limits
+
+- Where the original model is wrong, this file is wrong too; no label was seen.
+- Findings that the images do not show were not compared: see how often the original decides for each.
+- What external validation does not name (other hospitals, machines, ages, photographs of a screen) was not tested."""
 _EXTERNAL = """\
 With the thresholds in this file; nothing was fitted or chosen on these images. 95 % intervals resample
 patients. Where the view alone tells sick from healthy, the AUROC within one view is the one to believe.
@@ -75,6 +96,10 @@ def render_delivered_card(
     facts = card_facts(info)
     facts["trained on"] += f"{f' ({population})' if population else ''}: {counts}"
     facts["license"] = "Apache-2.0 for the file; the data have their own"
+    if not is_labeled(report):
+        measured = _AGREEMENT.format(**splits["test"], table=render_results(report), nothing=says_nothing())
+        tested = "It was compared with the model that it was made from, and with no label: see what was measured."
+        return _card(report, model, facts, file_name, tested, measured, external)
     measured = _TEST.format(
         **splits["test"],
         table=render_results(report),
@@ -85,15 +110,31 @@ def render_delivered_card(
         ),
         operating_points=_operating_points(row["evaluation"]["findings"]),
     )
+    return _card(report, model, facts, file_name, "It has been tested on one public data set only.", measured, external)
+
+
+def _card(  # noqa: PLR0917 - the parts of a card
+    report: Mapping[str, Any],
+    model: ModelFile,
+    facts: Mapping[str, str],
+    file_name: str,
+    tested: str,
+    measured: str,
+    external: Sequence[Mapping[str, Any]],
+) -> str:
+    info = model.info
+    warnings = list(inside(report, "facts", "original", "warnings") or ())
+    fitted_on = ["## What the images lack\n\n" + "\n".join(f"- {warning}." for warning in warnings)] if warnings else []
     return render_card(
         info.model_name,
-        f"{card_notice(info)} It has been tested on one public data set only.",
+        f"{card_notice(info)} {tested}",
         {"file": f"`{file_name}`, {model.file_bytes:,} bytes", "sha256": f"`{model.sha256}`", **facts},
         [
             render_calibration(info),
             measured,
+            *fitted_on,
             f"## External validation\n\n{external_validation(model, external)}",
-            _LIMITS,
+            _LIMITS if is_labeled(report) else _LIMITS_OF_AGREEMENT,
             f"## Made with\n\n```json\n{json.dumps(info.recipe, indent=1)}\n```",
         ],
     )

@@ -6,19 +6,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tabulate import tabulate
 
 from cxr_compress.data import Dataset
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
 from cxr_compress.files import write_text
+from cxr_compress.report.agreement import (
+    CAPTION,
+    render_agreement_gate,
+    render_agreement_table,
+    render_finding_agreements,
+    says_nothing,
+    warnings_of,
+)
+from cxr_compress.report.cells import COST_HEADERS, UNKNOWN, cost_cells, count, draw_table, inside, interval
 
 SCHEMA_VERSION = 2
-_UNKNOWN = "?"
 _SYNTHETIC = "SYNTHETIC phantom images: these numbers show that the machinery works and say nothing about patients."
 
 
@@ -37,6 +42,7 @@ class Row:
         latency: `p50_ms`, `p95_ms` and how they were measured (`Latency.to_dict()`).
         evaluation: `Evaluation.to_dict()` on the test split.
         degradation: `Degradation.to_dict()` against the first row; None for that row itself.
+        agreement: `Agreement.to_dict()` with the first row, where images have no labels; None for that row itself.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Row:
     latency: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
     degradation: Mapping[str, Any] | None = None
+    agreement: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the fields as JSON-ready values."""
@@ -72,6 +79,7 @@ def build_report(rows: Sequence[Row], dataset: Dataset, *, facts: Mapping[str, A
         "dataset": {
             "name": dataset.name,
             "synthetic": dataset.synthetic,
+            "labeled": dataset.labeled,
             "attribution": dataset.attribution,
             "findings": list(dataset.findings),
             "splits": {
@@ -136,6 +144,8 @@ def render_report(report: Mapping[str, Any]) -> str:
 def render_results(report: Mapping[str, Any]) -> str:
     """The tables of a report: of files, of findings if there are several, and of classes that exclude one another."""
     rows, findings = report["rows"], report["dataset"]["findings"]
+    if not is_labeled(report):
+        return f"{render_agreement_table(rows)}\n\n{render_finding_agreements(rows, findings)}"
     tables = [render_table(rows, several=len(findings) > 1)]
     if len(findings) > 1:
         tables.append(render_findings(rows, findings))
@@ -144,9 +154,14 @@ def render_results(report: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
+def is_labeled(report: Mapping[str, Any]) -> bool:
+    """Whether the images of a report had labels; reports of before there were others do not say it."""
+    return bool(report["dataset"].get("labeled", True))
+
+
 def is_exclusive(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the files of a report give classes that exclude one another."""
-    return any(_inside(row, "evaluation", "classes") is not None for row in rows)
+    return any(inside(row, "evaluation", "classes") is not None for row in rows)
 
 
 def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) -> str:
@@ -158,32 +173,25 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
     """
     exclusive = is_exclusive(rows)
     mean = "mean one-vs-rest AUROC" if exclusive else "mean AUROC" if several else "AUROC"
-    headers = ["file", "params", "MACs", ".tflite bytes", "deflated", "zeros", "p50 ms", f"{mean} [95 % CI]"]
-    headers.append("change to the first [95 % CI]")
+    headers = [*COST_HEADERS, f"{mean} [95 % CI]", "change to the first [95 % CI]"]
     headers += ["accuracy [95 % CI]", "balanced accuracy [95 % CI]", "change of that [95 % CI]"] if exclusive else []
     body = [
         [
-            row["name"],
-            _count(row.get("params")),
-            _millions(row.get("macs")),
-            _count(row.get("tflite_bytes")),
-            _count(row.get("deflated_bytes")),
-            _share(row.get("weight_sparsity")),
-            _milliseconds(row.get("latency")),
-            _interval(_inside(row, "evaluation", "mean_auroc")),
-            "" if index == 0 else _change(_inside(row, "degradation", "auroc_drop")),
+            *cost_cells(row),
+            interval(inside(row, "evaluation", "mean_auroc")),
+            "" if index == 0 else _change(inside(row, "degradation", "auroc_drop")),
             *(_accuracies(row, first=index == 0) if exclusive else []),
         ]
         for index, row in enumerate(rows)
     ]
-    return tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=_align(len(headers)))
+    return draw_table(body, headers)
 
 
 def _accuracies(row: Mapping[str, Any], *, first: bool) -> list[str]:
     """How often a file's predicted class is right, over images and over classes, and the change of the latter."""
-    measured = (_inside(row, "evaluation", "classes", name) for name in ("accuracy", "balanced_accuracy"))
-    change = "" if first else _change(_inside(row, "degradation", "balanced_accuracy_drop"))
-    return [*(_interval(found) for found in measured), change]
+    measured = (inside(row, "evaluation", "classes", name) for name in ("accuracy", "balanced_accuracy"))
+    change = "" if first else _change(inside(row, "degradation", "balanced_accuracy_drop"))
+    return [*(interval(found) for found in measured), change]
 
 
 def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -191,17 +199,16 @@ def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
     matrices = [
         (row["name"], measured["confusion_matrix"])
         for row in rows
-        if (measured := _inside(row, "evaluation", "classes"))
+        if (measured := inside(row, "evaluation", "classes"))
     ]
     classes = matrices[0][1]["classes"] if matrices else []
     body = [
-        [truth if index == 0 else "", name, *(_count(count) for count in matrix["counts"][place])]
+        [truth if index == 0 else "", name, *(count(count) for count in matrix["counts"][place])]
         for place, truth in enumerate(classes)
         for index, (name, matrix) in enumerate(matrices)
     ]
     headers = ["true class", "file", *(f"called {name}" for name in classes)]
-    aligned = ("left", "left", *("right",) * len(classes))
-    table = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
+    table = draw_table(body, headers, left=2)
     return f"Classes that exclude one another: each image is called exactly one.\n\n{table}"
 
 
@@ -212,29 +219,35 @@ def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) 
         headers += [row["name"]] if index == 0 else [row["name"], "change"]
     body = []
     for finding in findings:
-        line = [finding, _count(_inside(rows[0], "evaluation", "findings", finding, "positives")) if rows else _UNKNOWN]
+        line = [finding, count(inside(rows[0], "evaluation", "findings", finding, "positives")) if rows else UNKNOWN]
         for index, row in enumerate(rows):
-            line.append(_interval(_inside(row, "evaluation", "findings", finding, "auroc")))
+            line.append(interval(inside(row, "evaluation", "findings", finding, "auroc")))
             if index:
-                line.append(_change(_inside(row, "degradation", "findings", finding)))
+                line.append(_change(inside(row, "degradation", "findings", finding)))
         body.append(line)
-    return tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=_align(len(headers)))
+    return draw_table(body, headers)
 
 
 def _heading(dataset: Mapping[str, Any]) -> str:
     """What was tested on."""
     test = dataset.get("splits", {}).get("test", {})
-    images, patients = _count(test.get("images")), _count(test.get("patients"))
-    line = f"Test split of {dataset['name']}: {images} images of {patients} patients. {dataset['attribution']}"
+    images, patients = count(test.get("images")), count(test.get("patients"))
+    if dataset.get("labeled", True):
+        line = f"Test split of {dataset['name']}: {images} images of {patients} patients. {dataset['attribution']}"
+    else:
+        line = f"Held out, and seen by no stage before: {images} images of {patients} patients. Attribution: "
+        line += f"{dataset['attribution']}.\n{says_nothing()}"
     return f"{_SYNTHETIC}\n{line}" if dataset["synthetic"] else line
 
 
 def _footer(report: Mapping[str, Any]) -> str:
     """How the columns came about, and the sentence that every output carries."""
     facts = report.get("facts", {})
+    caption = "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs"
+    if not is_labeled(report):
+        caption = f"{CAPTION}; 95 % intervals resample patients"
     return (
-        "AUROC: run on the exported file; 95 % intervals resample patients, those of a change in pairs. Latency: "
-        f"{_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
+        f"{caption}. Latency: {_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
         f"{_original(facts.get('original'))}{_budgets(facts.get('budgets', {}))}"
         f"{_quantized(facts.get('quantization', {}))}{_answers(facts.get('answers'))}{_gate(facts.get('gate'))}"
         f"{report['intended_use']}"
@@ -246,7 +259,7 @@ def _original(look: Mapping[str, Any] | None) -> str:
     if not look:
         return ""
     problem = f"  WARNING, forced: {look['problem']}.\n" if look["problem"] else ""
-    return f"Original model: {look['assumed']}.\n{problem}"
+    return f"Original model: {look['assumed']}.\n{problem}{''.join(warnings_of(look))}"
 
 
 def _answers(found: Mapping[str, Any] | None) -> str:
@@ -267,9 +280,11 @@ def _quantized(facts: Mapping[str, Any]) -> str:
 
 
 def _gate(gate: Mapping[str, Any] | None) -> str:
-    """Whether the compressed file passes, in one line, or two where balanced accuracy counts; empty without a gate."""
+    """Whether the compressed file passes, in one line, or two where there is more to say; empty without a gate."""
     if not gate:
         return ""
+    if gate.get("kind") == "agreement":
+        return render_agreement_gate(gate)
     other = gate.get("balanced_accuracy")
     if not other:
         text = f"Gate {_holds(gate['holds'])}: AUROC {_kept(gate)}; {_power(gate)}.\n"
@@ -290,12 +305,12 @@ def _holds(holds: bool) -> str:
 def _kept(gate: Mapping[str, Any]) -> str:
     """What was lost beside what may be."""
     # + 0.0: what is lost of nothing is 0, not -0.
-    loss, bound = (_UNKNOWN if gate[key] is None else f"{gate[key] + 0.0:.4f}" for key in ("loss", "upper_bound"))
+    loss, bound = (UNKNOWN if gate[key] is None else f"{gate[key] + 0.0:.4f}" for key in ("loss", "upper_bound"))
     return f"lost {loss} (at most {gate['max_loss']:g}), upper bound {bound} (below {gate['margin']:g})"
 
 
 def _power(gate: Mapping[str, Any]) -> str:
-    chance = _UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
+    chance = UNKNOWN if gate["power"] is None else f"{gate['power']:.0%}"
     return f"of models that are truly equal, {chance} pass on a test set like this"
 
 
@@ -310,7 +325,7 @@ def _budgets(budgets: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _plain(budget: Mapping[str, Any]) -> str:
     measured = budget.get("measured")
-    return _UNKNOWN if measured is None else f"{measured:,.10g}"
+    return UNKNOWN if measured is None else f"{measured:,.10g}"
 
 
 def _measured_how(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -319,45 +334,10 @@ def _measured_how(rows: Sequence[Mapping[str, Any]]) -> str:
         latency = row.get("latency") or {}
         if latency.get("runtime"):
             return (
-                f"{latency['runtime']}, {latency.get('num_threads', _UNKNOWN)} thread(s), "
+                f"{latency['runtime']}, {latency.get('num_threads', UNKNOWN)} thread(s), "
                 f"{latency.get('machine', 'machine unknown')}; compare within one run only"
             )
     return "not recorded"
-
-
-def _inside(row: Mapping[str, Any], *keys: str) -> Any:
-    """A value deep in a row; None if anything on the way is missing."""
-    value: Any = row
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _count(value: int | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,}"
-
-
-def _millions(value: int | None) -> str:
-    return _UNKNOWN if value is None else f"{value / 1e6:,.1f} M"
-
-
-def _share(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.1%}"
-
-
-def _milliseconds(latency: Mapping[str, Any] | None) -> str:
-    value = (latency or {}).get("p50_ms")
-    return _UNKNOWN if value is None else f"{value:.2f}"
-
-
-def _interval(measured: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
-    """0.967 [0.951, 0.980]; "?" for what is not known."""
-    sign = "+" if signed else ""
-    value, low, high = (
-        _UNKNOWN if number is None or number != number else f"{number:{sign}.3f}"  # noqa: PLR0124 - true of nan alone
-        for number in ((measured or {}).get(key) for key in ("value", "low", "high"))
-    )
-    return _UNKNOWN if value == low == high == _UNKNOWN else f"{value} [{low}, {high}]"
 
 
 def _change(drop: Mapping[str, float | None] | None) -> str:
@@ -365,11 +345,7 @@ def _change(drop: Mapping[str, float | None] | None) -> str:
     ends = {"value": "value", "low": "high", "high": "low"}
     known = {end: (drop or {}).get(other) for end, other in ends.items()}
     # 0.0 - 0.0 is 0.0, where the minus sign alone would give -0.0.
-    return _interval({end: None if number is None else 0.0 - number for end, number in known.items()}, signed=True)
-
-
-def _align(columns: int) -> tuple[str, ...]:
-    return ("left", *("right",) * (columns - 1))
+    return interval({end: None if number is None else 0.0 - number for end, number in known.items()}, signed=True)
 
 
 def render_forecast(forecast: Mapping[str, Any]) -> str:
@@ -385,12 +361,11 @@ def render_forecast(forecast: Mapping[str, Any]) -> str:
         if before.get(name) and after.get(name) is not None
     ]
     stages = [[name, "done" if not seconds else f"{seconds:,.0f}"] for name, seconds in forecast["stages"].items()]
-    draw = partial(tabulate, tablefmt="simple", disable_numparse=True)
     doubt = (
         "" if forecast["certain"] else "\nPlanned on random weights: after the training layers may be cut otherwise."
     )
     return (
-        f"{draw(costs, ['cost', 'original', 'predicted', 'left'], colalign=_align(4))}\n\n"
-        f"{draw(stages, ['stage', 'about s'], colalign=_align(2))}\n\n"
+        f"{draw_table(costs, ['cost', 'original', 'predicted', 'left'])}\n\n"
+        f"{draw_table(stages, ['stage', 'about s'])}\n\n"
         f"About {forecast['seconds'] / 60:.0f} minutes on this machine.{doubt}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.recipe import Recipe
-from cxr_compress.report.report import render_report
+from cxr_compress.report.report import is_labeled, render_report
 
 _TEMPLATE = """\
 # {name}
@@ -76,6 +76,7 @@ _SEARCH = """\
 
 The same command goes on from here; other bounds evaluate anew what is known already.
 """
+_NONE = {"value": 0.0, "low": 0.0, "high": 0.0}
 _COLORS = ("#8a97a6", "#5b8db8", "#1f5f99")
 _INK = "#22303c"
 _DPI = 130
@@ -93,7 +94,7 @@ def render_search_readme(folder: str, *, picture: str = "") -> str:
 
 
 def draw_report(report: Mapping[str, Any]) -> bytes:
-    """Draw bytes, time per image and AUROC of each file of a run side by side, as a PNG.
+    """Draw bytes, time per image and AUROC of each file of a run side by side, as a PNG; without labels agreement.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra `report`).
@@ -110,9 +111,15 @@ def draw_report(report: Mapping[str, Any]) -> bytes:
     panels = figure.subplots(1, 3, sharey=True)
     _draw_bars(panels[0], names, [row["tflite_bytes"] / 1e3 for row in rows], "file size, kB", "{:,.0f} kB")
     _draw_bars(panels[1], names, [row["latency"]["p50_ms"] for row in rows], "time per image, ms", "{:.2f} ms")
-    _draw_intervals(panels[2], [row["evaluation"]["mean_auroc"] for row in rows])
+    if is_labeled(report):
+        _draw_intervals(panels[2], [row["evaluation"]["mean_auroc"] for row in rows], "AUROC on test, 95 % interval")
+    else:
+        # The original's distance to itself; what the others have moved.
+        apart = [row["agreement"]["logit_distance"] if row["agreement"] else _NONE for row in rows]
+        _draw_intervals(panels[2], apart, "logits apart from the original's, their spread = 1")
     panels[0].invert_yaxis()
-    what = "SYNTHETIC images" if dataset["synthetic"] else f"{dataset['splits']['test']['images']} test images"
+    held_out = "test images" if is_labeled(report) else "images held out, without labels"
+    what = "SYNTHETIC images" if dataset["synthetic"] else f"{dataset['splits']['test']['images']} {held_out}"
     figure.suptitle(f"{rows[0]['name'].removesuffix('_fp32')} on {dataset['name']}, {what}", color=_INK, fontsize=11)
     picture = io.BytesIO()
     # No date: the same report gives the same bytes.
@@ -129,8 +136,8 @@ def _draw_bars(panel: Any, names: Sequence[str], values: Sequence[float], title:
     _tidy(panel, title)
 
 
-def _draw_intervals(panel: Any, intervals: Sequence[Mapping[str, float | None]]) -> None:
-    """AUROC as a point with its interval: bars that start at 0 would hide every difference."""
+def _draw_intervals(panel: Any, intervals: Sequence[Mapping[str, float | None]], title: str) -> None:
+    """A measure as a point with its interval: bars that start at 0 would hide every difference of an AUROC."""
     for place, (measured, color) in enumerate(zip(intervals, _COLORS[-len(intervals) :], strict=True)):
         if measured["value"] is None:
             continue
@@ -139,7 +146,7 @@ def _draw_intervals(panel: Any, intervals: Sequence[Mapping[str, float | None]])
             panel.plot(ends, [place, place], color=color, linewidth=3, solid_capstyle="round")
         panel.plot(measured["value"], place, "o", color=color, markersize=8)
         panel.text(measured["value"], place - 0.3, f"{measured['value']:.3f}", ha="center", color=_INK, fontsize=9)
-    _tidy(panel, "AUROC on test, 95 % interval")
+    _tidy(panel, title)
 
 
 def _tidy(panel: Any, title: str) -> None:

@@ -381,6 +381,8 @@ def _epoch_line(done: Progress, epochs: int) -> str:
     best = f"best epoch {done.best_epoch}" if done.best else "none counts yet"
     accuracy = f", accuracy {entry['dev_accuracy']:.3f}" if entry.get("dev_accuracy") is not None else ""
     dev = f"dev loss {entry['dev_loss']:.4f}, dev AUROC {auroc}{accuracy}"
+    if entry["dev_auroc"] is None and not entry["dev_loss"] and "dev_objective" in entry:  # there is no label at all
+        dev = f"dev distance to the teacher {entry['dev_objective']:.4f}"
     if not entry["epoch"]:
         return f"start: {dev}"
     rate = f"{entry['images_per_second']:.0f} images/s"

@@ -18,6 +18,7 @@ from cxr_compress.recipe import Recipe
 from cxr_compress.recipe.fields import all_entries
 
 NIH = ("--model=chexnet", "--dataset=nih")
+IMAGES = ("--keras_model_file=mine.keras", "--dataset=images")
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -86,6 +87,28 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
             [*NIH, "--data_dir=.", "--output_dir=o", "--search", "--target_bytes=0.5"],
             "--search wants --target_bytes as a number of bytes such as 1MB, got a fraction",
         ),
+        (
+            [*IMAGES[1:], "--model=tiny_chexnet", "--data_dir=.", "--output_dir=o"],
+            "expected --keras_model_file with --dataset=images: without labels no model can be trained",
+        ),
+        (
+            [*IMAGES, "--data_dir=.", "--output_dir=o", "--search"],
+            "--search judges by AUROC, for which --dataset=images has no labels: give a budget such as",
+        ),
+        (
+            [*IMAGES, "--max_auroc_drop=0.01"],
+            "--max_auroc_drop is for images with labels, which --dataset=images has not: give --max_flips or",
+        ),
+        ([*IMAGES, "--margin=0.01"], "--margin is for images with labels, which --dataset=images has not"),
+        (
+            [*NIH, "--max_flips=0.01"],
+            "--max_flips is for images without labels, which --dataset=nih has: give --max_auroc_drop or --margin",
+        ),
+        (
+            [*IMAGES, "--distill_weight=0.5"],
+            "--distill_weight=0.5 leaves a share of the loss to labels, which --dataset=images has not: leave it out",
+        ),
+        ([*IMAGES, "--max_flips=1"], "expected gate.max_flips (--max_flips) to be in [0, 1); got 1.0"),
         (["--recipe=missing.json"], "expected --recipe to be a file, got 'missing.json'"),
         (["--quant_type=int3"], "value should be one of"),
         (["--taget_macs=0.5"], "Unknown command line flag 'taget_macs'. Did you mean: target_macs"),
@@ -392,6 +415,43 @@ def test_compress_overwrite_begins_anew_but_never_over_the_model_it_starts_from(
     begin(recipe, phantom, folder, tmp_path / "start.keras", overwrite=True)
     weights = [json.loads((place / "made_from.json").read_text())["weights"] for place in (run, folder)]
     assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained"),
+    [
+        ([], (0.5, "auto", 1.0)),
+        (["--recovery_epochs=0"], (0.0, "never", 1.0)),
+        (["--recovery_epochs=0", "--weight_sparsity=0.5"], (0.5, "never", 1.0)),
+        (["--recovery_epochs=0", "--qat=auto"], (0.0, "auto", 1.0)),
+    ],
+)
+def test_compress_without_labels_trains_only_what_is_asked_for(flags, trained, tmp_path):
+    def trains(recipe):
+        return recipe.sparsity.fraction, recipe.export.qat.when, recipe.recovery.distill_weight
+
+    recipe = make_recipe_of(compress_flags(*IMAGES, *flags))
+    assert trains(recipe) == trained
+    # The recipe of the run says the same when it comes back as a file.
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert make_recipe_of(compress_flags(f"--recipe={tmp_path / 'recipe.json'}")) == recipe
+    (tmp_path / "labeled.json").write_text(Recipe().to_json())
+    other = make_recipe_of(compress_flags(f"--recipe={tmp_path / 'labeled.json'}", "--dataset=images", *flags))
+    assert trains(other) == trained
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("holds", 0), ("broken", 3), ("not enough images to tell", 0)])
+def test_compress_ends_with_code_3_where_agreement_is_broken(capsys, monkeypatch, tmp_path, verdict, code):
+    from cxr_compress import pipeline, report
+
+    gate = {"verdict": verdict, "holds": verdict == "holds", "reason": ""}
+    monkeypatch.setattr(pipeline, "run_recipe", lambda *_, **__: {"facts": {"gate": gate}})
+    monkeypatch.setattr(pipeline, "image_size", lambda _: None)
+    monkeypatch.setattr(report, "render_report", lambda report: "table")
+    (tmp_path / "mine.keras").write_bytes(b"PK")
+    flags = [f"--keras_model_file={tmp_path / 'mine.keras'}", "--dataset=images", f"--data_dir={tmp_path}"]
+    assert call(capsys, *flags, f"--output_dir={tmp_path}")[0] == code
+    assert call(capsys, *flags, f"--output_dir={tmp_path}", "--force")[0] == 0
 
 
 def test_compress_gate_that_was_asked_for_and_does_not_hold_ends_with_code_3(capsys, monkeypatch, tmp_path):

@@ -118,7 +118,7 @@ def test_recipe_of_format_1_that_asks_for_what_is_gone_is_refused(key):
         ),
         (
             {"format": 2, "gate": {"xyz": 0.5}},
-            "unknown key 'xyz' in section gate of the recipe; it has max_auroc_drop, margin, bootstrap_samples",
+            "unknown key 'xyz' in section gate of the recipe; it has max_auroc_drop, margin, max_flips",
         ),
     ],
 )

@@ -14,7 +14,14 @@ from cxr_compress.files import write_bytes
 from cxr_compress.lite import LiteModel, audit, convert
 from cxr_compress.lite.parity import Reference, compare_answers, require_answers
 from cxr_compress.models import load_model
-from cxr_compress.pipeline.context import RunContext, check_sparsity, dev_logits, pack, recipe_in_file
+from cxr_compress.pipeline.context import (
+    RunContext,
+    check_sparsity,
+    dev_logits,
+    original_dev_logits,
+    pack,
+    recipe_in_file,
+)
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
@@ -55,8 +62,10 @@ class DeliverOriginal(Stage):
             progress=run.log,
         )
         recipe = self.inputs(run, state)["recipe"]
+        float_logits = None if run.labeled else dev_logits(run, made["none"].content)
         for quant_type, lite in made.items():
-            packed = pack(run, lite, names[quant_type], state.original.sha256, recipe, original=True)
+            follow = float_logits if quant_type != "none" else None
+            packed = pack(run, lite, names[quant_type], state.original.sha256, recipe, original=True, follow=follow)
             write_bytes(run.store.folder / f"{names[quant_type]}.tflite", packed)
         return {names[quant_type]: lite.audit.to_dict() for quant_type, lite in made.items()}
 
@@ -95,11 +104,12 @@ class DeliverCompressed(Stage):
         zeroes = run.recipe.sparsity.zeroes_weights
         sparsity = measure_sparsity(load_model(state.model.keras_file)).total if zeroes else 0.0
         facts, recipe, raw = {}, _recipe(run, state), {}
+        follow = None if run.labeled else original_dev_logits(run, state.references)
         for quant_type, name in compressed_names(run.recipe).items():
             raw[quant_type] = state.flatbuffers[quant_type].read_bytes()
             lite = LiteModel(raw[quant_type], quant_type, audit(raw[quant_type]))
             check_sparsity(lite, sparsity)
-            write_bytes(run.store.folder / f"{name}.tflite", pack(run, lite, name, state.line, recipe))
+            write_bytes(run.store.folder / f"{name}.tflite", pack(run, lite, name, state.line, recipe, follow=follow))
             facts[name] = lite.audit.to_dict()
         return facts | ({"answers": _answers(run, raw)} if len(raw) > 1 else {})
 

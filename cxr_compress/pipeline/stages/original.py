@@ -14,8 +14,10 @@ from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import CompressionError, UnsupportedLayerError
 from cxr_compress.evaluate import match_findings
 from cxr_compress.evaluate.first_look import Answer, FirstLook, settle_on_dev, take_first_look
+from cxr_compress.evaluate.variety import Variety
 from cxr_compress.files import write_text
 from cxr_compress.keras2 import keras
+from cxr_compress.metrics.answers import AnswerStatistics
 from cxr_compress.models import build, load_model, read_about
 from cxr_compress.models.meaning import ask_for_preset, possible_presets
 from cxr_compress.models.original import Original, read_original, rising_scores
@@ -25,7 +27,9 @@ from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
 from cxr_compress.structured.sensitivity import model_hash
+from cxr_compress.train.observe import remember, statistics_of
 
+_LOOKED_AT = 128  # images without labels: enough to miss a side that a tenth of them has once in a million times
 _IMAGE_RANK = 4  # images, height, width, channels
 
 
@@ -33,6 +37,7 @@ class MakeOriginal(Stage):
     """Train the original model, or take it from a file, brought to logits."""
 
     name, section, results = "base", "training", ("base.keras",)
+    trains = True
     of_original = True
 
     def plans(self, recipe: Recipe) -> bool:
@@ -57,11 +62,18 @@ class MakeOriginal(Stage):
             keras.utils.set_random_seed(run.recipe.run.seed)
             model = build_untrained(run)
             facts = run.train(model, run.config(training.epochs, training.learning_rate), work)
-            return {**facts, **run.save(model, *self.results)}
+            options: dict[str, Any] = {
+                "pos_weight": run.pos_weight,
+                "activation": run.activation,
+                "seed": run.recipe.run.seed,
+            }
+            remembered = remember(model, run.data.train.images, run.data.dev.pair, run.data.spec, **options)
+            return {**facts, **run.save(model, *self.results, **remembered)}
         change = run.original.change
         if not change.activation and run.original.about is None and run.activation == "softmax":
             run.log("base: its outputs are taken for logits of the set's classes, which exclude one another (softmax)")
-        return {**run.save(run.original.model, *self.results), "head": asdict(change)}
+        remembered = {"answers": _remembered(run), "thresholds": _remembered_thresholds(run)}
+        return {**run.save(run.original.model, *self.results, **remembered), "head": asdict(change)}
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """Everything starts from it."""
@@ -70,6 +82,18 @@ class MakeOriginal(Stage):
     def seconds(self, pace: Pace) -> float:
         """A training without a teacher."""
         return pace.training(pace.recipe.training.epochs, pace.original, taught=False)
+
+
+def _remembered(run: RunContext) -> AnswerStatistics | None:
+    """What the file of the given model records of its training images; None of other findings, or where it does not."""
+    about = run.original.about if run.original is not None else None
+    known = about.answers if about is not None else None
+    return known if known is not None and len(known.mean) == len(run.data.dataset.findings) else None
+
+
+def _remembered_thresholds(run: RunContext) -> tuple[float, ...] | None:
+    about = run.original.about if run.original is not None else None
+    return run.thresholds if about is not None and about.thresholds == run.thresholds else None
 
 
 def build_untrained(run: RunContext) -> keras.Model:
@@ -147,6 +171,13 @@ def match_data(recipe: Recipe, dataset: Dataset, original: Original, log: Callab
         DataError: outputs and findings do not belong together by name, or not all do.
     """
     by_position, count = recipe.model.match == "position", original.change.outputs
+    if not dataset.labeled:
+        if original.names.findings is None:
+            raise CompressionError(
+                f"{original.path.name} does not name its {count} outputs, and images without labels name none: name "
+                "them in their order with --labels"
+            )
+        return dataset.with_unknown(original.names.findings)
     match = match_findings(original.names.findings, dataset.findings, logits=count, by_position=by_position)
     if match.only_model:
         raise CompressionError(
@@ -216,14 +247,22 @@ class LookAtOriginal(Stage):
         """A forecast of a run that will be refused helps nobody."""
         return True
 
+    def seconds(self, pace: Pace) -> float:
+        """Some images through the original model."""
+        return _LOOKED_AT * pace.original
+
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """The model, and what is taken for granted about it."""
         said = {"preprocess": run.data.spec.to_dict(), "assumed": _assumed(run)}
         return {**run.inputs(("seed",), state.original), **said}
 
     def make(self, run: RunContext, state: State, work: Path) -> None:
-        """Score it."""
-        look = take_first_look(
+        """Score it, or without labels see what it says of the images."""
+        look = self._labeled_look(run, state) if run.labeled else self._unlabeled_look(run, state)
+        write_text(run.store.folder / self.results[0], json.dumps(look.to_dict(), indent=2) + "\n")
+
+    def _labeled_look(self, run: RunContext, state: State) -> FirstLook:
+        return take_first_look(
             _answer(run, state.original),
             run.data.dev.images,
             run.data.dev.split.labels,
@@ -234,7 +273,19 @@ class LookAtOriginal(Stage):
             seed=run.recipe.run.seed,
             unsaid=run.original is not None and run.original.unsaid and run.activation == "sigmoid",
         )
-        write_text(run.store.folder / self.results[0], json.dumps(look.to_dict(), indent=2) + "\n")
+
+    def _unlabeled_look(self, run: RunContext, state: State) -> Variety:
+        found = statistics_of(
+            load_model(state.original.keras_file),
+            run.data.train.images,
+            run.data.spec,
+            pos_weight=run.pos_weight,
+            thresholds=run.thresholds,
+            activation=run.activation,
+            seed=run.recipe.run.seed,
+            most=_LOOKED_AT,
+        )
+        return Variety(run.data.dataset.findings, found, _remembered(run), _assumed(run))
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """Say what came out.
@@ -243,8 +294,10 @@ class LookAtOriginal(Stage):
             CompressionError: it is no better than chance, and the recipe does not force it.
         """
         found = json.loads(made.paths[self.results[0]].read_text(encoding="utf-8"))
-        look = FirstLook.from_dict(found)
+        look = FirstLook.from_dict(found) if run.labeled else Variety.from_dict(found)
         run.log(look.line())
+        for warning in found.get("warnings", ()):
+            run.log(f"warning: {warning}")
         if look.problem and not run.recipe.run.force:
             raise CompressionError(f"{look.problem}: correct that, or go on with --force")
         if look.problem:

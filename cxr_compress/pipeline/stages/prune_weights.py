@@ -27,6 +27,7 @@ class PruneWeights(Stage):
     """Set weights to zero, a growing share of them, in training."""
 
     name, section, results = "sparsify", "sparsity", ("sparse.keras",)
+    trains = True
 
     def when(self, recipe: Recipe) -> bool:
         """Where a share or a threshold is given."""

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from cxr_compress.errors import CompressionError
-from cxr_compress.evaluate.degradation import measure_degradation
+from cxr_compress.evaluate import measure_agreement, measure_degradation, undo_class_weights
+from cxr_compress.evaluate.degradation import training_loss
 from cxr_compress.files import write_bytes
 from cxr_compress.lite import convert
 from cxr_compress.lite.qat import convert_qat, prepare_qat
 from cxr_compress.models import load_model
 from cxr_compress.models.zeros import zero_masks
-from cxr_compress.pipeline.context import OF_TRAINING, RunContext, dev_logits
+from cxr_compress.pipeline.context import OF_TRAINING, RunContext, answers_of, dev_logits, original_dev_logits
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.recipe import Recipe
@@ -42,7 +43,7 @@ class Quantize(Stage):
         export = run.recipe.export
         flags: tuple[str, ...] = ("quant_type", *(("calibration_images", "seed") if export.calibrates else ()))
         if export.quantizes:
-            flags = (*_FLAGS, "max_auroc_drop", "seed")
+            flags = (*_FLAGS, _limit(run), "seed")
         return run.inputs(flags, state.model)
 
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
@@ -64,7 +65,7 @@ class Quantize(Stage):
         facts: dict[str, Any] = {"audit": made[export.quant_type].audit.to_dict()}
         if not export.quantizes:
             return facts
-        return facts | _judged(run, made[export.quant_type].content, made["none"].content)
+        return facts | _judged(run, state, made[export.quant_type].content, made["none"].content)
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """Both files, and why no training will follow where it would have to."""
@@ -87,6 +88,7 @@ class TrainQuantized(Stage):
     """Train on with the rounding of int8 in the loop, then convert."""
 
     name, section, results = "qat", "export", (_IN_TRAINING,)
+    trains = True
 
     def when(self, recipe: Recipe) -> bool:
         """Where the file computes in int8 and the recipe leaves it open or asks for it."""
@@ -99,7 +101,7 @@ class TrainQuantized(Stage):
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """Of the section, what trains; both models."""
         flags = (
-            *("quant_type", "calibration_images", "qat", "qat_epochs", "qat_learning_rate", "max_auroc_drop"),
+            *("quant_type", "calibration_images", "qat", "qat_epochs", "qat_learning_rate", _limit(run)),
             *("distill_weight", *OF_TRAINING),
         )
         return run.inputs(flags, state.model, state.original)
@@ -142,7 +144,7 @@ class TrainQuantized(Stage):
         lite = convert_qat(qat, export.quant_type)
         write_bytes(run.store.folder / _IN_TRAINING, lite.content)
         exact = state.flatbuffers["none"].read_bytes()
-        return {**facts, **_judged(run, lite.content, exact), "audit": lite.audit.to_dict()}
+        return {**facts, **_judged(run, state, lite.content, exact), "audit": lite.audit.to_dict()}
 
 
 def _names(recipe: Recipe) -> dict[str, str]:
@@ -157,7 +159,7 @@ def _not_taken(run: RunContext, state: State, made: Artifacts) -> str:
     trained, plain = (path.stat().st_size for path in (made.paths[_IN_TRAINING], state.flatbuffers[export.quant_type]))
     if limit is not None and trained > plain and trained + _LARGEST_LABELS > limit:
         return f"its {trained:,} bytes do not fit into {limit:,}"
-    if export.qat.when == "auto" and made.facts["degradation"]["loss"] > state.quantization["degradation"]["loss"]:
+    if export.qat.when == "auto" and made.facts["loss"] > state.quantization["loss"]:
         return "its loss on dev is no lower"
     return ""
 
@@ -167,18 +169,27 @@ def _wants_training(run: RunContext, facts: Mapping[str, Any]) -> bool:
     return bool(facts["broken"]) if when == "auto" else when == "always"
 
 
-def _judged(run: RunContext, content: bytes, reference: bytes) -> dict[str, Any]:
-    """What rounding did on dev, against the float file of the same network."""
-    dev = run.data.dev.split
-    degradation = measure_degradation(
-        dev.labels,
-        dev_logits(run, content),
-        dev_logits(run, reference),
-        dev.patients,
-        pos_weight=run.pos_weight,
-        activation=run.activation,
-    )
-    return {"degradation": degradation.to_dict(), "broken": degradation.broken(run.recipe.gate.max_auroc_drop)}
+def _limit(run: RunContext) -> str:
+    """The flag of what rounding may cost on dev."""
+    return "max_auroc_drop" if run.labeled else "max_flips"
+
+
+def _judged(run: RunContext, state: State, content: bytes, reference: bytes) -> dict[str, Any]:
+    """What rounding did on dev, against the float file of the same network; without labels what agreement it left.
+
+    "loss" is what training minimizes: of the labels, or where there are none of the original's probabilities.
+    """
+    dev, logits, exact = run.data.dev.split, dev_logits(run, content), dev_logits(run, reference)
+    if run.labeled:
+        options: dict[str, Any] = {"pos_weight": run.pos_weight, "activation": run.activation}
+        degradation = measure_degradation(dev.labels, logits, exact, dev.patients, **options)
+        broken = degradation.broken(run.recipe.gate.max_auroc_drop)
+        return {"degradation": degradation.to_dict(), "loss": degradation.loss, "broken": broken}
+    ours, theirs = answers_of(run, logits), answers_of(run, exact)
+    agreement = measure_agreement(ours, theirs, dev.patients, run.data.dataset.findings)
+    target = undo_class_weights(original_dev_logits(run, state.references), run.pos_weight, run.activation)
+    loss = training_loss(target, logits - np.log(run.pos_weight), activation=run.activation)
+    return {"agreement": agreement.to_dict(), "loss": loss, "broken": agreement.broken(run.recipe.gate.max_flips)}
 
 
 def _calibration(run: RunContext) -> Iterator[np.ndarray]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
-from cxr_compress.evaluate import Degradation, Evaluation, check_gate, compare, score_file
+from cxr_compress.errors import UnsupportedLayerError
+from cxr_compress.evaluate import answer_file, check_agreement, check_gate, compare, measure_agreement, score_file
 from cxr_compress.files import write_bytes, write_text
+from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
+from cxr_compress.models.ends import with_cam
 from cxr_compress.pipeline.context import RunContext, file_facts
 from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
@@ -42,7 +47,8 @@ class Score(Stage):
 
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """The files, the test images, and what a file may lose."""
-        flags = ("bootstrap_samples", "max_auroc_drop", "margin", "seed")
+        limits = ("max_auroc_drop", "margin") if run.labeled else ("max_flips", "max_logit_distance")
+        flags = ("bootstrap_samples", *limits, "seed")
         return {
             "files": {name: model.sha256 for name, model in _models(state).items()},
             "images": run.data.test.digest(),
@@ -53,24 +59,17 @@ class Score(Stage):
     def make(self, run: RunContext, state: State, work: Path) -> None:
         """Score, time, judge, write."""
         models, files = _models(state), _files(state)
-        scored = {name: _scored(run, model) for name, model in models.items()}
-        degradations = {name: compare(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
         # Here and not before: a run that is done already should not load its models to say so.
         sources = {source: load_model(source) for source in dict.fromkeys(source for _, source in files.values())}
         costs = {source: measure_cost(model) for source, model in sources.items()}
-        rows = _rows(files, models, scored, degradations, costs)
-        gate = run.recipe.gate
+        measured = _with_labels(run, models) if run.labeled else _without_labels(run, state, models, sources)
+        rows = _rows(files, models, measured.by_row, costs)
         facts = {
             "recipe": run.recipe.to_dict(),
             "counts": run.data.counts(),
             "sha256": {name: model.sha256 for name, model in models.items()},
             "budgets": _budgets(state, rows[-1]),
-            "gate": check_gate(
-                degradations[_COMPRESSED],
-                max_loss=gate.max_auroc_drop,
-                margin=gate.margin,
-                reference=scored[_REFERENCE].mean_auroc,
-            ),
+            "gate": measured.gate,
             "quantization": dict(state.quantization),
             "original": dict(state.look),
             "answers": state.answers,
@@ -116,24 +115,83 @@ def _models(state: State) -> dict[str, ModelFile]:
     return {name: read_model(path) for name, (path, _) in _files(state).items()}
 
 
-def _scored(run: RunContext, model: ModelFile) -> Evaluation:
-    test = run.data.test
-    return score_file(
-        model,
-        test.images,
-        test.split.labels,
-        test.split.patients,
-        run.data.dataset.findings,
-        samples=run.recipe.gate.bootstrap_samples,
-        seed=run.recipe.run.seed,
-    )
+@dataclass(frozen=True)
+class _Measured:
+    """What the test images showed.
+
+    Attributes:
+        by_row: file -> the fields of its row that say it, JSON-ready.
+        gate: whether the compressed file passes, JSON-ready.
+    """
+
+    by_row: Mapping[str, Mapping[str, Any]]
+    gate: Mapping[str, Any]
+
+
+def _with_labels(run: RunContext, models: Mapping[str, ModelFile]) -> _Measured:
+    """Every file scored by labels, and what each lost."""
+    test, gate = run.data.test, run.recipe.gate
+    scored = {
+        name: score_file(
+            model,
+            test.images,
+            test.split.labels,
+            test.split.patients,
+            run.data.dataset.findings,
+            samples=gate.bootstrap_samples,
+            seed=run.recipe.run.seed,
+        )
+        for name, model in models.items()
+    }
+    degradations = {name: compare(scored[name], scored[_REFERENCE]) for name in list(models)[1:]}
+    limits: dict[str, Any] = {"max_loss": gate.max_auroc_drop, "margin": gate.margin}
+    rows: dict[str, dict[str, Any]] = {name: {"evaluation": one.to_dict()} for name, one in scored.items()}
+    for name, degradation in degradations.items():
+        rows[name]["degradation"] = degradation.to_dict()
+    reference = scored[_REFERENCE].mean_auroc
+    return _Measured(rows, check_gate(degradations[_COMPRESSED], reference=reference, **limits))
+
+
+def _without_labels(
+    run: RunContext, state: State, models: Mapping[str, ModelFile], sources: Mapping[Path, keras.Model]
+) -> _Measured:
+    """Every file's agreement with the original's float file on images that no stage has seen."""
+    test, gate = run.data.test, run.recipe.gate
+    answers = {name: answer_file(model, test.images) for name, model in models.items()}
+    maps, no_maps = _maps(run, sources[state.model.keras_file], sources[state.original.keras_file])
+    agreements = {
+        name: measure_agreement(
+            answers[name],
+            answers[_REFERENCE],
+            test.split.patients,
+            run.data.dataset.findings,
+            maps=maps if name == _COMPRESSED else None,
+            no_maps=no_maps if name == _COMPRESSED else "the network is the original",
+            samples=gate.bootstrap_samples,
+            seed=run.recipe.run.seed,
+        )
+        for name in list(models)[1:]
+    }
+    limits: dict[str, Any] = {"max_flips": gate.max_flips, "max_logit_distance": gate.max_logit_distance}
+    rows = {name: {"agreement": agreement.to_dict()} for name, agreement in agreements.items()}
+    return _Measured({_REFERENCE: {}, **rows}, check_agreement(agreements[_COMPRESSED], **limits))
+
+
+def _maps(run: RunContext, ours: keras.Model, theirs: keras.Model) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """Class activation maps (images, h, w, k) of both networks before they became integers; else why there are none."""
+    try:
+        viewed = [with_cam(model) for model in (ours, theirs)]
+    except UnsupportedLayerError as error:
+        return None, f"a class activation map needs another head: {error}"
+    batches = list(run.data.batches(run.data.test.images))
+    both = [np.concatenate([model(batch, training=False)[1].numpy() for batch in batches]) for model in viewed]
+    return (both[0], both[1]), ""
 
 
 def _rows(
     files: Mapping[str, tuple[Path, Path]],
     models: Mapping[str, ModelFile],
-    scored: Mapping[str, Evaluation],
-    degradations: Mapping[str, Degradation],
+    measured: Mapping[str, Mapping[str, Any]],
     costs: Mapping[Path, ModelCost],
 ) -> list[Row]:
     latency = measure_together({name: model.content for name, model in models.items()}, runs=_LATENCY_RUNS)
@@ -144,8 +202,7 @@ def _rows(
             params=costs[source].params,
             macs=costs[source].macs,
             latency=latency[name].to_dict(),
-            evaluation=scored[name].to_dict(),
-            degradation=degradations[name].to_dict() if name in degradations else None,
+            **measured[name],
             **file_facts(path, models[name].content),
         )
         for name, (path, source) in files.items()

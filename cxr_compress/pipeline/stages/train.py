@@ -28,6 +28,7 @@ class Recover(Stage):
     """Fine-tune the pruned model, pulled towards the labels and towards the original model."""
 
     name, section, results = "recover", "recovery", ("recovered.keras",)
+    trains = True
 
     def when(self, recipe: Recipe) -> bool:
         """Where filters are gone and there are epochs."""
@@ -54,6 +55,7 @@ class Finetune(Stage):
     """Fine-tune once more after weights went to zero; what is zero stays zero."""
 
     name, section, results = "finetune", "sparsity", ("finetuned.keras",)
+    trains = True
 
     def when(self, recipe: Recipe) -> bool:
         """Where weights are zero and there are epochs."""

@@ -321,7 +321,7 @@ class RecoverySection(Section):
     batch_norm: str = option(
         "train",
         "Batch norms in fine-tuning: train takes the statistics of each batch, hold keeps those of the repaired model, "
-        "so that the network that is trained is the one that is scored.",
+        "so that the network that is trained is the one that is scored; --from_scratch always trains them.",
         flag="recovery_batch_norm",
         choices=("train", "hold"),
     )

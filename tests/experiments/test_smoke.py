@@ -111,6 +111,19 @@ def test_criteria_smoke_leaves_a_row_per_criterion_and_the_table_shows_them(tmp_
     assert (tmp_path / "criteria.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_recovery_smoke_compares_each_training_with_its_start(tmp_path):
+    arguments = ("--images=40", "--recoveries=before,all+3e-5", f"--run_dir={tmp_path}")
+    run("recovery.py", *arguments)
+    rows = {row["recovery"]: row for row in csv.DictReader((tmp_path / "recovery.csv").read_text().splitlines())}
+    assert list(rows) == ["start", "before", "all, 3e-5"]
+    assert (rows["before"]["batch_norm"], rows["all, 3e-5"]["batch_norm"]) == ("train", "hold")
+    start, before = (float(rows[name]["rms_last"]) for name in ("start", "before"))
+    assert before > start > 0
+    assert float(rows["start"]["minus_start"]) == 0
+    assert float(rows["before"]["low"]) <= float(rows["before"]["minus_start"]) <= float(rows["before"]["high"])
+    assert " s)" not in run("recovery.py", *arguments), "rows are kept, not measured twice"
+
+
 def test_ptq_densenet_smoke_folds_half_of_the_norms_operators_away(tmp_path):
     result = json.loads(run("ptq_densenet.py", f"--results_dir={tmp_path}"))
     rows = result["rows"]

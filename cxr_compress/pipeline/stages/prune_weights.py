@@ -19,7 +19,7 @@ _FLAGS = (
     *("weight_sparsity", "weight_threshold", "threshold_unit", "sparsity_allocation", "sparsity_schedule"),
     *("sparsity_power", "initial_sparsity", "sparsity_pattern", "sparsity_block", "sparsity_epochs"),
     # Not all of what teaches elsewhere: while weights go, feature maps are not compared and weights not averaged.
-    *("sparsity_learning_rate", "distill_weight", *OF_TRAINING),
+    *("sparsity_learning_rate", "distill_weight", "distill_loss", "recovery_batch_norm", *OF_TRAINING),
 )
 
 
@@ -39,8 +39,9 @@ class PruneWeights(Stage):
 
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         """Train and zero."""
-        sparsity, distill_weight = run.recipe.sparsity, run.recipe.recovery.distill_weight
-        teacher = load_model(state.original.keras_file) if distill_weight else None
+        sparsity, recovery = run.recipe.sparsity, run.recipe.recovery
+        taught = {"distill_weight": recovery.distill_weight, "distill_loss": recovery.distill_loss}
+        teacher = load_model(state.original.keras_file) if recovery.distill_weight else None
         model, target = load_model(state.model.keras_file), sparsity_target(run.recipe)
         asked = allocate(model, target)
         sparse = prune_weights(
@@ -48,7 +49,7 @@ class PruneWeights(Stage):
             run.data.train.pair,
             run.data.dev.pair,
             run.data.spec,
-            run.config(sparsity.epochs, sparsity.learning_rate, distill_weight=distill_weight),
+            run.config(sparsity.epochs, sparsity.learning_rate, batch_norm=recovery.batch_norm, **taught),
             work,
             fit=functools.partial(fit, teacher=teacher, pos_weight=run.pos_weight),
             findings=run.data.dataset.findings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Recover(Stage):
         """Train."""
         recovery, model = run.recipe.recovery, load_model(state.model.keras_file)
         config = _taught(run, recovery.epochs, recovery.learning_rate, schedule_epochs=recovery.schedule_epochs)
+        if recovery.from_scratch:  # whose statistics are those of no image
+            config = dataclasses.replace(config, batch_norm="train")
         facts = _train_taught(run, state, model, config, work)
         return {**facts, **run.save(model, *self.results)}
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from cxr_compress.data import PHANTOM_FINDINGS, write_phantom
 from cxr_compress.keras2 import keras
-from cxr_compress.models.files import save_model
+from cxr_compress.models.files import load_model, save_model
 from cxr_compress.models.original import read_original
 from cxr_compress.pipeline.context import RunContext
 from cxr_compress.pipeline.data import load_run_data
@@ -49,10 +50,13 @@ def test_recovery_counts_its_start_but_for_random_weights(tmp_path, from_scratch
     image = keras.Input((32, 32, 3))
     x = conv_bn(conv_bn(keras.layers.AveragePooling2D(4)(image), 16, "a"), 16, "b")
     logits = keras.layers.Dense(len(PHANTOM_FINDINGS), name="logits")(keras.layers.GlobalAveragePooling2D()(x))
-    save_model(enliven(keras.Model(image, logits)), tmp_path / "small.keras")
+    model = enliven(keras.Model(image, logits))
+    norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    save_model(model, tmp_path / "small.keras")
     changes = {"dataset": "phantom", "force": True, "match": "position", "preset": "imagenet_torch", "input_size": 32}
     epochs = {"recovery_epochs": 2, "sparsity_epochs": 1, "finetune_epochs": 1, "recovery_learning_rate": 1e-2}
-    recipe = make_recipe("tiny_chexnet", {**changes, **epochs, "distill_weight": 1.0, "from_scratch": from_scratch})
+    following = {"distill_weight": 1.0, "distill_loss": "logits", "recovery_batch_norm": "hold"}
+    recipe = make_recipe("tiny_chexnet", {**changes, **epochs, **following, "from_scratch": from_scratch})
     write_phantom(tmp_path / "phantom", n_train=120, n_test=30, size=64)
     data = load_run_data(recipe, tmp_path / "phantom", lambda split, done, total: None)
     original = read_original(tmp_path / "small.keras", preset="imagenet_torch")
@@ -66,6 +70,12 @@ def test_recovery_counts_its_start_but_for_random_weights(tmp_path, from_scratch
     first = int(from_scratch)
     assert [entry["epoch"] for entry in made["recover"]["facts"]["history"]] == [0, 1, 2][first:]
     assert [entry["epoch"] for entry in made["finetune"]["facts"]["history"]] == [0, 1]
+    repaired, recovered, sparse = (
+        load_model(tmp_path / "run" / name).get_layer(norm.name).moving_mean.numpy()
+        for name in ("repaired.keras", "recovered.keras", "sparse.keras")
+    )
+    assert np.array_equal(repaired, recovered) != from_scratch, "statistics of a good start are held"
+    assert np.array_equal(recovered, sparse)
     for stage in made.values():
         assert stage["inputs"]["recipe"]["recovery_batch_norm"] == recipe.recovery.batch_norm
         history = stage["facts"]["history"]

@@ -251,11 +251,20 @@ def _map_correlations(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Array:
     return np.divide((x * y).sum(axis=1), norm, out=np.full(norm.shape, np.nan), where=norm > 0)
 
 
-def check_agreement(agreement: Agreement, *, max_flips: float, max_logit_distance: float) -> dict[str, Any]:
+def check_agreement(
+    agreement: Agreement, *, max_flips: float, max_logit_distance: float, lacking: Sequence[str] = ()
+) -> dict[str, Any]:
     """Whether a candidate agrees enough, JSON-ready: "verdict" is one of `HOLDS`, `BROKEN` and `TOO_FEW`.
 
     It holds where the whole interval of both measures lies within its limit, and is broken where one lies beyond it
-    from end to end. Else the images do not tell, as with fewer than `ENOUGH_IMAGES` patients.
+    from end to end. Else the images do not tell, as with fewer than `ENOUGH_IMAGES` patients, or where they lack what
+    the original knows: models that agree on one side of a finding may part on the other.
+
+    Args:
+        agreement: of the candidate.
+        max_flips: share of the decisions that may change.
+        max_logit_distance: how far logits may be apart.
+        lacking: what the images lack, a sentence each.
     """
     measures = {
         "flips": (agreement.flips, max_flips),
@@ -264,7 +273,7 @@ def check_agreement(agreement: Agreement, *, max_flips: float, max_logit_distanc
     verdicts = {name: _verdict(measured, limit) for name, (measured, limit) in measures.items()}
     order = (BROKEN, TOO_FEW, HOLDS)
     verdict = min(verdicts.values(), key=order.index)
-    if verdict == HOLDS and agreement.patients < ENOUGH_IMAGES:
+    if verdict == HOLDS and (agreement.patients < ENOUGH_IMAGES or lacking):
         verdict = TOO_FEW
     return {
         "kind": "agreement",
@@ -277,6 +286,7 @@ def check_agreement(agreement: Agreement, *, max_flips: float, max_logit_distanc
         "patients": agreement.patients,
         # With so many patients and not one decision changed, the limit would be shown.
         "patients_needed": max(ENOUGH_IMAGES, _patients_needed(max_flips)),
+        "lacking": list(lacking),
         "reason": "",
     }
 

@@ -53,12 +53,15 @@ class Variety:
             f"{name} {round(above * self.found.images)} above the threshold, logits {mean:.2f} +- {std:.2f}"
             for name, above, mean, std in each
         )
-        return f"original model: {self.assumed}; of {self.found.images} images it says: {said}"
+        of_training = "its file records nothing of training images"
+        if self.known is not None:
+            shares = ", ".join(f"{share:.0%}" for share in self.known.above)
+            of_training = f"of {self.known.images} of its training images {shares} were above"
+        return f"original model: {self.assumed}; of {self.found.images} images it says: {said} ({of_training})"
 
     def warnings(self) -> list[str]:
         """What these images lack, with numbers and what to do, a sentence each."""
-        found = [*self._one_sided(), *(self._narrow(self.known) if self.known is not None else ())]
-        return found if self.known is None or not found else [*found, self._of_training(self.known)]
+        return [*self._one_sided(), *(self._narrow(self.known) if self.known is not None else ())]
 
     def _one_sided(self) -> Iterator[str]:
         """Of findings of which one side is hardly there."""
@@ -105,9 +108,6 @@ class Variety:
             if here is not None and there is not None and here < _NARROW * there:
                 what = f"{here:.3g} directions, on" if verb == "span" else f"{here:.3g}, on"
                 yield f"the pooled features {verb} {what} training images {there:.3g}: {_DO}"
-
-    def _of_training(self, known: AnswerStatistics) -> str:
-        return f"what the model says of {known.images} of its training images is recorded in its file"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

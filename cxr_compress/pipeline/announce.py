@@ -54,7 +54,7 @@ def tell_time(run: RunContext) -> str:
     total = sum(stages.values())
     longest = sorted(stages.items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in longest if seconds > _NAMED_SHARE * total)
-    return f"about {_minutes(total)} from here on this machine, what stands already apart ({named})"
+    return f"about {_minutes(total)} from here on this machine ({named}); what stands already takes none"
 
 
 def _minutes(seconds: float) -> str:

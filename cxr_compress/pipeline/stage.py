@@ -111,7 +111,8 @@ class Pace:
 
     def conversion(self) -> float:
         """Seconds of one conversion."""
-        return _SECONDS_PER_CONVERTED_LAYER * self.layers + self.recipe.export.calibration_images * self.original
+        images = min(self.recipe.export.calibration_images, self.train)
+        return _SECONDS_PER_CONVERTED_LAYER * self.layers + images * self.original
 
 
 class Stage:

@@ -63,6 +63,10 @@ def render_agreement_gate(gate: Mapping[str, Any]) -> str:
     if gate["verdict"] != TOO_FEW:
         return text
     needed = gate["patients_needed"]
+    if gate["lacking"]:
+        text += "  What the images lack (see the warnings) keeps anything from being shown.\n"
+    if gate["patients"] >= needed:
+        return text
     return (
         f"{text}  {gate['patients']} patients are held out; {needed} could show it if no decision of theirs changed: "
         f"give more images, about {10 * needed:,} in all, or another --max_flips.\n"

@@ -163,6 +163,13 @@ def test_gate_holds_breaks_or_says_that_the_images_are_too_few(logits):
     assert gate(logits[:73], logits[:73])["verdict"] == HOLDS
 
 
+def test_gate_does_not_hold_on_images_that_lack_what_the_original_knows(logits):
+    found = gate(logits, logits, lacking=["none is above the threshold"])
+    assert found["verdict"] == TOO_FEW
+    assert gate(logits, logits)["verdict"] == HOLDS, "control"
+    assert gate(logits + 3, logits, lacking=["none is above the threshold"])["verdict"] == BROKEN
+
+
 def test_gate_never_takes_what_is_no_number_for_agreement(logits):
     constant = np.full_like(logits, 1.0)
     assert gate(constant, logits)["verdict"] == BROKEN

@@ -58,7 +58,9 @@ def test_gate_says_which_of_three_and_how_many_images_would_tell(verdict, said, 
         "logit_distance": {**spread(0.1), "max": 0.5},
         "patients": 30,
         "patients_needed": 73,
+        "lacking": [],
     }
     text = render_agreement_gate(gate)
     assert text.startswith(said)
     assert ("30 patients are held out; 73 could show it" in text) == more
+    assert ("What the images lack" in render_agreement_gate({**gate, "lacking": ["positives"]})) == more

@@ -146,7 +146,8 @@ class RepairPruned(Stage):
 
     def seconds(self, pace: Pace) -> float:
         """Mostly a few passes of the images."""
-        return pace.recipe.recovery.reconstruction_images * 4 * pace.original + 0.2 * pace.layers
+        images = min(pace.recipe.recovery.reconstruction_images, pace.train)
+        return images * 4 * pace.original + 0.2 * pace.layers
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Score(Stage):
         return {
             "files": {name: model.sha256 for name, model in _models(state).items()},
             "images": run.data.test.digest(),
+            **({} if run.labeled else {"warnings": state.look["warnings"]}),
             "schema": SCHEMA_VERSION,
             **{flag: run.recipe.value(flag) for flag in flags},
         }
@@ -173,6 +174,7 @@ def _without_labels(
         for name in list(models)[1:]
     }
     limits: dict[str, Any] = {"max_flips": gate.max_flips, "max_logit_distance": gate.max_logit_distance}
+    limits["lacking"] = state.look["warnings"]
     rows = {name: {"agreement": agreement.to_dict()} for name, agreement in agreements.items()}
     return _Measured({_REFERENCE: {}, **rows}, check_agreement(agreements[_COMPRESSED], **limits))
 

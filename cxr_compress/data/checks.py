@@ -210,7 +210,8 @@ class _Images:
 
 
 def count_images(dataset: Dataset) -> list[Count]:
-    """Images, patients, positives and unknown labels for each finding of each split."""
+    """Images, patients, positives and unknown labels for each finding of each split; one line a split without any."""
+    dataset = dataset if dataset.findings else dataset.with_unknown(["(no labels)"])
     return [
         Count(split.name, len(split), len(set(split.patients)), finding, int(positives), int(len(split) - known))
         for split in dataset.splits

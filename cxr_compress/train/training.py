@@ -117,7 +117,7 @@ def run_training(
     for note in (*dataset.notes, *(start.notes() if start else ())):
         log(f"note: {note}")
     if not dataset.labeled:
-        raise DataError(f"the images of {dataset.name} have no labels, so nothing can be learnt from them: give labels")
+        raise DataError(f"--dataset={dataset.name} has no labels, so nothing can be learnt from it: give one that has")
     if start is not None and start.pixels.doubt:  # which cxr_train holds against dev before it comes here
         log(f"warning: {start.pixels.doubt.partition(': leave it out')[0]}")
     spec = _base_spec(plan, start)

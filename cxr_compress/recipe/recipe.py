@@ -221,12 +221,19 @@ def is_labeled(recipe: Recipe) -> bool:
     return reader is None or reader.labeled
 
 
+# How training keeps what the refit of a pruned model found, on a few hundred images without labels: measured by
+# experiments/recovery.py. Usual rates move weights by more than the refit did.
+_KEEPS_REFIT: dict[str, Any] = {
+    "distill_loss": "logits",
+    "recovery_batch_norm": "hold",
+    "recovery_learning_rate": 3e-5,
+}
 # What is measured with labels, and what takes its place without them.
 _WITH_LABELS, _WITHOUT_LABELS = ("max_auroc_drop", "margin"), ("max_flips", "max_logit_distance")
 
 
 def without_labels(recipe: Recipe, given: Collection[str], *, settled: bool = False) -> Recipe:
-    """A recipe as it suits its data set: without labels all training follows the original model alone.
+    """A recipe as it suits its data set: without labels all training follows the original model alone, in small steps.
 
     There `recovery_epochs=0` means no training at all: weights are zeroed, and int8 trained, only where that was given.
 
@@ -254,7 +261,14 @@ def without_labels(recipe: Recipe, given: Collection[str], *, settled: bool = Fa
         )
     if settled:
         return recipe
+    usual = Recipe().with_values(**PRESETS.get(recipe.model.name, {}))
     changes: dict[str, Any] = {"distill_weight": 1.0}
+    if not recipe.recovery.from_scratch:  # a baseline with nothing to keep
+        changes |= {
+            flag: value
+            for flag, value in _KEEPS_REFIT.items()
+            if flag not in given and recipe.value(flag) == usual.value(flag)
+        }
     if not recipe.recovery.epochs:
         if not {"weight_sparsity", "weight_threshold", "sparsity_pattern"} & set(given):
             changes["weight_sparsity"] = 0.0

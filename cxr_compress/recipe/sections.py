@@ -293,7 +293,10 @@ class RecoverySection(Section):
         common=True,
     )
     learning_rate: float = option(
-        1e-3, "Highest learning rate in fine-tuning the pruned model.", flag="recovery_learning_rate", above=0
+        1e-3,
+        "Highest learning rate in fine-tuning the pruned model; without labels 3e-5 unless given.",
+        flag="recovery_learning_rate",
+        above=0,
     )
     schedule_epochs: int = option(
         0,
@@ -310,7 +313,7 @@ class RecoverySection(Section):
     distill_loss: str = option(
         "probabilities",
         "What fine-tuning follows of the original model: probabilities, by cross-entropy, which hardly asks for more "
-        "where it is sure, or logits, by squared distance.",
+        "where it is sure, or logits, by squared distance; without labels logits unless given.",
         choices=("probabilities", "logits"),
     )
     feature_weight: float = option(
@@ -321,7 +324,8 @@ class RecoverySection(Section):
     batch_norm: str = option(
         "train",
         "Batch norms in fine-tuning: train takes the statistics of each batch, hold keeps those of the repaired model, "
-        "so that the network that is trained is the one that is scored; --from_scratch always trains them.",
+        "so that the network that is trained is the one that is scored; without labels hold unless given, with "
+        "--from_scratch always train.",
         flag="recovery_batch_norm",
         choices=("train", "hold"),
     )

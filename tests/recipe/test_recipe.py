@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cxr_compress.errors import CompressionError
 from cxr_compress.recipe.fields import all_entries
-from cxr_compress.recipe.recipe import PRESETS, Recipe, make_recipe
+from cxr_compress.recipe.recipe import PRESETS, Recipe, make_recipe, without_labels
 
 _VALUES = {
     "target_macs": st.one_of(st.none(), st.floats(0.1, 1.0), st.integers(1, 10**9)),
@@ -219,3 +219,19 @@ def test_recipe_help_is_a_sentence_that_reads_alone():
         assert text.endswith("."), text
         assert not re.match(r"(Of|The same|That|This|Those|It|Likewise)\b", text), text
         assert "\n" not in text
+
+
+def test_recipe_without_labels_trains_in_small_steps_unless_told_otherwise():
+    def training(**changes):
+        recovery = make_recipe("tiny_chexnet", changes).recovery
+        return recovery.distill_loss, recovery.batch_norm, recovery.learning_rate
+
+    unlabeled = {"dataset": "images"}
+    assert training(**unlabeled) == ("logits", "hold", 3e-5)
+    assert training(**unlabeled, recovery_batch_norm="train", recovery_learning_rate=1e-3) == ("logits", "train", 1e-3)
+    usual = ("probabilities", "train", 1e-3)
+    assert training(**unlabeled, from_scratch=True) == usual, "there is nothing to keep"
+    assert training() == usual
+    assert make_recipe("chexnet", unlabeled).recovery.learning_rate == 3e-5
+    chosen = Recipe().with_values(**unlabeled, recovery_learning_rate=6e-4)
+    assert without_labels(chosen, ()).recovery.learning_rate == 6e-4, "by a recipe's file"

@@ -188,6 +188,12 @@ class RunContext:
         auroc = None if math.isnan(result.best_dev_auroc) else result.best_dev_auroc
         return {"best_epoch": result.best_epoch, "dev_auroc": auroc, "history": list(result.history)}
 
+    @property
+    def following(self) -> dict[str, Any]:
+        """How every training after a removal follows the original model, as fields of `FitConfig`."""
+        recovery = self.recipe.recovery
+        return {"distill_weight": recovery.distill_weight, "distill_loss": recovery.distill_loss}
+
     def teacher(self, base: Artifacts) -> keras.Model | None:
         """The original model, where the recipe lets it teach."""
         wanted = self.recipe.recovery.distill_weight or self.recipe.recovery.feature_weight

@@ -40,7 +40,6 @@ class PruneWeights(Stage):
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         """Train and zero."""
         sparsity, recovery = run.recipe.sparsity, run.recipe.recovery
-        taught = {"distill_weight": recovery.distill_weight, "distill_loss": recovery.distill_loss}
         teacher = load_model(state.original.keras_file) if recovery.distill_weight else None
         model, target = load_model(state.model.keras_file), sparsity_target(run.recipe)
         asked = allocate(model, target)
@@ -49,7 +48,7 @@ class PruneWeights(Stage):
             run.data.train.pair,
             run.data.dev.pair,
             run.data.spec,
-            run.config(sparsity.epochs, sparsity.learning_rate, batch_norm=recovery.batch_norm, **taught),
+            run.config(sparsity.epochs, sparsity.learning_rate, batch_norm=recovery.batch_norm, **run.following),
             work,
             fit=functools.partial(fit, teacher=teacher, pos_weight=run.pos_weight),
             findings=run.data.dataset.findings,

@@ -102,7 +102,7 @@ class TrainQuantized(Stage):
         """Of the section, what trains; both models."""
         flags = (
             *("quant_type", "calibration_images", "qat", "qat_epochs", "qat_learning_rate", _limit(run)),
-            *("distill_weight", *OF_TRAINING),
+            *("distill_weight", "distill_loss", *OF_TRAINING),
         )
         return run.inputs(flags, state.model, state.original)
 
@@ -133,13 +133,13 @@ class TrainQuantized(Stage):
         return pace.training(qat.epochs, 2 * pace.pruned, taught=True) if qat.when == "always" else 0.0
 
     def _train(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
-        export, distill_weight = run.recipe.export, run.recipe.recovery.distill_weight
+        export = run.recipe.export
         if missed := state.quantization["broken"]:
             run.log(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
         plain = load_model(state.model.keras_file)
         qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.log)
-        teacher = load_model(state.original.keras_file) if distill_weight else None
-        config = run.config(export.qat.epochs, export.qat.learning_rate, distill_weight=distill_weight)
+        teacher = load_model(state.original.keras_file) if run.following["distill_weight"] else None
+        config = run.config(export.qat.epochs, export.qat.learning_rate, **run.following)
         facts = run.train(qat.model, config, work, teacher=teacher)
         lite = convert_qat(qat, export.quant_type)
         write_bytes(run.store.folder / _IN_TRAINING, lite.content)

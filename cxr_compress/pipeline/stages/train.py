@@ -116,8 +116,7 @@ def _taught(run: RunContext, epochs: int, learning_rate: float, **changes: Any) 
     return run.config(
         epochs,
         learning_rate,
-        distill_weight=recovery.distill_weight,
-        distill_loss=recovery.distill_loss,
+        **run.following,
         feature_weight=recovery.feature_weight,
         batch_norm=recovery.batch_norm,
         ema_decay=recovery.ema_decay,

@@ -116,7 +116,7 @@ def draw_report(report: Mapping[str, Any]) -> bytes:
     else:
         # The original's distance to itself; what the others have moved.
         apart = [row["agreement"]["logit_distance"] if row["agreement"] else _NONE for row in rows]
-        _draw_intervals(panels[2], apart, "logits apart from the original's, their spread = 1")
+        _draw_intervals(panels[2], apart, "logits apart, in their spread")
     panels[0].invert_yaxis()
     held_out = "test images" if is_labeled(report) else "images held out, without labels"
     what = "SYNTHETIC images" if dataset["synthetic"] else f"{dataset['splits']['test']['images']} {held_out}"

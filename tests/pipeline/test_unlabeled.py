@@ -208,6 +208,25 @@ def test_training_follows_the_original_alone_and_its_record_is_json(images, orig
     assert not any("AUROC" in line for line in lines)
 
 
+def test_classes_that_exclude_one_another_need_no_labels_either(images, original, tmp_path):
+    """Three classes, a softmax at the end, followed by training too."""
+    model = load_model(original)
+    x = keras.layers.Dense(3, activation="softmax")(model.layers[-2].output)
+    keras.Model(model.input, x).save(tmp_path / "classes.keras")
+    changes = {"recovery_epochs": 1, "weight_sparsity": 0.0, "qat": "never", "batch_size": 8, "input_size": SIZE}
+    meaning = {"labels": ("a", "b", "c"), "preset": "imagenet_torch", "criterion": "taylor"}
+    recipe = make_recipe("classes", {**QUICK, **changes, **meaning})
+    paths = {"data_dir": images, "output_dir": tmp_path / "run", "keras_model_file": tmp_path / "classes.keras"}
+    report = run_recipe(recipe, **paths)
+    agreement = report["rows"][-1]["agreement"]
+    assert set(agreement["findings"]) == {"a", "b", "c"}
+    # Each image has one class: together they are all that is held out.
+    assert sum(finding["positives"] for finding in agreement["findings"].values()) == agreement["images"]
+    info = read_model(tmp_path / "run" / report["rows"][-1]["file"]).info
+    assert info.exclusive
+    assert "follow the original model's" in info.calibration_source
+
+
 def test_labels_for_taylor_are_drawn_as_likely_as_the_model_says():
     logits = np.tile(np.array([[2.0, -1.0]], np.float32), (20_000, 1))
     drawn = draw_labels(logits, "sigmoid", 0)

@@ -95,6 +95,15 @@ class RunContext:
         """Whether the images have labels; without them everything follows the original model alone."""
         return self.data.dataset.labeled
 
+    @property
+    def attribution(self) -> str:
+        """Whom to name with every copy: of the data, and where these have no labels of the given model too."""
+        of_images = self.data.dataset.attribution
+        about = self.original.about if self.original is not None else None
+        if self.labeled or about is None or not about.attribution:
+            return of_images
+        return f"{about.attribution}; images without labels: {of_images}"
+
     @functools.cached_property
     def thresholds(self) -> tuple[float, ...]:
         """(findings,) on the original model's probabilities: those that its file carries, else 0.5."""
@@ -207,14 +216,16 @@ class RunContext:
             name: of the file.
             remembered: of the original model, what `train.observe.remember` gives.
         """
-        dataset = self.data.dataset
+        dataset, given = self.data.dataset, self.original.about if self.original is not None else None
+        # Without labels the model has learnt from what it came with, and not from these images.
+        learnt = None if self.labeled or given is None else given.images
         about = ModelAbout(
             findings=dataset.findings,
             preprocess=self.data.spec,
             dataset=dataset.name if self.labeled else trained_on(self.original),
-            attribution=dataset.attribution,
+            attribution=self.attribution,
             pos_weight=tuple(float(weight) for weight in self.pos_weight),
-            images=ImageStatistics.of(self.data.train.images),
+            images=learnt or ImageStatistics.of(self.data.train.images),
             activation=self.activation,
             **remembered,
         )
@@ -348,7 +359,7 @@ def _info(
         quant_type=quant_type,
         parents=dict(parents),
         training_data=trained,
-        attribution=dataset.attribution,
+        attribution=run.attribution,
         synthetic=dataset.synthetic,
         recipe=dict(recipe),
         activation=run.activation,

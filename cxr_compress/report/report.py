@@ -203,7 +203,7 @@ def render_confusion(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     classes = matrices[0][1]["classes"] if matrices else []
     body = [
-        [truth if index == 0 else "", name, *(count(count) for count in matrix["counts"][place])]
+        [truth if index == 0 else "", name, *(count(images) for images in matrix["counts"][place])]
         for place, truth in enumerate(classes)
         for index, (name, matrix) in enumerate(matrices)
     ]

@@ -12,6 +12,7 @@ import pytest
 
 from cxr_compress.data import decode_split, load_dataset, write_phantom
 from cxr_compress.device.classifier import Classifier
+from cxr_compress.device.image_checks import ImageStatistics
 from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError
@@ -32,6 +33,7 @@ from tests.nets import conv_bn, enliven
 FINDINGS = ("Mass", "Nodule")
 SIZE = 24
 QUICK = {"dataset": "images", "calibration_images": 16, "bootstrap_samples": 50, "target_macs": 0.6, "round_to": 2}
+BRIGHT = ImageStatistics((0.4,), (0.2,))
 KNOWN = AnswerStatistics(
     images=200, mean=(0.0, 0.0), std=(1.0, 1.0), quantiles=((0.0,) * 5,) * 2, above=(0.5, 0.5), features_spread=1.0
 )
@@ -69,7 +71,16 @@ def original(images, tmp_path_factory) -> Path:
     head.set_weights([kernel, bias])
     logits = model.predict(normalize(pixels, spec), verbose=0)
     head.set_weights([kernel, bias - np.median(logits, axis=0)])
-    about = ModelAbout(FINDINGS, spec, dataset="drawn", thresholds=(0.3, 0.5), pos_weight=(2.0, 1.0), answers=KNOWN)
+    about = ModelAbout(
+        FINDINGS,
+        spec,
+        dataset="drawn",
+        attribution="Them, CC BY 4.0",
+        images=BRIGHT,
+        thresholds=(0.3, 0.5),
+        pos_weight=(2.0, 1.0),
+        answers=KNOWN,
+    )
     save_model(model, path, about=about)
     return path
 
@@ -132,6 +143,9 @@ def test_file_carries_the_thresholds_of_the_original_and_its_probabilities_follo
     assert "follow the original model's on 7 dev images" in info.calibration_source
     assert info.training_data.startswith("drawn; made to follow that model on 65 images")
     batch = held_out(images)
+    assert info.attribution.startswith("Them, CC BY 4.0; images without labels: not given")
+    kept = read_about(folder / "pruned.keras")
+    assert (kept.dataset, kept.images) == ("drawn", BRIGHT), "what it has learnt from is not these images"
     logits = load_model(original)(batch).numpy()
     theirs = 1 / (1 + np.exp(-(logits - np.log([2.0, 1.0]))))
     exact = Classifier(folder / report["rows"][0]["file"])

@@ -32,6 +32,7 @@ from cxr_compress.lite.int8.layer_snr import (
     measure_file,
     output_ratio,
 )
+from cxr_compress.lite.int8.pooling import average_by_convolution
 from cxr_compress.lite.int8.ranges import Ranges, clipped_ranges, measure_ranges, write_ranges
 from cxr_compress.lite.lowering import lower, quantize, quantize_int16
 from cxr_compress.lite.options import ConvertOptions
@@ -165,8 +166,11 @@ class Exporter:
 
     @cached_property
     def _integer_graph(self) -> bytes:
-        """What the integer types are made of: the float graph, with its scales folded where that is wanted."""
-        content = self._float_graph  # made, and its stage reported, before this one starts
+        """What the integer types are made of: the float graph, with its scales folded where that is wanted.
+
+        Averages of a few places are convolutions in it, which have fast kernels.
+        """
+        content = average_by_convolution(self._float_graph)
         if not self.options.fold_scales:
             return content
         with Stage("scales folded", self.report):

@@ -118,6 +118,15 @@ def operator_code(model: Any, kind: str, version: int = 1) -> int:
     return len(model.operatorCodes) - 1
 
 
+def drop_unused_codes(model: Any) -> None:
+    """Take the kinds of operators out of a `ModelT` that no longer occur: a runtime without them would refuse it."""
+    operators = [operator for subgraph in model.subgraphs for operator in subgraph.operators]
+    used = sorted({int(operator.opcodeIndex) for operator in operators})
+    for operator in operators:
+        operator.opcodeIndex = used.index(int(operator.opcodeIndex))
+    model.operatorCodes = [model.operatorCodes[place] for place in used]
+
+
 def _builtin(code: Any) -> int:
     """The number of an operator's kind; files older than schema 3a keep it in the field that is deprecated now."""
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))

@@ -24,7 +24,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cxr_compress.lite.calibration import pick_evenly
-from cxr_compress.lite.graph.flatbuffer import Graph, Operator, graphs_of, read_graphs, schema, to_bytes, to_object
+from cxr_compress.lite.graph.flatbuffer import (
+    Graph,
+    Operator,
+    drop_unused_codes,
+    graphs_of,
+    read_graphs,
+    schema,
+    to_bytes,
+    to_object,
+)
 from cxr_compress.lite.graph.run import Observer
 
 Floats = npt.NDArray[np.float64]
@@ -237,7 +246,7 @@ class _Editor:
         """Take out the operators that are no longer needed, and the values of constants that nobody reads any more."""
         for index in sorted(self._removed, reverse=True):
             del self._subgraph.operators[index]
-        self._drop_codes()
+        drop_unused_codes(self._model)
         read = {int(index) for operator in self._subgraph.operators for index in operator.inputs}
         kept = {tensor.buffer for number, tensor in enumerate(self._subgraph.tensors) if number in read}
         kept |= {tensor.buffer for other in self._model.subgraphs[1:] for tensor in other.tensors}
@@ -245,14 +254,6 @@ class _Editor:
             if tensor.buffer not in kept:
                 # The tensors stay, so that those of the graph keep their numbers.
                 self._model.buffers[tensor.buffer].data = None
-
-    def _drop_codes(self) -> None:
-        """Take out the kinds of operators that no longer occur: a runtime without them would refuse the file."""
-        operators = [operator for one in self._model.subgraphs for operator in one.operators]
-        used = sorted({int(operator.opcodeIndex) for operator in operators})
-        for operator in operators:
-            operator.opcodeIndex = used.index(int(operator.opcodeIndex))
-        self._model.operatorCodes = [self._model.operatorCodes[place] for place in used]
 
     def _multiply_kernels(self, takers: list[Operator], scale: Floats) -> None:
         for operator in takers:

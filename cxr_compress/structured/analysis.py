@@ -50,11 +50,13 @@ class RemovableBlock:
         name: the first group that takes the others with it when it keeps no channel.
         groups: the groups that keep no channel then.
         layers: the layers with weights that go.
+        positions: how many positions their smallest output has: blocks of one size are of one stage of the network.
     """
 
     name: str
     groups: tuple[str, ...]
     layers: tuple[str, ...]
+    positions: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,8 @@ class ChannelAnalysis:
             layers = self.wiring.gone(left)
             if not left.problem and layers not in blocks:
                 groups = tuple(name for name, other in self.groups.items() if not left.keep[other.sets].any())
-                blocks[layers] = RemovableBlock(group.name, groups, tuple(filter(layers.__contains__, self.layers)))
+                weighted = tuple(filter(layers.__contains__, self.layers))
+                blocks[layers] = RemovableBlock(group.name, groups, weighted, self.wiring.fewest_positions(left))
         return {block.name: block for block in blocks.values()}
 
     def _group(self, name: str) -> ChannelGroup:

@@ -113,6 +113,7 @@ class _Solved:
         return Wiring(
             tuple(calls),
             tuple(self._axis(tensor.layout)[1] for tensor in self._walk.tensors),
+            tuple(tensor.positions for tensor in self._walk.tensors),
             tuple(numbers[id(tensor)] for tensor in self._walk.results),
             tuple(replace(group, reason=protected.get(group.name, "")) for group in self._partition.groups),
         )

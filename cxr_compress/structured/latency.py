@@ -53,10 +53,12 @@ class Layers:
     Attributes:
         removal: all of their channels.
         groups: whose steps are then of no use any more.
+        stage: of the network, of whose layers only so many may go.
     """
 
     removal: Removal
     groups: tuple[str, ...]
+    stage: int
 
 
 def removal_ranks(errors: Sequence[float] | npt.NDArray[np.float64], savings: Sequence[float]) -> list[float]:
@@ -96,6 +98,7 @@ class _Way:
         keep: (set_count,) what is left.
         steps: by group, the steps that are left.
         layers: what may still go as a whole.
+        allowed: by stage, how many of its layers may still go.
         lost: by group, the importance that its steps have taken.
         whole: the importance that went with whole layers, over and above what steps of their groups had taken.
         last: by group, its last step, which can be given back.
@@ -105,6 +108,7 @@ class _Way:
     keep: BoolArray
     steps: dict[str, list[Removal]]
     layers: list[Layers]
+    allowed: dict[int, int]
     lost: dict[str, float]
     whole: float = 0.0
     last: dict[str, Removal] = field(default_factory=dict)
@@ -121,6 +125,7 @@ class _Way:
             self.keep.copy(),
             {name: list(steps) for name, steps in self.steps.items()},
             [other for other in self.layers if other is not layers],
+            dict(self.allowed),
             dict(self.lost),
             self.whole,
             dict(self.last),
@@ -142,6 +147,7 @@ class _Way:
         sets, loss = layers.removal.sets, self.further(layers)
         self.before.append((sets[self.keep[sets]], loss))
         self.layers.remove(layers)
+        self.allowed[layers.stage] -= 1
         self.keep[sets] = False
         self.whole += loss
         for name in layers.groups:
@@ -157,6 +163,7 @@ class LatencyOrder:
         possible: whether a model can be built of what is kept.
         groups: by name, the steps of each group, in their order.
         layers: what may go as a whole.
+        allowed: by stage, how many of its layers may go.
     """
 
     def __init__(
@@ -165,9 +172,10 @@ class LatencyOrder:
         possible: Callable[[BoolArray], bool],
         groups: Mapping[str, Sequence[Removal]],
         layers: Sequence[Layers],
+        allowed: Mapping[int, int],
     ) -> None:
         self._milliseconds, self._possible = milliseconds, possible
-        self._groups, self._layers = groups, layers
+        self._groups, self._layers, self._allowed = groups, layers, allowed
 
     def until(self, met: Met, keep: BoolArray) -> BoolArray:
         """What is kept when the limits are met, or when nothing is left to take.
@@ -180,7 +188,7 @@ class LatencyOrder:
             keep: (set_count,) what is there at first.
         """
         steps = {name: list(steps) for name, steps in self._groups.items()}
-        start = _Way(keep.copy(), steps, list(self._layers), dict.fromkeys(steps, 0.0))
+        start = _Way(keep.copy(), steps, list(self._layers), dict(self._allowed), dict.fromkeys(steps, 0.0))
         ends: list[_Way] = []
         ways = [start]
         while ways and len(ends) < _WAYS:
@@ -199,7 +207,7 @@ class LatencyOrder:
                 if layers is None and way.steps[name]:
                     way.take_step(name)
                     taken = True
-                elif layers is not None and self._possible(_less(way.keep, layers.removal.sets)):
+                elif layers is not None and self._may_go(way, layers):
                     other = way.without(layers)
                     way.take_layers(layers)
                     taken = True
@@ -223,11 +231,14 @@ class LatencyOrder:
             savings = [before - after for before, after in pairwise(times)]
             ranked += [(rank, name, None) for rank in removal_ranks([step.loss for step in steps], savings)]
         for layers in way.layers:
-            without = _less(way.keep, layers.removal.sets)
-            if self._possible(without):
-                saving = now - self._milliseconds(without)
+            if self._may_go(way, layers):
+                saving = now - self._milliseconds(_less(way.keep, layers.removal.sets))
                 ranked.append((_slope((way.further(layers), saving, 1)), layers.groups[0], layers))
         return sorted(ranked, key=lambda entry: entry[0])
+
+    def _may_go(self, way: _Way, layers: Layers) -> bool:
+        """Whether the network can do without these layers too."""
+        return way.allowed[layers.stage] > 0 and self._possible(_less(way.keep, layers.removal.sets))
 
     def _with_spare(self, met: Met, way: _Way) -> _Way:
         """Give back what the limits leave room for, the dearest first: layers, and of each group its last step."""

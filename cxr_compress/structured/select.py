@@ -103,9 +103,10 @@ def select_channels(
         cost_table: measured costs of the original model, for budgets on tflite_bytes and latency_ms. Where it is given,
             the plan's costs hold the predicted bytes and milliseconds too.
         layers: also take whole layers, where the wiring allows it (`ChannelAnalysis.blocks`): dense layers, branches of
-            residual blocks. With "local" the same share of them as of the channels; with "global" they compete by
-            their importance over that of the mean block. It is the error measured without them where `sensitivity` is
-            given, else the sum of their scores. `max_removed_fraction` holds for their number too.
+            residual blocks. With "local" the same share of those of each image size as of the channels; with "global"
+            they compete by their importance over that of the mean block. It is the error measured without them where
+            `sensitivity` is given, else the sum of their scores. Of those of one image size no larger share goes than
+            `max_removed_fraction`: each alone hardly shows, all together do.
 
     Raises:
         BudgetError: the budget lies below what can be reached; the message says what can be, and what is in the way.
@@ -131,11 +132,12 @@ def select_channels(
         sensitivity,
         _rows(analysis, scores, floors, widths or {}),
         _blocks(analysis, scores, sensitivity, floors) if layers else {},
+        max_removed_fraction,
     )
     if scope == "latency":
         keep = candidates.by_latency(limits, constraints)
     else:
-        steps = candidates.steps(scope, limits, max_removed_fraction)
+        steps = candidates.steps(scope, limits)
         keep = _keep_after(analysis, steps[: _shortest_prefix(analysis, steps, limits, constraints)])
     settings = {"scope": scope, **({"layers": True} if layers else {}), **constraints, "budget": budget.settings()}
     return ChannelPlan.of(analysis, keep, settings)
@@ -231,6 +233,7 @@ class _Candidates:
         sensitivity: as `select_channels`.
         rows: by group, the channels that go in each of its steps.
         blocks: by name of a block of layers, its importance.
+        most: the largest share of the blocks of one image size that may go.
     """
 
     analysis: ChannelAnalysis
@@ -238,14 +241,14 @@ class _Candidates:
     sensitivity: Sensitivity | None
     rows: Mapping[str, Sequence[Channels]]
     blocks: Mapping[str, float]
+    most: float
 
-    def steps(self, scope: str, limits: Mapping[str, float], most: float) -> list[_Step]:
+    def steps(self, scope: str, limits: Mapping[str, float]) -> list[_Step]:
         """The steps of all groups, then of all blocks, in the order they are taken; equal ranks go in model order.
 
         Args:
             scope: any but "latency", which has no order that is fixed beforehand.
             limits: by cost.
-            most: the largest share of the blocks that may go.
         """
         groups, saving = self.analysis.groups, self._saving(limits) if scope == "sensitivity" else None
         ranker = self._ranker(scope, saving)
@@ -255,22 +258,43 @@ class _Candidates:
             for name, row in self.rows.items()
             for rank, part in zip(ranker(groups[name], self.scores[name], row), row, strict=True)
         ]
-        chosen = self._possible_together()[: floor(round(len(self.blocks) * most, 9))]
-        sets = [self._sets_of(name) for name in chosen]
-        if saving is not None:
-            # A block has one step, so its rank is that of the step alone.
-            ranks = [
-                removal_ranks([self.blocks[name]], saving(_BLOCKS, [gone]))[0]
-                for name, gone in zip(chosen, sets, strict=True)
-            ]
-        else:
-            # Blocks compete as the channels of one more group do.
-            mean = float(np.mean([*self.blocks.values()])) if chosen else 1.0
-            importances = np.array([self.blocks[name] for name in chosen]) / (mean or 1.0)
-            places = [np.array([place]) for place in range(len(chosen))]
-            ranks = ranker(replace(_BLOCKS, channels=len(self.blocks)), importances, places)
-        steps += [_Step(rank, gone) for rank, gone in zip(ranks, sets, strict=True)]
+        steps += [_Step(rank, self._sets_of(name)) for name, rank in self._block_ranks(ranker, saving).items()]
         return sorted(steps, key=lambda step: step.rank)
+
+    def _block_ranks(self, ranker: Ranker, saving: Saving | None) -> dict[str, float]:
+        """By name of each block that may go, its rank."""
+        ranks: dict[str, float] = {}
+        mean = float(np.mean([*self.blocks.values()])) if self.blocks else 0.0
+        for positions, names in self._stages().items():
+            allowed = names[: self._allowed(positions)]
+            if saving is not None:
+                # A block has one step, so its rank is that of the step alone.
+                ranks |= {
+                    name: removal_ranks([self.blocks[name]], saving(_BLOCKS, [self._sets_of(name)]))[0]
+                    for name in allowed
+                }
+            else:
+                # Blocks compete as the channels of one more group do.
+                importances = np.array([self.blocks[name] for name in allowed]) / (mean or 1.0)
+                places = [np.array([place]) for place in range(len(allowed))]
+                stage = replace(_BLOCKS, channels=self._count(positions))
+                ranks |= dict(zip(allowed, ranker(stage, importances, places), strict=True))
+        return ranks
+
+    def _stages(self) -> dict[int, list[str]]:
+        """By positions, the blocks that may go together, the least important first."""
+        stages: dict[int, list[str]] = {}
+        for name in self._possible_together():
+            stages.setdefault(self.analysis.blocks[name].positions, []).append(name)
+        return stages
+
+    def _count(self, positions: int) -> int:
+        """How many blocks of these positions there are, those that are to stay too."""
+        return sum(block.positions == positions for block in self.analysis.blocks.values())
+
+    def _allowed(self, positions: int) -> int:
+        """How many of them may go."""
+        return floor(round(self._count(positions) * self.most, 9))
 
     def by_latency(self, limits: Mapping[str, float], constraints: Mapping[str, object]) -> BoolArray:
         """What stays when channels and layers go by what they lose for the time that they save.
@@ -289,10 +313,11 @@ class _Candidates:
             for name, group in analysis.groups.items()
         }
         layers = [
-            Layers(Removal(self._sets_of(name), loss), analysis.blocks[name].groups)
+            Layers(Removal(self._sets_of(name), loss), analysis.blocks[name].groups, analysis.blocks[name].positions)
             for name, loss in self.blocks.items()
         ]
-        order = LatencyOrder(lambda keep: model.cost(keep).latency_ms or 0.0, model.buildable, steps, layers)
+        allowed = {stage.stage: self._allowed(stage.stage) for stage in layers}
+        order = LatencyOrder(lambda keep: model.cost(keep).latency_ms or 0.0, model.buildable, steps, layers, allowed)
         whole = np.ones(analysis.set_count, dtype=np.bool_)
         keep = order.until(lambda keep: not _exceeded(analysis, keep, limits), whole)
         missed = _exceeded(analysis, keep, limits)

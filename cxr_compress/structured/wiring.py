@@ -73,12 +73,14 @@ class Wiring:
     Attributes:
         calls: call number i runs at step i + 1.
         tensors: by tensor, the channel sets of its channel axis; the model's inputs among them.
+        positions: by tensor, how many times it holds every channel.
         results: the numbers of the model's outputs.
         groups: all groups, the protected ones with their reason.
     """
 
     calls: tuple[WiredCall, ...] = ()
     tensors: tuple[IntArray, ...] = ()
+    positions: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
     groups: tuple[GroupSpan, ...] = ()
 
@@ -183,6 +185,11 @@ class Wiring:
         """
         fates = {call.key: self._fate(left, number) for number, call in enumerate(self.calls)}
         return {call.key: fates[call.key] for call in self.calls if len(fates[call.key]) < len(call.inputs)}
+
+    def fewest_positions(self, left: Survivors) -> int:
+        """The least positions that the output of a call has which is not made any more."""
+        calls = (call for call, living in zip(self.calls, left.lives, strict=True) if not living)
+        return min((self.positions[made] for call in calls for made in call.outputs), default=0)
 
     def gone(self, left: Survivors) -> frozenset[str]:
         """The paths of the layers that are not called any more."""

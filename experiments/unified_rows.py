@@ -83,6 +83,7 @@ _SMOKE_RECIPE = {
     "input_size": 32,
     "batch_size": 16,
     **dict.fromkeys(("calibration_images", "recalibration_images", "reconstruction_images"), 16),
+    "vary_images": False,
     "bootstrap_samples": 50,
     "qat": "never",
     "force": True,  # the network has random weights: no better than chance, which a run refuses

@@ -41,11 +41,12 @@ def use_threads(count: int, log: Log) -> int:
 
     It takes the number only before it computes for the first time in a process. Where that is past, as in a notebook,
     and it has another one, `progress` is told that the bytes may be others. NumPy's products, which refit layers, get
-    as many threads; they too take all cores of a machine otherwise.
+    one.
     """
     import tensorflow as tf
 
-    _limit_blas(count)
+    # Its threads wait for one another in a loop: beside other work, small systems of equations take ten times as long.
+    _limit_blas(1)
     threading = tf.config.threading
     try:
         threading.set_intra_op_parallelism_threads(count)

@@ -275,6 +275,11 @@ class RecoverySection(Section):
         "norms are re-estimated, which recovers less.",
     )
     reconstruction_images: int = option(512, "Training images for --reconstruct.", at_least=1)
+    vary_images: bool = option(
+        True,
+        "Give --reconstruct varied copies of its images too (mixtures, other contrast, parts covered): few images, or "
+        "images of healthy people alone, do not show what the model knows otherwise.",
+    )
     recalibration_images: int = option(
         512,
         "Training images that re-estimate batch norms: between removal steps, and with --noreconstruct.",

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from cxr_compress.structured.analyze import KernelSurvey, analyze_channels, measure_cost, survey_kernels
     from cxr_compress.structured.rebuild import remove_channels, remove_iteratively
     from cxr_compress.structured.repair.recalibrate import NormStatistics, measure_batch_norms, recalibrate_batch_norm
-    from cxr_compress.structured.repair.reconstruct import ReconstructionReport, reconstruct_consumers
+    from cxr_compress.structured.repair.reconstruct import (
+        ReconstructionReport,
+        images_that_fit,
+        reconstruct_consumers,
+    )
+    from cxr_compress.structured.repair.variations import vary_images
     from cxr_compress.structured.rules.base import (
         ConfigSize,
         KernelUse,
@@ -36,7 +41,8 @@ _MODULES = {
     "analyze": ("KernelSurvey", "analyze_channels", "measure_cost", "survey_kernels"),
     "rebuild": ("remove_channels", "remove_iteratively"),
     "repair.recalibrate": ("NormStatistics", "measure_batch_norms", "recalibrate_batch_norm"),
-    "repair.reconstruct": ("ReconstructionReport", "reconstruct_consumers"),
+    "repair.reconstruct": ("ReconstructionReport", "images_that_fit", "reconstruct_consumers"),
+    "repair.variations": ("vary_images",),
     "rules.base": ("ConfigSize", "KernelUse", "LayerFlow", "LayerNode", "WeightAxis", "register_rule"),
     "sensitivity": ("measure_sensitivity",),
 }
@@ -59,6 +65,7 @@ __all__ = [
     "Sensitivity",
     "WeightAxis",
     "analyze_channels",
+    "images_that_fit",
     "measure_batch_norms",
     "measure_cost",
     "measure_sensitivity",
@@ -71,6 +78,7 @@ __all__ = [
     "score_channels",
     "select_channels",
     "survey_kernels",
+    "vary_images",
 ]
 
 

@@ -177,3 +177,15 @@ def test_baselines_nih_mini_table_keeps_patients_apart_and_softens_training_labe
     soft = {name: sum(row["Effusion"] not in ("0", "1") for row in found) for name, found in parts.items()}
     assert soft["dev"] == soft["test"] == 0
     assert 300 < soft["train"] <= 844
+
+
+def test_few_images_smoke_gives_a_line_for_every_kind_and_way():
+    shown = run("few_images.py", "--ways=varied,norms")
+    rows = list(csv.DictReader(shown[shown.index("kind,way") :].splitlines()))
+    assert [(row["kind"], row["way"]) for row in rows] == [
+        ("mixed", "norms"),
+        ("mixed", "varied"),
+        ("normal", "norms"),
+        ("normal", "varied"),
+    ]
+    assert all(float(row["logit_distance"]) > 0 for row in rows)

@@ -28,6 +28,7 @@ RECIPE = make_recipe(
         "weight_sparsity": 0.0,
         "calibration_images": 16,
         "reconstruction_images": 16,
+        "vary_images": False,
         "bootstrap_samples": 20,
         "qat": "never",  # nothing here is trained: int8 would be found wanting, and trained for
     },

@@ -34,6 +34,7 @@ RECIPE = make_recipe(
         "criterion": "taylor",
         **dict.fromkeys(("epochs", "recovery_epochs", "sparsity_epochs"), 2),
         **dict.fromkeys(("scoring_images", "calibration_images", "recalibration_images", "reconstruction_images"), 16),
+        "vary_images": False,
         "bootstrap_samples": 50,
         "qat": "never",
         "seed": SEED,

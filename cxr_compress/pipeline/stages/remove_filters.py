@@ -27,12 +27,14 @@ from cxr_compress.structured import (
     ChannelAnalysis,
     ChannelPlan,
     Sensitivity,
+    images_that_fit,
     measure_sensitivity,
     recalibrate_batch_norm,
     reconstruct_consumers,
     remove_channels,
     remove_iteratively,
     score_channels,
+    vary_images,
 )
 from cxr_compress.structured.criteria.base import CRITERIA
 from cxr_compress.structured.sensitivity import SENSITIVITY_FRACTIONS
@@ -254,11 +256,15 @@ class Pruning:
         recalibrate_batch_norm(pruned, self._images(self.recipe.recovery.recalibration_images), **reference)
 
     def _reconstruct(self, pruned: keras.Model, model: keras.Model, plan: ChannelPlan) -> dict[str, Any]:
-        batches = self._images(self.recipe.recovery.reconstruction_images)
-        report = reconstruct_consumers(pruned, model, plan, batches, seed=self.recipe.run.seed)
+        recovery, seed = self.recipe.recovery, self.recipe.run.seed
+        sample = images = self.data.sample(recovery.reconstruction_images, seed)
+        if recovery.vary_images:
+            images = vary_images(images, most=images_that_fit(pruned, model, plan), seed=seed)
+        report = reconstruct_consumers(pruned, model, plan, self.data.batches(images), seed=seed)
         before, after = (sum(errors[place] for errors in report.errors.values()) for place in range(2))
         return {
-            "images": report.images,
+            "images": min(len(sample), report.images),
+            "images_with_copies": report.images,
             "layers": len(report.errors),
             "error_before": before,
             "error_after": after,
@@ -337,7 +343,10 @@ def repair_fields(recipe: Recipe) -> dict[str, Any]:
     """What decides the repair."""
     names = ["from_scratch", "seed"]
     if not recipe.recovery.from_scratch:
-        names += ["reconstruct", "reconstruction_images" if recipe.recovery.reconstruct else "recalibration_images"]
+        of_images = (
+            ("reconstruction_images", "vary_images") if recipe.recovery.reconstruct else ("recalibration_images",)
+        )
+        names += ["reconstruct", *of_images]
     return {name: recipe.value(name) for name in names}
 
 

@@ -27,13 +27,18 @@ FloatArray = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 
+def is_depthwise(layer: Any) -> bool:
+    """Whether a layer filters each channel by itself, with weights of its own."""
+    return type(layer) is keras.layers.DepthwiseConv2D
+
+
 def why_unreadable(layer: Any) -> str:
-    """Why a layer is no plain matrix product over patches; empty when it is one."""
+    """Why a layer is no plain matrix product over patches, all channels at once or one by one; empty when it is."""
     if type(layer) is keras.layers.Dense:
         return ""
-    if type(layer) is not keras.layers.Conv2D:
-        return f"is a {type(layer).__name__}, not a Conv2D or Dense"
-    if layer.groups != 1:
+    if type(layer) is not keras.layers.Conv2D and not is_depthwise(layer):
+        return f"is a {type(layer).__name__}, not a Conv2D, DepthwiseConv2D or Dense"
+    if type(layer) is keras.layers.Conv2D and layer.groups != 1:
         return "is a grouped convolution"
     return "" if layer.data_format == "channels_last" else "is channels_first"
 
@@ -47,7 +52,7 @@ class Places:
 
 
 class PatchReader:
-    """Reads the patches of one Conv2D (any kernel, stride, dilation, padding) or Dense layer.
+    """Reads the patches of one Conv2D or DepthwiseConv2D (any kernel, stride, dilation, padding) or Dense layer.
 
     Args:
         layer: a layer that `why_unreadable` has nothing against.
@@ -111,7 +116,7 @@ DEFAULT_MEMORY = 1 << 30
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """One call of a Conv2D or Dense.
+    """One call of a Conv2D, DepthwiseConv2D or Dense.
 
     Attributes:
         path: the layer.
@@ -139,23 +144,35 @@ class Consumer:
         return np.asarray(self.layer.get_weights()[1]) if self.layer.use_bias else np.zeros(len(self.outputs), "f4")
 
 
-def find_consumers(steps: Steps, analysis: ChannelAnalysis) -> tuple[list[Consumer], dict[str, str]]:
-    """The calls that can be read as matrix products, and by path why others cannot."""
+def find_consumers(
+    steps: Steps, analysis: ChannelAnalysis, *, depthwise: bool = False
+) -> tuple[list[Consumer], dict[str, str]]:
+    """The calls that can be read as matrix products, and by path why others cannot.
+
+    Args:
+        steps: the model's calls.
+        analysis: of its channels.
+        depthwise: take depthwise convolutions too, which sum over positions and not over channels.
+    """
     consumers: list[Consumer] = []
     reasons: dict[str, str] = {}
     for place, step in enumerate(steps.calls):
-        slices = analysis.layers.get(step.path)
-        consumed = next((axis for axis in slices.axes if axis.role == "consume"), None) if slices else None
-        if slices is None or consumed is None:
+        axes = (
+            {axis.role: axis for axis in reversed(analysis.layers[step.path].axes)}
+            if step.path in analysis.layers
+            else {}
+        )
+        follows = depthwise and is_depthwise(step.layer) and "follow" in axes
+        if "consume" not in axes and not follows:
             continue
         why = why_unreadable(step.layer)
         if why:
             reasons[step.path] = why
             continue
         reader = PatchReader(step.layer, tuple(step.node.keras_inputs[0].shape)[1:])
-        produced = next(axis for axis in slices.axes if axis.role == "produce")
-        sets = np.tile(consumed.sets, reader.taps)
-        consumers.append(Consumer(step.path, place, step.layer, reader, sets, produced.sets))
+        read = axes["follow" if follows else "consume"].sets
+        made = np.repeat(read, step.layer.depth_multiplier) if follows else axes["produce"].sets
+        consumers.append(Consumer(step.path, place, step.layer, reader, np.tile(read, reader.taps), made))
     return consumers, reasons
 
 

@@ -22,6 +22,7 @@ RECIPE = make_recipe(
         "force": True,  # hardly trained, it is no better than chance, which a run refuses
         **{"input_size": 32, "epochs": 1, "batch_size": 16, "bootstrap_samples": 20, "weight_sparsity": 0.0},
         **dict.fromkeys(("calibration_images", "reconstruction_images", "recalibration_images"), 16),
+        "vary_images": False,
         **{"recovery_epochs": 1, "qat": "never"},
     },
 )

@@ -125,6 +125,7 @@ def test_pruned_by_lasso_with_reconstruction_lessens_the_error(data, chexnet, tm
     assert measure_cost(pruned) == plan.after
     repaired = facts["reconstruction"]
     assert repaired["images"] == 24
+    assert repaired["images_with_copies"] > 48
     assert repaired["layers"] > 5
     assert repaired["error_after"] < 0.8 * repaired["error_before"]
     plain = remove_channels(load_model(chexnet), plan).get_layer("logits").get_weights()[0]

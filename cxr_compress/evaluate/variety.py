@@ -69,11 +69,13 @@ class Variety:
             names = [name for column, name in enumerate(self.findings) if self._lacks(column, positives=lacking)]
             if names:
                 counts = [self._count(self.findings.index(name), positives=lacking) for name in names]
-                few = "none" if not max(counts) else f"only {' and '.join(map(str, counts))}"
+                few, listed = "none", ", ".join(names)
+                if max(counts):
+                    few = "only " + ", ".join(map(str, counts))
+                    listed += " in this order" if len(names) > 1 else ""
                 yield (
                     f"{few} of {self.found.images} images {'is' if max(counts) <= 1 else 'are'} {word} the threshold "
-                    f"for {' and '.join(names)}{self._expected(names, positives=lacking)}: {_DO}; add images {add} the "
-                    "finding"
+                    f"for {listed}{self._expected(names, positives=lacking)}: {_DO}; add images {add} the finding"
                 )
 
     def _count(self, column: int, *, positives: bool) -> int:
@@ -92,7 +94,7 @@ class Variety:
         if self.known is None:
             return " (of its training images the model file records nothing)"
         shares = [self.known.above[self.findings.index(name)] for name in names]
-        usual = " and ".join(f"{share if positives else 1 - share:.0%}" for share in shares)
+        usual = ", ".join(f"{share if positives else 1 - share:.0%}" for share in shares)
         return f"; of its training images {usual} were"
 
     def _narrow(self, known: AnswerStatistics) -> Iterator[str]:

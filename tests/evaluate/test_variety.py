@@ -40,6 +40,13 @@ def test_a_side_that_is_hardly_there_is_named_with_numbers_and_what_to_do():
     assert second.endswith("add images without the finding")
 
 
+def test_several_findings_are_named_in_one_line_with_their_counts():
+    (line,) = warnings(statistics((2 / 128, 0.0)), statistics((0.6, 0.5), images=256))
+    assert line.startswith(
+        "only 2, 0 of 128 images are above the threshold for Mass, Hernia in this order; of its training images 60%, "
+    )
+
+
 def test_a_file_that_records_nothing_leaves_absolute_grounds():
     assert warnings(statistics((1 / 128, 0.5))) == []
     first, second = warnings(statistics((0.0, 1.0)))

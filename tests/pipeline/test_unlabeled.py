@@ -190,7 +190,7 @@ def test_look_warns_of_what_the_images_lack_in_log_report_and_folder(images, ori
     recipe = make_recipe("sure", {**QUICK, "recovery_epochs": 0, "input_size": SIZE})
     paths = {"data_dir": images, "output_dir": tmp_path / "run", "keras_model_file": tmp_path / "sure.keras"}
     report = run_recipe(recipe, **paths, log=log.append)
-    said = "none of 65 images is above the threshold for Mass and Nodule; of its training images 50% and 50% were"
+    said = "none of 65 images is above the threshold for Mass, Nodule; of its training images 50%, 50% were"
     assert any(said in line and line.startswith("warning: ") for line in log)
     assert any(said in warning for warning in report["facts"]["original"]["warnings"])
     assert said in " ".join((tmp_path / "run" / "README.md").read_text().split())

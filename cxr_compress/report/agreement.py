@@ -41,16 +41,19 @@ def render_agreement_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def render_finding_agreements(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) -> str:
     """One line per finding and file, and below it why a number is not there."""
-    body, missing = [], dict[str, list[str]]()
+    body, missing = [], dict[tuple[str, str], list[str]]()
     for finding in findings:
         for index, row in enumerate(rows[1:]):
             found = inside(row, "agreement", "findings", finding) or {}
             first = [finding, count(found.get("positives"))] if index == 0 else ["", ""]
             body.append([*first, row["name"], *(interval(found.get(name)) for name in _MEASURES)])
             for what, why in found.get("reasons", {}).items():
-                missing.setdefault(f"no {_MEASURES[what]}: {why}", []).append(f"{finding} of {row['name']}")
+                missing.setdefault((f"no {_MEASURES[what]} of {row['name']}", why), []).append(finding)
     table = draw_table(body, ["finding", "original: with it", "file", *_MEASURES.values()])
-    notes = "\n".join(f"  {reason} ({', '.join(where)})." for reason, where in missing.items())
+    notes = "\n".join(
+        f"  {what}{'' if where == list(findings) else ' for ' + ', '.join(where)}: {why}."
+        for (what, why), where in missing.items()
+    )
     return f"{table}\n{notes}" if notes else table
 
 

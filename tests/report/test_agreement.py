@@ -40,7 +40,9 @@ def test_findings_show_a_reason_and_never_a_number_for_what_is_not_defined():
     assert lines[2].split()[:3] == ["Mass", "12", "int8"]
     assert " ? " in lines[3]
     assert " ? " not in lines[2], "control"
-    assert lines[4] == "  no kappa: one class (Mass of small)."
+    assert lines[4] == "  no kappa of small: one class."
+    more = render_finding_agreements(ROWS, ["Mass", "Nodule"]).splitlines()
+    assert more[-1] == "  no kappa of small for Mass: one class."
 
 
 @pytest.mark.parametrize(

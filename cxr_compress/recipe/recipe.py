@@ -227,6 +227,7 @@ _KEEPS_REFIT: dict[str, Any] = {
     "distill_loss": "logits",
     "recovery_batch_norm": "hold",
     "recovery_learning_rate": 3e-5,
+    "sparsity_learning_rate": 1e-4,
 }
 # What is measured with labels, and what takes its place without them.
 _WITH_LABELS, _WITHOUT_LABELS = ("max_auroc_drop", "margin"), ("max_flips", "max_logit_distance")

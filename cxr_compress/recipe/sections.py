@@ -405,7 +405,10 @@ class SparsitySection(Section):
         at_least=0,
     )
     learning_rate: float = option(
-        5e-4, "Highest learning rate while weights are zeroed.", flag="sparsity_learning_rate", above=0
+        5e-4,
+        "Highest learning rate while weights are zeroed; without labels 1e-4 unless given.",
+        flag="sparsity_learning_rate",
+        above=0,
     )
     finetune_epochs: int = option(0, "Fine-tuning epochs after weights were zeroed; zeros are held.", at_least=0)
     finetune_learning_rate: float = option(

@@ -115,8 +115,8 @@ def test_recovery_smoke_compares_each_training_with_its_start(tmp_path):
     arguments = ("--images=40", "--recoveries=before,all+3e-5", f"--run_dir={tmp_path}")
     run("recovery.py", *arguments)
     rows = {row["recovery"]: row for row in csv.DictReader((tmp_path / "recovery.csv").read_text().splitlines())}
-    assert list(rows) == ["start", "before", "all, 3e-5"]
-    assert (rows["before"]["batch_norm"], rows["all, 3e-5"]["batch_norm"]) == ("train", "hold")
+    assert list(rows) == ["start", "before", "all+3e-5"]
+    assert (rows["before"]["batch_norm"], rows["all+3e-5"]["batch_norm"]) == ("train", "hold")
     start, before = (float(rows[name]["rms_last"]) for name in ("start", "before"))
     assert before > start > 0
     assert float(rows["start"]["minus_start"]) == 0

@@ -232,6 +232,7 @@ def test_recipe_without_labels_trains_in_small_steps_unless_told_otherwise():
     usual = ("probabilities", "train", 1e-3)
     assert training(**unlabeled, from_scratch=True) == usual, "there is nothing to keep"
     assert training() == usual
-    assert make_recipe("chexnet", unlabeled).recovery.learning_rate == 3e-5
+    chexnet = make_recipe("chexnet", unlabeled)
+    assert (chexnet.recovery.learning_rate, chexnet.sparsity.learning_rate) == (3e-5, 1e-4)
     chosen = Recipe().with_values(**unlabeled, recovery_learning_rate=6e-4)
     assert without_labels(chosen, ()).recovery.learning_rate == 6e-4, "by a recipe's file"

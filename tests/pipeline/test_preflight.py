@@ -178,10 +178,11 @@ def test_command_catches_a_crash_in_a_process_of_its_own(phantom, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     lines = [line for line in done.stderr.splitlines() if line.startswith("cxr_compress: ")]
     assert (done.returncode, done.stdout) == (2, "")
-    assert "preflight: started" in lines[0]
-    assert lines[1].startswith("cxr_compress: nothing was trained: ")
-    assert "ended its process with SIGABRT" in lines[1]
-    assert len(lines) == 2
+    assert "way: training in base" in lines[0]
+    assert "preflight: started" in lines[1]
+    assert lines[2].startswith("cxr_compress: nothing was trained: ")
+    assert "ended its process with SIGABRT" in lines[2]
+    assert len(lines) == 3
 
 
 def test_threads_are_part_of_the_recipe_and_of_what_stages_depend_on(tmp_path):

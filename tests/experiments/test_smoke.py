@@ -79,6 +79,20 @@ def test_plot_report_draws_a_finished_run(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_layers_smoke_times_plans_and_profiles_them(tmp_path):
+    run("bench_layers.py", f"--run_dir={tmp_path}")
+    with (tmp_path / "bench_layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["removed"] for row in rows] == ["filters", "layers"]
+    assert all(float(row["macs"]) <= 0.25 for row in rows)
+    assert int(rows[0]["groups_gone"]) == 0 < int(rows[1]["groups_gone"])
+    with (tmp_path / "bench_layers_profile.csv").open() as file:
+        profiled = list(csv.DictReader(file))
+    for removed in ("filters", "layers"):
+        shares = [float(row["share_of_time"]) for row in profiled if row["removed"] == removed]
+        assert abs(sum(shares) - 1) < 0.05
+
+
 def test_zoo_smoke_equals_its_oracle_and_the_control_does_not():
     result = json.loads(run("zoo.py"))
     assert result["macs_fraction"] <= 0.5

@@ -203,3 +203,11 @@ def test_few_images_smoke_gives_a_line_for_every_kind_and_way():
         ("normal", "varied"),
     ]
     assert all(float(row["logit_distance"]) > 0 for row in rows)
+
+
+def test_parent_smoke_sets_what_is_inherited_beside_a_smaller_input():
+    shown = run("parent.py", "--rows=inherited,smaller", "--target_macs=0.5", "--epochs=1")
+    rows = {row["row"]: row for row in csv.DictReader(shown[shown.index("row,target") :].splitlines())}
+    assert set(rows) == {"parent", "inherited", "smaller"}
+    assert int(rows["inherited"]["macs"]) <= 0.5 * int(rows["parent"]["macs"])
+    assert rows["smaller"]["inherited_ahead"]

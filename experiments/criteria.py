@@ -24,7 +24,7 @@ import io
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -188,14 +188,9 @@ def prepare(folder: Path) -> Bench:
         model = keras.models.load_model(_MODEL.value, compile=False)
     spec = PreprocessSpec(*model.input_shape[1:3])
     count = min(len(dataset.train), 16 if _SMOKE.value else _IMAGES.value)
-    chosen = np.sort(np.random.default_rng(0).choice(len(dataset.train), size=count, replace=False)).tolist()
+    chosen = np.sort(np.random.default_rng(0).choice(len(dataset.train), size=count, replace=False))
     # Only the chosen images are decoded; the rest of the training set plays no part.
-    sample = replace(
-        dataset.train,
-        paths=tuple(dataset.train.paths[index] for index in chosen),
-        labels=dataset.train.labels[chosen],
-        patients=tuple(dataset.train.patients[index] for index in chosen),
-    )
+    sample = dataset.train.take(chosen)
     return Bench(
         model=model,
         analysis=analyze_channels(model),

@@ -53,6 +53,7 @@ FLAG_OWNERS = {
     **dict.fromkeys(("quant_type", "sign_key", "edgetpu", "head", "saved_model_dir"), "cxr_convert"),
     **dict.fromkeys(("calibration_data", "dataset", "preset", "color", "input_size"), "cxr_convert"),
     **dict.fromkeys(("labels", "positive", "match", "force"), "cxr_convert"),
+    **dict.fromkeys(("options", "max_flips"), "cxr_compress"),
     "mirror": "cxr_data",
     "activation": "cxr_train",
 }

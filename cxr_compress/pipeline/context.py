@@ -31,7 +31,7 @@ from cxr_compress.pipeline.store import Artifacts, StageStore, claim
 from cxr_compress.quant_types import TYPES
 from cxr_compress.recipe import DEFAULT_THREADS, AugmentRanges, Recipe
 from cxr_compress.recipe.fields import entries_of
-from cxr_compress.structured import measure_cost
+from cxr_compress.structured import measure_cost, vary_images
 from cxr_compress.train import FeatureMatch, FitConfig, balanced_weights, fit
 from cxr_compress.train.observe import decide
 
@@ -151,6 +151,16 @@ class RunContext:
         # Left out at its usual value, so that stages made before there was another still stand.
         kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
         return {"recipe": values, "images": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
+
+    def calibration_sample(self) -> np.ndarray:
+        """Images that int8 ranges come from; without labels with varied copies of them.
+
+        Ranges of images that lack a finding cut off what the model answers to it: 128 normal ones alone took a
+        DenseNet121 from an AUROC of 0.967 to 0.818 by int8 alone, and to 0.964 with copies.
+        """
+        images = self.data.sample(self.recipe.export.calibration_images, self.recipe.run.seed + 1)
+        varies = not self.labeled and self.recipe.recovery.vary_images
+        return vary_images(images, seed=self.recipe.run.seed + 1) if varies else images
 
     def config(self, epochs: int, learning_rate: float, **changes: Any) -> FitConfig:
         """A training of this run."""

@@ -73,6 +73,8 @@ def test_every_value_of_a_recipe_can_be_given_as_flags(tmp_path):
     arguments = []
     for entry in all_entries():
         value = recipe.value(entry.flag)
+        if entry.flag in ("max_flips", "max_logit_distance"):
+            continue  # for images without labels, which this data set is not
         if isinstance(value, bool):
             arguments.append(f"--{'' if value else 'no'}{entry.flag}")
         elif isinstance(value, dict):

@@ -306,3 +306,17 @@ def test_real_images_without_labels_keep_the_auroc_that_the_run_never_sees(cxr_d
     assert after > before - 0.02
     assert report["rows"][-1]["agreement"]["logit_distance"]["value"] < 0.4
     assert report["rows"][-1]["macs"] <= 0.5 * report["rows"][0]["macs"]
+
+
+def test_ranges_of_int8_come_from_images_and_their_varied_copies_where_nobody_says_what_they_show(
+    images, original, tmp_path
+):
+    def sample(**choices: object) -> np.ndarray:
+        recipe = make_recipe("mine", {**QUICK, "recovery_epochs": 0, "input_size": SIZE, **choices})
+        run = open_run(recipe, images, tmp_path / "run", original, lambda _: None, lambda *_: None)
+        return run.calibration_sample()
+
+    plain, varied = sample(vary_images=False), sample()
+    assert len(plain) == 16
+    assert len(varied) == 256
+    assert np.array_equal(varied[:: len(varied) // len(plain)], plain)

@@ -44,18 +44,18 @@ class DeliverOriginal(Stage):
 
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """Of the section, what fixes ranges; what a file says about itself."""
-        said = ("model", "dataset", "input_size", "dev_fraction", "seed")
+        said = ("model", "dataset", "input_size", "dev_fraction", "seed", *(() if run.labeled else ("vary_images",)))
         return run.inputs((*said, "calibration_images", "calibration_method", "percentile"), state.original)
 
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         """Convert and pack."""
         export, names = run.recipe.export, _original_names(run)
-        images = run.data.sample(export.calibration_images, run.recipe.run.seed + 1)
+        images = run.calibration_sample()
         made = convert(
             load_model(state.original.keras_file),
             list(names),
             calibration=run.data.batches(images),
-            calibration_steps=export.calibration_images,
+            calibration_steps=max(len(images), export.calibration_images),
             calibration_method=export.calibration_method,
             percentile=export.percentile,
             force=run.recipe.run.force,

@@ -44,6 +44,8 @@ class Quantize(Stage):
         flags: tuple[str, ...] = ("quant_type", *(("calibration_images", "seed") if export.calibrates else ()))
         if export.quantizes:
             flags = (*_FLAGS, _limit(run), "seed")
+        if export.calibrates and not run.labeled:
+            flags = (*flags, "vary_images")
         return run.inputs(flags, state.model)
 
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
@@ -53,7 +55,7 @@ class Quantize(Stage):
             load_model(state.model.keras_file),
             list(names),
             calibration=_calibration(run),
-            calibration_steps=export.calibration_images,
+            calibration_steps=max(len(run.calibration_sample()), export.calibration_images),
             calibration_method=export.calibration_method,
             percentile=export.percentile,
             auto_fallback=export.auto_fallback,
@@ -102,6 +104,7 @@ class TrainQuantized(Stage):
         """Of the section, what trains; both models."""
         flags = (
             *("quant_type", "calibration_images", "qat", "qat_epochs", "qat_learning_rate", _limit(run)),
+            *(() if run.labeled else ("vary_images",)),
             *("distill_weight", "distill_loss", *OF_TRAINING),
         )
         return run.inputs(flags, state.model, state.original)
@@ -193,4 +196,4 @@ def _judged(run: RunContext, state: State, content: bytes, reference: bytes) -> 
 
 
 def _calibration(run: RunContext) -> Iterator[np.ndarray]:
-    return run.data.batches(run.data.sample(run.recipe.export.calibration_images, run.recipe.run.seed + 1))
+    return run.data.batches(run.calibration_sample())

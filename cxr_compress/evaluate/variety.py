@@ -15,6 +15,8 @@ from cxr_compress.metrics.answers import AnswerStatistics
 
 # A share is odd where so few of so many images would be drawn once in a hundred times, and it is a third or less.
 _ODD, _FEW = 0.01, 1 / 3
+# Where nothing is known of the training images: so few may as well be mistakes of the model.
+_HARDLY_ANY = 3
 _NARROW = 0.5  # of the spread, or of the directions, on the training images
 _DO = "what is refitted on these images can break what they do not show"
 
@@ -86,7 +88,7 @@ class Variety:
         """Whether a side of a finding is absent, or so rare that chance is no reason, beside the training images."""
         count = self._count(column, positives=positives)
         if self.known is None:
-            return count == 0
+            return count < _HARDLY_ANY
         usual = self.known.above[column] if positives else 1 - self.known.above[column]
         return count < _FEW * usual * self.found.images and _at_most(count, self.found.images, usual) < _ODD
 

@@ -48,7 +48,11 @@ def test_several_findings_are_named_in_one_line_with_their_counts():
 
 
 def test_a_file_that_records_nothing_leaves_absolute_grounds():
-    assert warnings(statistics((1 / 128, 0.5))) == []
+    assert warnings(statistics((3 / 128, 0.5))) == []
+    (line,) = warnings(statistics((1 / 128, 0.5)))
+    assert line.startswith(
+        "only 1 of 128 images is above the threshold for Mass (of its training images the model file"
+    )
     first, second = warnings(statistics((0.0, 1.0)))
     assert first.startswith("none of 128 images is above the threshold for Mass (of its training images the model file")
     assert second.startswith("none of 128 images is below the threshold for Hernia")

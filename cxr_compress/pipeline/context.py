@@ -152,6 +152,11 @@ class RunContext:
         kind = {} if self.activation == "sigmoid" else {"activation": self.activation}
         return {"recipe": values, "images": self.digest, "parents": [parent.sha256 for parent in parents], **kind}
 
+    @property
+    def calibration_flags(self) -> tuple[str, ...]:
+        """The fields of the recipe that decide `calibration_sample`, beside the seed."""
+        return ("calibration_images",) if self.labeled else ("calibration_images", "vary_images")
+
     def calibration_sample(self) -> np.ndarray:
         """Images that int8 ranges come from; without labels with varied copies of them.
 

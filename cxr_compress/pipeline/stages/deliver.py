@@ -44,8 +44,9 @@ class DeliverOriginal(Stage):
 
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """Of the section, what fixes ranges; what a file says about itself."""
-        said = ("model", "dataset", "input_size", "dev_fraction", "seed", *(() if run.labeled else ("vary_images",)))
-        return run.inputs((*said, "calibration_images", "calibration_method", "percentile"), state.original)
+        said = ("model", "dataset", "input_size", "dev_fraction", "seed")
+        ranges = (*run.calibration_flags, "calibration_method", "percentile")
+        return run.inputs((*said, *ranges), state.original)
 
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         """Convert and pack."""

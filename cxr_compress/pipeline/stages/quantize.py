@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _FLOAT = "quantized/float.tflite"
 _AFTER_TRAINING = "quantized/after_training.tflite"
 _IN_TRAINING = "quantized/in_training.tflite"
 _LARGEST_LABELS = 16_000  # bytes that findings, thresholds, recipe and reference outputs add to a file
-_FLAGS = ("quant_type", "calibration_images", "calibration_method", "percentile", "auto_fallback")
+_FLAGS = ("quant_type", "calibration_method", "percentile", "auto_fallback")
 
 
 class Quantize(Stage):
@@ -41,21 +41,20 @@ class Quantize(Stage):
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """Of the section, what the quant type uses."""
         export = run.recipe.export
-        flags: tuple[str, ...] = ("quant_type", *(("calibration_images", "seed") if export.calibrates else ()))
+        flags: tuple[str, ...] = ("quant_type", *((*run.calibration_flags, "seed") if export.calibrates else ()))
         if export.quantizes:
-            flags = (*_FLAGS, _limit(run), "seed")
-        if export.calibrates and not run.labeled:
-            flags = (*flags, "vary_images")
+            flags = (*_FLAGS, *run.calibration_flags, _limit(run), "seed")
         return run.inputs(flags, state.model)
 
     def make(self, run: RunContext, state: State, work: Path) -> Mapping[str, Any]:
         """Convert and judge."""
         export, names = run.recipe.export, _names(run.recipe)
+        images = run.calibration_sample()
         made = convert(
             load_model(state.model.keras_file),
             list(names),
-            calibration=_calibration(run),
-            calibration_steps=max(len(run.calibration_sample()), export.calibration_images),
+            calibration=run.data.batches(images),
+            calibration_steps=max(len(images), export.calibration_images),
             calibration_method=export.calibration_method,
             percentile=export.percentile,
             auto_fallback=export.auto_fallback,
@@ -103,8 +102,7 @@ class TrainQuantized(Stage):
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """Of the section, what trains; both models."""
         flags = (
-            *("quant_type", "calibration_images", "qat", "qat_epochs", "qat_learning_rate", _limit(run)),
-            *(() if run.labeled else ("vary_images",)),
+            *("quant_type", *run.calibration_flags, "qat", "qat_epochs", "qat_learning_rate", _limit(run)),
             *("distill_weight", "distill_loss", *OF_TRAINING),
         )
         return run.inputs(flags, state.model, state.original)
@@ -140,7 +138,7 @@ class TrainQuantized(Stage):
         if missed := state.quantization["broken"]:
             run.log(f"qat: int8 after training misses what it must keep on dev ({'; '.join(missed)})")
         plain = load_model(state.model.keras_file)
-        qat = prepare_qat(plain, _calibration(run), masks=zero_masks(plain), progress=run.log)
+        qat = prepare_qat(plain, run.data.batches(run.calibration_sample()), masks=zero_masks(plain), progress=run.log)
         teacher = load_model(state.original.keras_file) if run.following["distill_weight"] else None
         config = run.config(export.qat.epochs, export.qat.learning_rate, **run.following)
         facts = run.train(qat.model, config, work, teacher=teacher)
@@ -193,7 +191,3 @@ def _judged(run: RunContext, state: State, content: bytes, reference: bytes) -> 
     target = undo_class_weights(original_dev_logits(run, state.references), run.pos_weight, run.activation)
     loss = training_loss(target, logits - np.log(run.pos_weight), activation=run.activation)
     return {"agreement": agreement.to_dict(), "loss": loss, "broken": agreement.broken(run.recipe.gate.max_flips)}
-
-
-def _calibration(run: RunContext) -> Iterator[np.ndarray]:
-    return run.data.batches(run.calibration_sample())

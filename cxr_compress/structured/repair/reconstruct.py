@@ -70,8 +70,8 @@ def reconstruct_consumers(
     already, its targets from the original one. Conv2D and Dense layers are refitted, each reader of a shared channel by
     itself, and so are depthwise convolutions, which lose no inputs but see changed ones; other layers are left and
     listed. A constant per output goes into the bias or into the batch norm behind the layer. Re-estimating the batch
-    norms afterwards (`recalibrate_batch_norm`) is another repair of the same
-    damage, not a required second half: measure whether it still helps.
+    norms afterwards (`recalibrate_batch_norm`) is another repair of the same damage, not a required second half:
+    measure whether it still helps.
 
     Source: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks" (arXiv 1707.06168),
     section 3.1, equation 1 with the selection fixed, and section 3.2.

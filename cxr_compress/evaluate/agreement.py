@@ -157,7 +157,7 @@ def measure_agreement(
         each[name] = FindingAgreement(
             positives=int(decided[1].sum()),
             logit_distance=distance,
-            flips=_share(differs[:, [column]], patients, options),
+            flips=share_of(differs[:, [column]], patients, **options),
             spearman=spearman,
             kappa=kappa,
             cam=cam,
@@ -167,13 +167,13 @@ def measure_agreement(
         len(patients),
         len(set(patients)),
         interval(logit_distance(ours, theirs, original.activation), np.sqrt(drawn.mean(axis=1))),
-        _share(flipped, patients, options),
+        share_of(flipped, patients, **options),
         each,
     )
 
 
-def _share(differs: npt.NDArray[np.bool_], patients: Sequence[str], options: Mapping[str, Any]) -> Interval:
-    """The share of differing decisions (images, columns).
+def share_of(differs: npt.NDArray[np.bool_], patients: Sequence[str], *, samples: int, seed: int) -> Interval:
+    """The share of differing decisions (images, columns), with its interval over resampled patients.
 
     Where hardly any differs, resampling finds too little, and where none does nothing at all. So the upper end is at
     least that of Wilson's interval for the share of patients with a difference, each with as many as such a patient
@@ -182,7 +182,7 @@ def _share(differs: npt.NDArray[np.bool_], patients: Sequence[str], options: Map
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
     rows = differs.mean(axis=1)
-    share = interval(float(rows.mean()), mean_samples(rows[:, None], patients, **options)[:, 0])
+    share = interval(float(rows.mean()), mean_samples(rows[:, None], patients, samples=samples, seed=seed)[:, 0])
     names, member = np.unique(np.asarray(patients), return_inverse=True)
     concerned = np.zeros(len(names), bool)
     np.logical_or.at(concerned, member, rows > 0)
@@ -270,7 +270,7 @@ def check_agreement(
         "flips": (agreement.flips, max_flips),
         "logit_distance": (agreement.logit_distance, max_logit_distance),
     }
-    verdicts = {name: _verdict(measured, limit) for name, (measured, limit) in measures.items()}
+    verdicts = {name: check_limit(measured, limit) for name, (measured, limit) in measures.items()}
     order = (BROKEN, TOO_FEW, HOLDS)
     verdict = min(verdicts.values(), key=order.index)
     if verdict == HOLDS and (agreement.patients < ENOUGH_IMAGES or lacking):
@@ -291,7 +291,8 @@ def check_agreement(
     }
 
 
-def _verdict(measured: Interval, limit: float) -> str:
+def check_limit(measured: Interval, limit: float) -> str:
+    """`HOLDS` where the whole interval is within the limit, `BROKEN` where all of it is beyond, else `TOO_FEW`."""
     if measured.high <= limit:  # false of NaN
         return HOLDS
     return BROKEN if measured.low > limit else TOO_FEW

@@ -19,7 +19,9 @@ from cxr_compress.errors import DataError
 from cxr_compress.evaluate.finding import class_differences, interval_dict, or_none
 from cxr_compress.evaluate.score import Evaluation
 from cxr_compress.metrics import (
+    LEVEL,
     Interval,
+    Loss,
     auroc_per_finding,
     auroc_samples,
     bootstrap_mean,
@@ -36,7 +38,6 @@ Array = npt.NDArray[np.float64]
 LARGEST_LOSS_RISE = 0.1
 LARGEST_LOGIT_DISTANCE = 0.2
 _CHANCE = 0.5
-_ONE_SIDED = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -129,20 +130,9 @@ def compare(candidate: Evaluation, reference: Evaluation) -> Degradation:
     """Compare two scored files: as `measure_degradation`, and what became of their decisions.
 
     Raises:
-        DataError: the two were not scored on the same images and findings, or one gives classes that exclude one
-            another and the other findings of their own.
+        DataError: as `check_comparable`.
     """
-    same = candidate.findings == reference.findings and candidate.patients == reference.patients
-    if not same or not np.array_equal(candidate.labels, reference.labels, equal_nan=True):
-        raise DataError(
-            f"a comparison needs two files scored on the same images, got {len(candidate.labels)} and "
-            f"{len(reference.labels)} images that differ in findings, patients or labels; score both on one set"
-        )
-    if candidate.activation != reference.activation:
-        raise DataError(
-            f"a comparison needs two files of one kind, got probabilities by {candidate.activation} and by "
-            f"{reference.activation}: classes that exclude one another cannot be compared with findings of their own"
-        )
+    check_comparable(candidate, reference)
     options: dict[str, Any] = {"samples": candidate.samples, "seed": candidate.seed}
     degradation = _measure(
         candidate.labels,
@@ -152,6 +142,7 @@ def compare(candidate: Evaluation, reference: Evaluation) -> Degradation:
         findings=candidate.findings,
         pos_weight=1.0,
         activation=candidate.activation,
+        drawn=_paired_draws(candidate, reference),
         **options,
     )
     if candidate.decisions is None or reference.decisions is None:
@@ -166,6 +157,32 @@ def compare(candidate: Evaluation, reference: Evaluation) -> Degradation:
     return replace(degradation, accuracy_drop=accuracy, balanced_accuracy_drop=balanced)
 
 
+def check_comparable(candidate: Evaluation, reference: Evaluation) -> None:
+    """Refuse two files that were not scored on the same images.
+
+    Raises:
+        DataError: the two were not scored on the same images and findings, or one gives classes that exclude one
+            another and the other findings of their own.
+    """
+    same = candidate.findings == reference.findings and candidate.patients == reference.patients
+    if not same or not np.array_equal(candidate.labels, reference.labels, equal_nan=True):
+        raise DataError(
+            f"a comparison needs two files scored on the same images, got {len(candidate.labels)} and "
+            f"{len(reference.labels)} images that differ in findings, patients or labels; score both on one set"
+        )
+    if candidate.activation != reference.activation:
+        raise DataError(
+            f"a comparison needs two files of one kind, got probabilities by {candidate.activation} and by "
+            f"{reference.activation}: classes that exclude one another cannot be compared with findings of their own"
+        )
+
+
+def _paired_draws(candidate: Evaluation, reference: Evaluation) -> list[Array]:
+    """The AUROCs of both on the same resampled patients, where they were kept."""
+    same = (candidate.samples, candidate.seed) == (reference.samples, reference.seed)
+    return [one.drawn.auroc for one in (candidate, reference) if one.drawn is not None] if same else []
+
+
 def _measure(
     labels: npt.ArrayLike,
     logits: Sequence[npt.ArrayLike],
@@ -177,8 +194,12 @@ def _measure(
     activation: str,
     samples: int,
     seed: int,
+    drawn: Sequence[Array] = (),
 ) -> Degradation:
-    """The comparison of two models by their logits and by what they rank images with, the candidate's first."""
+    """The comparison of two models by their logits and by what they rank images with, the candidate's first.
+
+    `drawn` are their AUROCs on the same resampled patients, where both are known.
+    """
     truth, ours, theirs = (np.asarray(values, np.float64) for values in (labels, *logits))
     if not truth.shape == ours.shape == theirs.shape:
         raise DataError(
@@ -188,11 +209,12 @@ def _measure(
     # A soft label has no side to be ranked on; the loss takes it as it is.
     hard = np.where((truth == 0) | (truth == 1), truth, np.nan)
     values, reference_values = (auroc_per_finding(hard, ranking) for ranking in rankings)
-    drawn, reference_drawn = (auroc_samples(hard, one, patients, samples=samples, seed=seed) for one in rankings)
-    drops, drawn_drops = reference_values - values, reference_drawn - drawn
+    if len(drawn) < len(rankings):
+        drawn = [auroc_samples(hard, one, patients, samples=samples, seed=seed) for one in rankings]
+    drops, drawn_drops = reference_values - values, drawn[1] - drawn[0]
     loss, reference_loss = (training_loss(truth, one, pos_weight, activation) for one in (ours, theirs))
     return Degradation(
-        bootstrap_mean(values, drawn),
+        bootstrap_mean(values, drawn[0]),
         bootstrap_mean(drops, drawn_drops),
         {name: interval(float(drops[k]), drawn_drops[:, k]) for k, name in enumerate(findings)},
         loss,
@@ -274,14 +296,8 @@ class Gate:
         Source: ICH E9, section 3.3.2 (non-inferiority); the power is that of a normal difference with the spread that
         the interval shows.
         """
-        spread = (drop.high - drop.low) / (2 * _ONE_SIDED)
-        if math.isnan(spread):
-            power = math.nan
-        elif spread <= 0:
-            power = 1.0
-        else:
-            power = NormalDist().cdf(margin / spread - _ONE_SIDED)
-        return cls(drop.value, drop.high, max_loss, margin, power)
+        spread = (drop.high - drop.low) / (2 * NormalDist().inv_cdf(1 - LEVEL))
+        return cls(drop.value, drop.high, max_loss, margin, Loss(drop.value, max(spread, 0.0), 0).power(margin))
 
     @property
     def small_loss(self) -> bool:
@@ -324,14 +340,14 @@ def check_gate(
             nothing is shown: the gate does not hold, and says why ("reason").
     """
     gate = Gate.of(degradation.auroc_drop, max_loss=max_loss, margin=margin)
-    verdict: dict[str, Any] = {**gate.to_dict(), "reason": _no_better_than_chance(reference)}
+    verdict: dict[str, Any] = {**gate.to_dict(), "reason": no_better_than_chance(reference)}
     if degradation.balanced_accuracy_drop is not None:
         other = Gate.of(degradation.balanced_accuracy_drop, max_loss=max_loss, margin=margin)
         verdict |= {"balanced_accuracy": other.to_dict(), "holds": gate.holds and other.holds}
     return {**verdict, "holds": verdict["holds"] and not verdict["reason"]}
 
 
-def _no_better_than_chance(reference: Interval | None) -> str:
+def no_better_than_chance(reference: Interval | None) -> str:
     """Why nothing can be compared with a reference; "" where something can."""
     if reference is None or math.isnan(reference.low) or reference.low > _CHANCE:
         return ""

@@ -33,8 +33,8 @@ from cxr_compress.metrics import (
 
 GROUPINGS = ("source", "sex", "age", "view")
 UNKNOWN = "unknown"
-_BAND_STARTS = (20, 40, 60)  # years
-_BANDS = ("0-19", "20-39", "40-59", "60+")
+_BAND_STARTS = (15, 40, 60)  # years; below the first a chest is a child's
+_BANDS = ("0-14", "15-39", "40-59", "60+")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Grouping:
 
 
 def age_bands(ages: ArrayLike) -> tuple[str, ...]:
-    """The band of each age in years: 0-19, 20-39, 40-59, 60+, or "unknown" for nan.
+    """The band of each age in years: 0-14, 15-39, 40-59, 60+, or "unknown" for nan.
 
     Args:
         ages: (n,).

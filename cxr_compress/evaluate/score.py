@@ -18,6 +18,7 @@ from cxr_compress.errors import DataError
 from cxr_compress.evaluate.finding import (
     UNDEFINED,
     ClassScore,
+    Drawn,
     FindingScore,
     draw,
     interval_dict,
@@ -183,6 +184,9 @@ class Evaluation:
         classes: of classes that exclude one another: accuracy, balanced accuracy and confusion matrix; else None.
         shares: float32 (n, k), of such classes the probabilities, by which each is ranked against the others; None
             where the logits themselves rank.
+        probabilities: float32 (n, k), calibrated; None where the model gives none.
+        drawn: the measurements on resampled patients that the intervals come from: those of two files on the same
+            images and with the same seed are pairs.
     """
 
     logits: Floats
@@ -197,6 +201,8 @@ class Evaluation:
     mean_auroc_enough_data: Interval = UNDEFINED
     classes: ClassScore | None = None
     shares: Floats | None = None
+    probabilities: Floats | None = None
+    drawn: Drawn | None = None
 
     @property
     def activation(self) -> str:
@@ -393,6 +399,8 @@ def score_logits(
         bootstrap_mean(values[enough], drawn.auroc[:, enough]),
         classes,
         None if shares is None else ranking,
+        probabilities,
+        drawn,
     )
 
 

@@ -35,11 +35,15 @@ from cxr_compress.metrics.decisions import (
     sensitivity_specificity,
     softmax,
 )
-from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc, mid_ranks
+from cxr_compress.metrics.margin import LEVEL, WANTED_POWER, Loss, holm
+from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc, mid_ranks, same_order
 
 __all__ = [
     "ENOUGH_IMAGES",
+    "LEVEL",
+    "WANTED_POWER",
     "Interval",
+    "Loss",
     "auroc",
     "auroc_per_finding",
     "auroc_samples",
@@ -58,11 +62,13 @@ __all__ = [
     "count_images",
     "expected_calibration_error",
     "has_enough_data",
+    "holm",
     "interval",
     "mean_auroc",
     "mean_samples",
     "mid_ranks",
     "predicted_classes",
+    "same_order",
     "sensitivity_specificity",
     "softmax",
     "stratified_auroc",

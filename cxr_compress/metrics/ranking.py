@@ -163,6 +163,11 @@ def mid_ranks(values: ArrayLike) -> Array:
     return middles[place.reshape(-1)]
 
 
+def same_order(first: ArrayLike, second: ArrayLike) -> bool:
+    """Whether two scores (n,) put images into one order, ties included: then all that rests on ranks is equal."""
+    return np.array_equal(mid_ranks(first), mid_ranks(second))
+
+
 def weighted_auroc(ranked: Ranked, weights: Array) -> Array:
     """AUROC (sets,) of images counted `weights` (images, sets) times; nan for a set with one class only."""
     wins, pairs = weighted_pairs(ranked, weights)

@@ -32,7 +32,7 @@ def flags_of(*defines) -> set[str]:
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
     """Command -> its flags; those of every verb of cxr_data together."""
-    names = ("benchmark", "convert", "evaluate", "import_weights", "inspect", "predict", "train", "verify")
+    names = ("benchmark", "compare", "convert", "evaluate", "import_weights", "inspect", "predict", "train", "verify")
     modules = {name: importlib.import_module(f"cxr_compress.cli.{name}") for name in names}
     found = {f"cxr_{name}": flags_of(module._define_flags) for name, module in modules.items()}
     found["cxr_compress"] = flags_of(define_compress)

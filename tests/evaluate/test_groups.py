@@ -84,9 +84,9 @@ def test_score_groups_wrong_number_of_names_is_refused() -> None:
         score_groups(scored, {"sex": ["F"]})
 
 
-def test_age_bands_begin_at_20_40_and_60() -> None:
-    assert age_bands([0, 19.9, 20, 39, 40, 59.5, 60, 101, np.nan]) == (
-        *("0-19", "0-19", "20-39", "20-39", "40-59", "40-59", "60+", "60+"),
+def test_age_bands_begin_at_15_40_and_60() -> None:
+    assert age_bands([0, 14.9, 15, 39, 40, 59.5, 60, 101, np.nan]) == (
+        *("0-14", "0-14", "15-39", "15-39", "40-59", "40-59", "60+", "60+"),
         "unknown",
     )
 

@@ -19,6 +19,8 @@ from cxr_compress.metrics import (
     choose_threshold,
     interval,
     mean_auroc,
+    sensitivity_at,
+    sensitivity_at_samples,
 )
 
 # Few distinct scores: ties within and across classes are the rule, as with int8 outputs.
@@ -56,6 +58,30 @@ def test_average_precision_any_images_equals_scikit_learn(drawn: list[tuple[bool
         np.testing.assert_allclose(average_precision(labels, scores), average_precision_score(labels, scores))
     else:
         assert np.isnan(average_precision(labels, scores))
+
+
+@given(images, st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_sensitivity_at_any_images_is_the_best_of_all_thresholds(drawn: list[tuple[bool, int]], least: float) -> None:
+    labels, scores = np.array(drawn, float).T
+    sick, healthy = scores[labels == 1], scores[labels == 0]
+    if not len(sick) or not len(healthy):
+        assert np.isnan(sensitivity_at(labels, scores, specificity=least))
+        return
+    thresholds = [*np.unique(scores), np.inf]
+    kept = [float((sick >= t).mean()) for t in thresholds if np.mean(healthy < t) >= least - 1e-9]
+    assert sensitivity_at(labels, scores, specificity=least) == pytest.approx(max(kept), abs=1e-12)
+    # The other way round: what is called at this sensitivity.
+    spared = [float((healthy < t).mean()) for t in (*thresholds, -np.inf) if np.mean(sick >= t) >= least - 1e-9]
+    assert sensitivity_at(1 - labels, -scores, specificity=least) == pytest.approx(max(spared), abs=1e-12)
+
+
+def test_sensitivity_at_resampled_once_each_is_the_value_and_intervals_hold_it() -> None:
+    labels, scores, groups = make_images()
+    value = sensitivity_at(labels, scores)
+    drawn = sensitivity_at_samples(labels, scores, groups, specificity=0.95, samples=400)[:, 0]
+    measured = interval(value, drawn)
+    assert measured.low < value < measured.high
+    assert sensitivity_at(labels, scores, specificity=0.5) > value + 0.1, "control: another specificity"
 
 
 @pytest.mark.parametrize("digits", [0, 1, 6])

@@ -25,10 +25,13 @@ from cxr_compress.metrics import (
     expected_calibration_error,
     interval,
     mean_samples,
+    sensitivity_at,
+    sensitivity_at_samples,
     sensitivity_specificity,
 )
 from cxr_compress.metrics.ranking import mean_defined
 
+FIXED = 0.95  # the specificity, or the sensitivity, at which the other of the two is reported
 NOT_ENOUGH_DATA = "not enough data"
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"))
 Flags = NDArray[np.bool_]
@@ -54,6 +57,9 @@ class FindingScore:
         specificity_interval: `specificity` with its interval.
         brier: Brier score with its interval; nan where the model gives no calibrated probabilities.
         ece: expected calibration error, bins of equal mass; nan as `brier`.
+        sensitivity_at: with its interval, at the threshold that leaves a specificity of `FIXED` on these very images:
+            for comparisons, not what a threshold that was chosen before would give.
+        specificity_at: the specificity with its interval, at a sensitivity of `FIXED`, likewise.
     """
 
     finding: str
@@ -70,6 +76,8 @@ class FindingScore:
     specificity_interval: Interval = UNDEFINED
     brier: Interval = UNDEFINED
     ece: float = float("nan")
+    sensitivity_at: Interval = UNDEFINED
+    specificity_at: Interval = UNDEFINED
 
     @property
     def images(self) -> int:
@@ -105,6 +113,8 @@ class FindingScore:
             "sensitivity_interval": interval_dict(self.sensitivity_interval),
             "specificity": or_none(self.specificity),
             "specificity_interval": interval_dict(self.specificity_interval),
+            "sensitivity_at_95_specificity": interval_dict(self.sensitivity_at),
+            "specificity_at_95_sensitivity": interval_dict(self.specificity_at),
             "brier": interval_dict(self.brier),
             "ece": or_none(self.ece),
             "distinct_codes": self.distinct_codes,
@@ -123,6 +133,8 @@ class Drawn:
     sensitivity: NDArray[np.float64]
     specificity: NDArray[np.float64]
     brier: NDArray[np.float64]
+    sensitivity_at: NDArray[np.float64]
+    specificity_at: NDArray[np.float64]
 
 
 def draw(
@@ -148,6 +160,8 @@ def draw(
         none if called is None else means(np.where(labels == 1, called, np.nan)),
         none if called is None else means(np.where(labels == 0, 1 - called, np.nan)),
         none if probabilities is None else means((probabilities.astype(np.float64) - labels) ** 2),
+        sensitivity_at_samples(labels, logits, patients, specificity=FIXED, samples=samples, seed=seed),
+        sensitivity_at_samples(1 - labels, -logits, patients, specificity=FIXED, samples=samples, seed=seed),
     )
 
 
@@ -189,6 +203,10 @@ def score_findings(
             specificity_interval=interval(spared, drawn.specificity[:, k]),
             brier=UNDEFINED if chances is None else interval(brier_score(truth, chances), drawn.brier[:, k]),
             ece=nan if chances is None else expected_calibration_error(truth, chances),
+            sensitivity_at=interval(sensitivity_at(truth, logits[:, k], specificity=FIXED), drawn.sensitivity_at[:, k]),
+            specificity_at=interval(
+                sensitivity_at(1 - truth, -logits[:, k], specificity=FIXED), drawn.specificity_at[:, k]
+            ),
         )
 
     return tuple(score(k) for k in range(len(findings)))

@@ -25,6 +25,8 @@ FLAT_COLUMNS = (
     "average_precision",
     "sensitivity",
     "specificity",
+    "sensitivity_at_95_specificity",
+    "specificity_at_95_sensitivity",
     "threshold",
     "brier",
     "ece",
@@ -142,6 +144,8 @@ def _finding_row(score: FindingScore, *, exclusive: bool) -> dict[str, str]:
         "threshold": _number(score.threshold),
         "sensitivity": _number(score.sensitivity),
         "specificity": _number(score.specificity),
+        "sens. at 95 % spec.": _number(score.sensitivity_at.value),
+        "spec. at 95 % sens.": _number(score.specificity_at.value),
         "Brier": _number(score.brier.value),
         "ECE": _number(score.ece),
         "note": "" if score.enough_data else NOT_ENOUGH_DATA,
@@ -185,6 +189,8 @@ def _flat_finding(score: FindingScore) -> list[Cell]:
         score.average_precision.value,
         score.sensitivity,
         score.specificity,
+        score.sensitivity_at.value,
+        score.specificity_at.value,
     ]
     tail: list[Cell] = [score.threshold, score.brier.value, score.ece, mark]
     return ["all", "all", score.finding, score.images, score.positives, *measured, *tail]
@@ -194,7 +200,7 @@ def _flat_group(by: str, group: Group, score: GroupFinding) -> list[Cell]:
     auroc, mark = score.auroc, "" if score.enough_data else NOT_ENOUGH_DATA
     images = score.positives + score.negatives
     counted: list[Cell] = [by, group.name, score.finding, images, score.positives, auroc.value, auroc.low, auroc.high]
-    return [*counted, None, None, None, None, None, None, mark]
+    return [*counted, *[None] * (len(FLAT_COLUMNS) - len(counted) - 1), mark]
 
 
 def _interval(measured: Interval) -> str:

@@ -16,6 +16,7 @@ from cxr_compress.metrics.bootstrap import (
     count_comparable_images,
     interval,
     mean_samples,
+    sensitivity_at_samples,
     stratified_auroc,
     stratified_auroc_samples,
 )
@@ -36,7 +37,15 @@ from cxr_compress.metrics.decisions import (
     softmax,
 )
 from cxr_compress.metrics.margin import LEVEL, WANTED_POWER, Loss, holm
-from cxr_compress.metrics.ranking import auroc, auroc_per_finding, average_precision, mean_auroc, mid_ranks, same_order
+from cxr_compress.metrics.ranking import (
+    auroc,
+    auroc_per_finding,
+    average_precision,
+    mean_auroc,
+    mid_ranks,
+    same_order,
+    sensitivity_at,
+)
 
 __all__ = [
     "ENOUGH_IMAGES",
@@ -69,6 +78,8 @@ __all__ = [
     "mid_ranks",
     "predicted_classes",
     "same_order",
+    "sensitivity_at",
+    "sensitivity_at_samples",
     "sensitivity_specificity",
     "softmax",
     "stratified_auroc",

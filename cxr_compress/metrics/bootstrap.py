@@ -22,6 +22,7 @@ from cxr_compress.metrics.ranking import (
     weighted_auroc,
     weighted_average_precision,
     weighted_pairs,
+    weighted_sensitivity_at,
 )
 
 Groups = Sequence[str] | Sequence[int] | NDArray[np.str_] | NDArray[np.int64]
@@ -115,6 +116,34 @@ def average_precision_samples(
     truth, values = checked(labels, scores)
     ranked = [rank(truth[:, k], -values[:, k]) for k in range(truth.shape[1])]
     return resample([_weighted(weighted_average_precision, one) for one in ranked], groups, len(truth), samples, seed)
+
+
+def sensitivity_at_samples(
+    labels: ArrayLike, scores: ArrayLike, groups: Groups, *, specificity: float, samples: int = 1000, seed: int = 0
+) -> Array:
+    """The sensitivity of each finding at a specificity in each set of resampled patients.
+
+    Args:
+        labels: (n,) or (n, k), 0, 1 or nan.
+        scores: like `labels`.
+        groups: (n,) the patient of each image.
+        specificity: as in `sensitivity_at`.
+        samples: number of resampled sets.
+        seed: as in `auroc_samples`.
+
+    Returns:
+        (samples, k) float64, nan where a resampled set holds one class only.
+
+    Raises:
+        DataError: as in `auroc_samples`.
+    """
+
+    def formula(ranked: Ranked, weights: Array) -> Array:
+        return weighted_sensitivity_at(ranked, weights, specificity)
+
+    truth, values = checked(labels, scores)
+    ranked = [rank(truth[:, k], -values[:, k]) for k in range(truth.shape[1])]
+    return resample([_weighted(formula, one) for one in ranked], groups, len(truth), samples, seed)
 
 
 def mean_samples(values: ArrayLike, groups: Groups, *, samples: int = 1000, seed: int = 0) -> Array:

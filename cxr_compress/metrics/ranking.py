@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from cxr_compress.errors import DataError
 
 Array = NDArray[np.float64]
+_ROUNDING = 1e-6
 
 
 def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
@@ -140,6 +141,28 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(np.sum(np.diff(hits, prepend=0.0) * hits / called) / hits[-1])
 
 
+def sensitivity_at(labels: ArrayLike, scores: ArrayLike, *, specificity: float = 0.95) -> float:
+    """The sensitivity at the lowest threshold that leaves a specificity, read off the images themselves.
+
+    Nothing is interpolated, and no threshold is chosen: a threshold from other images will not give exactly this. The
+    specificity at a sensitivity is `sensitivity_at(1 - labels, -scores, specificity=sensitivity)`.
+
+    Args:
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
+        scores: (n,), higher means more likely to have the finding; equal ones are called together.
+        specificity: the least share of the images without the finding that must not be called.
+
+    Returns:
+        A value in [0, 1]; nan if the known labels hold one class only.
+
+    Raises:
+        DataError: as in `auroc`.
+    """
+    truth, values = checked(labels, scores)
+    ranked = rank(truth[:, 0], -values[:, 0])
+    return float(weighted_sensitivity_at(ranked, np.ones((len(ranked.order), 1)), specificity)[0])
+
+
 def rank(positive: Array, scores: Array, images: NDArray[np.bool_] | None = None) -> Ranked:
     """Sort once; equal scores form one block.
 
@@ -201,6 +224,24 @@ def weighted_average_precision(ranked: Ranked, weights: Array) -> Array:
     hits, called = np.cumsum(sick, axis=0), np.cumsum(weights, axis=0)
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)  # none drawn so far: no hit either
     return quotient(np.einsum("bs,bs->s", sick, precision), hits[-1])
+
+
+def weighted_sensitivity_at(ranked: Ranked, weights: Array, specificity: float) -> Array:
+    """The best sensitivity (sets,) at a specificity or above, of images counted `weights` (images, sets) times.
+
+    Ranked by *descending* score; nan for a set with one class only.
+    """
+    if not len(ranked.order):
+        return np.full(weights.shape[1], np.nan)
+    sick = weights * ranked.positive[:, None]
+    healthy = weights - sick
+    if len(ranked.starts) < len(weights):  # equal scores are called together
+        sick, healthy = (np.add.reduceat(images, ranked.starts, axis=0) for images in (sick, healthy))
+    hits, alarms = np.cumsum(sick, axis=0), np.cumsum(healthy, axis=0)
+    # Whole numbers apart from the bound, which may come out a little below one: 20 * (1 - 0.95) < 1.
+    allowed = alarms <= alarms[-1] * (1 - specificity) + _ROUNDING
+    caught = np.where(allowed, hits, 0.0).max(axis=0)
+    return np.where(alarms[-1] > 0, quotient(caught, hits[-1]), np.nan)
 
 
 def quotient(top: Array, bottom: Array) -> Array:

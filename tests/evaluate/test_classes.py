@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from cxr_compress.device.modelfile import ModelInfo, read_model
 from cxr_compress.device.preprocess import PreprocessSpec
@@ -76,6 +76,10 @@ def test_score_of_classes_is_that_of_scikit_learn():
     assert found.classes.confusion[2, 1] == ((truth == 2) & (said == 1)).sum()
     for k, score in enumerate(found.scores):
         assert score.auroc.value == pytest.approx(roc_auc_score(truth == k, shares[:, k]), abs=1e-6)
+        alarms, caught, _ = roc_curve(truth == k, shares[:, k], drop_intermediate=False)
+        assert score.sensitivity_at.value == pytest.approx(caught[alarms <= 0.05].max())
+        assert score.specificity_at.value == pytest.approx(1 - alarms[caught >= 0.95].min())
+        assert score.sensitivity_at.low < score.sensitivity_at.high
     as_findings = score_logits(logits, labels, PATIENTS, CLASSES, samples=2)
     assert abs(found.mean_auroc.value - as_findings.mean_auroc.value) > 0.005, "control: independent findings"
     assert (found.decisions.sum(axis=1) == 1).all()

@@ -40,7 +40,7 @@ EXPERIMENTS = REPOSITORY / "experiments"
 
 # What the reader of a README has before its first command, beside what `make_what_a_reader_has` makes: empty files, for
 # commands whose flags alone are parsed.
-NAMED_ALONE = ("kermany224", "nih", "model.pth.tar")
+NAMED_ALONE = ("kermany224", "nih", "model.pth.tar", "skin", "FILE.whl")
 # Messages of other programs, which the package does not hold.
 NOT_OURS = ("error: externally-managed-environment", "Could not locate class 'Functional'")
 
@@ -57,7 +57,10 @@ HOW: tuple[tuple[str, list[str] | None], ...] = (
     (r"^cxr_benchmark .*--layers", ["--runs=5"]),
     (r"^cxr_", []),
 )
-STAND_INS = {"run/tiny_chexnet_m50_w50_int8.tflite": SHIPPED / "tiny_chexnet_kermany_m50_w50_int8.tflite"}
+STAND_INS = {
+    name: SHIPPED / "tiny_chexnet_kermany_m50_w50_int8.tflite"
+    for name in ("run/tiny_chexnet_m50_w50_int8.tflite", "skin_run/model_m50_w50_int8.tflite")
+}
 # Here the networks are large and the data are not there: flags alone.
 ONLY_FLAGS = ("experiments/README.md", "CONTRIBUTING.md")
 _INPUT_FLAGS = (
@@ -167,6 +170,7 @@ def _step(document: str, command: Command) -> dict[str, object]:
     folder = command.flag("output_dir")
     if more is None and folder:
         leaves += [(path, str(file)) for path, file in STAND_INS.items() if path.startswith(folder)]
+        leaves += [(f"{folder}/model.keras", None)] if command.argv[0] == "cxr_train" else []
     argv = [*command.argv, *(more or [])]
     return {"argv": argv, "python": "", "parsed": more is None, "needs": needs, "leaves": leaves}
 

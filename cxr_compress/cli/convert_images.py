@@ -17,9 +17,8 @@ from cxr_compress.cli.app import Say, UsageError, reader_options
 from cxr_compress.cli.convert_source import Source
 from cxr_compress.data import DATASETS, Dataset, decode_split, load_dataset
 from cxr_compress.data.cache import open_cache_file
-from cxr_compress.data.image_rows import OTHER_NAMES
+from cxr_compress.data.image_rows import OTHER_NAMES, RESERVED, in_folder
 from cxr_compress.data.readers.base import read_dataset
-from cxr_compress.data.readers.csv_table import RESERVED
 from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES
@@ -187,7 +186,8 @@ def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: 
         return _of_split(dataset.train, spec, steps)
     for note in table.notes:
         say(f"note: {note}")
-    return image_batches(pick_evenly([path.parent / row[column] for row in table.rows], steps), spec)
+    locate = in_folder(path.parent)
+    return image_batches(pick_evenly([locate(row[column]) for row in table.rows], steps), spec)
 
 
 def _images_in(folder: Path, say: Say) -> Sequence[Path]:

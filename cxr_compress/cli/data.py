@@ -50,7 +50,7 @@ from cxr_compress.data.checks import count_images, examine, is_serious
 from cxr_compress.data.dataset import Dataset, Problem, ProblemKind, check_dataset
 from cxr_compress.data.fetch import ATTRIBUTION, FETCHABLE, SIZES, fetch, medmnist_archive
 from cxr_compress.data.readers.base import COMMON_OPTIONS, DATASETS, Missing, load_dataset, read_dataset
-from cxr_compress.data.readers.csv_table import table_bytes
+from cxr_compress.data.readers.csv_table import names_classes, table_bytes
 from cxr_compress.data.splits import Split, divide, join_splits
 from cxr_compress.device.preprocess import PreprocessSpec
 from cxr_compress.files import check_writable, write_bytes, write_text
@@ -233,7 +233,10 @@ def _split(values: flags.FlagValues) -> int:
     write_bytes(where, content)
     write_text(digest_file, _digest_line(content, where))
     if values.format == "table":
-        _print_lines(*dataset.notes, f"sha256 {digest}  {where}")
+        options = [f"table={where}", *(["label_column=label"] if names_classes(dataset) else [])]
+        options += ["color=rgb"] if dataset.color == "rgb" else []
+        again = f"--dataset=csv --options={','.join(options)} reads it"
+        _print_lines(*dataset.notes, f"sha256 {digest}  {where}", again)
     _write_counts(values.format, {**_document(dataset), "file": str(where), "sha256": digest})
     return EXIT_OK
 

@@ -116,7 +116,8 @@ def load_run_data(
         recipe: names the set, its size and the dev share.
         data_dir: where the set lies.
         decoding: is told (split name, images done, images in all).
-        preprocess: how the model to start from wants its images, at whatever size; as CheXNet where None.
+        preprocess: how the model to start from wants its images, at whatever size; where None as CheXNet,
+            gray or in color as the recipe or else the set says.
         select: which findings of the set are wanted, before any image is decoded.
         before_decoding: is called once the lists are read; what it raises spares reading the images.
 
@@ -134,7 +135,8 @@ def load_run_data(
         )
     )
     size = recipe.model.input_size
-    spec = PreprocessSpec(size, size) if preprocess is None else replace(preprocess, height=size, width=size)
+    own = PreprocessSpec(size, size, color=recipe.model.color or dataset.color)
+    spec = own if preprocess is None else replace(preprocess, height=size, width=size)
     before_decoding(dataset, spec)
 
     def decoded(split: Split) -> SplitImages:

@@ -57,7 +57,8 @@ class ModelSection(Section):
     )
     color: str = option(
         "",
-        "Whether the model is for gray or rgb images, where its file does not say it; gray unless given.",
+        "Whether the model is for gray or rgb images, where its file does not say it; a new model is for such as the "
+        "data set has, another for gray ones unless given.",
         choices=("gray", "rgb"),
     )
     match: str = option(

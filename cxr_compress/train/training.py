@@ -120,7 +120,7 @@ def run_training(
         raise DataError(f"--dataset={dataset.name} has no labels, so nothing can be learnt from it: give one that has")
     if start is not None and start.pixels.doubt:  # which cxr_train holds against dev before it comes here
         log(f"warning: {start.pixels.doubt.partition(': leave it out')[0]}")
-    spec = _base_spec(plan, start)
+    spec = _base_spec(plan, start, dataset, log)
     model, activation = _start_model(plan, start, spec, dataset, log)
     teacher = _teacher(plan, files, activation, spec, dataset)
     if activation == "softmax":
@@ -309,19 +309,27 @@ def _require_logits(original: Original) -> Original:
     return original
 
 
-def _base_spec(plan: TrainingPlan, original: Original | None) -> PreprocessSpec:
+def _base_spec(
+    plan: TrainingPlan, original: Original | None, dataset: Dataset, log: Callable[[str], None]
+) -> PreprocessSpec:
     """How images are prepared: as the model to start from was trained, else as the plan says.
+
+    Where the plan does not say whether they are gray or in color, a set of color images makes a model of color images
+    of any that takes three channels: a training for other images fits its first layer anew.
 
     Raises:
         DataError: nobody says how that model's images were prepared.
     """
-    size = plan.sizes[0]
     if original is None:
-        spec = PreprocessSpec.preset(plan.preset or "imagenet_torch", size, size)
-        return dataclasses.replace(spec, color=plan.color or "gray")
-    if original.pixels.spec is None:
+        preset = PreprocessSpec.preset(plan.preset or "imagenet_torch", plan.sizes[0], plan.sizes[0])
+        return dataclasses.replace(preset, color=plan.color or dataset.color)
+    spec = original.pixels.spec
+    if spec is None:
         raise DataError(ask_for_preset(original.path.name))
-    return original.pixels.spec
+    if not plan.color and dataset.color == "rgb" != spec.color and spec.channels == len("rgb"):
+        log(f"note: {dataset.name} has color images: {original.path.name} is trained for color (unless --color=gray)")
+        return dataclasses.replace(spec, color="rgb")
+    return spec
 
 
 def _decode(split: Split, spec: PreprocessSpec, files: TrainingFiles, listeners: Listeners) -> np.ndarray:

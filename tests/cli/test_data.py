@@ -118,7 +118,7 @@ def test_data_check_patient_leakage_ends_with_two_after_everything_is_reported(t
         (["verify"], "expected check, split, cache or fetch as the first argument"),
         (["check"], "--dataset is missing"),
         (["check", "--dataset=csv"], "--data_dir is missing"),
-        (["check", "--dataset=mnist", "--data_dir=x"], "expected a data set of chexpert, csv, images, kermany"),
+        (["check", "--dataset=mnist", "--data_dir=x"], "expected a data set of chexpert, csv, images, isic, kermany"),
         (["check", "--dataset=csv", "--data_dir=x", "more"], "expected flags only after check, got 'more'"),
         (
             ["check", "--dataset=csv", "--data_dir=x", "--options=color"],

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxr_compress.data.image_rows import find_table, is_table, notes_on_rows, read_image_row, refuse_backslashes
+from cxr_compress.data.image_rows import (
+    find_table,
+    in_folder,
+    is_table,
+    notes_on_rows,
+    read_image_row,
+    refuse_backslashes,
+)
 from cxr_compress.data.readers.base import Request
 from cxr_compress.data.table_file import Row
 from cxr_compress.errors import DataError
@@ -18,7 +25,7 @@ COLUMNS = ("path", "patient_id", "sex", "age", "view")
 
 def read(columns=COLUMNS, **cells):
     row = Row({"path": "a.png", "patient_id": "7", **cells}, 3, "t.csv", "images")
-    return read_image_row(row, Path("root"), path_column="path", columns=columns, labels=(1.0,))
+    return read_image_row(row, in_folder(Path("root")), path_column="path", columns=columns, labels=(1.0,))
 
 
 def test_row_says_what_is_known_and_what_was_not_understood():
@@ -41,6 +48,15 @@ def test_row_says_what_is_known_and_what_was_not_understood():
 def test_row_that_cannot_be_used_is_named_by_file_and_line(cells, message):
     with pytest.raises(DataError, match=message):
         read(**cells)
+
+
+def test_image_is_found_with_and_without_its_suffix(tmp_path):
+    for name in ("a.png", "b.c.jpg", "plain"):
+        (tmp_path / name).touch()
+    locate = in_folder(tmp_path)
+    assert [locate(cell).name for cell in ("a", "a.png", "b.c", "plain")] == ["a.png", "a.png", "b.c.jpg", "plain"]
+    assert locate("gone") == tmp_path / "gone"
+    assert locate("a.jpg") == tmp_path / "a.jpg", "another suffix is another file"
 
 
 def test_table_is_known_by_its_name_and_found_where_it_is_the_only_one(tmp_path):

@@ -162,6 +162,12 @@ def test_training_follows_the_set_takes_a_softmax_off_and_refuses_a_teacher_of_f
     assert "note: the head is new for left spot, which the model to start from does not answer" in log
     assert "2 classes that exclude one another: left spot, right spot" in log
     assert load_model(tmp_path / "run" / "model.keras").layers[-1].name == "logits"
+    assert found.preprocess.color == "gray"
+    in_color = dataclasses.replace(plan, options=options | {"color": "rgb"})
+    log.clear()
+    run_training(in_color, dataclasses.replace(files, output_dir=tmp_path / "color"), Listeners(log=log.append))
+    assert read_about(tmp_path / "color" / "model.keras").preprocess.color == "rgb"
+    assert "note: csv has color images: classes.keras is trained for color (unless --color=gray)" in log
     taught = dataclasses.replace(plan, distill_weight=0.5)
     files = TrainingFiles(
         tmp_path, tmp_path / "taught", tmp_path / "classes.keras", teacher_file=tmp_path / "findings.keras"

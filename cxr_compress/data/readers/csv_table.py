@@ -14,26 +14,25 @@ from cxr_compress.data.dataset import Dataset, finding_key
 from cxr_compress.data.image_rows import (
     OTHER_NAMES,
     OWN_PATIENT,
+    OWN_SPLIT,
     PATIENT_COLUMNS,
+    RESERVED,
     RowImage,
+    class_labels,
+    class_names,
     find_table,
+    in_folder,
+    make_parts,
+    notes_on_columns,
     notes_on_rows,
+    one_row_an_image,
     read_image_row,
     refuse_backslashes,
 )
-from cxr_compress.data.readers.base import Request, keep_existing, make_split, register_reader
-from cxr_compress.data.splits import Split, carve_dev, divide, join_splits
+from cxr_compress.data.readers.base import Request, keep_existing, register_reader
+from cxr_compress.data.splits import join_splits
 from cxr_compress.data.table_file import Row, column_key, decimal_comma, read_table
 from cxr_compress.errors import DataError
-
-RESERVED = (*PATIENT_COLUMNS, "sex", "age", "view", "split", "source")
-_PARTS = {
-    **dict.fromkeys(("train", "training", "train_val"), "train"),
-    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_NO_NAME = ("nan", "<na>", "null")  # what other programs write for an empty cell
-_OWN_SPLIT = "the table has no column split: dev and test are drawn by seed"
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,15 @@ class _Layout:
         return bool(self.class_column) and len(self.findings) > 1
 
 
-@dataclass(frozen=True)
-class _Record(RowImage):
-    """One row, and the split that it names."""
-
-    part: str = ""
-
-
 @register_reader(
     "csv",
     help="any set, from a table of paths, labels and, where known, patients",
     options={
         "table": "the table, where data_dir is only the folder of the images",
-        "path_column": "column of the paths, path unless given",
+        "path_column": "column of the paths, with or without suffix; path, image or image_id unless given",
         "findings": "columns of labels, joined by |; all that are not reserved unless given",
-        "class_column": "column that names the one class of each image; the findings are then the classes",
+        "label_column": "column that names the one class of each image; the findings are then the classes",
+        "class_column": "another name of label_column",
         "color": "gray (unless given) or rgb: what the images are",
         "test_fraction": "share of the patients for test in tables without a column split, 0.2 unless given",
         "attribution": "whose data this is, for reports and model files",
@@ -92,8 +85,8 @@ def read_csv(request: Request) -> Dataset:
     relative to the table's folder, or to `data_dir` if that is a folder. Names of columns are found whatever their case
     and blanks ("Patient ID", `patientId`); the notes say what was taken as what, and what was not understood.
 
-    With `class_column` (empty for unknown) the findings are its names, sorted, and exclude one another; `findings` then
-    gives their order, or the one class that is the finding.
+    With `label_column` (empty for unknown) the findings are its names, sorted, and exclude one another; `findings` then
+    gives their order, or the one class that is the finding. Columns that are not read are named in the notes.
 
     Raises:
         DataError: no table, a column missing, a row that cannot be used (with file and line), images missing.
@@ -107,11 +100,11 @@ def read_csv(request: Request) -> Dataset:
     if not layout.patient:
         notes.append(OWN_PATIENT)
     if "split" not in layout.columns:
-        notes.append(_OWN_SPLIT)
+        notes.append(OWN_SPLIT)
     return Dataset(
         "csv",
         layout.findings,
-        *_make_parts(records, layout, request),
+        *make_parts(records, layout.findings, request, has_split="split" in layout.columns),
         request.text("attribution", "not given: say whose data this is with the option attribution"),
         notes=tuple(notes),
         patient_key=f"the column {layout.patient[0]!r}" if layout.patient else "the path, for want of a patient_id",
@@ -120,10 +113,10 @@ def read_csv(request: Request) -> Dataset:
     )
 
 
-def _read_records(path: Path, root: Path, request: Request) -> tuple[list[_Record], _Layout]:
+def _read_records(path: Path, root: Path, request: Request) -> tuple[list[RowImage], _Layout]:
     """All rows, each path once."""
     path_column = request.text("path_column", "path")
-    findings, class_column = request.names("findings"), request.text("class_column")
+    findings, class_column = request.names("findings"), request.text("label_column", request.text("class_column"))
     labels = (class_column,) if class_column else findings
     chosen = {column_key(name) for name in (path_column, *labels)}
     table = read_table(
@@ -136,7 +129,7 @@ def _read_records(path: Path, root: Path, request: Request) -> tuple[list[_Recor
     )
     rows = list(table.rows)
     if class_column:
-        named = _class_names(rows, class_column)
+        named = class_names(rows, class_column, who="csv", option="label_column")
         findings = findings or named
     findings = findings or tuple(name for name in table.columns if name not in (path_column, *RESERVED))
     for name in findings:
@@ -151,62 +144,25 @@ def _read_records(path: Path, root: Path, request: Request) -> tuple[list[_Recor
     if not rows:
         raise DataError(f"csv: {path.name} has a header and no rows; expected one for each image")
     patient = tuple(name for name in PATIENT_COLUMNS if name in table.columns)
-    layout = _Layout(path_column, patient, findings, frozenset(table.columns), table.notes, class_column)
-    records: dict[Path, _Record] = {}
-    for row in rows:
-        record = _read_record(row, layout, root)
-        if record.path in records:
-            raise row.error(f"names {row[path_column]!r}, which an earlier row names; keep one row per image")
-        records[record.path] = record
-    return list(records.values()), layout
-
-
-def _class_names(rows: list[Row], column: str) -> tuple[str, ...]:
-    """The classes that a column names, sorted; refuses what is no class, or one class in two spellings."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        name = row[column]
-        if not name:
-            continue
-        if name.casefold() in _NO_NAME:
-            raise row.error(
-                f"has {name!r} in the column {column!r}, which is what other programs write for nothing; leave the "
-                "cell empty where the class is unknown, or give the class another name"
-            )
-        if (other := first.setdefault(finding_key(name), row)[column]) != name:
-            raise row.error(
-                f"has the class {name!r} in the column {column!r}, line {first[finding_key(name)].line} has {other!r}; "
-                "expected one spelling of each class"
-            )
-    return tuple(sorted(row[column] for row in first.values()))
-
-
-def _read_record(row: Row, layout: _Layout, root: Path) -> _Record:
-    """One row, checked."""
-    labels = _class_labels(row, layout) if layout.class_column else _labels(row, layout)
-    image = read_image_row(row, root, path_column=layout.path, columns=tuple(layout.columns), labels=labels)
-    part = _PARTS.get(row.get("split").lower().replace("-", "_"))
-    if part is None and "split" in layout.columns:
-        raise row.error(f"has the split {row['split']!r}; expected train, dev, val or test")
-    return _Record(**vars(image), part=part or "")
+    unread = notes_on_columns(table.columns, [path_column, *RESERVED, *(labels or findings)])
+    layout = _Layout(path_column, patient, findings, frozenset(table.columns), (*table.notes, *unread), class_column)
+    locate = in_folder(root)
+    records = [
+        read_image_row(
+            row,
+            locate,
+            path_column=path_column,
+            columns=table.columns,
+            labels=class_labels(row, class_column, findings) if class_column else _labels(row, layout),
+        )
+        for row in rows
+    ]
+    return one_row_an_image(rows, records, path_column), layout
 
 
 def _labels(row: Row, layout: _Layout) -> tuple[float, ...]:
     """One number for each finding's own column."""
     return tuple(_label(row, finding) for finding in layout.findings)
-
-
-def _class_labels(row: Row, layout: _Layout) -> tuple[float, ...]:
-    """1 for the class that the row names and 0 for the others; all NaN where it names none."""
-    name = row[layout.class_column]
-    if not name:
-        return (math.nan,) * len(layout.findings)
-    if layout.exclusive and name not in layout.findings:
-        raise row.error(
-            f"has the class {name!r} in the column {layout.class_column!r}; expected {', '.join(layout.findings)}, or "
-            "nothing (name all classes with the option findings)"
-        )
-    return tuple(float(name == finding) for finding in layout.findings)
 
 
 def _label(row: Row, finding: str) -> float:
@@ -221,24 +177,9 @@ def _label(row: Row, finding: str) -> float:
         raise row.error(
             f"has {text!r} in the column {finding!r}; expected 0, 1, a soft label between them or nothing (if this "
             "is no column of labels, name those that are with the option findings; if it names the class of each "
-            f"image, give the option class_column={finding}){decimal_comma(text)}"
+            f"image, give the option label_column={finding}){decimal_comma(text)}"
         )
     return value
-
-
-def _make_parts(records: list[_Record], layout: _Layout, request: Request) -> tuple[Split, Split, Split]:
-    """Train, dev and test as the table says, or as the seed says."""
-    if "split" not in layout.columns:
-        test_fraction = request.number("test_fraction", 0.2)
-        whole = make_split("all", records, layout.findings)
-        return divide(whole, dev_fraction=request.dev_fraction, test_fraction=test_fraction, seed=request.seed)
-    train, dev, test = (
-        make_split(name, [record for record in records if record.part == name], layout.findings)
-        for name in ("train", "dev", "test")
-    )
-    if not len(dev):
-        train, dev = carve_dev(train, fraction=request.dev_fraction, seed=request.seed)
-    return train, dev, test
 
 
 _FIELDS = {"sex": "sexes", "age": "ages", "view": "views", "source": "sources"}
@@ -247,7 +188,8 @@ _FIELDS = {"sex": "sexes", "age": "ages", "view": "views", "source": "sources"}
 def table_bytes(dataset: Dataset, root: Path) -> bytes:
     """A set as a table that `read_csv` reads again, with the same splits: UTF-8, rows sorted by path.
 
-    The same set gives the same bytes on every machine, wherever it lies.
+    Classes that exclude one another stand in one column, `label`, unless shares of them are known. The same set gives
+    the same bytes on every machine, wherever it lies.
 
     Args:
         dataset: set of image files.
@@ -268,18 +210,27 @@ def table_bytes(dataset: Dataset, root: Path) -> bytes:
     return _format(dataset, root).encode("utf-8")
 
 
+def names_classes(dataset: Dataset) -> bool:
+    """Whether the table of a set has one column that names the class of each image."""
+    labels = np.concatenate([split.labels for split in dataset.splits])
+    return dataset.exclusive and bool((np.isin(labels, (0, 1)).all(axis=1) | np.isnan(labels).all(axis=1)).all())
+
+
 def _format(dataset: Dataset, root: Path) -> str:
     """The text of the table."""
     images = join_splits(dataset.splits, "all")
     optional = [name for name, field in _FIELDS.items() if getattr(images, field) is not None]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "split", "patient_id", *optional, *dataset.findings])
+    by_name = names_classes(dataset)
+    writer.writerow(["path", "split", "patient_id", *optional, *(["label"] if by_name else dataset.findings)])
     parts = [split.name for split in dataset.splits for _ in range(len(split))]
     rows = []
     for index, (path, part, patient) in enumerate(zip(images.paths, parts, images.patients, strict=True)):
         extra = [_cell(getattr(images, _FIELDS[name])[index]) for name in optional]
-        rows.append([_relative(path, root), part, patient, *extra, *map(_cell, images.labels[index])])
+        labels = images.labels[index]
+        named = "" if math.isnan(labels[0]) else dataset.findings[int(labels.argmax())]
+        rows.append([_relative(path, root), part, patient, *extra, *([named] if by_name else map(_cell, labels))])
     writer.writerows(sorted(rows))
     return text.getvalue()
 

@@ -18,6 +18,7 @@ from cxr_compress.data.image_rows import (
     OWN_PATIENT,
     PATIENT_COLUMNS,
     find_table,
+    in_folder,
     is_table,
     notes_on_rows,
     read_image_row,
@@ -125,7 +126,8 @@ def _of_table(request: Request) -> tuple[list[ImageRecord], list[str], str]:
             f"--options='ignore={'|'.join((*ignored, *others))}'"
         )
     columns = [name for name in table.columns if name not in ignored]
-    rows = [read_image_row(row, root, path_column=path_column, columns=columns, labels=()) for row in table.rows]
+    locate = in_folder(root)
+    rows = [read_image_row(row, locate, path_column=path_column, columns=columns, labels=()) for row in table.rows]
     refuse_backslashes(rows, request.name)
     kept = keep_existing(request, {"listed": rows})[0]["listed"]
     kept = list({record.path: record for record in kept}.values())

@@ -135,7 +135,9 @@ def test_load_dataset_csv_findings_and_path_column_are_chosen_by_option(tmp_path
         DataError, match=r"line 2 of images.csv has 'free text 0' in the column 'report'; .*option findings"
     ):
         load_dataset("csv", tmp_path, options=options)
-    assert load_dataset("csv", tmp_path, options={**options, "findings": "Cough"}).findings == ("Cough",)
+    chosen = load_dataset("csv", tmp_path, options={**options, "findings": "Cough"})
+    assert chosen.findings == ("Cough",)
+    assert "columns that are not read: report, doctor" in chosen.notes
     with pytest.raises(DataError, match=r"expected the column\(s\) Fever in images.csv"):
         load_dataset("csv", tmp_path, options={**options, "findings": ["Fever"]})
 
@@ -338,6 +340,8 @@ def test_load_dataset_csv_class_column_becomes_classes_that_exclude_one_another(
     assert (dataset.findings, dataset.exclusive) == (("a", "b", "c"), True)
     np.testing.assert_array_equal(dataset.train.labels, np.array([[0, 1, 0], [1, 0, 0]], np.float32))
     np.testing.assert_array_equal(dataset.dev.labels, np.array([[math.nan] * 3, [0, 0, 1]], np.float32))
+    again = read_dataset("csv", tmp_path, options={"label_column": "kind"})
+    np.testing.assert_array_equal(again.train.labels, dataset.train.labels)
     ordered = read_dataset("csv", tmp_path, options={"class_column": "kind", "findings": "c|b|a"})
     np.testing.assert_array_equal(ordered.train.labels, dataset.train.labels[:, ::-1])
     one = read_dataset("csv", tmp_path, options={"class_column": "kind", "findings": "b"})
@@ -348,7 +352,7 @@ def test_load_dataset_csv_class_column_becomes_classes_that_exclude_one_another(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"line 2 of images.csv has 'b' in the column 'kind'; .* give the option class_column=kind\)"),
+        ({}, r"line 2 of images.csv has 'b' in the column 'kind'; .* give the option label_column=kind\)"),
         ({"class_column": "sort"}, "sort"),
         (
             {"class_column": "kind", "findings": "a|b"},

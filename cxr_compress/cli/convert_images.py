@@ -54,7 +54,7 @@ def define_calibration_flags(values: flags.FlagValues) -> None:
         " or, with --dataset, the folder of that set. Of a folder with parts train and test, train alone is taken."
     )
     flags.DEFINE_string("calibration_data", None, text, flag_values=values)
-    flags.DEFINE_enum("dataset", None, DATASETS, "Calibrate on its training part.", flag_values=values)
+    flags.DEFINE_enum("dataset", None, DATASETS, "Takes its training part.", flag_values=values)
     flags.DEFINE_list("options", [], "Options of the data set's reader, as name=value,...", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Folder of the data set; it is only read.", flag_values=values)
 

@@ -53,7 +53,7 @@ def test_train_prints_the_stages_and_writes_the_model(images, tmp_path):
         ({"model": None}, "expected --model=NAME to build a network, or --keras_model_file=FILE"),
         ({"keras_model_file": "a.keras"}, "not both"),
         ({"dataset": None}, "expected --dataset, got none"),
-        ({"dataset": "mnist"}, "flag --dataset=mnist: value should be one of <chexpert|csv|images|kermany"),
+        ({"dataset": "mnist"}, "flag --dataset=mnist: value should be one of <chexpert|csv|images|isic|kermany"),
         ({"data_dir": "nowhere"}, "expected --data_dir to exist, got 'nowhere'"),
         ({"model": None, "keras_model_file": "none.keras"}, "expected --keras_model_file to be a file"),
         ({"teacher": "none.keras"}, "expected --teacher to be a file, got 'none.keras'"),

@@ -28,19 +28,17 @@ from absl import flags
 
 from cxr_compress.cli.app import EXIT_OK, Say, UsageError, quiet_native_stderr, reader_options, run_command
 from cxr_compress.cli.convert_images import (
-    Batches,
+    CalibrationImages,
     DevImages,
-    calibration_batches,
+    calibration_images,
     calibration_set,
     check_calibration_flags,
     check_fit_flag,
     define_calibration_flags,
     define_fit_flag,
     dev_images,
-    expected_input,
     has_calibration,
     named_dataset,
-    warnings_said,
 )
 from cxr_compress.cli.convert_source import Source, load_source
 from cxr_compress.cli.device_flags import check_sign_flag, define_sign_flag, sign_written, signature_outputs
@@ -59,7 +57,7 @@ from cxr_compress.lite.pack_file import pack_file
 from cxr_compress.quant_types import TYPES
 
 if TYPE_CHECKING:
-    from cxr_compress.models import ModelAbout
+    pass
 
 
 _COLUMNS = ("file", "quant_type", "bytes", "input", "output", "zero_weights", "answers", "dB", "rank", "runs on")
@@ -208,8 +206,10 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
             info = replace(info, recipe={**info.recipe, "head": loaded.original.change.note})
         if dev is not None:
             info = _looked_at(values, dev, loaded, info, say)
-        calibration = calibration_batches(values, dataset, spec, say)
-        converted = _convert(values, loaded.frozen, calibration, spec, loaded.original.about, say)
+        calibration = calibration_images(values, dataset, spec, loaded.original.about, say)
+        if calibration is not None and calibration.varied:
+            info = replace(info, recipe={**info.recipe, "vary_images": True})
+        converted = _convert(values, loaded.frozen, calibration, spec, say)
         infos = {
             name: dev.fit(info, file, say, force=values.force) if dev else info for name, file in converted.items()
         }
@@ -226,25 +226,25 @@ def _named_by_position(source: Source, findings: tuple[str, ...]) -> Source:
     return replace(source, original=replace(source.original, names=names))
 
 
-def _convert(  # noqa: PLR0917 - what is converted, and what is known of it
+def _convert(
     values: flags.FlagValues,
     frozen: FrozenFunction,
-    calibration: Batches | None,
+    calibration: CalibrationImages | None,
     spec: PreprocessSpec,
-    about: ModelAbout | None,
     say: Say,
 ) -> dict[str, LiteModel]:
     """All files, not packed yet."""
-    with warnings_said(say):
-        return convert(
-            frozen,
-            list(values.quant_type),
-            calibration=calibration,
-            pixels=spec if spec.input == "uint8" else None,
-            progress=say,
-            expected_input=expected_input(spec, about),
-            **convert_options(values).to_dict(),
-        )
+    options = convert_options(values).to_dict()
+    if calibration is not None:  # copies come on top of what the user asked for
+        options["calibration_steps"] = max(calibration.count, values.calibration_steps)
+    return convert(
+        frozen,
+        list(values.quant_type),
+        calibration=None if calibration is None else calibration.batches,
+        pixels=spec if spec.input == "uint8" else None,
+        progress=say,
+        **options,
+    )
 
 
 def _check_usage(values: flags.FlagValues, arguments: list[str]) -> None:

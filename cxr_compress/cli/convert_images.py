@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -22,18 +20,20 @@ from cxr_compress.data.readers.base import read_dataset
 from cxr_compress.data.splits import Split
 from cxr_compress.data.table_file import read_table
 from cxr_compress.device.decode import IMAGE_SUFFIXES
-from cxr_compress.device.preprocess import normalize
+from cxr_compress.device.preprocess import load_uint8, normalize
 from cxr_compress.device.sources import look_into
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 from cxr_compress.evaluate import Match, file_logits, fit_info, fittable, match_findings
 from cxr_compress.evaluate.first_look import FirstLook, settle_on_dev, take_first_look
 from cxr_compress.lite.calibration import (
-    CalibrationWarning,
+    MIN_IMAGES,
     ExpectedInput,
-    image_batches,
+    calibration_warnings,
+    collect_images,
     pick_evenly,
 )
+from cxr_compress.quant_types import TYPES
 
 if TYPE_CHECKING:
     from cxr_compress.device.modelinfo import ModelInfo
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _CACHE = ".npy"
 _TABLES = (".csv", ".csv.gz")
 _PATH = "path"
-Batches = Iterator[np.ndarray]
+Pixels = np.ndarray
 
 
 def define_calibration_flags(values: flags.FlagValues) -> None:
@@ -57,6 +57,11 @@ def define_calibration_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("dataset", None, DATASETS, "Takes its training part.", flag_values=values)
     flags.DEFINE_list("options", [], "Options of the data set's reader, as name=value,...", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Folder of the data set; it is only read.", flag_values=values)
+    text = (
+        "Where the calibration images have no labels: take the ranges of the integer types from varied copies of them "
+        "too. Ranges of images of healthy people alone cut off what the model answers to the ill."
+    )
+    flags.DEFINE_boolean("vary_images", True, text, flag_values=values)
 
 
 def check_calibration_flags(values: flags.FlagValues) -> None:
@@ -97,63 +102,80 @@ def named_dataset(values: flags.FlagValues) -> Dataset | None:
     return load_dataset(values.dataset, where, options=reader_options(values.options))
 
 
-def calibration_batches(
-    values: flags.FlagValues, dataset: Dataset | None, spec: PreprocessSpec, say: Say
-) -> Batches | None:
-    """Calibration images as batches, read when asked for; None where the user names none.
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Images that ranges come from and answers are compared on.
+
+    Attributes:
+        batches: of one image, preprocessed.
+        count: how many.
+        varied: whether copies are among them.
+    """
+
+    batches: Iterator[np.ndarray]
+    count: int
+    varied: bool
+
+
+def calibration_images(
+    values: flags.FlagValues, dataset: Dataset | None, spec: PreprocessSpec, about: ModelAbout | None, say: Say
+) -> CalibrationImages | None:
+    """The calibration images, and varied copies where nobody knows what they show; None where the user names none.
 
     Args:
         values: the flags.
         dataset: what `named_dataset` gave.
         spec: how images become the input.
-        say: is told what is taken of a folder.
+        about: what the model's file says of the images it was trained on; others are warned of.
+        say: is told what is taken of a folder, and what is odd about the images.
 
     Raises:
-        DataError: there is nothing of the kind, or it cannot be used.
+        DataError: there is nothing of the kind, it cannot be used, or there are too few.
     """
     if not has_calibration(values):
         return None
+    images, labeled = _read_images(values, dataset, spec, say)
+    calibrated = any(TYPES[name].calibrated for name in values.quant_type)
+    # The user's own images are judged, before copies hide that they are all alike or too few.
+    checked = collect_images(
+        iter(normalize(images, spec)[:, np.newaxis]),
+        spec.input_shape,
+        values.calibration_steps,
+        dtype=np.uint8 if spec.input == "uint8" else np.float32,
+        least=MIN_IMAGES if calibrated else 1,
+    )
+    for line in calibration_warnings(checked, _expected_input(spec, about)):
+        say(f"warning: {line}")
+    varied = calibrated and not labeled and values.vary_images
+    if varied:
+        from cxr_compress.structured import vary_images
+
+        images = vary_images(images)
+        say(f"calibrating on {len(checked)} images and varied copies of them, {len(images)} in all (--vary_images)")
+        checked = normalize(images, spec)
+    return CalibrationImages(iter(checked[:, np.newaxis]), len(checked), varied)
+
+
+def _read_images(
+    values: flags.FlagValues, dataset: Dataset | None, spec: PreprocessSpec, say: Say
+) -> tuple[Pixels, bool]:
+    """At most --calibration_steps of them as uint8, and whether they have labels."""
     steps = values.calibration_steps
     if dataset is not None:
         for note in dataset.notes:
             say(f"note: {note}")
-        return _of_split(dataset.train, spec, steps)
+        return _of_split(dataset.train, spec, steps), dataset.labeled
     where = Path(values.calibration_data)
     kind = _kind(where)
     if kind == _CACHE:
         rows = open_cache_file(where, spec)
-        chosen = np.stack([rows[row] for row in pick_evenly(range(len(rows)), steps)])
-        return iter(normalize(chosen, spec)[:, np.newaxis])
+        return np.stack([rows[row] for row in pick_evenly(range(len(rows)), steps)]), False
     if kind:
         return _of_table(where, reader_options(values.options), spec, steps, say)
-    return image_batches(pick_evenly(_images_in(where, say), steps), spec)
+    return _of_files(_images_in(where, say), spec, steps), False
 
 
-@contextlib.contextmanager
-def warnings_said(say: Say) -> Iterator[None]:
-    """Tell the user what is odd about the images; Python would write it to a stderr that is held back."""
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(  # noqa: PLR0917 - as Python calls it
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, CalibrationWarning):
-                say(f"warning: {message}")
-            else:
-                shown(message, category, filename, lineno, file, line)
-
-        warnings.simplefilter("always", CalibrationWarning)
-        warnings.showwarning = show
-        yield
-
-
-def expected_input(spec: PreprocessSpec, about: ModelAbout | None) -> ExpectedInput:
+def _expected_input(spec: PreprocessSpec, about: ModelAbout | None) -> ExpectedInput:
     """What the images should look like: as the model was trained, where its file says that, else as the flags say."""
     if about is None:
         return ExpectedInput.of(spec)
@@ -170,12 +192,15 @@ def _kind(path: Path) -> str:
     return _CACHE if name.endswith(_CACHE) else ".csv" if name.endswith(_TABLES) else ""
 
 
-def _of_split(images: Split, spec: PreprocessSpec, steps: int) -> Batches:
-    chosen = images.take(pick_evenly(range(len(images)), steps))
-    return iter(normalize(decode_split(chosen, spec), spec)[:, np.newaxis])
+def _of_split(images: Split, spec: PreprocessSpec, steps: int) -> Pixels:
+    return decode_split(images.take(pick_evenly(range(len(images)), steps)), spec)
 
 
-def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int, say: Say) -> Batches:
+def _of_files(paths: Sequence[Path], spec: PreprocessSpec, steps: int) -> Pixels:
+    return np.stack([load_uint8(path, spec) for path in pick_evenly(paths, steps)])
+
+
+def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: int, say: Say) -> tuple[Pixels, bool]:
     """The training part of a table with labels, as the reader of data sets parts it; all of one with paths alone."""
     column = options.get("path_column", _PATH)
     table = read_table(path, who="csv", needed=(column,), optional=RESERVED, other_names=OTHER_NAMES, exact=True)
@@ -183,11 +208,11 @@ def _of_table(path: Path, options: dict[str, str], spec: PreprocessSpec, steps: 
         dataset = read_dataset("csv", path, options=options)
         for note in dataset.notes:
             say(f"note: {note}")
-        return _of_split(dataset.train, spec, steps)
+        return _of_split(dataset.train, spec, steps), True
     for note in table.notes:
         say(f"note: {note}")
     locate = in_folder(path.parent)
-    return image_batches(pick_evenly([locate(row[column]) for row in table.rows], steps), spec)
+    return _of_files([locate(row[column]) for row in table.rows], spec, steps), False
 
 
 def _images_in(folder: Path, say: Say) -> Sequence[Path]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from cxr_compress.device.image_checks import ImageStatistics
-from cxr_compress.device.preprocess import pixel_table, preprocess
+from cxr_compress.device.preprocess import pixel_table
 from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
 
@@ -67,16 +66,6 @@ def pick_evenly(items: Sequence[_Item], count: int) -> list[_Item]:
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def image_batches(paths: Sequence[Path], spec: PreprocessSpec) -> Iterator[np.ndarray]:
-    """Batches of one image, read and preprocessed when asked for.
-
-    Raises:
-        DataError: a file cannot be read as an image.
-    """
-    for path in paths:
-        yield preprocess(path, spec)[np.newaxis]
 
 
 def _single_images(

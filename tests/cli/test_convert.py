@@ -15,10 +15,12 @@ import tensorflow as tf
 
 from cxr_compress.cli.convert import main
 from cxr_compress.device import INTENDED_USE, Classifier, read_model
-from cxr_compress.device.preprocess import PreprocessSpec, preprocess
+from cxr_compress.device.preprocess import PreprocessSpec, load_uint8, normalize, preprocess
 from cxr_compress.device.runner import Runner
+from cxr_compress.lite import convert
 from cxr_compress.models import ModelAbout
 from cxr_compress.models.files import save_model
+from cxr_compress.structured import vary_images
 from tests.cli.runner import errors_of
 from tests.lite import nets
 
@@ -148,6 +150,28 @@ def test_convert_is_deterministic(folder: Path, tmp_path: Path, capsys: pytest.C
         flags = [f"--output_file={tmp_path / name}", "--quant_type=int8", f"--calibration_data={folder / 'images'}"]
         assert call(folder, capsys, *flags)[0] == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_convert_takes_ranges_from_varied_copies_where_images_have_no_labels(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = f"--calibration_data={folder / 'images'}"
+    code, printed = call(folder, capsys, f"--output_file={tmp_path / 'copies'}", "--quant_type=int8", images)
+    assert (code, "on 20 images and varied copies of them, 260 in all" in printed.err) == (0, True)
+    flags = [f"--output_file={tmp_path / 'plain'}", "--quant_type=int8", images, "--novary_images"]
+    code, printed = call(folder, capsys, *flags)
+    assert (code, "varied" in printed.err) == (0, False)
+    recipes = {name: read_model(tmp_path / name).info.recipe for name in ("copies", "plain")}
+    assert [recipes[name].get("vary_images") for name in recipes] == [True, None]
+    spec = read_model(tmp_path / "plain").info.preprocess
+    pixels = np.stack([load_uint8(path, spec) for path in sorted((folder / "images").rglob("*.png"))])
+    answers = {name: Runner(read_model(tmp_path / name).content)(normalize(pixels, spec)) for name in recipes}
+    # Equal to the same by hand, bit for bit; each is the control of the other.
+    for name, given in {"copies": vary_images(pixels), "plain": pixels}.items():
+        options: dict[str, Any] = {"calibration": [normalize(given, spec)], "calibration_steps": 300}
+        content = convert(nets.chain(), "int8", **options).content
+        np.testing.assert_array_equal(answers[name], Runner(content)(normalize(pixels, spec)))
+    assert np.abs(answers["copies"] - answers["plain"]).max() > 0
 
 
 def test_convert_without_labels_numbers_the_findings(
@@ -318,6 +342,7 @@ def test_convert_with_the_int8_flags_reports_layers_pairs_and_fallback_as_json(
         "calibration_method": "minmax",
         "auto_fallback": 1,
         "layer_report": True,
+        "vary_images": True,
     }
     (before,) = json.loads(plain.out)["files"]
     assert before["sha256"] != entry["sha256"]
@@ -360,7 +385,7 @@ def test_convert_of_contradicting_int8_flags_ends_with_one_line_and_code_2(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     given = [flag.replace("FOLDER", str(folder)) for flag in flags]
-    target = [f"--output_file={tmp_path / 'x.tflite'}", f"--calibration_data={folder / 'images'}"]
+    target = [f"--output_file={tmp_path / 'x.tflite'}", f"--calibration_data={folder / 'images'}", "--novary_images"]
     code, printed = call(folder, capsys, *target, *given)
     assert (code, printed.out) == (2, "")
     errors = errors_of(printed.err)

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(folder: Path, target: Path, model: str, *flags: str) -> int:
     source = [PRESET, f"--keras_model_file={folder / model}", f"--output_file={target}", "--edgetpu"]
-    return main([*source, f"--calibration_data={folder / 'images'}", *flags])
+    return main([*source, f"--calibration_data={folder / 'images'}", "--novary_images", *flags])
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8"])

@@ -33,7 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags_of(folder: Path, target: Path, *more: str) -> list[str]:
     images = f"--calibration_data={folder / 'images'}"
-    return [PRESET, f"--keras_model_file={folder / 'model.keras'}", f"--output_file={target}", images, *more]
+    return [
+        PRESET,
+        f"--keras_model_file={folder / 'model.keras'}",
+        f"--output_file={target}",
+        images,
+        "--novary_images",
+        *more,
+    ]
 
 
 def test_convert_with_other_ends_writes_files_that_the_device_runs(

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_compress.device.preprocess import preprocess
-from cxr_compress.device.spec import PreprocessSpec
 from cxr_compress.errors import DataError
-from cxr_compress.lite.calibration import MIN_IMAGES, collect_images, image_batches, pick_evenly
+from cxr_compress.lite.calibration import MIN_IMAGES, collect_images, pick_evenly
 from tests.lite import nets
 
 SHAPE = (8, 8, 3)
@@ -86,21 +82,3 @@ def test_pick_evenly_gives_distinct_items_in_order_from_the_whole_length(length:
     assert picked == sorted(set(picked))
     gaps = np.diff([*picked, length])
     assert gaps.max() - gaps.min() <= 1  # nowhere denser than elsewhere
-
-
-def test_image_batches_are_preprocessed_as_on_the_device(tmp_path: Path) -> None:
-    paths = []
-    for number in range(3):
-        image = np.random.default_rng(number).integers(0, 256, (20, 24), np.uint8)
-        paths.append(tmp_path / f"{number}.png")
-        assert cv2.imwrite(str(paths[-1]), image)
-    spec = PreprocessSpec(8, 8)
-    batches = list(image_batches(paths, spec))
-    assert [batch.shape for batch in batches] == [(1, 8, 8, 3)] * 3
-    for path, batch in zip(paths, batches, strict=True):
-        assert np.array_equal(batch[0], preprocess(path, spec))
-
-
-def test_image_batches_with_a_missing_file_fails(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"missing\.png"):
-        list(image_batches([tmp_path / "missing.png"], PreprocessSpec(8, 8)))

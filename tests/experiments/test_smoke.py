@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,13 @@ def test_few_images_smoke_gives_a_line_for_every_kind_and_way():
         ("normal", "varied"),
     ]
     assert all(float(row["logit_distance"]) > 0 for row in rows)
+
+
+def test_few_images_plot_draws_a_committed_table(tmp_path):
+    shutil.copy(RESULTS / "few_images_kermany.csv", tmp_path)
+    script, table = EXPERIMENTS / "few_images_plot.py", tmp_path / "few_images_kermany.csv"
+    subprocess.run([sys.executable, str(script), f"--table={table}"], cwd=REPOSITORY, check=True)
+    assert (tmp_path / "few_images_kermany.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_parent_smoke_sets_what_is_inherited_beside_a_smaller_input():

@@ -213,6 +213,15 @@ def test_few_images_plot_draws_a_committed_table(tmp_path):
     assert (tmp_path / "few_images_kermany.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_ladder_smoke_judges_the_whole_network_and_a_pruned_one():
+    shown = run("ladder.py", "--rungs=m50", "--bootstrap_samples=50")
+    rows = list(csv.DictReader(shown[shown.index("test,rung") :].splitlines()))
+    assert [(row["test"], row["rung"]) for row in rows] == [("official", "int8"), ("official", "m50")]
+    assert int(rows[1]["macs"]) <= 0.5 * int(rows[0]["macs"])
+    # Random weights: nothing can be shown of any finding, and nothing is.
+    assert {row["not enough images"] for row in rows} == {"5"}
+
+
 def test_parent_smoke_sets_what_is_inherited_beside_a_smaller_input():
     shown = run("parent.py", "--rows=inherited,smaller", "--target_macs=0.5", "--epochs=1")
     rows = {row["row"]: row for row in csv.DictReader(shown[shown.index("row,target") :].splitlines())}

@@ -6,8 +6,8 @@ Command:  python experiments/ladder.py --keras_model_file=lite0_nih14/model.kera
 Time:     5 to 8 minutes a rung for EfficientNet-Lite0 at 128 px on two idle cores; every finished rung is kept: the
           same command goes on.
 Result:   in --run_dir a run folder for each rung and what its file says of all test images; at the end, and with
-          --table_only, a JSON with what compression did to each finding, a .csv of rungs (bytes, MACs, time, mean AUROC,
-          verdicts), a .csv of findings beside it and a plot. The time of every file is measured turn by turn in one run.
+          --table_only, a JSON with what compression did to each finding, a .csv of rungs (bytes, MACs, time, mean
+          AUROC, verdicts), a .csv of findings beside it and a plot. Files are timed turn by turn in one run.
 
 rungs:    int8 (the whole network), then 0.5, 0.25 and 0.12 of the MACs, each without and with half of the remaining
           weights zero (w50), all int8. The reference is the original as float32.

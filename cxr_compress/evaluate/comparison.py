@@ -20,6 +20,7 @@ from cxr_compress.evaluate.verdict import Judged, judge
 from cxr_compress.metrics import (
     Interval,
     Loss,
+    count_carriers,
     interval,
     mean_samples,
     same_order,
@@ -240,13 +241,14 @@ def _changes(reference: Evaluation, candidate: Evaluation, margin: float, *, lab
         raise DataError("a comparison needs evaluations that keep what they resampled: score both with score_logits")
     drops = reference.drawn.auroc - candidate.drawn.auroc
     ap_drops = reference.drawn.average_precision - candidate.drawn.average_precision
-    losses, reasons, intervals, decided = [], [], [], []
+    losses, reasons, intervals, carriers, decided = [], [], [], [], []
     for k, (before, after) in enumerate(zip(reference.scores, candidate.scores, strict=True)):
         same = same_order(reference.ranking[:, k], candidate.ranking[:, k])
-        carriers = min(before.positives, before.negatives)
-        losses.append(Loss.of(before.auroc.value - after.auroc.value, drops[:, k], carriers, same=same))
-        intervals.append(interval(losses[k].value, drops[:, k]))
-        few = "" if before.enough_data else f"{NOT_ENOUGH_DATA} ({carriers} of the rarer class)"
+        images = min(before.positives, before.negatives)
+        carriers.append(count_carriers(reference.labels[:, k], reference.patients))
+        losses.append(Loss.of(before.auroc.value - after.auroc.value, drops[:, k], images, carriers[k], same=same))
+        intervals.append(interval(losses[k].value, drops[:, k], carriers=carriers[k]))
+        few = "" if before.enough_data else f"{NOT_ENOUGH_DATA} ({images} of the rarer class)"
         reasons.append(few or no_better_than_chance(before.auroc))
         decided.append(_decide(reference, candidate, k))
     verdicts = judge(losses, margin, reasons) if labeled else [None] * len(losses)
@@ -255,7 +257,9 @@ def _changes(reference: Evaluation, candidate: Evaluation, margin: float, *, lab
             before,
             after,
             intervals[k],
-            interval(before.average_precision.value - after.average_precision.value, ap_drops[:, k]),
+            interval(
+                before.average_precision.value - after.average_precision.value, ap_drops[:, k], carriers=carriers[k]
+            ),
             verdicts[k],
             decided[k],
             (reasons[k] or _note(intervals[k])) if labeled else "",
@@ -322,7 +326,8 @@ def _drop(of_class: Flags, right_before: Flags, right_after: Flags, reference: E
         return UNDEFINED
     lost = np.where(of_class, right_before.astype(np.float64) - right_after, np.nan)
     drawn = mean_samples(lost[:, None], reference.patients, samples=reference.samples, seed=reference.seed)
-    return interval(float(np.nanmean(lost)), drawn[:, 0])
+    carriers = len(np.unique(np.asarray(reference.patients)[of_class]))
+    return interval(float(np.nanmean(lost)), drawn[:, 0], carriers=carriers)
 
 
 def _per_thousand(share: Interval) -> Interval:

@@ -21,13 +21,13 @@ from cxr_compress.evaluate.score import Evaluation
 from cxr_compress.metrics import (
     LEVEL,
     Interval,
-    Loss,
     auroc_per_finding,
     auroc_samples,
     bootstrap_mean,
     categorical_cross_entropy,
     class_log_odds,
     interval,
+    power_of,
 )
 
 Array = npt.NDArray[np.float64]
@@ -297,7 +297,7 @@ class Gate:
         the interval shows.
         """
         spread = (drop.high - drop.low) / (2 * NormalDist().inv_cdf(1 - LEVEL))
-        return cls(drop.value, drop.high, max_loss, margin, Loss(drop.value, max(spread, 0.0), 0).power(margin))
+        return cls(drop.value, drop.high, max_loss, margin, power_of(spread, margin))
 
     @property
     def small_loss(self) -> bool:

@@ -22,6 +22,7 @@ from cxr_compress.metrics import (
     Loss,
     auroc_per_finding,
     auroc_samples,
+    count_carriers,
     count_images,
     interval,
     mean_samples,
@@ -178,7 +179,7 @@ def _measure(reference: Evaluation, candidate: Evaluation, group: str, images: F
     rows = []
     for place, column in enumerate(columns):
         drop, drawn = float(before[place] - after[place]), drawn_before[:, place] - drawn_after[:, place]
-        carriers = int(min(positives[column], negatives[column]))
+        rarer, carriers = int(min(positives[column], negatives[column])), count_carriers(truth[:, place], patients)
         same = same_order(rankings[0][:, place], rankings[1][:, place])
         mean_lost = math.nan if np.isnan(lost[:, place]).all() else float(np.nanmean(lost[:, place]))
         rows.append(
@@ -186,9 +187,9 @@ def _measure(reference: Evaluation, candidate: Evaluation, group: str, images: F
                 group,
                 reference.findings[column],
                 (int(positives[column]), int(negatives[column])),
-                Loss.of(drop, drawn, carriers, same=same),
-                interval(drop, drawn),
-                UNDEFINED if math.isnan(mean_lost) else interval(mean_lost, drawn_lost[:, place]),
+                Loss.of(drop, drawn, rarer, carriers, same=same),
+                interval(drop, drawn, carriers=carriers),
+                UNDEFINED if math.isnan(mean_lost) else interval(mean_lost, drawn_lost[:, place], carriers=carriers),
             )
         )
     return rows

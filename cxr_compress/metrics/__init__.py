@@ -13,6 +13,7 @@ from cxr_compress.metrics.bootstrap import (
     average_precision_samples,
     bootstrap_auroc,
     bootstrap_mean,
+    count_carriers,
     count_comparable_images,
     interval,
     mean_samples,
@@ -36,7 +37,7 @@ from cxr_compress.metrics.decisions import (
     sensitivity_specificity,
     softmax,
 )
-from cxr_compress.metrics.margin import LEVEL, WANTED_POWER, Loss, holm
+from cxr_compress.metrics.margin import LEVEL, WANTED_POWER, Loss, holm, power_of
 from cxr_compress.metrics.ranking import (
     auroc,
     auroc_per_finding,
@@ -67,6 +68,7 @@ __all__ = [
     "class_hits",
     "class_log_odds",
     "confusion_matrix",
+    "count_carriers",
     "count_comparable_images",
     "count_images",
     "expected_calibration_error",
@@ -76,6 +78,7 @@ __all__ = [
     "mean_auroc",
     "mean_samples",
     "mid_ranks",
+    "power_of",
     "predicted_classes",
     "same_order",
     "sensitivity_at",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -173,23 +175,60 @@ def mean_samples(values: ArrayLike, groups: Groups, *, samples: int = 1000, seed
     return np.concatenate([quotient(top, bottom) for top, bottom in rows])
 
 
-def interval(value: float, drawn: Array, *, level: float = 0.95) -> Interval:
+def interval(value: float, drawn: Array, *, level: float = 0.95, carriers: int | None = None) -> Interval:
     """A percentile interval from resampled values.
 
     Args:
         value: the measurement itself.
         drawn: (samples,) the same measurement on each resampled set; nan ones are left out.
         level: the share of them inside the interval.
+        carriers: how many patients have the rarer class; the interval is widened for how few they are. None: it is not.
 
     Returns:
-        Nan bounds if the value is undefined or fewer than half of the resampled sets define it: then too few
-        patients carry the rarer class for any interval.
+        Nan bounds if the value is undefined, fewer than half of the resampled sets define it or there is one carrier:
+        then too few patients carry the rarer class for any interval.
+
+    Source: the wider one is the expanded percentile interval of Hesterberg 2015, "What teachers should know about the
+    bootstrap", which is as wide for a mean as Student's.
     """
     defined = drawn[~np.isnan(drawn)]
     if np.isnan(value) or 2 * len(defined) < len(drawn) or not len(defined):
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    outside = (1 - level) / 2
+    if carriers is not None:
+        if carriers <= 1:
+            return Interval(value, float("nan"), float("nan"))
+        wide = student_of(-NormalDist().inv_cdf(outside), carriers - 1) * math.sqrt(carriers / (carriers - 1))
+        outside = NormalDist().cdf(-wide)
+    low, high = np.quantile(defined, [outside, 1 - outside])
     return Interval(value, float(low), float(high))
+
+
+def count_carriers(labels: ArrayLike, groups: Groups) -> int:
+    """How many patients have an image of the class, 1 or 0, that fewer of them have.
+
+    Args:
+        labels: (n,) 0, 1 or nan.
+        groups: (n,) the patient of each image.
+    """
+    truth, patients = np.asarray(labels, np.float64), np.asarray(groups)
+    return min(len(np.unique(patients[truth == side])) for side in (0.0, 1.0))
+
+
+def student_of(z: float, degrees: int) -> float:
+    """The number of Student's distribution that is as extreme as `z` is among normal ones; `normal_of` undoes it.
+
+    Source: Wallace 1959, "Bounds on normal approximations to Student's and the chi-square distributions"; off by less
+    than 2 % from 5 degrees of freedom up, for |z| up to 3.
+    """
+    bent = z * (8 * degrees + 3) / (8 * degrees + 1)
+    return math.copysign(math.sqrt(degrees * math.expm1(bent * bent / degrees)), z)
+
+
+def normal_of(t: float, degrees: int) -> float:
+    """The normal number that is as extreme as `t` is in Student's distribution."""
+    bent = math.sqrt(degrees * math.log1p(t * t / degrees))
+    return math.copysign(bent * (8 * degrees + 1) / (8 * degrees + 3), t)
 
 
 def bootstrap_mean(values: Array, drawn: Array, *, level: float = 0.95) -> Interval:

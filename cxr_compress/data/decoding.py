@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_compress.data.splits import Split
-from cxr_compress.device.preprocess import PreprocessSpec, prepare, resize_uint8, to_uint8
+from cxr_compress.device.preprocess import Prepared, PreprocessSpec, prepare, resize_uint8, to_uint8
 from cxr_compress.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -31,7 +31,7 @@ _WAITING = 3  # tasks queued per worker, so that no core waits while the caller 
 
 
 class ImageNoteWarning(UserWarning):
-    """Images of a set were not read as their files declare, for instance because they use 12 of 16 bits."""
+    """Images of a set were not read as their files declare (say, 12 of 16 bits), or are smaller than the model's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class Chunk:
         images: uint8 (images, height, width[, 3]); rows of bad images hold anything.
         bad: (row, reason) of the images that cannot be used.
         notes: (row, note) of the images that a person should know something about.
+        small: (row, (height, width)) of the images that have fewer pixels than the model takes, either way.
         sources: digest of what was decoded (file contents, or the split's own pixels); empty unless asked for.
     """
 
@@ -50,6 +51,7 @@ class Chunk:
     images: Pixels
     bad: tuple[tuple[int, str], ...]
     notes: tuple[tuple[int, str], ...]
+    small: tuple[tuple[int, tuple[int, int]], ...]
     sources: str
 
 
@@ -58,16 +60,16 @@ def image_shape(spec: PreprocessSpec) -> tuple[int, ...]:
     return (spec.height, spec.width) if spec.color == "gray" else (spec.height, spec.width, 3)
 
 
-def decode_image(split: Split, row: int, spec: PreprocessSpec) -> tuple[Pixels, tuple[str, ...]]:
-    """One image of a split, from its file or from the split's own pixels, and notes about its file.
+def decode_image(split: Split, row: int, spec: PreprocessSpec) -> Prepared:
+    """One image of a split, from its file or from the split's own pixels.
 
     Raises:
         DataError: the image cannot be used.
     """
     if split.paths:
-        prepared = prepare(split.paths[row], spec)
-        return prepared.pixels, prepared.notes
-    return resize_uint8(to_uint8(own_pixels(split)[row], spec), spec), ()
+        return prepare(split.paths[row], spec)
+    image = to_uint8(own_pixels(split)[row], spec)
+    return Prepared(resize_uint8(image, spec), image)
 
 
 def decode_chunks(
@@ -105,6 +107,7 @@ def decode_chunks(
     upcoming = deque(chunks)
     bad: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
+    small: list[tuple[int, tuple[int, int]]] = []
     try:
         while upcoming or waiting:
             # Two chunks at least: one is being written by the caller while the other is decoded.
@@ -124,11 +127,13 @@ def decode_chunks(
             chunk = _join(rows, images, results, digests=digests)
             bad += chunk.bad
             notes += chunk.notes
+            small += chunk.small
             yield chunk
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     _refuse_bad(split, bad)
     _warn_of_notes(split, notes)
+    _warn_of_small(split, small, sum(map(len, chunks)), spec)
 
 
 def source_digests(
@@ -170,6 +175,18 @@ def _warn_of_notes(split: Split, notes: Sequence[tuple[int, str]]) -> None:
     warnings.warn(text, ImageNoteWarning, stacklevel=4)
 
 
+def _warn_of_small(split: Split, small: Sequence[tuple[int, tuple[int, int]]], read: int, spec: PreprocessSpec) -> None:
+    """Enlarged images are blurred: what is small in them is lost, and sharpness may tell where an image comes from."""
+    if not small:
+        return
+    height, width = min((size for _, size in small), key=lambda size: size[0] * size[1])
+    text = (
+        f"{len(small)} of the {read} images read of {split.name} have fewer pixels than the {spec.height} x "
+        f"{spec.width} that the model takes and are enlarged; the smallest has {height} x {width}"
+    )
+    warnings.warn(text, ImageNoteWarning, stacklevel=4)
+
+
 @dataclass(frozen=True)
 class _Done:
     """The result of one task; its pixels are in the chunk's array already."""
@@ -177,30 +194,37 @@ class _Done:
     rows: range
     bad: tuple[tuple[int, str], ...]
     notes: tuple[tuple[int, str], ...]
+    small: tuple[tuple[int, tuple[int, int]], ...]
     digests: tuple[bytes, ...]
 
 
 def _decode(split: Split, spec: PreprocessSpec, rows: range, *, first: int, images: Pixels, digests: bool) -> _Done:
     bad: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
+    small: list[tuple[int, tuple[int, int]]] = []
     sources: list[bytes] = []
     for row in rows:
         # Before decoding: should the image change in between, its digest is the old one and the change is noticed.
         if digests:
             sources.append(_image_digest(split, row))
         try:
-            images[row - first], texts = decode_image(split, row, spec)
-            notes += ((row, text) for text in texts)
+            prepared = decode_image(split, row, spec)
+            images[row - first] = prepared.pixels
+            notes += ((row, text) for text in prepared.notes)
+            height, width = prepared.image.shape[:2]
+            if height < spec.height or width < spec.width:
+                small.append((row, (height, width)))
         except DataError as error:
             bad.append((row, str(error)))
-    return _Done(rows, tuple(bad), tuple(notes), tuple(sources))
+    return _Done(rows, tuple(bad), tuple(notes), tuple(small), tuple(sources))
 
 
 def _join(rows: range, images: Pixels, results: Sequence[_Done], *, digests: bool) -> Chunk:
     bad = tuple(failed for result in results for failed in result.bad)
     notes = tuple(note for result in results for note in result.notes)
+    small = tuple(image for result in results for image in result.small)
     sources = _combine(digest for result in results for digest in result.digests) if digests else ""
-    return Chunk(rows, images, bad, notes, sources)
+    return Chunk(rows, images, bad, notes, small, sources)
 
 
 def _rows(into: Pixels | None, rows: range, spec: PreprocessSpec) -> Pixels:

@@ -208,6 +208,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.filterwarnings("ignore:.* images read of train have fewer pixels")  # of 24 px, cached at 48
 def test_disk_that_fills_in_mid_cache_keeps_the_old_cache_and_the_chunks_that_are_done(
     tmp_path, tiny_disk, small_chunks
 ) -> None:

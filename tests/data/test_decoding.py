@@ -130,3 +130,19 @@ def test_decode_split_says_once_how_many_images_were_not_read_as_declared(tmp_pa
     (text,) = [str(warning.message) for warning in told]
     assert text.startswith("4 of the 12 images in train need a look, the first is image 1: it uses 12 of 16 bits")
     assert "name0" not in text
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_decode_split_counts_images_that_have_fewer_pixels_than_the_model_takes(tmp_path, own) -> None:
+    split = make_split(tmp_path, [f"{number}.png" for number in range(6)], size=24)
+    for path in split.paths[:2]:
+        draw(path, seed=0, size=12)
+    if own:
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 12, 12), np.uint8)
+        split = Split("train", (), split.labels, split.patients, pixels=pixels)
+    with pytest.warns(ImageNoteWarning) as told:
+        decode_split(split, PreprocessSpec(20, 20))
+    (text,) = [str(warning.message) for warning in told]
+    assert text.startswith(f"{6 if own else 2} of the 6 images read of train have fewer pixels than the 20 x 20")
+    assert text.endswith("enlarged; the smallest has 12 x 12")
+    decode_split(split, PreprocessSpec(12, 12))  # control: no warning, which would be an error

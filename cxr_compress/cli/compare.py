@@ -44,6 +44,8 @@ from cxr_compress.cli.scored_set import (
     say_what_to_know,
 )
 from cxr_compress.data import Dataset, Split, decode_split
+from cxr_compress.device.benchmark import measure_together
+from cxr_compress.device.modelfile import read_model
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import CompressionError, DataError
 from cxr_compress.evaluate import (
@@ -63,6 +65,7 @@ from cxr_compress.evaluate import (
 )
 from cxr_compress.evaluate.agreement import BROKEN, HOLDS
 from cxr_compress.files import write_bytes
+from cxr_compress.lite.graph.macs import count_macs
 from cxr_compress.report.comparison import (
     COLUMNS,
     Compared,
@@ -120,6 +123,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("moved_images", 100, help_text, lower_bound=1, flag_values=values)
     help_text = "Threads that run a model; one, as on the device, unless given."
     flags.DEFINE_integer("num_threads", 1, help_text, lower_bound=1, flag_values=values)
+    help_text = "Time the models too, turn by turn, each so many times; 0 does not."
+    flags.DEFINE_integer("timed_runs", 0, help_text, lower_bound=0, flag_values=values)
     define_delegate_flag(values)
     define_overwrite_flag(values)
 
@@ -249,6 +254,10 @@ def _prediction_paths(values: flags.FlagValues) -> list[Path]:
     """The files of --predictions, the reference first."""
     if values.candidate or values.dataset or values.data_dir:
         raise UsageError("--predictions says all of the images: leave --candidate, --dataset and --data_dir out")
+    if values.timed_runs:
+        raise UsageError(
+            "--timed_runs times models, and with --predictions none is run: give --reference and --candidate"
+        )
     paths = [Path(path) for path in values.predictions]
     if values.reference:
         first = Path(values.reference)
@@ -345,11 +354,29 @@ def _score(values: flags.FlagValues, paths: Sequence[Path], progress: Progress) 
         )
     return _Scored(
         dict(zip(_names(paths), evaluations, strict=True)),
-        [model.facts for model in opened],
+        _costs(values, paths, [model.facts for model in opened], progress),
         np.arange(len(split)),
         groups,
         describe_set(values, dataset, split),
     )
+
+
+def _costs(
+    values: flags.FlagValues, paths: Sequence[Path], facts: Sequence[dict[str, Any]], progress: Progress
+) -> list[dict[str, Any]]:
+    """The facts of each model, with what it computes and, where asked for, how long that takes here."""
+    contents = {str(path): read_model(path).content for path in paths}
+    facts = [{**one, "macs": count_macs(content)} for one, content in zip(facts, contents.values(), strict=True)]
+    if not values.timed_runs:
+        return facts
+    latencies = measure_together(
+        contents,
+        runs=values.timed_runs,
+        num_threads=values.num_threads,
+        delegate=values.delegate,
+        progress=progress.counter("timing the models", "turns"),
+    )
+    return [{**one, "latency": latency.to_dict()} for one, latency in zip(facts, latencies.values(), strict=True)]
 
 
 def _match(

@@ -115,6 +115,18 @@ def test_compare_is_strict_where_asked(table, capsys) -> None:
     assert call(capsys, *models(table, *undecided, "--strict"))[0] == 3
 
 
+def test_compare_says_what_each_model_costs(table, capsys) -> None:
+    _, out, _ = call(capsys, *models(table, "--timed_runs=3", "--by=", "--format=json"))
+    document = json.loads(out)
+    costs = [document["reference"], document["candidates"][0]["model"]]
+    assert [cost["bytes"] for cost in costs] == [path.stat().st_size for path in (FLOAT_MODEL, INT8_MODEL)]
+    assert costs[0]["macs"] == costs[1]["macs"] > 0, "int8 computes as often"
+    assert [cost["latency"]["runs"] for cost in costs] == [3, 3]
+    assert all(0 < cost["latency"]["min_ms"] <= cost["latency"]["p50_ms"] for cost in costs)
+    _, out, _ = call(capsys, *models(table, "--by=", "--format=json"))
+    assert "latency" not in json.loads(out)["reference"], "timing takes time, so only where asked for"
+
+
 def test_compare_takes_groups_of_a_table(table, tmp_path, capsys) -> None:
     groups = tmp_path / "groups.csv"
     groups.write_text("image,scanner\n" + "".join(f"{image},{'XY'[image % 2]}\n" for image in range(TEST)))
@@ -139,6 +151,7 @@ def test_compare_without_labels_says_so(table, capsys) -> None:
         ([], "expected --reference and --candidate, or --predictions twice or more"),
         (["--predictions=a.csv"], "expected --predictions twice or more"),
         (["--predictions=a.csv", "--candidate=b.tflite"], "leave --candidate, --dataset and --data_dir out"),
+        (["--predictions=a.csv", "--timed_runs=5"], "--timed_runs times models, and with --predictions none is run"),
         (["--predictions=a.csv", "--reference=b.csv"], "expected --reference as one of --predictions, got 'b.csv'"),
         (["--predictions=a.csv", "--predictions=c.csv"], "expected 'a.csv' to be a file"),
         (["--predictions=a.json", "--predictions=c.csv"], "expected a file that ends in .csv, got 'a.json'"),

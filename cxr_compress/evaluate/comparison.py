@@ -66,15 +66,15 @@ class Decided:
     flips: int
     near: int | None
 
-    def to_dict(self, images: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Gives JSON-ready values; images by their numbers."""
+    def to_dict(self, images: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+        """Gives JSON-ready values; images by their numbers, or none of them."""
+        listed = {"new_misses": self.new_misses, "new_false_alarms": self.new_false_alarms}
         rates = ("sensitivity_drop", "specificity_drop", "new_miss_rate", "new_false_alarm_rate")
         return {
             **{name: or_none(getattr(self, name)) for name in ("threshold", "sensitivity", "specificity")},
             **{name: interval_dict(getattr(self, name)) for name in rates},
             "rates_per_images": PER,
-            "new_misses": images[list(self.new_misses)].tolist(),
-            "new_false_alarms": images[list(self.new_false_alarms)].tolist(),
+            **({} if images is None else {name: images[list(places)].tolist() for name, places in listed.items()}),
             "flips": self.flips,
             "flips_within_a_step": self.near,
         }
@@ -137,8 +137,13 @@ class Comparison:
         """Whether anything is known of the images."""
         return self.degradation is not None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Gives JSON-ready values: summaries, and images by their numbers."""
+    def to_dict(self, *, list_images: bool = True) -> dict[str, Any]:
+        """Gives JSON-ready values: summaries, and the images that are decided otherwise, by their numbers.
+
+        Args:
+            list_images: without it nothing of a single image is among them.
+        """
+        numbers = self.images if list_images else None
         agreed = {} if self.agreement is None else self.agreement.findings
         rows = {}
         for change in self.findings:
@@ -154,7 +159,7 @@ class Comparison:
                 "before": {
                     name: or_none(getattr(before, name)) for name in ("threshold", "sensitivity", "specificity")
                 },
-                "at_threshold": {rule: decided.to_dict(self.images) for rule, decided in change.decided.items()},
+                "at_threshold": {rule: decided.to_dict(numbers) for rule, decided in change.decided.items()},
                 "ece_before": or_none(before.ece),
                 "ece_after": or_none(after.ece),
                 "agreement": agreed[change.finding].to_dict() if change.finding in agreed else None,

@@ -12,6 +12,7 @@ from typing import Any
 from cxr_compress.data import Dataset
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import DataError
+from cxr_compress.evaluate import WORSE
 from cxr_compress.files import write_text
 from cxr_compress.report.agreement import (
     CAPTION,
@@ -42,6 +43,8 @@ class Row:
         latency: `p50_ms`, `p95_ms` and how they were measured (`Latency.to_dict()`).
         evaluation: `Evaluation.to_dict()` on the test split.
         degradation: `Degradation.to_dict()` against the first row; None for that row itself.
+        comparison: `Comparison.to_dict()` with the first row, without single images, and `groups`, by grouping
+            `GroupingChange.to_dict()`; None for that row itself.
         agreement: `Agreement.to_dict()` with the first row, where images have no labels; None for that row itself.
     """
 
@@ -55,6 +58,7 @@ class Row:
     latency: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
     degradation: Mapping[str, Any] | None = None
+    comparison: Mapping[str, Any] | None = None
     agreement: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def render_report(report: Mapping[str, Any]) -> str:
 
 
 def render_results(report: Mapping[str, Any]) -> str:
-    """The tables of a report: of files, of findings if there are several, and of classes that exclude one another."""
+    """The tables of a report: of files, of findings if there are several, of exclusive classes, and of verdicts."""
     rows, findings = report["rows"], report["dataset"]["findings"]
     if not is_labeled(report):
         return f"{render_agreement_table(rows)}\n\n{render_finding_agreements(rows, findings)}"
@@ -151,6 +155,8 @@ def render_results(report: Mapping[str, Any]) -> str:
         tables.append(render_findings(rows, findings))
     if is_exclusive(rows):
         tables.append(render_confusion(rows))
+    if any(row.get("comparison") for row in rows):
+        tables.append(render_verdicts(rows))
     return "\n\n".join(tables)
 
 
@@ -226,6 +232,46 @@ def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) 
                 line.append(_change(inside(row, "degradation", "findings", finding)))
         body.append(line)
     return draw_table(body, headers)
+
+
+def render_verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each file is shown to do to each finding, beside the first, and the groups in which something is worse.
+
+    Never good news for lack of images: a finding of which too few are there says so.
+    """
+    body, worse, margin = [], [], math.nan
+    for row in rows:
+        for finding, change in (inside(row, "comparison", "findings") or {}).items():
+            margin = change["margin"]
+            missed = inside(change, "at_threshold", "own", "new_miss_rate")
+            alarms = inside(change, "at_threshold", "own", "new_false_alarm_rate")
+            more = change["more_of_the_rarer_class"]
+            cells = [change["verdict"], "" if more is None else count(more), _rate(missed), _rate(alarms)]
+            body.append([finding, row["name"], *cells])
+        for by, grouping in (inside(row, "comparison", "groups") or {}).items():
+            worse += [
+                f"- {row['name']}: {change['finding']} is worse in the group {change['group']} of {by}: "
+                f"{_change(change['auroc_drop'])}"
+                for change in grouping["changes"]
+                if change["verdict"] == WORSE
+            ]
+    order = list(dict.fromkeys(line[0] for line in body))
+    body.sort(key=lambda line: order.index(line[0]))
+    headers = ["finding", "file", "verdict", "more images", "new misses", "new false alarms"]
+    caption = (
+        f"Verdicts: a finding is not inferior where a loss of AUROC of {margin:g} or more is ruled out, worse where a "
+        "loss is shown (Holm over the findings); else so many more images of the rarer class would probably tell. New "
+        "misses and false alarms: per 1,000 images, each file by its own thresholds."
+    )
+    groups = any(inside(row, "comparison", "groups") for row in rows)
+    none = "No group (by sex, age, view or source, as far as the set says them) is shown to be worse."
+    lines = [*worse] if worse else [none] if groups else []
+    return "\n".join([caption, "", draw_table(body, headers, left=3), *(["", *lines] if lines else [])])
+
+
+def _rate(measured: Mapping[str, float | None] | None) -> str:
+    value = None if measured is None else measured["value"]
+    return UNKNOWN if value is None else f"{value:.1f}"
 
 
 def _heading(dataset: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +152,28 @@ def test_report_data_and_evaluate_import_without_a_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def judged(verdict: str, more: int | None = None) -> dict[str, Any]:
+    """One finding of a comparison."""
+    rates = {"new_miss_rate": spread(1.25), "new_false_alarm_rate": spread(None)}
+    return {"verdict": verdict, "margin": 0.02, "more_of_the_rarer_class": more, "at_threshold": {"own": rates}}
+
+
+def test_render_report_says_of_each_finding_and_file_what_is_shown_and_which_group_is_worse() -> None:
+    rows = make_rows()
+    change = {"group": "F", "finding": "B", "auroc_drop": spread(0.05), "verdict": "worse"}
+    fine = {"group": "M", "finding": "B", "auroc_drop": spread(0.0), "verdict": "not enough images"}
+    findings = {"A": judged("not inferior"), "B": judged("not enough images", 1234)}
+    groups = {"sex": {"changes": [change, fine]}}
+    rows = [rows[0], dataclasses.replace(rows[1], comparison={"findings": findings, "groups": groups}), *rows[2:]]
+    text = render_report(build_report(rows, make_dataset(("A", "B"))))
+    table = [line.split() for line in text.splitlines() if line.startswith(("A  ", "B  ")) and rows[1].name in line]
+    assert table[-2][-4:] == ["not", "inferior", "1.2", "?"]
+    assert table[-1][-5:] == ["enough", "images", "1,234", "1.2", "?"]
+    assert "a loss of AUROC of 0.02 or more is ruled out" in text
+    assert f"- {rows[1].name}: B is worse in the group F of sex" in text
+    assert "group M" not in text
+    calm = dataclasses.replace(rows[1], comparison={"findings": findings, "groups": {"sex": {"changes": [fine]}}})
+    text = render_report(build_report([rows[0], calm], make_dataset(("A", "B"))))
+    assert "No group (by sex, age, view or source, as far as the set says them) is shown to be worse." in text

@@ -12,7 +12,18 @@ import numpy as np
 from cxr_compress.device.benchmark import measure_together
 from cxr_compress.device.modelfile import ModelFile, read_model
 from cxr_compress.errors import UnsupportedLayerError
-from cxr_compress.evaluate import answer_file, check_agreement, check_gate, compare, measure_agreement, score_file
+from cxr_compress.evaluate import (
+    Evaluation,
+    answer_file,
+    check_agreement,
+    check_gate,
+    compare,
+    compare_groups,
+    compare_models,
+    groups_of,
+    measure_agreement,
+    score_file,
+)
 from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
@@ -149,8 +160,18 @@ def _with_labels(run: RunContext, models: Mapping[str, ModelFile]) -> _Measured:
     rows: dict[str, dict[str, Any]] = {name: {"evaluation": one.to_dict()} for name, one in scored.items()}
     for name, degradation in degradations.items():
         rows[name]["degradation"] = degradation.to_dict()
+        rows[name]["comparison"] = _compared(run, name, scored[_REFERENCE], scored[name])
     reference = scored[_REFERENCE].mean_auroc
     return _Measured(rows, check_gate(degradations[_COMPRESSED], reference=reference, **limits))
+
+
+def _compared(run: RunContext, name: str, reference: Evaluation, candidate: Evaluation) -> dict[str, Any]:
+    """What a file does to each finding and group, with the margin that the recipe fixed before test was opened."""
+    margin, images = run.recipe.gate.margin, np.arange(len(reference.patients))
+    groups = {by: names for by, names in groups_of(run.data.test.split).items() if len(set(names)) > 1}
+    changes = compare_groups(reference, candidate, groups, margin=margin)
+    comparison = compare_models(name, reference, candidate, images, margin=margin).to_dict(list_images=False)
+    return {**comparison, "groups": {grouping.by: grouping.to_dict() for grouping in changes}}
 
 
 def _without_labels(

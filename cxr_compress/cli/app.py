@@ -44,6 +44,7 @@ _EXTRAS = {
     "h5py": "train",
     "safetensors": "train",
     "tqdm": "train",
+    "jinja2": "report",
     "matplotlib": "report",
 }
 

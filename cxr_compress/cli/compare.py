@@ -1,7 +1,7 @@
 """Compare compressed models with the one they came from, finding by finding and group by group, with a verdict on each.
 
     cxr_compare --reference=original.tflite --candidate=a.tflite --candidate=b.tflite --dataset=nih --data_dir=nih
-    cxr_compare --predictions=original.csv --predictions=a.csv
+    cxr_compare --predictions=original.csv --predictions=a.csv --html=page.html
 
 Models answer to the same images through the code that runs on the device; or nothing is run and --predictions gives
 what cxr_evaluate --predictions_file wrote, the reference first unless --reference names it. Candidates go from the
@@ -52,6 +52,8 @@ from cxr_compress.evaluate import (
     Evaluation,
     Limits,
     Match,
+    MovedImages,
+    Onset,
     check_limits,
     compare_groups,
     compare_models,
@@ -65,6 +67,7 @@ from cxr_compress.evaluate import (
 )
 from cxr_compress.evaluate.agreement import BROKEN, HOLDS
 from cxr_compress.files import write_bytes
+from cxr_compress.files import write_text as write_text_file
 from cxr_compress.lite.graph.macs import count_macs
 from cxr_compress.report.comparison import (
     COLUMNS,
@@ -74,6 +77,7 @@ from cxr_compress.report.comparison import (
     render_compared,
     render_ladder,
 )
+from cxr_compress.report.page import GENERATOR, render_page
 
 NAME = "cxr_compare"
 SCHEMA_VERSION = 1
@@ -92,6 +96,7 @@ _CSV_STARTS = {
     "moved_images_file": b"image,mean_rank_change",
 }
 _AUTO = "auto"
+_HEAD_BYTES = 1024  # of a page, in which it says what made it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +122,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     help_text = "End with code 3 also where the images are too few to tell."
     flags.DEFINE_boolean("strict", False, help_text, flag_values=values)
     text("output_file", None, "Write the results as JSON.", flag_values=values)
+    text("html", None, "Write them as a page for people who decide; needs the extra `report`.", flag_values=values)
     for name, help_text in _CSV_FILES.items():
         text(name, None, help_text, flag_values=values)
     help_text = "How many images count as those whose rank changes most."
@@ -167,6 +173,38 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
     moved = find_moved_images(reference, [one for _, one in candidates], scored.images, values.moved_images)
     onsets = find_onsets([one.comparison for one in ladder]) if len(ladder) > 1 else []
     document = {
+        "intended_use": INTENDED_USE,
+        **_document(values, scored, ladder, onsets, moved),
+        "versions": installed_versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if values.output_file:
+        write_text_file(values.output_file, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    if values.html:
+        write_text_file(values.html, render_page(document))
+    for name, rows in (("changed_images_file", changed_rows(ladder)), ("moved_images_file", moved.rows())):
+        if values[name].value:
+            write_bytes(values[name].value, _as_csv(rows))
+    if values.format == "table":
+        parts = [_heading(scored, reference), *map(render_compared, ladder), render_ladder(onsets, moved)]
+        write_text("\n\n".join(parts))
+    else:
+        rows = [row for one in ladder for row in comparison_rows(one)]
+        write_results(values.format, document=document, headers=COLUMNS, rows=rows)
+    verdicts = {one.outcome.verdict for one in ladder}
+    return EXIT_GATE if BROKEN in verdicts or (values.strict and verdicts != {HOLDS}) else EXIT_OK
+
+
+def _document(
+    values: flags.FlagValues,
+    scored: _Scored,
+    ladder: Sequence[Compared],
+    onsets: Sequence[Onset],
+    moved: MovedImages,
+) -> dict[str, Any]:
+    """The results, JSON-ready."""
+    reference = next(iter(scored.evaluations.values()))
+    return {
         "schema_version": SCHEMA_VERSION,
         "reference": scored.facts[0],
         "dataset": scored.dataset,
@@ -184,23 +222,7 @@ def _run(values: flags.FlagValues, arguments: list[str]) -> int:
         ],
         "onset": {onset.finding: onset.to_dict() for onset in onsets},
         "moved_images": moved.to_dict(),
-        "versions": installed_versions(),
-        "seconds": round(time.monotonic() - started, 1),
     }
-    if values.output_file:
-        text = json.dumps({"intended_use": INTENDED_USE, **document}, indent=2, allow_nan=False) + "\n"
-        write_bytes(values.output_file, text.encode())
-    for name, rows in (("changed_images_file", changed_rows(ladder)), ("moved_images_file", moved.rows())):
-        if values[name].value:
-            write_bytes(values[name].value, _as_csv(rows))
-    if values.format == "table":
-        parts = [_heading(scored, reference), *map(render_compared, ladder), render_ladder(onsets, moved)]
-        write_text("\n\n".join(parts))
-    else:
-        rows = [row for one in ladder for row in comparison_rows(one)]
-        write_results(values.format, document=document, headers=COLUMNS, rows=rows)
-    verdicts = {one.outcome.verdict for one in ladder}
-    return EXIT_GATE if BROKEN in verdicts or (values.strict and verdicts != {HOLDS}) else EXIT_OK
 
 
 def _heading(scored: _Scored, reference: Evaluation) -> str:
@@ -240,6 +262,12 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> list[Path]:
     if twice := next((path for place, path in enumerate(paths) if path in paths[:place]), None):
         raise UsageError(f"{twice} is given twice: compare a model with others")
     outputs = [Output("output_file", Path(values.output_file), ".json", _results_before)] if values.output_file else []
+    if values.html:
+        # Their absence would else show after the models have run.
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+        outputs.append(Output("html", Path(values.html), ".html", _page_before))
     outputs += [
         Output(name, Path(values[name].value), ".csv", _made_before(start))
         for name, start in _CSV_STARTS.items()
@@ -276,6 +304,12 @@ def _results_before(path: Path) -> str:
         return "an earlier comparison" if {"reference", "candidates", "margin"} <= set(document) else ""
     except (OSError, ValueError, TypeError):
         return ""
+
+
+def _page_before(path: Path) -> str:
+    """Whether an earlier call wrote its page there."""
+    start = path.read_bytes()[:_HEAD_BYTES]
+    return "the page of an earlier comparison" if f'name="generator" content="{GENERATOR}"'.encode() in start else ""
 
 
 def _made_before(start: bytes) -> Any:

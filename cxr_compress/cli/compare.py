@@ -121,7 +121,12 @@ def _define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_float(name, None, help_text, lower_bound=0.0, flag_values=values)
     help_text = "End with code 3 also where the images are too few to tell."
     flags.DEFINE_boolean("strict", False, help_text, flag_values=values)
-    text("output_file", None, "Write the results as JSON.", flag_values=values)
+    text(
+        "output_file",
+        None,
+        "Write the results as JSON (report/comparison.schema.json says what is in it).",
+        flag_values=values,
+    )
     text("html", None, "Write them as a page for people who decide; needs the extra `report`.", flag_values=values)
     for name, help_text in _CSV_FILES.items():
         text(name, None, help_text, flag_values=values)

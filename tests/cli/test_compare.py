@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cxr_compress.cli.compare import main
+import cxr_compress.report
+from cxr_compress.cli.compare import SCHEMA_VERSION, main
 from cxr_compress.cli.evaluate import main as evaluate
 from cxr_compress.device import INTENDED_USE
+from cxr_compress.evaluate import Limits, score_logits
+from cxr_compress.evaluate.predictions import predictions_csv
+from cxr_compress.metrics import softmax
+from cxr_compress.report.page import render_page
 from tests.cli.runner import BLOCK_TENSORFLOW, run_module
 from tests.cli.test_evaluate import FINDINGS, TEST, write_set
 from tests.device.reference import FLOAT_MODEL, INT8_MODEL
 
+SCHEMA = Path(cxr_compress.report.__file__).with_name("comparison.schema.json")
 FAST = "--bootstrap_samples=50"
 
 
@@ -125,6 +136,72 @@ def test_compare_says_what_each_model_costs(table, capsys) -> None:
     assert all(0 < cost["latency"]["min_ms"] <= cost["latency"]["p50_ms"] for cost in costs)
     _, out, _ = call(capsys, *models(table, "--by=", "--format=json"))
     assert "latency" not in json.loads(out)["reference"], "timing takes time, so only where asked for"
+
+
+@pytest.fixture(scope="module")
+def documents(table, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What the command writes of models, of predictions, of classes that exclude one another, and without labels."""
+    folder = tmp_path_factory.mktemp("documents")
+    first, second = (predict(folder, table, model) for model in (FLOAT_MODEL, INT8_MODEL))
+    images = ["--dataset=images", f"--data_dir={table.parent}", "--split=all"]
+    classes = [folder / name for name in ("classes.csv", "classes_too.csv")]
+    rng = np.random.default_rng(0)
+    truth = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 300)]
+    logits = 2 * truth + rng.normal(size=truth.shape)
+    for path in classes:
+        shares = softmax(logits).astype(np.float32)
+        decided = {"decisions": shares == shares.max(axis=1, keepdims=True), "shares": shares}
+        scored = score_logits(logits, truth, [str(image // 2) for image in range(300)], "abc", samples=2, **decided)
+        path.write_text(predictions_csv(scored, key=b"key"))
+        logits = logits + 0.3 * rng.normal(size=truth.shape)
+    calls = {
+        "models": models(table, "--timed_runs=2", "--max_ece=0.5"),
+        "predictions": [f"--predictions={path}" for path in (first, second, shutil.copy(first, folder / "again.csv"))],
+        "classes": [f"--predictions={path}" for path in classes],
+        "no labels": [f"--reference={FLOAT_MODEL}", f"--candidate={INT8_MODEL}", *images],
+    }
+    target = folder / "results.json"
+    written = {}
+    for name, flags in calls.items():
+        assert main([FAST, *flags, f"--output_file={target}"]) in (0, 3), name
+        written[name] = json.loads(target.read_text())
+    return written
+
+
+@pytest.mark.parametrize("name", ["models", "predictions", "classes", "no labels"])
+def test_compare_writes_what_its_schema_says(name, documents) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the extra dev")
+    schema = json.loads(SCHEMA.read_text())
+    assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+    assert set(schema["properties"]["limits"]["properties"]) == set(Limits.__dataclass_fields__)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    document = documents[name]
+    validator.validate(document)
+
+    def breaks(change: Callable[[dict], object]) -> bool:
+        changed = copy.deepcopy(document)
+        change(changed)
+        return not validator.is_valid(changed)
+
+    first = next(iter(document["candidates"][0]["comparison"]["findings"]))
+    assert breaks(lambda one: one.update(more=1))
+    assert breaks(lambda one: one.pop("margin"))
+    assert breaks(lambda one: one["candidates"].clear())
+    row_of = lambda one: one["candidates"][0]["comparison"]["findings"][first]  # noqa: E731
+    assert breaks(lambda one: row_of(one)["auroc_drop"].update(low="0.1"))
+    assert breaks(lambda one: row_of(one).update(verdict="good"))
+    if name != "no labels":
+        assert breaks(lambda one: row_of(one).pop("p_worse")), "a verdict without its chance"
+
+
+@pytest.mark.parametrize("name", ["models", "predictions", "classes", "no labels"])
+def test_compare_makes_a_page_of_every_kind_of_results(name, documents) -> None:
+    pytest.importorskip("jinja2", reason="needs the extra report")
+    page = render_page(documents[name])
+    for candidate in documents[name]["candidates"]:
+        assert page.count(f">{candidate['comparison']['name']}</h2>") == 1
+    assert "nan" not in re.findall(r">([^<]*)</td>", page)
 
 
 def test_compare_takes_groups_of_a_table(table, tmp_path, capsys) -> None:

@@ -260,7 +260,7 @@ def test_evaluate_plain_keras_file_is_asked_about_and_never_guessed(table, keras
     assert found["evaluation"]["findings"]["opacity"]["brier"]["value"] is None
 
 
-@pytest.mark.filterwarnings("ignore:.* images read of test have fewer pixels")  # drawn at 40 px
+@pytest.mark.filterwarnings("ignore:.* images read of test have fewer pixels")
 def test_evaluate_keras_at_another_size_keeps_the_weights(table, keras_files, tmp_path, capsys) -> None:
     target = tmp_path / "preds.csv"
     flags = ["--input_size=48", "--by=", f"--predictions_file={target}"]

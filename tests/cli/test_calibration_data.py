@@ -135,7 +135,9 @@ def test_calibration_data_cache_gives_the_file_of_its_data_set(folder: Path, tmp
     assert data_main([*flags, f"--cache_dir={tmp_path / 'cache'}"]) == 0
     capsys.readouterr()
     (train,) = (tmp_path / "cache").glob("train_*.npy")
-    cached, _ = convert(folder, capsys, tmp_path / "a", f"--calibration_data={train}")
+    cached, _ = convert(folder, capsys, tmp_path / "a", f"--calibration_data={train}", "--novary_images")
+    # A cache does not say whether its images have labels, so that copies are added unless the user says otherwise.
+    assert cached != convert(folder, capsys, tmp_path / "c", f"--calibration_data={train}")[0]
     flags = ["--dataset=phantom", f"--data_dir={folder / 'phantom'}"]
     assert cached == convert(folder, capsys, tmp_path / "b", *flags)[0]
     assert read_model(tmp_path / "a").info.recipe["calibration_set"] == "cache"

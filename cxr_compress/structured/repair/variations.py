@@ -42,7 +42,8 @@ def vary_images(images: Pixels, *, most: int | None = None, seed: int = 0) -> Pi
         result.append(images[index])
         for copy in range(each):
             mixed = (index + copy) % 2 == 0
-            result.append(_mixed(rng, images, index) if mixed else _varied(rng, images[index]))
+            varied = _mixed(rng, images, index) if mixed else _varied(rng, images[index])
+            result.append(varied if _shows_something(varied) else images[index])
     return np.stack(result)
 
 
@@ -54,11 +55,12 @@ def _mixed(rng: np.random.Generator, images: Pixels, index: int) -> Pixels:
 
 
 def _varied(rng: np.random.Generator, image: Pixels) -> Pixels:
-    """A copy with most of the changes made to it, one after the other."""
+    """A copy with most of the changes made to it, one after the other; none that turns a dark image black."""
     changed = image.astype(np.float32)
     for change in (_moved, _bent, _shaded, _covered, _blurred, _noisy):
         if rng.random() < _OFTEN:
-            changed = np.clip(change(rng, changed), 0, 255)
+            candidate = np.clip(change(rng, changed), 0, 255)
+            changed = candidate if _shows_something(_pixels(candidate)) else changed
     return _pixels(changed)
 
 
@@ -103,6 +105,11 @@ def _blurred(rng: np.random.Generator, image: _Float) -> _Float:
 
 def _noisy(rng: np.random.Generator, image: _Float) -> _Float:
     return np.asarray(image + rng.normal(size=image.shape) * rng.uniform(5, 25), np.float32)
+
+
+def _shows_something(image: Pixels) -> bool:
+    """False for an image of one level, of which a calibration would ask to leave it out."""
+    return bool(np.ptp(image, axis=(0, 1)).any())
 
 
 def _pixels(values: npt.NDArray[np.floating]) -> Pixels:

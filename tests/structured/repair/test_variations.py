@@ -48,3 +48,12 @@ def test_a_seed_gives_the_same_copies_and_another_gives_others():
     first, again, other = (vary_images(images, most=12, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("levels", [1, 6, 25])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
+def test_no_copy_of_a_dark_image_is_black(levels, shape):
+    dark = np.round(drawn(20, *shape) / 255 * levels).astype(np.uint8)
+    for seed in range(3):
+        varied = vary_images(dark, seed=seed)
+        assert np.ptp(varied.reshape(len(varied), 256, -1), axis=1).any(axis=1).all()

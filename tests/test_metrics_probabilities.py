@@ -9,6 +9,7 @@ from cxr_compress.errors import DataError
 from cxr_compress.metrics import (
     brier_score,
     expected_calibration_error,
+    reliability,
     sensitivity_specificity,
 )
 from tests.test_metrics import make_images
@@ -34,6 +35,17 @@ def test_expected_calibration_error_distinct_scores_equals_scikit_learn() -> Non
     share, mean = calibration_curve(labels, chances, n_bins=15, strategy="quantile")
     assert len(share) == 15
     assert expected_calibration_error(labels, chances) == pytest.approx(np.abs(share - mean).mean(), abs=1e-12)
+    binned = reliability(labels, chances, bins=15)
+    assert [one.probability for one in binned] == pytest.approx(mean, abs=1e-12)
+    assert [one.share for one in binned] == pytest.approx(share, abs=1e-12)
+    assert [one.images for one in binned] == [20] * 15
+
+
+def test_reliability_leaves_out_unknown_labels_and_empty_bins() -> None:
+    labels = np.array([0.0, 1.0, np.nan, 1.0, 1.0])
+    binned = reliability(labels, np.array([0.25, 0.25, 0.9, 0.25, 0.5]))
+    assert binned == (pytest.approx((0.25, 2 / 3, 3)), pytest.approx((0.5, 1.0, 1)))
+    assert reliability(np.array([np.nan]), np.array([0.5])) == ()
 
 
 def test_expected_calibration_error_is_small_for_true_chances_and_large_for_doubled_logits() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cxr_compress.metrics import (
     ENOUGH_IMAGES,
     Interval,
+    ReliabilityBin,
     auroc_per_finding,
     auroc_samples,
     average_precision,
@@ -25,6 +26,7 @@ from cxr_compress.metrics import (
     expected_calibration_error,
     interval,
     mean_samples,
+    reliability,
     sensitivity_at,
     sensitivity_at_samples,
     sensitivity_specificity,
@@ -60,6 +62,7 @@ class FindingScore:
         sensitivity_at: with its interval, at the threshold that leaves a specificity of `FIXED` on these very images:
             for comparisons, not what a threshold that was chosen before would give.
         specificity_at: the specificity with its interval, at a sensitivity of `FIXED`, likewise.
+        reliability: what probabilities promise beside what happens, in ten bins; empty as `brier`.
     """
 
     finding: str
@@ -78,6 +81,7 @@ class FindingScore:
     ece: float = float("nan")
     sensitivity_at: Interval = UNDEFINED
     specificity_at: Interval = UNDEFINED
+    reliability: tuple[ReliabilityBin, ...] = ()
 
     @property
     def images(self) -> int:
@@ -117,6 +121,7 @@ class FindingScore:
             "specificity_at_95_sensitivity": interval_dict(self.specificity_at),
             "brier": interval_dict(self.brier),
             "ece": or_none(self.ece),
+            "reliability": [one._asdict() for one in self.reliability],
             "distinct_codes": self.distinct_codes,
         }
         if not self.enough_data:
@@ -203,6 +208,7 @@ def score_findings(
             specificity_interval=interval(spared, drawn.specificity[:, k]),
             brier=UNDEFINED if chances is None else interval(brier_score(truth, chances), drawn.brier[:, k]),
             ece=nan if chances is None else expected_calibration_error(truth, chances),
+            reliability=() if chances is None else reliability(truth, chances),
             sensitivity_at=interval(sensitivity_at(truth, logits[:, k], specificity=FIXED), drawn.sensitivity_at[:, k]),
             specificity_at=interval(
                 sensitivity_at(1 - truth, -logits[:, k], specificity=FIXED), drawn.specificity_at[:, k]

@@ -23,6 +23,7 @@ from cxr_compress.metrics.bootstrap import (
 )
 from cxr_compress.metrics.decisions import (
     ENOUGH_IMAGES,
+    ReliabilityBin,
     brier_score,
     categorical_cross_entropy,
     check_exclusive,
@@ -34,6 +35,7 @@ from cxr_compress.metrics.decisions import (
     expected_calibration_error,
     has_enough_data,
     predicted_classes,
+    reliability,
     sensitivity_specificity,
     softmax,
 )
@@ -54,6 +56,7 @@ __all__ = [
     "WANTED_POWER",
     "Interval",
     "Loss",
+    "ReliabilityBin",
     "auroc",
     "auroc_per_finding",
     "auroc_samples",
@@ -80,6 +83,7 @@ __all__ = [
     "mid_ranks",
     "power_of",
     "predicted_classes",
+    "reliability",
     "same_order",
     "sensitivity_at",
     "sensitivity_at_samples",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -235,15 +237,49 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, b
     Source: Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning", with the bins of
     equal mass of Nixon et al. 2019, "Measuring calibration in deep learning".
     """
+    places, chances, positive = _in_bins(labels, probabilities, bins)
+    if not len(places):
+        return float("nan")
+    return float(np.abs(np.bincount(places, weights=chances - positive, minlength=bins)).sum() / len(places))
+
+
+class ReliabilityBin(NamedTuple):
+    """Images of like probability: its mean, the share of them that has the finding, and how many they are."""
+
+    probability: float
+    share: float
+    images: int
+
+
+def reliability(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10) -> tuple[ReliabilityBin, ...]:
+    """What probabilities promise beside what happens, in the bins of `expected_calibration_error`.
+
+    Bins without an image are left out, and of few or repeated probabilities there are fewer.
+
+    Args:
+        labels: (n,), 0, 1 or nan; an image of unknown label is left out.
+        probabilities: (n,) in [0, 1].
+        bins: at most how many.
+
+    Raises:
+        DataError: as in `brier_score`.
+    """
+    places, chances, positive = _in_bins(labels, probabilities, bins)
+    counts = np.bincount(places, minlength=bins)
+    kept = counts > 0
+    sums = [np.bincount(places, weights=values, minlength=bins)[kept] for values in (chances, positive)]
+    means = [(total / counts[kept]).tolist() for total in sums]
+    return tuple(map(ReliabilityBin, *means, counts[kept].tolist()))
+
+
+def _in_bins(labels: ArrayLike, probabilities: ArrayLike, bins: int) -> tuple[NDArray[np.int64], Array, Array]:
+    """The bin of each image, its probability, and whether it has the finding; from the least probability on."""
     truth, values = _checked_probabilities(labels, probabilities)
     ranked = rank(truth[:, 0], values[:, 0])
     images = len(ranked.order)
-    if not images:
-        return float("nan")
     sizes = np.diff(ranked.starts, append=images)
-    block_bin = ((ranked.starts + sizes / 2) / images * bins).astype(np.int64)
-    gaps = values[ranked.order, 0] - ranked.positive
-    return float(np.abs(np.bincount(np.repeat(block_bin, sizes), weights=gaps, minlength=bins)).sum() / images)
+    block_bin = ((ranked.starts + sizes / 2) / max(images, 1) * bins).astype(np.int64)
+    return np.repeat(block_bin, sizes), values[ranked.order, 0], ranked.positive
 
 
 def _checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array]:

@@ -70,6 +70,7 @@ def render_page(document: Document) -> str:
     environment.globals.update(
         unknown=UNKNOWN, classes=_CLASSES, titles=_TITLES, rules=_RULES, limit_names=_LIMITS, inside=inside
     )
+    environment.globals.update(most_listed=_MOST_LISTED, too_small=NOT_ENOUGH_DATA)
     return environment.get_template("comparison.html.j2").render(
         document=document,
         intended_use=INTENDED_USE,
@@ -80,8 +81,6 @@ def render_page(document: Document) -> str:
         models=[document["reference"], *(candidate["model"] for candidate in candidates)],
         not_tested=list(say_what_was_not_tested(document)),
         synthetic=_is_synthetic(document),
-        most_listed=_MOST_LISTED,
-        too_small=NOT_ENOUGH_DATA,
     )
 
 

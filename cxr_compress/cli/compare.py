@@ -33,7 +33,7 @@ from absl import flags
 from cxr_compress.cli.app import EXIT_GATE, EXIT_OK, UsageError, reader_options, run_command
 from cxr_compress.cli.device_flags import define_delegate_flag
 from cxr_compress.cli.open_model import OpenedModel, open_tflite
-from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, write_results, write_text
+from cxr_compress.cli.output import Output, check_outputs, define_overwrite_flag, page_by, write_results, write_text
 from cxr_compress.cli.progress import Progress, show_progress
 from cxr_compress.cli.scored_set import (
     check_set_flags,
@@ -96,7 +96,6 @@ _CSV_STARTS = {
     "moved_images_file": b"image,mean_rank_change",
 }
 _AUTO = "auto"
-_HEAD_BYTES = 1024  # of a page, in which it says what made it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +271,7 @@ def _check(values: flags.FlagValues, arguments: list[str]) -> list[Path]:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
 
-        outputs.append(Output("html", Path(values.html), ".html", _page_before))
+        outputs.append(Output("html", Path(values.html), ".html", page_by(GENERATOR, "comparison")))
     outputs += [
         Output(name, Path(values[name].value), ".csv", _made_before(start))
         for name, start in _CSV_STARTS.items()
@@ -309,12 +308,6 @@ def _results_before(path: Path) -> str:
         return "an earlier comparison" if {"reference", "candidates", "margin"} <= set(document) else ""
     except (OSError, ValueError, TypeError):
         return ""
-
-
-def _page_before(path: Path) -> str:
-    """Whether an earlier call wrote its page there."""
-    start = path.read_bytes()[:_HEAD_BYTES]
-    return "the page of an earlier comparison" if f'name="generator" content="{GENERATOR}"'.encode() in start else ""
 
 
 def _made_before(start: bytes) -> Any:

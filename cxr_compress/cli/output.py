@@ -18,6 +18,8 @@ from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.errors import CompressionError
 from cxr_compress.files import check_writable, special_kind
 
+_HEAD_BYTES = 1024  # of a page, in which it says what made it
+
 
 def write_results(
     form: str,
@@ -145,6 +147,17 @@ def define_overwrite_flag(values: flags.FlagValues) -> None:
     """Define the flag of every command that writes a file."""
     text = "Replace files that are there and were not written by this command; a file that is read never is."
     flags.DEFINE_boolean("overwrite", False, text, flag_values=values)
+
+
+def page_by(generator: str, what: str) -> Callable[[Path], str]:
+    """For `Output.made_before`: whether a page's head says that `generator` made it, of `what`."""
+
+    def made_before(path: Path) -> str:
+        start = path.read_bytes()[:_HEAD_BYTES]
+        named = f'name="generator" content="{generator}"'.encode() in start
+        return f"the page of an earlier {what}" if named else ""
+
+    return made_before
 
 
 def check_outputs(

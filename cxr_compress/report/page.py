@@ -47,8 +47,32 @@ def render_page(document: Document) -> str:
     Raises:
         ModuleNotFoundError: jinja2 or matplotlib is not installed (extra `report`).
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    candidates, margin, original = document["candidates"], document["margin"], document["reference"]["file"]
+    return (
+        page_templates()
+        .get_template("comparison.html.j2")
+        .render(
+            document=document,
+            generator=GENERATOR,
+            headline=_headline(document),
+            sentences=[verdict_sentence(document, candidate) for candidate in candidates],
+            forests=[Markup(forest_of(candidate["comparison"], margin, original)) for candidate in candidates],
+            models=[document["reference"], *(candidate["model"] for candidate in candidates)],
+            not_tested=list(say_what_was_not_tested(document)),
+            synthetic=_is_synthetic(document),
+        )
+    )
+
+
+def page_templates() -> Any:
+    """The jinja2 environment of all pages: everything is escaped, and what is not given is an error.
+
+    Raises:
+        ModuleNotFoundError: jinja2 is not installed (extra `report`).
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("cxr_compress", "report"),
@@ -64,24 +88,13 @@ def render_page(document: Document) -> str:
         millions=millions,
         number=_number,
         rate=_rate,
-        joined=_joined,
+        joined=joined,
     )
-    candidates = document["candidates"]
     environment.globals.update(
-        unknown=UNKNOWN, classes=_CLASSES, titles=_TITLES, rules=_RULES, limit_names=_LIMITS, inside=inside
+        unknown=UNKNOWN, classes=_CLASSES, titles=_TITLES, rules=_RULES, limit_names=_LIMITS, most_listed=_MOST_LISTED
     )
-    environment.globals.update(most_listed=_MOST_LISTED, too_small=NOT_ENOUGH_DATA)
-    return environment.get_template("comparison.html.j2").render(
-        document=document,
-        intended_use=INTENDED_USE,
-        generator=GENERATOR,
-        headline=_headline(document),
-        sentences=[verdict_sentence(document, candidate) for candidate in candidates],
-        forests=[Markup(_forest(document, candidate)) for candidate in candidates],
-        models=[document["reference"], *(candidate["model"] for candidate in candidates)],
-        not_tested=list(say_what_was_not_tested(document)),
-        synthetic=_is_synthetic(document),
-    )
+    environment.globals.update(inside=inside, intended_use=INTENDED_USE)
+    return environment
 
 
 def verdict_sentence(document: Document, candidate: Document) -> str:
@@ -105,7 +118,7 @@ def verdict_sentence(document: Document, candidate: Document) -> str:
         )
     if outcome["verdict"] == BROKEN:
         others = [reason for reason in outcome["broken"] if reason not in {f"{one}: {WORSE}" for one in worse}]
-        reasons = [f"it is shown to be worse than {original} for {_joined(worse)}"] if worse else []
+        reasons = [f"it is shown to be worse than {original} for {joined(worse)}"] if worse else []
         if others:
             first = "" if len(others) == 1 else "the first of them: "
             broken = f"{len(others)} {_plural(len(others), 'group or limit is', 'groups or limits are')} broken"
@@ -115,7 +128,7 @@ def verdict_sentence(document: Document, candidate: Document) -> str:
         f"a loss of {margin:g} AUROC or more is ruled out for {len(kept) or 'none'} of {_plural_of(len(findings))}"
     ]
     if undecided:
-        parts.append(f"the images are too few to tell for {_joined(undecided)}")
+        parts.append(f"the images are too few to tell for {joined(undecided)}")
     if unchecked := len(outcome["undecided"]) - len(undecided):
         parts.append(f"{unchecked} {_plural(unchecked, 'limit', 'limits')} cannot be checked with these images")
     return f"It is not settled whether {name} can take the place of {original}: {', and '.join(parts)}."
@@ -135,11 +148,11 @@ def _headline(document: Document) -> str:
         TOO_FEW: ("is not settled", "are not settled"),
     }
     parts = [
-        f"{len(members)} {_plural(len(members), *words[verdict])} ({_joined(members)})"
+        f"{len(members)} {_plural(len(members), *words[verdict])} ({joined(members)})"
         for verdict, members in names.items()
         if members
     ]
-    return f"Of {len(candidates)} compressed models {_joined(parts)}."
+    return f"Of {len(candidates)} compressed models {joined(parts)}."
 
 
 def say_what_was_not_tested(document: Document) -> Iterator[str]:
@@ -151,7 +164,7 @@ def say_what_was_not_tested(document: Document) -> Iterator[str]:
             yield f"{finding}: {row['reason']}, so it cannot be judged."
     for name in sorted(set(GROUPINGS) - set(first["groups"])):
         yield f"Groups by {name}: the images do not say it, or it does not divide them, or it was not asked for."
-    yield from _small_groups(first["groups"])
+    yield from small_groups(first["groups"])
     if not any(_maps(candidate) for candidate in candidates):
         yield "Where in an image the models look: their activation maps were not compared."
     models = [document["reference"], *(candidate["model"] for candidate in candidates)]
@@ -167,7 +180,7 @@ def say_what_was_not_tested(document: Document) -> Iterator[str]:
         yield "Which images are of one patient is not known: if patients have several, the intervals are too narrow."
 
 
-def _small_groups(groupings: Document) -> Iterator[str]:
+def small_groups(groupings: Document) -> Iterator[str]:
     """Groups that are too small, by name; of crossed ones, which are many, how many."""
     crossed = 0
     for by, grouping in groupings.items():
@@ -191,9 +204,8 @@ def _is_synthetic(document: Document) -> bool:
     return bool(document["dataset"].get("synthetic") or document["reference"].get("synthetic"))
 
 
-def _forest(document: Document, candidate: Document) -> str:
-    """The picture of one candidate; "" without labels."""
-    comparison = candidate["comparison"]
+def forest_of(comparison: Document, margin: float, original: str) -> str:
+    """The picture of one comparison as markup; "" without labels."""
     if not comparison["labeled"]:
         return ""
     rows = [
@@ -201,17 +213,17 @@ def _forest(document: Document, candidate: Document) -> str:
         for finding, row in comparison["findings"].items()
     ]
     label = (
-        f"Drop of the AUROC of each finding from {document['reference']['file']} to {comparison['name']}, with its "
+        f"Drop of the AUROC of each finding from {original} to {comparison['name']}, with its "
         "95 % interval, beside the margin; the table below has the numbers"
     )
-    return draw_forest(rows, document["margin"], label=label)
+    return draw_forest(rows, margin, label=label)
 
 
 def _ends(drop: Mapping[str, float | None]) -> dict[str, float | None]:
     return {"drop": drop["value"], "low": drop["low"], "high": drop["high"]}
 
 
-def _joined(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
     """a, b, c and 4 more."""
     shown, rest = list(names[:_MOST_NAMED]), len(names) - _MOST_NAMED
     if rest > 0:

@@ -185,7 +185,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
         [
             *cost_cells(row),
             interval(inside(row, "evaluation", "mean_auroc")),
-            "" if index == 0 else _change(inside(row, "degradation", "auroc_drop")),
+            "" if index == 0 else change_of(inside(row, "degradation", "auroc_drop")),
             *(_accuracies(row, first=index == 0) if exclusive else []),
         ]
         for index, row in enumerate(rows)
@@ -196,7 +196,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], *, several: bool = False) ->
 def _accuracies(row: Mapping[str, Any], *, first: bool) -> list[str]:
     """How often a file's predicted class is right, over images and over classes, and the change of the latter."""
     measured = (inside(row, "evaluation", "classes", name) for name in ("accuracy", "balanced_accuracy"))
-    change = "" if first else _change(inside(row, "degradation", "balanced_accuracy_drop"))
+    change = "" if first else change_of(inside(row, "degradation", "balanced_accuracy_drop"))
     return [*(interval(found) for found in measured), change]
 
 
@@ -229,7 +229,7 @@ def render_findings(rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) 
         for index, row in enumerate(rows):
             line.append(interval(inside(row, "evaluation", "findings", finding, "auroc")))
             if index:
-                line.append(_change(inside(row, "degradation", "findings", finding)))
+                line.append(change_of(inside(row, "degradation", "findings", finding)))
         body.append(line)
     return draw_table(body, headers)
 
@@ -251,7 +251,7 @@ def render_verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
         for by, grouping in (inside(row, "comparison", "groups") or {}).items():
             worse += [
                 f"- {row['name']}: {change['finding']} is worse in the group {change['group']} of {by}: "
-                f"{_change(change['auroc_drop'])}"
+                f"{change_of(change['auroc_drop'])}"
                 for change in grouping["changes"]
                 if change["verdict"] == WORSE
             ]
@@ -295,7 +295,7 @@ def _footer(report: Mapping[str, Any]) -> str:
     return (
         f"{caption}. Latency: {_measured_how(report['rows'])}. Zeroed weights show in the deflated size alone.\n"
         f"{_original(facts.get('original'))}{_budgets(facts.get('budgets', {}))}"
-        f"{_quantized(facts.get('quantization', {}))}{_answers(facts.get('answers'))}{_gate(facts.get('gate'))}"
+        f"{_quantized(facts.get('quantization', {}))}{_answers(facts.get('answers'))}{render_gate(facts.get('gate'))}"
         f"{report['intended_use']}"
     )
 
@@ -325,7 +325,7 @@ def _quantized(facts: Mapping[str, Any]) -> str:
     return f"Int8 after training: {broken or 'it keeps what it must on dev'}.\n"
 
 
-def _gate(gate: Mapping[str, Any] | None) -> str:
+def render_gate(gate: Mapping[str, Any] | None) -> str:
     """Whether the compressed file passes, in one line, or two where there is more to say; empty without a gate."""
     if not gate:
         return ""
@@ -386,7 +386,7 @@ def _measured_how(rows: Sequence[Mapping[str, Any]]) -> str:
     return "not recorded"
 
 
-def _change(drop: Mapping[str, float | None] | None) -> str:
+def change_of(drop: Mapping[str, float | None] | None) -> str:
     """A drop as the change that it is: below 0 where something was lost."""
     ends = {"value": "value", "low": "high", "high": "low"}
     known = {end: (drop or {}).get(other) for end, other in ends.items()}

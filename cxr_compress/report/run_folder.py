@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.device.modelinfo import INTENDED_USE
+from cxr_compress.errors import DataError
+from cxr_compress.files import write_bytes, write_text
 from cxr_compress.recipe import Recipe
+from cxr_compress.report.cards import render_delivered_card
 from cxr_compress.report.report import is_labeled, render_report
+from cxr_compress.report.run_page import render_run_page
+
+README, PICTURE, PAGE = "README.md", "report.png", "report.html"
+_PLAN, _MANIFESTS = "plan.json", "manifests"
 
 _TEMPLATE = """\
 # {name}
@@ -21,7 +30,7 @@ _TEMPLATE = """\
 | the file to deploy | `{file}`, {file_bytes:,} bytes, sha256 `{sha256}` |
 | its model card | `{card}`: what it was trained and measured on, and what it is not for |
 | the results | below, and in `report.json` |
-{picture}| the choices | `recipe.json`; `cxr_compress --recipe=recipe.json` with other flags changes them |
+{page}{picture}| the choices | `recipe.json`; `cxr_compress --recipe=recipe.json` with other flags changes them |
 
 On the device:
 
@@ -43,7 +52,72 @@ the same command goes on from them, and removing them only means making them aga
 """
 
 
-def render_readme(report: Mapping[str, Any], model: ModelFile, *, card: str, picture: str = "") -> str:
+def write_run_folder(folder: Path, report: Mapping[str, Any], model: ModelFile) -> list[str]:
+    """Write what people read of a run: README.md, card, and, where the extra `report` is there, picture and page.
+
+    Args:
+        folder: of the run.
+        report: what `read_report` gave of it.
+        model: the compressed file, the last row of the report.
+
+    Returns:
+        The names of what was written.
+
+    Raises:
+        DataError: the report is of another run, or a file beside it cannot be read.
+        CompressionError: the folder cannot be written.
+    """
+    card = card_name(report["rows"][-1]["file"])
+    write_text(folder / card, render_delivered_card(report, model, file_name=report["rows"][-1]["file"]))
+    written = [card]
+    try:
+        write_bytes(folder / PICTURE, draw_report(report))
+        written.append(PICTURE)
+        write_text(folder / PAGE, render_page_of_run(folder, report, model))
+        written.append(PAGE)
+    except ModuleNotFoundError:
+        pass  # the extra `report`
+    names = {"picture": PICTURE if PICTURE in written else "", "page": PAGE if PAGE in written else ""}
+    write_text(folder / README, render_readme(report, model, card=card, **names))
+    return [README, *written]
+
+
+def render_page_of_run(folder: Path, report: Mapping[str, Any], model: ModelFile) -> str:
+    """`render_run_page` with plan and manifests of the folder.
+
+    Raises:
+        DataError: one of them cannot be read.
+        ModuleNotFoundError: jinja2 or matplotlib is not installed (extra `report`).
+    """
+    return render_run_page(report, model, plan=_read(folder / _PLAN), stages=_stages(folder, report))
+
+
+def card_name(file: str) -> str:
+    """The name of the card of a .tflite."""
+    return Path(file).with_suffix(".md").name
+
+
+def _stages(folder: Path, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The manifests of a run, in the order in which its stages ran."""
+    order = list(report["facts"].get("seconds", {}))
+    found = [manifest for path in sorted((folder / _MANIFESTS).glob("*.json")) if (manifest := _read(path))]
+    # Not of the stage that wrote this page: a page cannot hold its own hash.
+    read = [manifest for manifest in found if PAGE not in manifest["files"]]
+    return sorted(read, key=lambda one: order.index(one["stage"]) if one["stage"] in order else len(order))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} of the run cannot be read ({error}): run the same command again") from error
+    return dict(found)
+
+
+def render_readme(report: Mapping[str, Any], model: ModelFile, *, card: str, picture: str = "", page: str = "") -> str:
     """The README.md of a run's folder.
 
     Args:
@@ -51,6 +125,7 @@ def render_readme(report: Mapping[str, Any], model: ModelFile, *, card: str, pic
         model: the compressed file, the last row of the report.
         card: name of its model card.
         picture: name of the picture of the results; "" for none.
+        page: name of the page for people who decide; "" for none.
     """
     return _TEMPLATE.format(
         name=model.info.model_name,
@@ -59,6 +134,7 @@ def render_readme(report: Mapping[str, Any], model: ModelFile, *, card: str, pic
         file_bytes=model.file_bytes,
         sha256=model.sha256,
         card=card,
+        page=f"| the same for people who decide | `{page}`: open it in a browser, or print it |\n" if page else "",
         picture=f"| their picture | `{picture}` |\n" if picture else "",
         results=render_report(report),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxr_compress.cli.report import main as report_main
 from cxr_compress.data import PHANTOM_FINDINGS, decode_split, load_dataset, write_phantom
 from cxr_compress.device.classifier import Classifier
 from cxr_compress.device.modelfile import read_model
@@ -30,7 +32,9 @@ from cxr_compress.pipeline.store import MADE_FROM, refuse_foreign
 from cxr_compress.recipe import make_recipe
 from cxr_compress.sparsity import measure_sparsity
 from cxr_compress.structured import ChannelPlan, measure_cost
+from tests.cli.runner import errors_of
 from tests.conftest import REPOSITORY
+from tests.report.test_page import Page, outside
 
 RECIPE = make_recipe(
     "tiny_chexnet",
@@ -141,10 +145,64 @@ def test_run_folder_says_what_to_do_with_it(finished):
         assert said in text
     assert str(folder) not in text
     assert "`report.png`" in text
+    assert "`report.html`" in text
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "tiny_chexnet_m50_w50_int8.md").read_text()
     assert model.sha256 in card
     assert set(report["facts"]["seconds"]) >= {"base", "select", "recover", "sparsify", "quantize"}
+
+
+def test_run_page_says_the_verdict_first_and_loads_nothing(finished):
+    folder, report, _ = finished
+    page = (folder / "report.html").read_text()
+    assert list(outside(page)) == []
+    assert page.index("cannot be judged" if report["facts"]["gate"]["reason"] else "asked of it") < page.index(
+        "<table>"
+    )
+    words = " ".join(Page(page).text.split())
+    compressed = report["rows"][2]
+    digest = read_model(folder / compressed["file"]).sha256
+    removed = json.loads((folder / "plan.json").read_text())["groups"]
+    for said in (
+        *(digest, "say nothing about patients", "What was not tested", "To be filled in", "of 17 fields are filled"),
+        *(
+            "missing: only who deploys it can say",
+            *PHANTOM_FINDINGS,
+            *removed,
+            *(row["name"] for row in report["rows"]),
+        ),
+    ):
+        assert said in words, said
+    tables = re.findall(r"<table>.*?</table>", page, flags=re.DOTALL)
+    assert all(table.count("<caption>") == 1 and '<th scope="col">' in table for table in tables)
+    ids = [attributes["id"] for _, attributes in Page(page).elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert str(folder) not in page
+
+
+def test_cxr_report_makes_the_same_again_and_refuses_what_is_no_finished_run(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    names = ("README.md", "report.html", "report.png", "tiny_chexnet_m50_w50_int8.md")
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).unlink()
+    assert report_main([str(folder)]) == 0
+    after = {name: (folder / name).read_bytes() for name in names}
+    assert [name for name in names if after[name] != before[name]] == []
+    page = tmp_path / "page.html"
+    assert report_main([str(folder), f"--html={page}"]) == 0
+    assert page.read_bytes() == after["report.html"]
+    page.write_text("mine")
+    assert report_main([str(folder), f"--html={page}"]) == 2
+    assert page.read_text() == "mine"
+    compressed = folder / finished[1]["rows"][2]["file"]
+    compressed.write_bytes((folder / finished[1]["rows"][1]["file"]).read_bytes())
+    capsys.readouterr()
+    wrongs = {folder: "is not the file that was scored", tmp_path: "holds no report.json", page: "is none"}
+    for wrong, said in wrongs.items():
+        assert report_main([str(wrong)]) == 2
+        (line,) = errors_of(capsys.readouterr().err)
+        assert said in line
 
 
 def test_run_sparsity_is_what_was_asked_in_the_exported_files(finished):

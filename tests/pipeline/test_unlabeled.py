@@ -132,6 +132,9 @@ def test_report_has_agreement_in_place_of_auroc_and_says_what_that_is_not(finish
         assert "AUROC" not in text.replace("max_auroc_drop", "")
         assert "logits apart" in text
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    page = " ".join((folder / "report.html").read_text().split())
+    assert "Nobody can say from these images whether" in page
+    assert "Harm cannot be seen without labels" in page
     assert "NaN" not in (folder / "report.json").read_text()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cxr_compress.report import render_forecast
-from cxr_compress.report.report import _gate, _quantized
+from cxr_compress.report.report import _quantized, render_gate
 
 
 @pytest.mark.parametrize(
@@ -29,18 +29,20 @@ def test_report_says_how_int8_was_reached(facts, line):
 
 def test_report_gives_the_verdict_with_its_bounds_and_power():
     gate = {"loss": 0.012, "upper_bound": 0.02, "max_loss": 0.005, "margin": 0.01, "power": 0.9, "holds": False}
-    assert _gate(gate).startswith("Gate BROKEN: AUROC lost 0.0120 (at most 0.005), upper bound 0.0200 (below 0.01); of")
-    assert "90% pass" in _gate(gate)
-    assert _gate({**gate, "holds": True}).startswith("Gate holds")
-    assert "AUROC lost ?" in _gate({**gate, "loss": None, "power": None}), "what was not measured is not 0"
-    assert _gate(None) == ""
+    assert render_gate(gate).startswith(
+        "Gate BROKEN: AUROC lost 0.0120 (at most 0.005), upper bound 0.0200 (below 0.01); of"
+    )
+    assert "90% pass" in render_gate(gate)
+    assert render_gate({**gate, "holds": True}).startswith("Gate holds")
+    assert "AUROC lost ?" in render_gate({**gate, "loss": None, "power": None}), "what was not measured is not 0"
+    assert render_gate(None) == ""
 
 
 def test_report_gives_both_verdicts_where_classes_exclude_one_another():
     gate = {"loss": 0.001, "upper_bound": 0.004, "max_loss": 0.005, "margin": 0.01, "power": 0.9, "holds": False}
     other = {**gate, "loss": -0.0, "upper_bound": 0.02}
     parts = {"small_loss": True, "non_inferior": True, "balanced_accuracy": other}
-    lines = _gate({**gate, **parts}).splitlines()
+    lines = render_gate({**gate, **parts}).splitlines()
     assert lines[0].startswith("Gate BROKEN: mean one-vs-rest AUROC holds, lost 0.0010 (at most 0.005)")
     assert lines[1].startswith(
         "  Both must hold; balanced accuracy BROKEN: lost 0.0000 (at most 0.005), upper bound 0."

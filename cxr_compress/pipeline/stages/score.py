@@ -24,7 +24,6 @@ from cxr_compress.evaluate import (
     measure_agreement,
     score_file,
 )
-from cxr_compress.files import write_bytes, write_text
 from cxr_compress.keras2 import keras
 from cxr_compress.lite import audit
 from cxr_compress.models import load_model
@@ -34,8 +33,7 @@ from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.quant_types import TYPES
 from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
-from cxr_compress.report.cards import render_delivered_card
-from cxr_compress.report.run_folder import draw_report, render_readme
+from cxr_compress.report.run_folder import PAGE, PICTURE, README, card_name, write_run_folder
 from cxr_compress.sparsity import size_statement
 from cxr_compress.structured import measure_cost
 from cxr_compress.structured.cost import ModelCost
@@ -43,18 +41,18 @@ from cxr_compress.structured.cost import ModelCost
 _LATENCY_RUNS = 100
 _REFERENCE, _COMPRESSED = "fp32", "compressed"
 _SHOWN = {"none": _REFERENCE, "int8": "int8"}
-_REPORT, _README, _PICTURE = "report.json", "README.md", "report.png"
+_REPORT = "report.json"
 
 
 class Score(Stage):
     """Score every file once on test, time them turn by turn, and write the report."""
 
-    name, section, results = "score", "gate", (_REPORT, _README, _PICTURE, "{model}_*.md")
+    name, section, results = "score", "gate", (_REPORT, README, PICTURE, PAGE, "{model}_*.md")
     looks_at_test = True
 
     def files(self, run: RunContext, state: State) -> Sequence[str]:
-        """The report, its picture, the card of the compressed file, and what to do with them."""
-        return [_REPORT, _README, _PICTURE, _card_name(state)]
+        """The report, its picture and page, the card of the compressed file, and what to do with them."""
+        return [_REPORT, README, PICTURE, PAGE, card_name(state.delivered.name)]
 
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """The files, the test images, and what a file may lose."""
@@ -90,10 +88,7 @@ class Score(Stage):
         }
         folder, report = run.store.folder, build_report(rows, run.data.dataset, facts=facts)
         write_report(folder / _REPORT, report)
-        report, model = read_report(folder / _REPORT), models[_COMPRESSED]
-        write_text(folder / _card_name(state), render_delivered_card(report, model, file_name=state.delivered.name))
-        readme = render_readme(report, model, card=_card_name(state), picture=_draw(folder, report))
-        write_text(folder / _README, readme)
+        write_run_folder(folder, read_report(folder / _REPORT), models[_COMPRESSED])
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """What the run returns."""
@@ -102,19 +97,6 @@ class Score(Stage):
     def seconds(self, pace: Pace) -> float:
         """Every file on test."""
         return (2 * pace.original + pace.pruned) * (pace.test + pace.dev)
-
-
-def _draw(folder: Path, report: Mapping[str, Any]) -> str:
-    """Draw the report; the name of the picture, "" without matplotlib."""
-    try:
-        write_bytes(folder / _PICTURE, draw_report(report))
-    except ModuleNotFoundError:
-        return ""
-    return _PICTURE
-
-
-def _card_name(state: State) -> str:
-    return state.delivered.with_suffix(".md").name
 
 
 def _files(state: State) -> dict[str, tuple[Path, Path]]:

@@ -42,8 +42,7 @@ def vary_images(images: Pixels, *, most: int | None = None, seed: int = 0) -> Pi
         result.append(images[index])
         for copy in range(each):
             mixed = (index + copy) % 2 == 0
-            varied = _mixed(rng, images, index) if mixed else _varied(rng, images[index])
-            result.append(varied if _shows_something(varied) else images[index])
+            result.append(_mixed(rng, images, index) if mixed else _varied(rng, images[index]))
     return np.stack(result)
 
 
@@ -51,7 +50,8 @@ def _mixed(rng: np.random.Generator, images: Pixels, index: int) -> Pixels:
     """An image and another one, moved, in one."""
     share = rng.uniform(0.3, 0.7)
     other = _moved(rng, images[rng.integers(len(images))])
-    return _pixels(share * images[index].astype(np.float32) + (1 - share) * other)
+    mixed = _pixels(share * images[index].astype(np.float32) + (1 - share) * other)
+    return mixed if _shows_something(mixed) else images[index]
 
 
 def _varied(rng: np.random.Generator, image: Pixels) -> Pixels:

@@ -34,6 +34,8 @@ _MOST_CODES = 256  # of an int8 output
 _ON_GRID = 1e-3  # of a step
 _LIKELY = 1e-5  # float32 probabilities nearer to 0 or 1 do not give their logit back
 
+RESAMPLED = "resampled"  # patients, in a JSON
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -169,7 +171,7 @@ class Comparison:
             "name": self.name,
             "images": len(self.images),
             "labeled": self.labeled,
-            "patients": "none given: images are resampled" if self.own_patients else "resampled",
+            "patients": "none given: images are resampled" if self.own_patients else RESAMPLED,
             "notes": list(self.notes),
             "mean": None if self.degradation is None else self.degradation.to_dict(),
             "findings": rows,

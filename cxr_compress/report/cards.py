@@ -8,13 +8,15 @@ from typing import Any
 
 from cxr_compress.device.card import card_facts, card_notice, render_calibration, render_card, render_table
 from cxr_compress.device.modelfile import ModelFile
-from cxr_compress.device.modelinfo import INTENDED_USE
+from cxr_compress.device.modelinfo import INTENDED_USE, NOT_STATED
 from cxr_compress.device.spec import PreprocessSpec, preset_name
 from cxr_compress.errors import DataError
+from cxr_compress.evaluate import NOT_INFERIOR
 from cxr_compress.report.agreement import says_nothing
-from cxr_compress.report.cells import inside
+from cxr_compress.report.cells import inside, interval, millions
 from cxr_compress.report.report import is_labeled, render_results
 
+MISSING = ""
 _CHANCE = 0.5
 _RATES = ("sensitivity", "specificity")
 _TEST = """\
@@ -54,7 +56,7 @@ _LIMITS = """\
 
 - Labels come with the data set and were not checked again; a network learns their errors too.
 - What external validation does not name (other hospitals, machines, ages, photographs of a screen) was not tested.
-- Compression was checked on average and per finding, not per age, sex or machine: the data set does not say them."""
+- Compression was checked on average, per finding, and in the groups that are named above, if any; not per machine."""
 _LIMITS_OF_AGREEMENT = """\
 ## Known limits
 
@@ -115,6 +117,51 @@ def render_delivered_card(
         operating_points=_operating_points(row["evaluation"]["findings"]),
     )
     return _card(report, model, facts, file_name, "It has been tested on one public data set only.", measured, external)
+
+
+def transparency_fields(report: Mapping[str, Any], model: ModelFile) -> dict[str, str]:
+    """Seventeen fields that people who decide ask a model card for; `MISSING` where a run cannot know.
+
+    They follow the headings of the Applied Model Card of the Coalition for Health AI (2024), as far as they can be
+    asked of a classifier. Nothing is guessed in place of what only who deploys a model can say.
+
+    Args:
+        report: what `read_report` gave.
+        model: the compressed file, the last row of the report.
+    """
+    info, row, first = model.info, report["rows"][-1], report["rows"][0]
+    facts, splits = card_facts(info), report["dataset"]["splits"]
+    counted = {name: f"{one['images']:,} images of {one['patients']:,} patients" for name, one in splits.items()}
+    measured = inside(row, "evaluation", "mean_auroc")
+    changes = inside(row, "comparison", "findings") or {}
+    kept = sum(change["verdict"] == NOT_INFERIOR for change in changes.values())
+    groups = inside(row, "comparison", "groups") or {}
+    return {
+        "Name and version": f"{info.model_name}, sha256 {model.sha256}",
+        "Developer and contact": MISSING,
+        "Release stage and date": MISSING,
+        "Intended use": info.intended_use,
+        "Intended users and workflow": MISSING,
+        "Patients it is meant for": MISSING,
+        "Uses it is not for": "Deciding about a patient; images of another kind than those it was trained on.",
+        "Input": facts["input"],
+        "Output": facts["output"],
+        "Model type and what it was made from": (
+            f"{millions(first.get('macs'))} multiplications before compression, {millions(row.get('macs'))} after, "
+            f"{info.quant_type}; made from {facts['made from'] or NOT_STATED}"
+        ),
+        "Training data": f"{info.training_data}: {counted.get('train', 'size not recorded')}; {info.attribution}",
+        "Test data": f"{report['dataset']['name']}: {counted['test']}" if "test" in counted else MISSING,
+        "Performance": f"mean AUROC {interval(measured)} on test" if measured else MISSING,
+        "Performance beside the original model": (
+            f"not inferior for {kept} of {len(changes)} findings (margin {next(iter(changes.values()))['margin']:g})"
+            if changes
+            else MISSING
+        ),
+        "Performance in groups of patients": f"compared by {', '.join(groups)}" if groups else MISSING,
+        "Known risks and limits": "What was not tested, and the limits, are listed on this page.",
+        "Maintenance and monitoring": MISSING,
+    }
 
 
 def _card(  # noqa: PLR0917 - the parts of a card

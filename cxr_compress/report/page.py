@@ -12,6 +12,7 @@ from typing import Any
 from cxr_compress.device.modelinfo import INTENDED_USE
 from cxr_compress.evaluate import GROUPINGS, INHERITED, NOT_INFERIOR, OWN, UNDECIDED, WORSE
 from cxr_compress.evaluate.agreement import BROKEN, HOLDS, TOO_FEW
+from cxr_compress.evaluate.comparison import RESAMPLED
 from cxr_compress.evaluate.finding import NOT_ENOUGH_DATA
 from cxr_compress.evaluate.group_changes import AND
 from cxr_compress.report.cells import UNKNOWN, count, inside, interval, millions
@@ -19,6 +20,9 @@ from cxr_compress.report.forest import ForestRow, draw_forest
 
 Document = Mapping[str, Any]
 GENERATOR = "cxr_compare"  # in the page's head, by which an earlier one is known
+PATIENTS_UNKNOWN = (
+    "Which images are of one patient is not known: if patients have several, the intervals are too narrow."
+)
 _MOST_NAMED = 3  # findings in a sentence
 _MOST_LISTED = 50  # images in a list
 _TITLES = {HOLDS: "Keeps what was asked", BROKEN: "Does not keep what was asked", TOO_FEW: "Not settled"}
@@ -176,8 +180,8 @@ def say_what_was_not_tested(document: Document) -> Iterator[str]:
     yield from dict.fromkeys(
         f"{note[0].upper()}{note[1:]}." for candidate in candidates for note in candidate["comparison"]["notes"]
     )
-    if first["comparison"]["patients"] != "resampled":
-        yield "Which images are of one patient is not known: if patients have several, the intervals are too narrow."
+    if first["comparison"]["patients"] != RESAMPLED:
+        yield PATIENTS_UNKNOWN
 
 
 def small_groups(groupings: Document) -> Iterator[str]:

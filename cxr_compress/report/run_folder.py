@@ -17,7 +17,7 @@ from cxr_compress.report.cards import render_delivered_card
 from cxr_compress.report.report import is_labeled, render_report
 from cxr_compress.report.run_page import render_run_page
 
-README, PICTURE, PAGE = "README.md", "report.png", "report.html"
+REPORT, README, PICTURE, PAGE = "report.json", "README.md", "report.png", "report.html"
 _PLAN, _MANIFESTS = "plan.json", "manifests"
 
 _TEMPLATE = """\
@@ -89,7 +89,9 @@ def render_page_of_run(folder: Path, report: Mapping[str, Any], model: ModelFile
         DataError: one of them cannot be read.
         ModuleNotFoundError: jinja2 or matplotlib is not installed (extra `report`).
     """
-    return render_run_page(report, model, plan=_read(folder / _PLAN), stages=_stages(folder, report))
+    return render_run_page(
+        report, model, plan=_read(folder / _PLAN, "groups", "before", "after"), stages=_stages(folder, report)
+    )
 
 
 def card_name(file: str) -> str:
@@ -100,21 +102,25 @@ def card_name(file: str) -> str:
 def _stages(folder: Path, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The manifests of a run, in the order in which its stages ran."""
     order = list(report["facts"].get("seconds", {}))
-    found = [manifest for path in sorted((folder / _MANIFESTS).glob("*.json")) if (manifest := _read(path))]
+    paths = sorted((folder / _MANIFESTS).glob("*.json"))
+    found = [manifest for path in paths if (manifest := _read(path, "stage", "files"))]
     # Not of the stage that wrote this page: a page cannot hold its own hash.
     read = [manifest for manifest in found if PAGE not in manifest["files"]]
     return sorted(read, key=lambda one: order.index(one["stage"]) if one["stage"] in order else len(order))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is no file."""
+def _read(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A JSON object with these keys; None where there is no file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"{path.name} of the run cannot be read ({error}): run the same command again") from error
-    return dict(found)
+    if not isinstance(found, dict) or not set(keys) <= set(found):
+        expected = f"expected an object with {', '.join(keys)}"
+        raise DataError(f"{path.name} of the run cannot be read ({expected}): run the same command again")
+    return found
 
 
 def render_readme(report: Mapping[str, Any], model: ModelFile, *, card: str, picture: str = "", page: str = "") -> str:

@@ -11,11 +11,12 @@ from typing import Any
 from cxr_compress.device.modelfile import ModelFile
 from cxr_compress.evaluate import GROUPINGS, NOT_INFERIOR, UNDECIDED, WORSE
 from cxr_compress.evaluate.agreement import BROKEN, HOLDS, TOO_FEW
-from cxr_compress.report.cells import COST_HEADERS, cost_cells, inside, interval
+from cxr_compress.evaluate.comparison import RESAMPLED
+from cxr_compress.report.cards import MISSING, transparency_fields
+from cxr_compress.report.cells import COST_HEADERS, cost_cells, inside, interval, share
 from cxr_compress.report.curves import draw_reliability, draw_sizes
-from cxr_compress.report.page import forest_of, joined, page_templates, small_groups
+from cxr_compress.report.page import PATIENTS_UNKNOWN, forest_of, joined, page_templates, small_groups
 from cxr_compress.report.report import change_of, is_labeled, render_gate
-from cxr_compress.report.transparency import MISSING, transparency_fields
 
 GENERATOR = "cxr_report"  # in the page's head, by which an earlier one is known
 Report = Mapping[str, Any]
@@ -60,6 +61,7 @@ def render_run_page(
         margin=margin,
         reliability=Markup(_reliability(rows)),
         model=model,
+        patients=_patients(rows[-1]),
         plan=plan,
         removed=_removed(plan),
         zeros=inside(report, "facts", "quantization", "audit", "sparsity", "layers") or {},
@@ -83,10 +85,12 @@ def _verdict(report: Report) -> dict[str, str]:
             "kind": gate["verdict"],
             "sentence": f"Nobody can say from these images whether {file} is as good as the original model, because "
             f"they have no labels. Of {inside(report, 'dataset', 'splits', 'test', 'images'):,} images that no stage "
-            f"had seen, {inside(gate, 'flips', 'value') or 0:.1%} are decided otherwise than by the original "
-            f"(at most {inside(gate, 'flips', 'max'):.1%} was allowed).",
+            f"had seen, {share(inside(gate, 'flips', 'value'))} are decided otherwise than by the original (at most "
+            f"{share(inside(gate, 'flips', 'max'))} was allowed).",
         }
-    lost = f"of its mean AUROC it lost {gate['loss'] or 0:.4f}, where at most {gate['max_loss']:g} was allowed"
+    if gate["loss"] is None:
+        return {"kind": TOO_FEW, "sentence": f"{file} cannot be judged: these images give no AUROC."}
+    lost = f"of its mean AUROC it lost {gate['loss']:.4f}, where at most {gate['max_loss']:g} was allowed"
     if gate.get("reason"):
         kind, sentence = BROKEN, f"{file} cannot be judged: {gate['reason']}."
     elif gate["holds"]:
@@ -180,6 +184,13 @@ def _removed(plan: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
+def _patients(row: Mapping[str, Any]) -> str:
+    """What is known of patients: a set without them counts each image as one of its own."""
+    if inside(row, "comparison", "patients") == RESAMPLED:
+        return "no patient is in two parts"
+    return "which images are of one patient is not recorded here"
+
+
 def _versions(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Package -> the versions that the stages ran with."""
     versions: dict[str, dict[str, None]] = {}
@@ -195,10 +206,14 @@ def _not_tested(report: Report) -> Iterator[str]:
     groups = inside(row, "comparison", "groups") or {}
     if not is_labeled(report):
         yield "Whether the file is right: there are no labels. It was compared with the original model alone."
+    elif not row.get("comparison"):
+        yield "Each finding and group alone: the run was scored before that was done; run it again."
     else:
         for name in sorted(set(GROUPINGS) - set(groups)):
             yield f"Groups by {name}: the images do not say it, or it does not divide them."
         yield from small_groups(groups)
+        if row["comparison"]["patients"] != RESAMPLED:
+            yield PATIENTS_UNKNOWN
         for finding, change in (inside(row, "comparison", "findings") or {}).items():
             if change.get("reason"):
                 yield f"{finding}: {change['reason']}, so it cannot be judged."

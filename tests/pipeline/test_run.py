@@ -195,6 +195,28 @@ def test_cxr_report_makes_the_same_again_and_refuses_what_is_no_finished_run(fin
     page.write_text("mine")
     assert report_main([str(folder), f"--html={page}"]) == 2
     assert page.read_text() == "mine"
+    for broken in (folder / "manifests" / "base.json", folder / "plan.json"):
+        kept = broken.read_text()
+        broken.write_text("[1]")
+        assert report_main([str(folder)]) == 2
+        assert f"{broken.name} of the run cannot be read" in capsys.readouterr().err
+        broken.write_text(kept)
+    whole = json.loads((folder / "report.json").read_text())
+    for part in ("facts", "dataset"):
+        (folder / "report.json").write_text(json.dumps({key: value for key, value in whole.items() if key != part}))
+        assert report_main([str(folder)]) == 2
+        assert "is not the report of a whole run" in capsys.readouterr().err
+    for row in whole["rows"]:
+        row["comparison"] = None  # as before findings were judged one by one
+    (folder / "report.json").write_text(json.dumps(whole))
+    assert report_main([str(folder)]) == 0
+    words = (folder / "report.html").read_text()
+    assert "Findings and groups were not judged one by one" in words
+    assert "No loss of AUROC is shown" not in words
+    whole["facts"]["gate"]["loss"] = None
+    (folder / "report.json").write_text(json.dumps(whole))
+    assert report_main([str(folder)]) == 0
+    assert "these images give no AUROC" in (folder / "report.html").read_text()
     compressed = folder / finished[1]["rows"][2]["file"]
     compressed.write_bytes((folder / finished[1]["rows"][1]["file"]).read_bytes())
     capsys.readouterr()

@@ -33,7 +33,7 @@ from cxr_compress.pipeline.stage import Pace, Stage, State
 from cxr_compress.pipeline.store import Artifacts
 from cxr_compress.quant_types import TYPES
 from cxr_compress.report import SCHEMA_VERSION, Row, build_report, read_report, write_report
-from cxr_compress.report.run_folder import PAGE, PICTURE, README, card_name, write_run_folder
+from cxr_compress.report.run_folder import PAGE, PICTURE, README, REPORT, card_name, write_run_folder
 from cxr_compress.sparsity import size_statement
 from cxr_compress.structured import measure_cost
 from cxr_compress.structured.cost import ModelCost
@@ -41,18 +41,17 @@ from cxr_compress.structured.cost import ModelCost
 _LATENCY_RUNS = 100
 _REFERENCE, _COMPRESSED = "fp32", "compressed"
 _SHOWN = {"none": _REFERENCE, "int8": "int8"}
-_REPORT = "report.json"
 
 
 class Score(Stage):
     """Score every file once on test, time them turn by turn, and write the report."""
 
-    name, section, results = "score", "gate", (_REPORT, README, PICTURE, PAGE, "{model}_*.md")
+    name, section, results = "score", "gate", (REPORT, README, PICTURE, PAGE, "{model}_*.md")
     looks_at_test = True
 
     def files(self, run: RunContext, state: State) -> Sequence[str]:
         """The report, its picture and page, the card of the compressed file, and what to do with them."""
-        return [_REPORT, README, PICTURE, PAGE, card_name(state.delivered.name)]
+        return [REPORT, README, PICTURE, PAGE, card_name(state.delivered.name)]
 
     def inputs(self, run: RunContext, state: State) -> dict[str, Any]:
         """The files, the test images, and what a file may lose."""
@@ -87,12 +86,12 @@ class Score(Stage):
             "seconds": dict(state.seconds),
         }
         folder, report = run.store.folder, build_report(rows, run.data.dataset, facts=facts)
-        write_report(folder / _REPORT, report)
-        write_run_folder(folder, read_report(folder / _REPORT), models[_COMPRESSED])
+        write_report(folder / REPORT, report)
+        write_run_folder(folder, read_report(folder / REPORT), models[_COMPRESSED])
 
     def after(self, run: RunContext, state: State, made: Artifacts) -> State:
         """What the run returns."""
-        return replace(state, report=read_report(made.paths[_REPORT]))
+        return replace(state, report=read_report(made.paths[REPORT]))
 
     def seconds(self, pace: Pace) -> float:
         """Every file on test."""
